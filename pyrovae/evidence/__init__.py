@@ -1,0 +1,1 @@
+"""log p(x), from below and from above."""

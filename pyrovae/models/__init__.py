@@ -1,0 +1,1 @@
+"""The pair: model, guide and the modules they are made of."""

@@ -1,0 +1,1 @@
+"""What a person looks at: labelled results, plots, one page."""
