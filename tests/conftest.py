@@ -1,0 +1,33 @@
+"""The same ground for every test: float64, an empty param store, a fixed seed, no windows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pyro
+import torch
+
+SEED = 0
+
+
+@pytest.fixture(autouse=True)
+def _same_ground(request: pytest.FixtureRequest) -> Iterator[None]:
+    """float64 by default (``@pytest.mark.float32`` opts out), cleared param store, fixed seed."""
+    dtype = torch.get_default_dtype()
+    if request.node.get_closest_marker("float32") is None:
+        torch.set_default_dtype(torch.float64)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(SEED)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        pyro.clear_param_store()
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")
