@@ -1,0 +1,57 @@
+# Everything happens in .venv beside this file; `make clean` leaves nothing behind.
+# Another interpreter: make demo PYTHON=/path/to/python3.12
+
+PYTHON ?= python3
+OUT ?= pyrovae-report
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    install pyrovae into .venv and write a report on scikit-learn's digits"
+	@echo "make test    install the test tools too, then: ruff, mypy, pytest (doctests and examples included)"
+	@echo "make lint    only ruff and mypy"
+	@echo "make format  let ruff format the code and sort its imports"
+	@echo "make clean   remove .venv, the report, caches and build products"
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON) (3.11 or newer), OUT=$(OUT) (where the demo writes)"
+
+demo: .venv/.installed
+	$(PY) -m pyrovae analyze digits --out "$(OUT)"
+
+test: lint
+	$(PY) -m pytest
+
+lint: .venv/.installed-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: .venv/.installed-test
+	$(PY) -m ruff check --select I --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf .venv pyrovae-report build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: nothing is installed again until pyproject.toml or constraints.txt changes.
+.venv/.installed: $(PY) pyproject.toml constraints.txt
+	@echo "Installing pyrovae and its pinned dependencies into .venv (minutes, the first time) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.installed-test: $(PY) pyproject.toml constraints.txt
+	@echo "Installing pyrovae, its pinned dependencies and the test tools into .venv (minutes, the first time) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch .venv/.installed $@
+
+$(PY):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "expected Python 3.11 or newer; got $(PYTHON): $$("$(PYTHON)" --version 2>&1 || true)." \
+	    "Name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear .venv || { rm -rf .venv; \
+	  echo "expected the venv module (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
