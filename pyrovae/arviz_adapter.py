@@ -1,0 +1,67 @@
+"""The one place that knows which ArviZ is installed: 0.x (``InferenceData``) or 1.x (``DataTree``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def psis(log_weights: Array) -> tuple[Array, Array]:
+    """Pareto-smoothed importance weights and their k̂, one problem a row (Vehtari et al. 2024).
+
+    Args:
+        log_weights: log importance weights, shape ``(N, S)``, normalised or not.
+
+    Returns:
+        log_weights, smoothed and normalised to sum to one in each row, shape ``(N, S)``;
+        pareto_k, shape ``(N,)``.
+    """
+    try:
+        from arviz import psislw
+    except ImportError:  # ArviZ 1.x
+        from arviz_stats.base import array_stats
+
+        smoothed, pareto_k = array_stats.psislw(log_weights, axis=-1)
+        return smoothed, pareto_k
+    smoothed, pareto_k = psislw(log_weights)
+    return smoothed, np.asarray(pareto_k)
+
+
+def to_arviz(
+    groups: Mapping[str, Mapping[str, Array]],
+    *,
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Sequence[Any]],
+    attrs: Mapping[str, str | int | float],
+) -> Any:
+    """Arrays by group and variable as ArviZ's own container.
+
+    Args:
+        groups: group name → variable name → array; arrays of sampled groups begin with the
+            dimensions ``(chain, draw)``, ``observed_data`` has neither.
+        dims: names of a variable's further dimensions.
+        coords: labels along each named dimension.
+        attrs: what the whole is about; written on every group.
+
+    Returns:
+        ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under 1.x.
+    """
+    import arviz as az
+
+    named = {key: list(value) for key, value in dims.items()}
+    labels = {key: list(value) for key, value in coords.items()}
+    data = {group: dict(variables) for group, variables in groups.items()}
+    if hasattr(az, "InferenceData"):
+        result = az.from_dict(**data, dims=named, coords=labels)
+        for group in result.groups():
+            result[group].attrs.update(attrs)
+        return result
+    result = az.from_dict(data, dims=named, coords=labels)
+    for node in result.children.values():
+        node.attrs.update(attrs)
+    return result

@@ -1,0 +1,92 @@
+"""Batches of distributions taken apart and put together again, whatever their family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+Edit = Callable[[Sequence[Tensor]], Tensor]
+
+
+def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
+    """One distribution with the leading batch dimensions of several laid end to end.
+
+    Args:
+        distributions: of one family, batch shapes ``(N_i, ...)``.
+
+    Raises:
+        ValueError: if the families differ, or one is not made of parameter tensors.
+
+    >>> parts = [dist.Normal(torch.zeros(n, 3), 1.0).to_event(1) for n in (2, 5)]
+    >>> concatenate(parts).batch_shape
+    torch.Size([7])
+    """
+    if not distributions:
+        raise ValueError("expected at least one distribution; got none.")
+    if len(distributions) == 1:
+        return distributions[0]
+    return _rebuild(distributions, torch.cat)
+
+
+def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distribution:
+    """The members of a batch that ``index`` names along the leading batch dimension.
+
+    >>> normal = dist.Normal(torch.arange(4.0).unsqueeze(-1), 1.0).to_event(1)
+    >>> take(normal, torch.tensor([3, 1])).mean.squeeze(-1)
+    tensor([3., 1.])
+    """
+    return _rebuild([distribution], lambda tensors: tensors[0][index])
+
+
+def convert(distribution: dist.Distribution, to: Callable[[Tensor], Tensor]) -> dist.Distribution:
+    """The same distribution with ``to`` applied to every parameter: another device, dtype, detached."""
+    return _rebuild([distribution], lambda tensors: to(tensors[0]))
+
+
+def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distribution:
+    first = parts[0]
+    if any(type(part) is not type(first) for part in parts):
+        names = sorted({type(part).__name__ for part in parts})
+        raise ValueError(f"expected distributions of one family; got {', '.join(names)}.")
+    if isinstance(first, torch.distributions.Independent):
+        base = _rebuild([part.base_dist for part in parts], edit)
+        return dist.Independent(base, first.reinterpreted_batch_ndims)
+    names = _parameters(first)
+    rank = len(first.batch_shape)
+    tensors = {
+        name: edit([_batched(part, getattr(part, name), rank) for part in parts]) for name in names
+    }
+    return type(first)(**tensors)
+
+
+ALTERNATIVES = (
+    ("logits", "probs"),
+    ("scale_tril", "covariance_matrix", "precision_matrix"),
+)
+
+
+def _parameters(distribution: dist.Distribution) -> list[str]:
+    """The parameters a distribution is built from; of alternatives, the one that it was given."""
+    names = list(getattr(distribution, "arg_constraints", {}))
+    if not names:
+        raise ValueError(
+            "expected a family that is made of parameter tensors; got "
+            f"{type(distribution).__name__}. Such components cannot be laid end to end: encode the "
+            "data in one batch, or use another family."
+        )
+    for group in ALTERNATIVES:
+        present = [name for name in group if name in names]
+        given = [name for name in present if name in vars(distribution)]
+        dropped = set(present) - set((given or present)[:1])
+        names = [name for name in names if name not in dropped]
+    return names
+
+
+def _batched(part: dist.Distribution, parameter: Tensor, rank: int) -> Tensor:
+    event = parameter.dim() - rank
+    if tuple(parameter.shape[:rank]) == tuple(part.batch_shape):
+        return parameter
+    return parameter.expand(*part.batch_shape, *parameter.shape[max(event, 0) :])

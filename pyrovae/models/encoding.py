@@ -1,0 +1,91 @@
+"""From data to the guide's distributions, and from those to the aggregated posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.families import concatenate, convert
+from pyrovae.models.pair import PyroFunction, encoding_site, evaluating
+
+Data = Tensor | NDArray[Any] | Dataset[Any] | DataLoader[Any]
+
+
+def encode(
+    guide: PyroFunction, data: Data, *, site: str = "z", batch_size: int = 4096
+) -> dist.Distribution:
+    """q(z | x_n) for every data point, a batch at a time.
+
+    Args:
+        guide: any Pyro guide with a latent site in a data plate.
+        data: rows, shape ``(N, ...)``: a tensor, an array, a ``Dataset`` or a ``DataLoader``.
+        site: name of the latent site.
+        batch_size: rows that go through the guide at once; the result does not depend on it.
+
+    Returns:
+        the guide's distribution, batch shape ``(N,)``, event shape ``(D,)``, without gradient.
+
+    Raises:
+        ValueError: if the guide has no such site, or its family cannot be concatenated.
+    """
+    with torch.no_grad(), evaluating(guide):
+        parts = [
+            convert(encoding_site(guide, rows, site)["fn"], torch.Tensor.detach)
+            for rows in batches(data, batch_size)
+        ]
+    return concatenate(parts)
+
+
+def aggregate(
+    guide: PyroFunction,
+    data: Data,
+    *,
+    site: str = "z",
+    weights: Tensor | None = None,
+    batch_size: int = 4096,
+) -> AggregatedPosterior:
+    """The aggregated posterior q_agg(z) = Σ_n w_n q(z | x_n) of a data set.
+
+    Args:
+        guide, data, site, batch_size: as :func:`encode`.
+        weights: w_n, shape ``(N,)``, normalised by the mixture; equal if not given.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae(data_dim=6, latent=2)
+    >>> agg = pv.aggregate(exact.vae().guide, exact.sample(100))
+    >>> agg.log_prob(agg.sample((3,))).shape
+    torch.Size([3])
+    """
+    return AggregatedPosterior(encode(guide, data, site=site, batch_size=batch_size), weights)
+
+
+def batches(data: Data, batch_size: int) -> Iterator[Tensor]:
+    """The rows of a data set in order, ``batch_size`` at a time.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if isinstance(data, np.ndarray):
+        data = torch.as_tensor(data)
+    parts: Iterable[Any]
+    if isinstance(data, Tensor):
+        parts = data.split(batch_size) if len(data) else ()
+    elif isinstance(data, DataLoader):
+        parts = data
+    else:
+        parts = DataLoader(data, batch_size=batch_size)
+    empty = True
+    for part in parts:
+        empty = False
+        yield part[0] if isinstance(part, (list, tuple)) else part
+    if empty:
+        raise ValueError("expected at least one row of data; got none.")

@@ -1,0 +1,88 @@
+"""Recipes for networks: each returns a plain module, to be used or replaced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae.models.likelihoods import LIKELIHOODS
+
+
+class NormalEncoder(nn.Module):
+    """q(z | x) = N(μ(x), diag σ²(x)), from a network with 2·D outputs.
+
+    σ is the softplus of the second half of the outputs.
+
+    Args:
+        network: maps rows ``(B, ...)`` to ``(B, 2·D)``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dist.Distribution:
+        loc, raw = self.network(x).chunk(2, dim=-1)
+        return dist.Normal(loc, nn.functional.softplus(raw)).to_event(1)
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
+    """Linear layers of the given sizes with an activation between them.
+
+    >>> mlp((64, 32, 4))
+    Sequential(
+      (0): Linear(in_features=64, out_features=32, bias=True)
+      (1): SiLU()
+      (2): Linear(in_features=32, out_features=4, bias=True)
+    )
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def mlp_encoder(
+    data_shape: Sequence[int], latent: int, *, hidden: Sequence[int] = (256, 256)
+) -> NormalEncoder:
+    """A multilayer perceptron from a flattened row to a diagonal Gaussian over ``latent`` units."""
+    sizes = (math.prod(data_shape), *hidden, 2 * latent)
+    return NormalEncoder(nn.Sequential(nn.Flatten(), *mlp(sizes)))
+
+
+def mlp_decoder(
+    latent: int,
+    data_shape: Sequence[int],
+    likelihood: str = "bernoulli",
+    *,
+    hidden: Sequence[int] = (256, 256),
+    categories: int | None = None,
+) -> nn.Module:
+    """A multilayer perceptron from a code to a distribution over one row.
+
+    Args:
+        latent: number of latent units D.
+        data_shape: shape of one row.
+        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``.
+        hidden: sizes of the hidden layers, from the code outwards.
+        categories: number of categories of a categorical likelihood.
+
+    Raises:
+        ValueError: for an unknown likelihood, or categories that are missing or out of place.
+    """
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(
+            f"expected a likelihood among {', '.join(LIKELIHOODS)}; got {likelihood!r}."
+        )
+    if (likelihood == "categorical") != (categories is not None):
+        raise ValueError(
+            f"expected categories= with a categorical likelihood and with no other; got "
+            f"categories={categories} with {likelihood!r}."
+        )
+    outputs = math.prod(data_shape) * (categories or 1)
+    network = mlp((latent, *hidden, outputs))
+    return LIKELIHOODS[likelihood](network, torch.Size(data_shape))
