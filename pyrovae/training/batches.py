@@ -1,0 +1,197 @@
+"""Data sets as minibatches of rows: shuffled by the random state in force, or in order."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+Array = Tensor | NDArray[Any]
+Data = Array | tuple[Array, ...] | Dataset[Any] | DataLoader[Any]
+Batch = tuple[Tensor, ...]
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Batches(ABC):
+    """Rows to go through, a minibatch at a time; each minibatch is what the pair is called with."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of minibatches in one pass."""
+
+    @abstractmethod
+    def ordered(self) -> Iterator[Batch]:
+        """One pass in the order of the data."""
+
+    @abstractmethod
+    def shuffled(self) -> Iterator[Batch]:
+        """One pass in an order drawn from torch's random state."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short text that differs between different data."""
+
+
+@dataclass(frozen=True)
+class ArrayBatches(Batches):
+    """Tensors that share their first dimension, cut into minibatches of rows."""
+
+    arrays: Batch
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.arrays[0]) // self.batch_size)
+
+    def ordered(self) -> Iterator[Batch]:
+        return zip(*(array.split(self.batch_size) for array in self.arrays), strict=True)
+
+    def shuffled(self) -> Iterator[Batch]:
+        order = torch.randperm(len(self.arrays[0])).to(self.arrays[0].device)
+        for rows in order.split(self.batch_size):
+            yield tuple(array.index_select(0, rows) for array in self.arrays)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for array in self.arrays:
+            digest.update(f"{tuple(array.shape)} {array.dtype}".encode())
+            for part in array.split(8192):
+                digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return f"{digest.hexdigest()}, batches of {self.batch_size}"
+
+
+@dataclass(frozen=True)
+class DatasetBatches(Batches):
+    """A map-style data set whose items are rows, or tuples of the arguments for one row."""
+
+    dataset: Dataset[Any]
+    size: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def ordered(self) -> Iterator[Batch]:
+        return map(self._rows, torch.arange(self.size).split(self.batch_size))
+
+    def shuffled(self) -> Iterator[Batch]:
+        return map(self._rows, torch.randperm(self.size).split(self.batch_size))
+
+    def fingerprint(self) -> str:
+        ends = self._rows(torch.tensor([0, self.size - 1]))
+        ends_print = ArrayBatches(ends, self.batch_size).fingerprint()
+        return f"{self.size} items, first and last {ends_print}"
+
+    def _rows(self, indices: Tensor) -> Batch:
+        return _as_batch(default_collate([self.dataset[i] for i in indices.tolist()]))
+
+
+@dataclass(frozen=True)
+class LoaderBatches(Batches):
+    """A ``DataLoader``, which keeps its own batch size and its own way to shuffle."""
+
+    loader: DataLoader[Any]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def ordered(self) -> Iterator[Batch]:
+        return map(_as_batch, self.loader)
+
+    def shuffled(self) -> Iterator[Batch]:
+        if self.loader.generator is not None:  # otherwise it shuffles by torch's random state
+            self.loader.generator.manual_seed(int(torch.randint(1 << 62, ())))
+        return map(_as_batch, self.loader)
+
+    def fingerprint(self) -> str:
+        return f"a loader of {len(self)} batches"
+
+
+def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
+    """Minibatches of a tensor, an array, a tuple of them, a ``Dataset`` or a ``DataLoader``.
+
+    Floating-point NumPy arrays take torch's default dtype; tensors stay as they are.
+
+    Args:
+        data: rows, shape ``(N, ...)``; a tuple gives several arguments to the pair.
+        batch_size: rows in a minibatch; a ``DataLoader`` keeps its own.
+        name: what to call the data in an error.
+
+    Raises:
+        ValueError: for no rows, arrays of different length, or NaN or infinite entries.
+
+    >>> [len(x) for (x,) in as_batches(torch.zeros(5, 2), 2).ordered()]
+    [2, 2, 1]
+    """
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size ≥ 1; got {batch_size}. Use 100, say.")
+    if isinstance(data, DataLoader):
+        return _not_empty(LoaderBatches(data), name)
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Tensor | np.ndarray):
+        data = (data,)
+    if isinstance(data, tuple):
+        arrays = tuple(_as_tensor(array, name) for array in data)
+        _check_arrays(arrays, name)
+        return _not_empty(ArrayBatches(arrays, batch_size), name)
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise ValueError(
+            f"expected {name} to be a tensor, an array, a tuple of them, a map-style Dataset or a "
+            f"DataLoader; got {type(data).__name__}. Put an iterable data set into a DataLoader."
+        )
+    return _not_empty(DatasetBatches(data, len(data), batch_size), name)
+
+
+def _not_empty(batches: Batches, name: str) -> Batches:
+    if len(batches) == 0:
+        raise ValueError(f"expected at least one row in {name}; got none.")
+    return batches
+
+
+def _as_tensor(array: Any, name: str) -> Tensor:
+    if isinstance(array, Tensor):
+        return array
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        kind = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"expected tensors or arrays of numbers in {name}; got {kind}.")
+    tensor = torch.as_tensor(array)
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def _check_arrays(arrays: Sequence[Tensor], name: str) -> None:
+    if not arrays or any(array.ndim == 0 for array in arrays):
+        raise ValueError(f"expected {name} to have rows, shape (N, ...); got a scalar or nothing.")
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"expected arrays with as many rows as each other in {name}; got {lengths}."
+        )
+    for array in arrays:
+        if not array.is_floating_point():
+            continue
+        for start, part in enumerate(array.split(8192)):
+            if not part.isfinite().all():
+                row, *rest = (int(i) for i in (~part.isfinite()).nonzero()[0])
+                where = f"row {8192 * start + row}" + (f", position {tuple(rest)}" if rest else "")
+                raise ValueError(
+                    f"expected finite numbers in {name}; got {float(part[row, *rest])} in {where} "
+                    "(counted from 0). Remove or impute such rows."
+                )
+
+
+def _as_batch(part: Any) -> Batch:
+    parts = tuple(part) if isinstance(part, list | tuple) else (part,)
+    if not parts or not all(isinstance(p, Tensor) for p in parts):
+        raise ValueError(
+            "expected batches that are a tensor or a tuple of tensors; got "
+            f"{[type(p).__name__ for p in parts]}. Map the items with a Dataset of your own."
+        )
+    return parts

@@ -1,0 +1,171 @@
+"""Stochastic variational inference on any Pyro pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+
+from pyrovae.models.pair import PyroFunction, modules_of
+from pyrovae.randomness import seeded
+from pyrovae.training.batches import Batches, Data, Transform, as_batches
+from pyrovae.training.checkpoint import check_path, load
+from pyrovae.training.history import Fit
+from pyrovae.training.loop import SETUP, Evaluator, Settings, Trainer
+from pyrovae.training.objectives import Objective, as_objective, elbo
+from pyrovae.training.progress import reporter
+from pyrovae.training.trainable import Trainable
+
+OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+def adam(lr: float = 1e-3, **settings: Any) -> OptimizerFactory:
+    """Adam over all parameters at once, its update fused into one kernel (Kingma & Ba 2015).
+
+    Args:
+        lr: learning rate.
+        settings: further arguments of ``torch.optim.Adam``.
+    """
+    return partial(torch.optim.Adam, lr=lr, **({"fused": True} | settings))
+
+
+def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword with a default
+    model: PyroFunction,
+    guide: PyroFunction,
+    train: Data,
+    *,
+    validation: Data | None = None,
+    epochs: int = 100,
+    batch_size: int = 100,
+    objective: Objective | pyro.infer.ELBO = elbo,
+    optimizer: OptimizerFactory | None = None,
+    transform: Transform | None = None,
+    kl_warmup: int = 0,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> Fit:
+    """Train a Pyro pair by maximising the mean of an objective, the ELBO, per datum.
+
+    The pair is trained in place, in its modules and in Pyro's parameter store alike; its parameters
+    are those that it uses on the first batch. Torch's random state, the train/eval modes and the
+    validation flags are left as found; Pyro's and torch's argument checks, if they are on, run in
+    the first epoch, in which every row is seen, and are off after it.
+
+    Args:
+        model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either
+            ``pyro.plate("data", len(x))`` or one of the full size N with ``subsample=``.
+        guide: its guide.
+        train: rows ``(N, ...)``: a tensor, an array, a map-style ``Dataset`` or a ``DataLoader``
+            (which keeps its own batch size and shuffling). A tuple of tensors is a pair with more
+            arguments, ``model(x, y)``.
+        validation: held-out rows, with which the parameters of the best epoch are kept.
+        epochs: passes over the data.
+        batch_size: rows in a minibatch.
+        objective: :func:`~pyrovae.training.objectives.elbo`, a function with its signature, or one
+            of Pyro's estimators, for example ``TraceEnum_ELBO()``.
+        optimizer: what makes an optimizer from parameters; ``adam(lr=1e-3)`` if not given.
+        transform: ``transform(x, generator)`` of every minibatch, drawn anew each time for training
+            and with the same draws each epoch for validation: dynamic binarisation, for example.
+        kl_warmup: epochs over which the weight on the latent sites grows linearly to 1.
+        clip_norm: bound on the norm of the gradient; no clipping if not given.
+        patience: stop after so many epochs, counted after the warm-up, without a better validation
+            ELBO.
+        seed: names all random choices: initial values drawn by the pair, shuffling, latent draws.
+        device: where to train; where the pair's parameters are now, if not given.
+        checkpoint: file to write after each epoch.
+        resume: go on from ``checkpoint`` if it exists; ``epochs`` may be larger than it was.
+        progress: show a progress bar; by default if stderr is a terminal.
+
+    Returns:
+        the history, the best epoch and why training stopped.
+
+    Raises:
+        ValueError: for data or settings that can't be used, or a checkpoint of another run.
+        NonFiniteLoss: if the loss is NaN or infinite; the checkpoint stays as it was.
+
+    >>> import pyrovae as pv
+    >>> x = torch.rand(200, 8).round()
+    >>> vae = pv.VAE(pv.mlp_encoder((8,), 2), pv.mlp_decoder(2, (8,)), pv.StandardNormal(2))
+    >>> run = pv.fit(vae.model, vae.guide, x[:150], validation=x[150:], epochs=3)
+    >>> run.history.validation.shape
+    (3,)
+    """
+    settings = Settings(
+        epochs=epochs, kl_warmup=kl_warmup, clip_norm=clip_norm, patience=patience, seed=seed
+    )
+    if patience is not None and validation is None:
+        raise ValueError("expected validation data for patience; got none. Pass validation=.")
+    path = _checkpoint_path(checkpoint, resume)
+    rows = as_batches(train, batch_size)
+    held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
+    if held_out is not None:
+        _check_alike(rows, held_out)
+    evaluator = Evaluator(model, guide, as_objective(objective), transform)
+    trainable = _set_up(evaluator, rows, seed, device)
+    with trainable.modes_kept():
+        trainer = Trainer(
+            evaluator=evaluator,
+            trainable=trainable,
+            optimizer=(optimizer or adam())(list(trainable.parameters.values())),
+            train=rows,
+            validation=held_out,
+            settings=settings,
+        )
+        if path is not None and path.exists():
+            trainer.load(load(path, trainer.fingerprint))
+        done = len(rows) * trainer.epoch
+        with reporter(progress, steps=len(rows) * epochs, done=done) as report:
+            return trainer.run(report, path)
+
+
+def _set_up(
+    evaluator: Evaluator, rows: Batches, seed: int, device: torch.device | str | None
+) -> Trainable:
+    """Find what there is to train on the first batch, and bring it to the device."""
+    first = next(rows.ordered())
+    modules = [*modules_of(evaluator.model), *modules_of(evaluator.guide)]
+    home = next((p.device for module in modules for p in module.parameters()), first[0].device)
+    evaluator.device = home
+    with seeded(seed, SETUP):
+        trainable = evaluator.survey(first)
+    if not trainable.parameters:
+        raise ValueError(
+            "expected parameters to train; got none that requires a gradient. Declare them with "
+            "pyro.param or pyro.module."
+        )
+    if device is not None:
+        evaluator.device = torch.device(device)
+        trainable.to(evaluator.device)
+    return trainable
+
+
+def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None:
+    if checkpoint is None:
+        if resume:
+            raise ValueError("expected a file to resume from; got none. Pass checkpoint=.")
+        return None
+    path = Path(checkpoint)
+    check_path(path, resume=resume)
+    return path
+
+
+def _check_alike(train: Batches, validation: Batches) -> None:
+    shapes = [
+        [(tuple(a.shape[1:]), a.dtype) for a in next(rows.ordered())]
+        for rows in (train, validation)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"expected validation rows of the shape and dtype of the training rows, {shapes[0]}; "
+            f"got {shapes[1]}. Reshape or convert one of them."
+        )

@@ -1,0 +1,99 @@
+"""What a training run leaves behind beside the parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNIT = "nats per datum"
+Stopped = Literal["epochs", "patience"]
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """One entry for each epoch; objectives in nats per datum.
+
+    Args:
+        train: mean objective of the epoch's training batches, while the parameters change and with
+            the epoch's KL weight, shape ``(E,)``.
+        validation: ELBO of the validation data after the epoch, KL weight 1, the same draws each
+            time, shape ``(E,)``; NaN without validation data.
+        kl_weight: weight on the latent sites' terms, shape ``(E,)``.
+        seconds: wall-clock time of the epoch, shape ``(E,)``. The only entry that a repetition of
+            the run does not reproduce.
+    """
+
+    train: NDArray[np.float64]
+    validation: NDArray[np.float64]
+    kl_weight: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+
+    @classmethod
+    def from_lists(cls, lists: dict[str, list[float]]) -> History:
+        """A history from one list of numbers by column."""
+        return cls(**{name: np.asarray(values, dtype=np.float64) for name, values in lists.items()})
+
+    @property
+    def epoch(self) -> NDArray[np.int64]:
+        """Epoch numbers 1, …, E."""
+        return np.arange(1, len(self) + 1)
+
+    @property
+    def unit(self) -> str:
+        """Unit of ``train`` and ``validation``."""
+        return UNIT
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Columns by name, the epoch's number first, as ``pandas.DataFrame`` takes them."""
+        columns = ("epoch", "train", "validation", "kl_weight", "seconds")
+        return {name: getattr(self, name) for name in columns}
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """How a training run went. The trained parameters are in the pair itself.
+
+    Args:
+        history: one entry an epoch.
+        best_epoch: epoch, counted from 1, whose parameters the pair now has: the one with the best
+            validation ELBO, or the last one if there were no validation data.
+        stopped: ``"epochs"`` if all epochs were run, ``"patience"`` if validation had stalled.
+        seed: the seed that reproduces the run.
+    """
+
+    history: History
+    best_epoch: int
+    stopped: Stopped
+    seed: int
+
+    @property
+    def train(self) -> float:
+        """Mean training objective in the best epoch, nats per datum."""
+        return float(self.history.train[self.best_epoch - 1])
+
+    @property
+    def validation(self) -> float:
+        """Validation ELBO after the best epoch, nats per datum; NaN without validation data."""
+        return float(self.history.validation[self.best_epoch - 1])
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs run."""
+        return len(self.history)
+
+    def __str__(self) -> str:
+        why = {
+            "epochs": "ran all its epochs",
+            "patience": "stopped as validation no longer improved",
+        }[self.stopped]
+        validation = "" if np.isnan(self.validation) else f", validation ELBO {self.validation:.3f}"
+        return (
+            f"{why} ({self.epochs}); epoch {self.best_epoch} kept: training objective "
+            f"{self.train:.3f}{validation} {UNIT}"
+        )

@@ -1,0 +1,294 @@
+"""The training loop: epochs of steps, held-out ELBO, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae.models.pair import PyroFunction
+from pyrovae.randomness import seeded
+from pyrovae.training.batches import Batch, Batches, Transform
+from pyrovae.training.checkpoint import Checkpoint, save
+from pyrovae.training.history import Fit, History, Stopped
+from pyrovae.training.objectives import Objective, log_density, paired_traces
+from pyrovae.training.progress import Reporter
+from pyrovae.training.trainable import Trainable, survey
+
+SETUP, TRAIN, VALIDATE = 0, 1, 2  # the random streams of a run
+_COLUMNS = ("train", "validation", "kl_weight", "seconds")
+
+
+class NonFiniteLoss(ArithmeticError):
+    """Training met a loss that is NaN or infinite.
+
+    Args:
+        epoch, step: where, both counted from 1; step 0 is the validation after the epoch.
+        sites: sample sites whose log density is not finite there.
+    """
+
+    def __init__(self, epoch: int, step: int, sites: tuple[str, ...]) -> None:
+        where = f"epoch {epoch}, step {step}" if step else f"the validation after epoch {epoch}"
+        what = f"the log density at {', '.join(sites)}" if sites else "the sum over finite sites"
+        super().__init__(
+            f"expected a finite loss; got NaN or infinity in {where}, from {what}. Try a smaller "
+            "learning rate, clip_norm=, or a scale that is bounded away from 0."
+        )
+        self.epoch, self.step, self.sites = epoch, step, sites
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Plain settings of a run; see :func:`pyrovae.training.fit.fit`."""
+
+    epochs: int
+    kl_warmup: int
+    clip_norm: float | None
+    patience: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("kl_warmup", 0), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"expected {name} ≥ {least}; got {value}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(
+                f"expected clip_norm > 0; got {self.clip_norm}. Pass None for no clipping."
+            )
+
+    def kl_weight(self, epoch: int) -> float:
+        """Weight on the latent sites in an epoch: epoch / kl_warmup, at most 1."""
+        return min(1.0, epoch / self.kl_warmup) if self.kl_warmup else 1.0
+
+
+@dataclass
+class Evaluator:
+    """The mean objective per datum of a batch."""
+
+    model: PyroFunction
+    guide: PyroFunction
+    objective: Objective
+    transform: Transform | None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _plate_sizes: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self, batch: Batch, kl_weight: float = 1.0) -> Tensor:
+        """Mean objective per datum, in nats, shape ``()``."""
+        rows = len(batch[0])
+        if rows not in self._plate_sizes:
+            self.survey(batch)
+        total = self.objective(self.model, self.guide, *batch, kl_weight=kl_weight)
+        return total / self._plate_sizes[rows]
+
+    def survey(self, batch: Batch) -> Trainable:
+        """Look at what the pair does with batches of this many rows."""
+        batch = tuple(array.to(self.device) for array in batch)
+        found = survey(self.objective, self.model, self.guide, batch)
+        self._plate_sizes[len(batch[0])] = found.plate_size
+        return found.trainable
+
+    def prepared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches on the device, transformed with draws of the random state in force."""
+        generator = None
+        for batch in batches:
+            x, *others = (array.to(self.device, non_blocking=True) for array in batch)
+            if self.transform is not None:
+                if generator is None:
+                    generator = torch.Generator(self.device)
+                    generator.manual_seed(int(torch.randint(1 << 62, ())))
+                x = self.transform(x, generator)
+            yield (x, *others)
+
+    def non_finite_sites(self, batch: Batch) -> tuple[str, ...]:
+        """Sample sites whose log density is not finite, with draws of the state in force."""
+        with torch.no_grad(), argument_checks(False):
+            model_trace, guide_trace = paired_traces(self.model, self.guide, batch)
+            sites = []
+            for trace in (model_trace, guide_trace):
+                for name, node in trace.nodes.items():
+                    if node["type"] == "sample":
+                        log_prob = log_density(node)
+                        if not bool(log_prob.isfinite().all()):
+                            sites.append(name)
+        return tuple(dict.fromkeys(sites))
+
+
+@dataclass
+class Trainer:
+    """A training run that can be interrupted after any epoch."""
+
+    evaluator: Evaluator
+    trainable: Trainable
+    optimizer: torch.optim.Optimizer
+    train: Batches
+    validation: Batches | None
+    settings: Settings
+    epoch: int = 0
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    columns: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in _COLUMNS})
+
+    def run(self, report: Reporter, path: Path | None) -> Fit:
+        """Train until the last epoch or until validation stalls; keep the best parameters."""
+        while not self._stalled() and self.epoch < self.settings.epochs:
+            start = time.perf_counter()
+            self.epoch += 1
+            with argument_checks(self.epoch == 1):
+                train = self._train_epoch(report)
+                validation = self._validate()
+            self._note(train, validation, time.perf_counter() - start)
+            report.epoch(self.epoch, train, validation)
+            if path is not None:
+                save(self._checkpoint(), path)
+        self.trainable.load(self.best)
+        stopped: Stopped = "patience" if self._stalled() else "epochs"
+        history = History.from_lists(self.columns)
+        return Fit(history, self.best_epoch, stopped, self.settings.seed)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: if it is of another pair, or has more epochs than this run is to have.
+        """
+        if checkpoint.epoch > self.settings.epochs:
+            raise ValueError(
+                f"expected epochs ≥ {checkpoint.epoch}, those of the checkpoint; got "
+                f"{self.settings.epochs}. Raise epochs, or name another checkpoint."
+            )
+        self.trainable.load(checkpoint.state)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.epoch, self.best_epoch = checkpoint.epoch, checkpoint.best_epoch
+        self.best, self.columns = checkpoint.best, checkpoint.history
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What a resumed run must share with the interrupted one; ``epochs`` may grow."""
+        s, e = self.settings, self.evaluator
+        return {
+            "seed": str(s.seed),
+            "kl_warmup": str(s.kl_warmup),
+            "clip_norm": str(s.clip_norm),
+            "patience": str(s.patience),
+            "objective": _name(e.objective),
+            "transform": _name(e.transform),
+            "optimizer": f"{type(self.optimizer).__name__} {self.optimizer.defaults}",
+            "train": self.train.fingerprint(),
+            "validation": str(self.validation and self.validation.fingerprint()),
+        }
+
+    def _train_epoch(self, report: Reporter) -> float:
+        self.trainable.train(True)
+        weight = self.settings.kl_weight(self.epoch)
+        total, rows = 0.0, 0
+        with seeded(self.settings.seed, TRAIN, self.epoch):
+            for step, batch in enumerate(self.evaluator.prepared(self.train.shuffled()), 1):
+                total += self._step(batch, weight, step) * len(batch[0])
+                rows += len(batch[0])
+                report.step()
+        return total / rows
+
+    def _step(self, batch: Batch, weight: float, step: int) -> float:
+        mean = self._evaluate(batch, weight, step)
+        self.optimizer.zero_grad()
+        (-mean).backward()
+        if self.settings.clip_norm is not None:
+            parameters = self.trainable.parameters.values()
+            torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        self.optimizer.step()
+        return mean.item()
+
+    def _validate(self) -> float:
+        if self.validation is None:
+            return math.nan
+        self.trainable.train(False)
+        total, rows = 0.0, 0
+        with torch.no_grad(), seeded(self.settings.seed, VALIDATE):
+            for batch in self.evaluator.prepared(self.validation.ordered()):
+                total += self._evaluate(batch, 1.0, 0).item() * len(batch[0])
+                rows += len(batch[0])
+        return total / rows
+
+    def _evaluate(self, batch: Batch, weight: float, step: int) -> Tensor:
+        """The mean objective, checked to be finite before it can reach a parameter."""
+        again = _random_state(self.evaluator.device)
+        try:
+            mean = self.evaluator(batch, weight)
+        except ValueError as error:  # Pyro's and torch's argument checks see a NaN first
+            sites = self._blamed(batch, again)
+            if not sites:
+                raise
+            raise NonFiniteLoss(self.epoch, step, sites) from error
+        if not math.isfinite(mean.item()):
+            raise NonFiniteLoss(self.epoch, step, self._blamed(batch, again))
+        return mean
+
+    def _blamed(self, batch: Batch, again: Callable[[], None]) -> tuple[str, ...]:
+        again()
+        return self.evaluator.non_finite_sites(batch)
+
+    def _note(self, train: float, validation: float, seconds: float) -> None:
+        weight = self.settings.kl_weight(self.epoch)
+        for name, value in zip(_COLUMNS, (train, validation, weight, seconds), strict=True):
+            self.columns[name].append(value)
+        earlier = self.columns["validation"][: self.epoch - 1]
+        if self.validation is None or not earlier or validation > max(earlier):
+            self.best_epoch, self.best = self.epoch, self.trainable.state()
+
+    def _stalled(self) -> bool:
+        patience = self.settings.patience
+        since = self.epoch - max(self.best_epoch, self.settings.kl_warmup)
+        return patience is not None and since >= patience
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            fingerprint=self.fingerprint,
+            epoch=self.epoch,
+            state=self.trainable.state(),
+            optimizer=self.optimizer.state_dict(),
+            best_epoch=self.best_epoch,
+            best=self.best,
+            history=self.columns,
+        )
+
+
+def argument_checks(on: bool) -> AbstractContextManager[object]:
+    """Pyro's and torch's argument checks as they are, or off; afterwards as they were."""
+    if on:
+        return nullcontext()
+    names = ("distributions_pyro", "distributions_torch", "infer", "poutine")
+    context: AbstractContextManager[object] = pyro.settings.context(
+        **{f"validate_{name}": False for name in names}
+    )
+    return context
+
+
+def _random_state(device: torch.device) -> Callable[[], None]:
+    """A function that puts torch's random state back to where it is now."""
+    cpu = torch.get_rng_state()
+    if device.type != "cuda":
+        return lambda: torch.set_rng_state(cpu)
+    cuda = torch.cuda.get_rng_state(device)
+
+    def restore() -> None:
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state(cuda, device)
+
+    return restore
+
+
+def _name(function: object) -> str:
+    """A name that is the same in another process."""
+    if isinstance(function, partial):
+        return f"{_name(function.func)} {function.args} {function.keywords}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

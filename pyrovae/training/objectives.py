@@ -1,0 +1,192 @@
+"""What is maximised: estimates of the evidence lower bound as plain functions of tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import pyro.infer
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from pyrovae.models.pair import PyroFunction
+
+Objective = Callable[..., Tensor]
+Site = Mapping[str, Any]
+
+
+def elbo(
+    model: PyroFunction,
+    guide: PyroFunction,
+    *data: Tensor,
+    kl_weight: float = 1.0,
+    particles: int = 1,
+) -> Tensor:
+    """A reparametrised estimate of the evidence lower bound of the rows in the pair's plate.
+
+    ELBO(w) = E_q[log p(x | z)] − w Σ_sites E_q[log q(z | ·) − log p(z | ·)]
+
+    A site's second term is the analytic KL divergence where torch registers one and no latent that
+    the guide draws later can stand in front of the site in the model; otherwise it is log q − log p
+    at the draw. Nothing in here leaves torch (no ``.item()``), so that it can be traced.
+
+    Args:
+        model: a Pyro model, called as ``model(*data)``.
+        guide: a Pyro guide with reparametrised latent sites, called in the same way.
+        data: rows, shape ``(B, ...)``, and what else the pair takes.
+        kl_weight: w, less than 1 in a warm-up.
+        particles: number of draws to average over.
+
+    Returns:
+        the estimate in nats, shape ``()``, of as many rows as the plate says: B for
+        ``pyro.plate("data", len(x))``, N for ``pyro.plate("data", N, subsample=...)``.
+
+    Raises:
+        ValueError: if a latent site of the guide is not reparametrised.
+
+    Paper: Kingma & Welling 2014; warm-up: Sønderby et al. 2016.
+    """
+    total = torch.zeros(())
+    for _ in range(particles):
+        total = _one_draw(model, guide, data, kl_weight) + total
+    return total / particles if particles > 1 else total
+
+
+def as_objective(objective: Objective | pyro.infer.ELBO) -> Objective:
+    """An objective as it is, or Pyro's own estimator as one, its latent sites scaled in a warm-up.
+
+    Raises:
+        ValueError: if Pyro's estimator has no differentiable loss.
+    """
+    if not isinstance(objective, pyro.infer.ELBO):
+        return objective
+    estimator = objective
+    if not hasattr(estimator, "differentiable_loss"):
+        raise ValueError(
+            f"expected an estimator with a differentiable_loss; got {type(estimator).__name__}. "
+            "Use Trace_ELBO, TraceMeanField_ELBO or TraceEnum_ELBO."
+        )
+
+    def negative_loss(
+        model: PyroFunction, guide: PyroFunction, *data: Tensor, kl_weight: float = 1.0
+    ) -> Tensor:
+        if kl_weight != 1.0:
+            model, guide = ScaleLatents(kl_weight)(model), ScaleLatents(kl_weight)(guide)
+        return -torch.as_tensor(estimator.differentiable_loss(model, guide, *data))
+
+    negative_loss.__qualname__ = type(estimator).__qualname__
+    return negative_loss
+
+
+class ScaleLatents(Messenger):
+    """Scale the log density of every latent site by a factor, and of no observed one."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.factor
+
+
+def paired_traces(
+    model: PyroFunction, guide: PyroFunction, data: tuple[Tensor, ...]
+) -> tuple[Trace, Trace]:
+    """A trace of the guide, and one of the model at the guide's draws, without plate sites."""
+    guide_trace = poutine.trace(guide).get_trace(*data)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*data)
+    if pyro.infer.util.is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace)
+    return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+
+def _one_draw(
+    model: PyroFunction, guide: PyroFunction, data: tuple[Tensor, ...], kl_weight: float
+) -> Tensor:
+    model_trace, guide_trace = paired_traces(model, guide, data)
+    model_sites, guide_sites = _sample_sites(model_trace), _sample_sites(guide_trace)
+    if pyro.infer.util.is_validation_enabled():
+        for site in (*model_sites.values(), *guide_sites.values()):
+            check_site_shape(cast(Any, {**site, "log_prob": log_density(site)}), sys.maxsize)
+    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
+    observed = [log_density(site).sum() for site in model_sites.values() if site["is_observed"]]
+    divergence = [
+        _divergence(guide_sites[name], model_sites[name], _in_order(name, latents, guide_sites))
+        for name in latents
+    ]
+    auxiliary = [
+        log_density(_reparametrised(site)).sum()
+        for name, site in guide_sites.items()
+        if name not in model_sites
+    ]
+    return sum(observed, torch.zeros(())) - kl_weight * sum(divergence + auxiliary, torch.zeros(()))
+
+
+def _sample_sites(trace: Trace) -> dict[str, Site]:
+    return {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+
+
+def _in_order(name: str, latents: list[str], guide_sites: dict[str, Site]) -> bool:
+    """Whether no latent before ``name`` in the model comes after it in the guide."""
+    names = list(guide_sites)
+    later = set(names[names.index(name) + 1 :])
+    return later.isdisjoint(latents[: latents.index(name)])
+
+
+def _divergence(guide_site: Site, model_site: Site, in_order: bool) -> Tensor:
+    _reparametrised(guide_site)
+    q, p = guide_site["fn"], model_site["fn"]
+    if in_order and _same_weight(guide_site, model_site) and not isinstance(_base(q), Delta):
+        try:
+            divergence = kl_divergence(q, p)
+        except NotImplementedError:
+            pass
+        else:
+            divergence = divergence.expand(q.batch_shape)
+            return _weighted(divergence, guide_site).sum()
+    return log_density(guide_site).sum() - log_density(model_site).sum()
+
+
+def _same_weight(one: Site, other: Site) -> bool:
+    same = one["scale"] is other["scale"] or (
+        not isinstance(one["scale"], Tensor)
+        and not isinstance(other["scale"], Tensor)
+        and one["scale"] == other["scale"]
+    )
+    return bool(same and one["mask"] is other["mask"])
+
+
+def _base(distribution: Any) -> Any:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def log_density(site: Site) -> Tensor:
+    """Log density of a sample site, scaled and masked as its plates and handlers say."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return _weighted(log_prob, site)
+
+
+def _weighted(values: Tensor, site: Site) -> Tensor:
+    weighted: Tensor = scale_and_mask(values, site["scale"], site["mask"])
+    return weighted
+
+
+def _reparametrised(site: Site) -> Site:
+    if not site["fn"].has_rsample:
+        raise ValueError(
+            f"expected reparametrised latent sites in the guide; got {site['fn']} at site "
+            f"{site['name']!r}. Pass objective=pyro.infer.Trace_ELBO() or TraceEnum_ELBO()."
+        )
+    return site

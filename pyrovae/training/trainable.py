@@ -1,0 +1,170 @@
+"""What a pair holds that training changes: parameters, buffers and modes, wherever they live."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyrovae.models.pair import PyroFunction, modules_of
+from pyrovae.training.batches import Batch
+from pyrovae.training.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Everything that training changes in a pair.
+
+    Args:
+        parameters: leaf tensors by name, those of ``pyro.param`` statements and those of modules.
+        modules: the outermost modules that the pair runs.
+    """
+
+    parameters: dict[str, Tensor]
+    modules: tuple[nn.Module, ...]
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of every parameter and buffer."""
+        return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Write a :meth:`state` back in place, so that modules and the parameter store both see it.
+
+        Raises:
+            ValueError: if names or shapes are not those of this pair.
+        """
+        own = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+        got = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if own != got:
+            differing = sorted(dict(own.items() ^ got.items()))
+            raise ValueError(
+                f"expected the parameters of this pair; got others at {differing[:5]}. "
+                "Resume with the pair that wrote the checkpoint."
+            )
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(state[name])
+
+    def to(self, device: torch.device) -> None:
+        """Move parameters and buffers to a device; every reference to them stays valid."""
+        for module in self.modules:
+            module.to(device)
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.to(device)
+
+    @contextmanager
+    def modes_kept(self) -> Iterator[None]:
+        """Put the train/eval mode of every module back afterwards."""
+        modes = {m: m.training for root in self.modules for m in root.modules()}
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def train(self, mode: bool) -> None:
+        """Training mode, or evaluation mode."""
+        for module in self.modules:
+            module.train(mode)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        buffers = {
+            f"{i}.{name}": buffer
+            for i, module in enumerate(self.modules)
+            for name, buffer in module.named_buffers()
+        }
+        return self.parameters | buffers
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one run of a pair shows: what can be trained, and how many rows its plate speaks of."""
+
+    trainable: Trainable
+    plate_size: int
+
+
+def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch: Batch) -> Survey:
+    """Run the pair once in evaluation mode, without gradient, and note what it touches.
+
+    Raises:
+        ValueError: if there is nothing to train, or no plate over the rows.
+    """
+    notes = _Notes()
+    # fork_rng: a survey may fall between two training steps and must not change their draws.
+    with torch.random.fork_rng(), torch.no_grad(), _called_modules() as called, notes:
+        objective(model, guide, *batch)
+    roots = _outermost([*modules_of(model), *modules_of(guide), *called])
+    store = dict(pyro.get_param_store().named_parameters())
+    named = {name: store[name] for name in notes.names if name in store}
+    known = {id(parameter) for parameter in named.values()}
+    for i, root in enumerate(roots):
+        for name, parameter in root.named_parameters():
+            if parameter.requires_grad and id(parameter) not in known:
+                named[f"{i}.{name}"] = parameter
+    return Survey(Trainable(named, roots), notes.plate_size(len(batch[0])))
+
+
+@dataclass(eq=False)
+class _Notes(Messenger):
+    """Take down the names of parameters and the plates around sample sites."""
+
+    names: dict[str, None] = field(default_factory=dict)
+    frames: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        self.names[msg["name"]] = None
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        for frame in msg["cond_indep_stack"]:
+            full = frame.size if frame.full_size is None else frame.full_size
+            self.frames[frame.name, int(frame.size), int(full)] += 1
+
+    def plate_size(self, rows: int) -> int:
+        """Full size of the plate over the rows: the one that most sites stand in."""
+        for (_, size, full), _ in self.frames.most_common():
+            if size == rows:
+                return full
+        found = {name: size for name, size, _ in self.frames}
+        raise ValueError(
+            f"expected a plate over the {rows} rows of a batch; got plates {found}. Write "
+            'with pyro.plate("data", len(x)): around the latent and the observed site.'
+        )
+
+
+@contextmanager
+def _called_modules() -> Iterator[dict[nn.Module, None]]:
+    """Collect the modules that run, each held in evaluation mode meanwhile."""
+    called: dict[nn.Module, None] = {}
+    modes: dict[nn.Module, bool] = {}
+
+    def note(module: nn.Module, args: Any) -> None:
+        if module not in modes:
+            called[module] = None
+            modes.update((m, m.training) for m in module.modules() if m not in modes)
+            module.eval()
+
+    handle = register_module_forward_pre_hook(note)
+    try:
+        yield called
+    finally:
+        handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _outermost(modules: list[nn.Module]) -> tuple[nn.Module, ...]:
+    unique = list(dict.fromkeys(modules))
+    inner = {m for root in unique for m in root.modules() if m is not root}
+    return tuple(module for module in unique if module not in inner)
