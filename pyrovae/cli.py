@@ -1,0 +1,364 @@
+"""The command ``pyrovae``: arguments in, one call of the library, a table and a few paths out."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pyrovae.analysis import Analysis
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+ABOUT = """\
+What a variational autoencoder's latent space holds, measured.
+
+A VAE's encoder turns every data point into a Gaussian. pyrovae takes the mixture of all of them,
+the aggregated posterior, as a distribution of its own: it evaluates it exactly, compares it with
+the prior, and says from which of them to draw new data.
+
+  pyrovae analyze                  try it on 1,797 images of handwritten digits
+  pyrovae analyze my.csv           your own data
+  pyrovae analyze --help           what is measured, and all options
+"""
+
+ANALYZE = """\
+Train a VAE on DATA, measure its latent space and write a report. It answers:
+
+  * Is the latent distribution a mixture of N Gaussians? How far is it from the prior?
+  * How many latent units does the model use, and what does each of them hold?
+  * How likely are data that it has not seen: log p(x), with standard errors?
+  * Where to draw z from to get good samples: the prior, the mixture or something between?
+
+A fifth of the data is kept unseen for the measures, a tenth for early stopping.
+"""
+
+EXAMPLES = """\
+examples:
+  pyrovae analyze                                    scikit-learn's digits, about a minute
+  pyrovae analyze images.npy --latent 20             an array whose first axis counts the images
+  pyrovae analyze data.npz:x_train                   one array of an archive
+  pyrovae analyze table.csv --likelihood normal      one row per data point, all columns numbers
+  pyrovae analyze images.npy --out run1 --resume     go on with a run that was interrupted
+
+what is written to --out:
+  report.html       start here: tables and plots in one file
+  measures.csv      every number with its standard error and sample size
+  diagnosis.nc      draws for ArviZ: arviz.from_netcdf("diagnosis.nc")
+  parameters.pt     the trained network
+
+exit codes: 0 done; 1 training failed; 2 the input can't be used; 130 interrupted
+"""
+
+MEASURES = {
+    "elbo": "ELBO",
+    "index_code_mi": "index-code MI I(n; z)",
+    "marginal_kl": "KL(q_agg || p)",
+    "total_correlation": "total correlation",
+    "dimension_wise_kl": "dimension-wise KL",
+    "active_units": "active units",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        argv: the arguments, ``sys.argv[1:]`` if not given.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = vars(_parser().parse_args(words))
+    command = given.pop("command", None)
+    try:
+        if given.pop("version", False):
+            sys.stdout.write(f"{_versions()}\n")
+        elif command is None:
+            sys.stdout.write(_parser().format_help())
+        else:
+            _analyze(given)
+    except KeyboardInterrupt:
+        return _fail(_interrupted(words, given), INTERRUPTED)
+    except ArithmeticError as error:
+        return _fail(str(error), FAILED)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        place = f" at {str(error.filename)!r}" if error.filename else ""
+        return _fail(f"expected to read and write files; got: {reason}{place}.", BAD_INPUT)
+    except ValueError as error:
+        if not str(error).startswith("expected"):
+            raise  # not one of the library's own: a bug, which needs its traceback
+        return _fail(str(error), BAD_INPUT)
+    return OK
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"pyrovae: {' '.join(message.split())}\n")
+    return code
+
+
+def _interrupted(words: Sequence[str], given: dict[str, Any]) -> str:
+    if not (given.get("out", Path("pyrovae-report")) / "checkpoint.pt").exists():
+        return "interrupted before the first epoch was over; nothing is kept."
+    again = shlex.join([*words, *([] if given.get("resume") else ["--resume"])])
+    return f"interrupted; the last epoch is kept. Go on with: pyrovae {again}"
+
+
+# -- the one command -----------------------------------------------------------------------------
+
+
+def _analyze(given: dict[str, Any]) -> None:
+    """Check all that can be checked, then load, analyse and show."""
+    from pyrovae.datasets import load
+
+    data = load(given.pop("data"), likelihood=given.get("likelihood"))
+    with warnings.catch_warnings():
+        # ArviZ 0.23 announces its coming refactor; whoever runs a command can't act on it.
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        from pyrovae.analysis import AnalysisOptions, analyze
+
+        options = AnalysisOptions(**given)
+        check_device(options.device)
+        check_folder(options.out)
+        check_no_run(options.out, resume=options.resume)
+        new = [folder for folder in (options.out, *options.out.parents) if not folder.exists()]
+        try:
+            analysis = analyze(data, options)
+        finally:
+            _remove_empty(new)
+    _show(analysis)
+
+
+def check_device(device: str | None) -> None:
+    """Raise unless torch can compute on the device.
+
+    Raises:
+        ValueError: naming the devices there are.
+
+    >>> check_device("cpu")
+    """
+    import torch
+
+    if device is None:
+        return
+    try:
+        usable = torch.device(device).type != "meta"
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # unknown, not built in, not there
+        usable = False
+    if not usable:
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        mps = ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(
+            f"expected one of {', '.join(['cpu', *cuda, *mps])} as --device; got {device!r}, which "
+            "torch can't use here. Leave --device out, or install a torch built for it."
+        )
+
+
+def check_folder(out: Path) -> None:
+    """Raise unless files can be written into the folder; leave everything as it was.
+
+    Raises:
+        ValueError: naming the folder and what is in the way.
+    """
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        reason = "a file of that name" if out.is_file() else error.strerror or "no such folder"
+        raise ValueError(
+            f"expected a folder to write to as --out; got {str(out)!r}: {reason}. "
+            "Name another folder."
+        ) from error
+    finally:
+        _remove_empty(new)
+
+
+def check_no_run(out: Path, *, resume: bool) -> None:
+    """Raise if an interrupted run lies in the folder and isn't to be gone on with.
+
+    Raises:
+        ValueError: naming the checkpoint.
+    """
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise ValueError(
+            f"expected no interrupted run in --out; got {str(checkpoint)!r}. "
+            "Go on with it by --resume, delete that file, or name another folder."
+        )
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+# -- what a person reads at the end --------------------------------------------------------------
+
+
+def _show(analysis: Analysis) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_table(analysis.diagnosis.summary()))
+    console.print(analysis.diagnosis.advice, markup=False)
+    console.print()
+    console.print(f"draws for ArviZ: {analysis.netcdf}", soft_wrap=True, markup=False)
+    console.print(f"report: {analysis.report}", soft_wrap=True, markup=False)
+
+
+def _table(summary: Any) -> Table:
+    """Measures by row, training and held-out data by column, in the order they first appear."""
+    from rich.table import Table
+
+    from pyrovae.report.numbers import number
+
+    sides = {"lower": "≥ ", "upper": "≤ "}
+    cells: dict[str, dict[str, str]] = {}
+    for row in summary.to_dict("records"):
+        value = number(row["value"], row["standard_error"])
+        cells.setdefault(row["measure"], {})[row["data"]] = sides.get(row["bound"], "") + value
+    table = Table(title="What the latent space holds (nats ± standard error)", title_justify="left")
+    table.add_column("measure")
+    for name in ("training", "held-out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for measure, values in cells.items():
+        name = MEASURES.get(measure, measure)
+        table.add_row(name, values.get("training", ""), values.get("held-out", ""))
+    return table
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sentence = message if "expected" in message else f"expected known arguments; got {message}"
+        self.exit(_fail(f"{sentence.rstrip('.')}. See {self.prog} --help", BAD_INPUT))
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape: dict[str, Any] = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+        "argument_default": argparse.SUPPRESS,
+    }
+    parser = _Parser(prog="pyrovae", description=ABOUT, **shape)
+    parser.add_argument("--version", action="store_true", help="print versions and exit")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="", prog="pyrovae")
+    analyze = commands.add_parser(
+        "analyze",
+        description=ANALYZE,
+        epilog=EXAMPLES,
+        help="train a VAE on data, measure its latent space, write a report",
+        usage="pyrovae analyze [DATA] [options]",
+        **shape,
+    )
+    analyze.add_argument(
+        "data",
+        nargs="?",
+        default="digits",
+        metavar="DATA",
+        help="digits (the default), or a .npy, .npz, .csv or .parquet file of at least 20 rows",
+    )
+    _add_model_options(analyze.add_argument_group("the model"))
+    _add_run_options(analyze.add_argument_group("the run"))
+    return parser
+
+
+def _add_model_options(group: Any) -> None:
+    group.add_argument(
+        "--likelihood",
+        metavar="NAME",
+        help="bernoulli (values in [0, 1]), normal (any numbers) or categorical (0, 1, 2, …); "
+        "by default bernoulli if all values lie in [0, 1], else normal",
+    )
+    group.add_argument(
+        "--latent",
+        type=_whole("--latent", 1),
+        metavar="D",
+        help="number of latent units (default 10)",
+    )
+    group.add_argument(
+        "--hidden",
+        type=_sizes,
+        metavar="SIZES",
+        help="sizes of the hidden layers, from the data inwards (default 256,256)",
+    )
+
+
+def _add_run_options(group: Any) -> None:
+    group.add_argument(
+        "--epochs",
+        type=_whole("--epochs", 1),
+        metavar="N",
+        help="passes over the data at most; training stops early (default 300)",
+    )
+    group.add_argument(
+        "--seed",
+        type=_whole("--seed", 0),
+        metavar="N",
+        help="names all random choices; the same seed gives the same numbers (default 0)",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the report, made if need be (default pyrovae-report)",
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default cpu)")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the interrupted run in --out, if there is one",
+    )
+
+
+def _whole(option: str, least: int) -> Callable[[str], int]:
+    """A reader of whole numbers from ``least`` to 2³² - 1."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value < 1 << 32:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number ≥ {least}; got {text!r}. Try {option} {max(least, 10)}"
+            )
+        return value
+
+    return read
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers ≥ 1 with commas between; got {text!r}. Try --hidden 256,256"
+        )
+    return tuple(int(word) for word in words)
+
+
+def _versions() -> str:
+    from pyrovae import __version__
+
+    parts = [f"Python {sys.version.split()[0]}"]
+    for name in ("torch", "pyro-ppl", "arviz"):
+        with suppress(PackageNotFoundError):
+            parts.append(f"{name} {version(name)}")
+    return f"pyrovae {__version__} ({', '.join(parts)})"
