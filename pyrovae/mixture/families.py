@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -28,7 +29,7 @@ def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution
         raise ValueError("expected at least one distribution; got none.")
     if len(distributions) == 1:
         return distributions[0]
-    return _rebuild(distributions, torch.cat)
+    return _rebuild(distributions, lambda tensors: torch.cat(list(tensors)))
 
 
 def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distribution:
@@ -90,3 +91,82 @@ def _batched(part: dist.Distribution, parameter: Tensor, rank: int) -> Tensor:
     if tuple(parameter.shape[:rank]) == tuple(part.batch_shape):
         return parameter
     return parameter.expand(*part.batch_shape, *parameter.shape[max(event, 0) :])
+
+
+def diagonal_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None:
+    """Location and scale, each ``(N, D)``, if the components are diagonal normals; else None."""
+    base, dims = distribution, 0
+    while isinstance(base, torch.distributions.Independent):
+        base, dims = base.base_dist, dims + base.reinterpreted_batch_ndims
+    plain = isinstance(base, torch.distributions.Normal) and (
+        type(base).log_prob is torch.distributions.Normal.log_prob
+    )
+    if not plain or len(base.batch_shape) != dims + 1:
+        return None
+    return base.loc.reshape(len(base.loc), -1), base.scale.reshape(len(base.scale), -1)
+
+
+def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dist.Distribution:
+    """The marginal of some units of a vector: event shape ``()`` for one index, ``(k,)`` for k.
+
+    Raises:
+        ValueError: if the family's marginals are not of a known form.
+    """
+    index = torch.as_tensor(units)
+    single = index.dim() == 0
+    if len(distribution.event_shape) != 1:
+        raise ValueError(
+            "expected components over vectors, event shape (D,); got event shape "
+            f"{tuple(distribution.event_shape)}."
+        )
+    if isinstance(distribution, torch.distributions.Independent) and (
+        not distribution.base_dist.event_shape
+    ):
+        base = _rebuild([distribution.base_dist], lambda tensors: tensors[0][..., index])
+        return base if single else dist.Independent(base, 1)
+    if isinstance(
+        distribution,
+        (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal),
+    ):
+        loc, covariance = distribution.mean[..., index], distribution.covariance_matrix
+        if single:
+            return dist.Normal(loc, covariance[..., index, index].sqrt())
+        return dist.MultivariateNormal(loc, covariance[..., index, :][..., index])
+    raise ValueError(
+        f"expected components with independent units or normal ones; got {family(distribution)}, "
+        "whose marginals are not known in closed form. Use draws of the units instead."
+    )
+
+
+def family(distribution: dist.Distribution) -> str:
+    """The name of a family, without its wrapping: ``"Normal"`` for ``Normal(...).to_event(1)``."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
+
+
+def to_state(distribution: dist.Distribution) -> dict[str, Any]:
+    """A distribution as nested dicts of names and tensors, which load without unpickling."""
+    if isinstance(distribution, torch.distributions.Independent):
+        dims = distribution.reinterpreted_batch_ndims
+        return {"family": "Independent", "dims": dims, "base": to_state(distribution.base_dist)}
+    rank = len(distribution.batch_shape)
+    tensors = {
+        name: _batched(distribution, getattr(distribution, name), rank).detach().clone()
+        for name in _parameters(distribution)
+    }
+    return {"family": type(distribution).__name__, "parameters": tensors}
+
+
+def from_state(state: dict[str, Any]) -> dist.Distribution:
+    """The distribution that `to_state` described.
+
+    Raises:
+        ValueError: if the family is not one of ``pyro.distributions``.
+    """
+    if state["family"] == "Independent":
+        return dist.Independent(from_state(state["base"]), state["dims"])
+    kind = getattr(dist, state["family"], None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Distribution)):
+        raise ValueError(f"expected a family of pyro.distributions; got {state['family']!r}.")
+    return kind(**state["parameters"])

@@ -1,0 +1,115 @@
+"""The aggregated posterior: the mixture of a guide's distributions over a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.mixture import families
+from pyrovae.mixture.mixture import Mixture
+
+
+class AggregatedPosterior(Mixture):
+    r"""q_agg(z) = Σ_n w_n q(z | x_n): a finite mixture with one component per data point.
+
+    Args:
+        encoding: the guide's distribution at N data points, batch shape ``(N,)``.
+        weights: weights of the data points, shape ``(N,)``, of any positive total; equal if not given.
+
+    Raises:
+        ValueError: if the weights are not N finite, non-negative numbers with a positive total.
+
+    Hoffman & Johnson 2016, "ELBO surgery".
+
+    >>> encoding = dist.Normal(torch.zeros(5, 2), torch.ones(5, 2)).to_event(1)
+    >>> AggregatedPosterior(encoding)
+    AggregatedPosterior(components=5, event_shape=(2,), family=Normal)
+    """
+
+    def __init__(self, encoding: dist.Distribution, weights: Tensor | None = None) -> None:
+        size = encoding.batch_shape[:1].numel()
+        mean_like = _parameter(encoding)
+        if weights is None:
+            weights = torch.ones(size, dtype=mean_like.dtype, device=mean_like.device)
+        usable = weights.shape == (size,) and bool((weights >= 0).all())
+        if not usable or not 0 < float(weights.sum()) < float("inf"):
+            raise ValueError(
+                f"expected {size} finite, non-negative weights with a positive total; got shape "
+                f"{tuple(weights.shape)}, total {float(weights.sum())}."
+            )
+        weights = weights.to(mean_like)
+        #: Total of the weights as they were given: what this part counts for in `merge`.
+        self.mass = float(weights.double().sum())
+        super().__init__(dist.Categorical(logits=weights.log()), encoding)
+
+    @property
+    def encoding(self) -> dist.Distribution:
+        """The guide's distributions, batch shape ``(N,)``."""
+        return self.component_distribution
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Tensor | slice) -> AggregatedPosterior:
+        """The aggregated posterior of some of the data points, by mask, index tensor or slice."""
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            if index.shape != (self.size,):
+                raise ValueError(
+                    f"expected a mask of shape ({self.size},); got {tuple(index.shape)}."
+                )
+            index = index.nonzero().squeeze(-1)
+        weights = (self.weights * self.mass)[index]
+        if weights.dim() != 1 or not len(weights):
+            raise ValueError(
+                "expected a mask, an index tensor or a slice that keeps at least one component; "
+                f"got {index!r}. For a single one use .component(n)."
+            )
+        return AggregatedPosterior(families.take(self.encoding, index), weights)
+
+    @classmethod
+    def merge(cls, parts: Sequence[AggregatedPosterior]) -> AggregatedPosterior:
+        """The mixture of all components of several parts, each with the weight it was given.
+
+        Parts of one data set, encoded apart, give the density of the whole.
+        """
+        encoding = families.concatenate([part.encoding for part in parts])
+        return cls(encoding, torch.cat([part.weights * part.mass for part in parts]))
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AggregatedPosterior:
+        """The same mixture on another device or in another dtype."""
+        encoding = families.convert(self.encoding, lambda t: t.to(device=device, dtype=dtype))
+        weights = (self.weights.double() * self.mass).to(device=device)
+        return AggregatedPosterior(encoding, weights)
+
+    def save(self, path: str | Path) -> None:
+        """Write to a file, whole or not at all; `load` reads it without unpickling objects."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        state = {"encoding": families.to_state(self.encoding), "weights": self.weights * self.mass}
+        torch.save(state, partial)
+        os.replace(partial, target)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
+        """Read what `save` wrote."""
+        state = torch.load(path, map_location=device, weights_only=True)
+        return cls(families.from_state(state["encoding"]), state["weights"])
+
+
+def _parameter(encoding: dist.Distribution) -> Tensor:
+    """Some floating-point parameter of a distribution: where its numbers live."""
+    while isinstance(encoding, torch.distributions.Independent):
+        encoding = encoding.base_dist
+    for name in getattr(encoding, "arg_constraints", {}):
+        value = vars(encoding).get(name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    return torch.empty(0)

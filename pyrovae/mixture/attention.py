@@ -1,0 +1,62 @@
+"""Blocks of queries against blocks of keys, reduced by log-sum-exp without holding the scores.
+
+This is the only file that calls an operator private to torch; `block_log_sum_exp` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Largest number of scores that the public fallback holds at once.
+FALLBACK_SCORES = 1 << 22
+
+
+def block_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Log-sum-exp of all scores ⟨query, key⟩ within each block of keys, and the softmax mean of its keys.
+
+    .. math:: l_{hb} = \log \sum_m e^{⟨q_b, k_{hm}⟩}, \qquad
+              v_{hb} = \sum_m e^{⟨q_b, k_{hm}⟩ - l_{hb}} k_{hm}
+
+    On a CPU this is one call of ``aten::_scaled_dot_product_flash_attention_for_cpu`` with the
+    blocks as attention heads and the keys as values: the operator streams over the keys, so that
+    memory is that of the results. It is private to torch; where it is missing, and on other
+    devices, `fallback_log_sum_exp` does the same with public functions.
+
+    Args:
+        queries: shape ``(B, F)``, float32 or float64; must be finite.
+        keys: shape ``(H, M, F)``, same dtype; must be finite.
+
+    Returns:
+        log-sum-exps, shape ``(H, B)``, and mean keys, shape ``(H, B, F)``; no gradient.
+    """
+    operator = _cpu_operator() if queries.device.type == "cpu" else None
+    if operator is None:
+        return fallback_log_sum_exp(queries, keys)
+    heads = queries.detach().expand(1, len(keys), *queries.shape)
+    values = keys.detach().unsqueeze(0)
+    mean, log_sum_exp = operator(heads, values, values, 0.0, False, scale=1.0)
+    return log_sum_exp[0], mean[0]
+
+
+def fallback_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """`block_log_sum_exp` by public torch functions, on any device, a block of queries at a time."""
+    with torch.no_grad():
+        heads, size, features = keys.shape
+        log_sum_exp = queries.new_empty(heads, len(queries))
+        mean = queries.new_empty(heads, len(queries), features)
+        step = max(1, FALLBACK_SCORES // size)
+        for head, block in enumerate(keys):
+            for start in range(0, len(queries), step):
+                rows = slice(start, start + step)
+                scores = queries[rows] @ block.mT
+                log_sum_exp[head, rows] = scores.logsumexp(-1)
+                mean[head, rows] = scores.softmax(-1) @ block
+        return log_sum_exp, mean
+
+
+def _cpu_operator() -> Callable[..., Any] | None:
+    return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)

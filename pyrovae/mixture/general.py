@@ -1,0 +1,71 @@
+"""Mixtures of any family: exact, a block of points and components at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pyrovae.mixture.families import take
+
+#: Bytes that one block of component log densities may hold.
+BLOCK_BYTES = 1 << 26
+
+
+class Components:
+    """Weighted components of any family that `pyrovae.mixture.families.take` can take apart.
+
+    Args:
+        components: batch shape ``(N,)``.
+        log_weight: normalised log weights, shape ``(N,)``; −inf leaves the component out.
+    """
+
+    def __init__(self, components: dist.Distribution, log_weight: Tensor) -> None:
+        kept = log_weight.detach() > -math.inf
+        self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
+        if self.index is not None:
+            components, log_weight = take(components, self.index), log_weight[self.index]
+        self.components, self.log_weight = components, log_weight
+        self.size = len(log_weight)
+        width = max(1, math.prod(components.event_shape))
+        cost = 8 * 8 * width  # bytes per pair, with room for intermediate results
+        if isinstance(components, torch.distributions.MultivariateNormal):
+            cost *= 4
+        pairs = max(1, BLOCK_BYTES // cost)
+        self.block = min(self.size, max(1, math.isqrt(pairs) * 4))
+        self.points = max(1, pairs // self.block)
+
+    def scores(self, z: Tensor, rows: slice) -> Tensor:
+        """log w_n + log q_n(z) for some components, shape ``(B, n)``."""
+        part = self.components if self.size <= self.block else take(self.components, rows)
+        points = z.unsqueeze(z.dim() - len(self.components.event_shape))
+        found: Tensor = part.log_prob(points) + self.log_weight[rows]
+        return found
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log Σ_n w_n q_n(z), differentiable, shape ``(B,)``; blocks are recomputed for gradients."""
+        parts = [self._log_prob(part) for part in z.split(self.points)]
+        return torch.cat(parts) if parts else z.new_empty(0)
+
+    def _log_prob(self, z: Tensor) -> Tensor:
+        blocks = list(self.rows())
+        if len(blocks) == 1:
+            return self.scores(z, blocks[0]).logsumexp(-1)
+        found = [
+            checkpoint(
+                lambda z, rows: self.scores(z, rows).logsumexp(-1), z, r, use_reentrant=False
+            )
+            if torch.is_grad_enabled()
+            else self.scores(z, r).logsumexp(-1)
+            for r in blocks
+        ]
+        return torch.stack(found).logsumexp(0)
+
+    def rows(self) -> Iterator[slice]:
+        """The blocks of components."""
+        for start in range(0, self.size, self.block):
+            yield slice(start, min(start + self.block, self.size))

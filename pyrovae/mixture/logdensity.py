@@ -1,0 +1,64 @@
+r"""Log density of a large mixture of diagonal normals, to a stated accuracy, in one fused pass.
+
+The log density of every component is a scalar product of a *query*, which knows only the point, and a
+*key*, which knows only the component:
+
+.. math:: \log w_n N(z; μ_n, σ_n^2) = ⟨(z^2, z, 1), (-p_n/2, p_n μ_n, c_n)⟩, \qquad p_n = σ_n^{-2}
+
+so log Σ_n is the log-sum-exp of an attention layer and the softmax mean of the keys gives the score.
+The price of this *expanded* form is cancellation, which is bounded for every block of components and
+every query by
+
+.. math:: η = γ \sum_f |q_f| \max_n |k_{nf}|, \qquad γ = (F + 8) u
+
+(any order of summation; u is the unit roundoff). What an error η in a block does to the result is at
+most the block's share times (e^η - 1): blocks for which that matters are evaluated again, first in
+float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def keys(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
+    """The keys (−p/2, pμ, c) of diagonal normals, differentiable.
+
+    Args:
+        loc: means relative to the centre of the expansion, shape ``(N, D)``.
+        scale: standard deviations, shape ``(N, D)``.
+        log_weight: normalised log weights, shape ``(N,)``.
+
+    Returns:
+        keys, shape ``(N, 2D + 1)``.
+    """
+    precision = scale.pow(-2)
+    scaled = precision * loc
+    constant = log_weight - 0.5 * (scaled * loc).sum(-1) - scale.log().sum(-1)
+    constant = constant - 0.5 * math.log(2 * math.pi) * loc.shape[-1]
+    return torch.cat([-0.5 * precision, scaled, constant.unsqueeze(-1)], -1)
+
+
+def queries(z: Tensor, variance: Tensor | None = None) -> Tensor:
+    """The queries (z² + v, z, 1): a score is the expected log density of N(z, v); v = 0 is a point."""
+    square = z * z if variance is None else z * z + variance
+    return torch.cat([square, z, torch.ones_like(z[:, :1])], -1)
+
+
+def differences(
+    z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor, variance: Tensor | None = None
+) -> Tensor:
+    """Component log densities from (z − μ)/σ, without cancellation; shape ``(B, N)``, differentiable."""
+    square = ((z.unsqueeze(1) - loc) / scale).square().sum(-1)
+    if variance is not None:
+        square = square + variance @ scale.pow(-2).mT
+    constant = log_weight - scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * loc.shape[-1]
+    return constant - 0.5 * square
+
+
+def roundoff(features: int, dtype: torch.dtype) -> float:
+    """γ: the relative error of a scalar product of rounded vectors, in any order of summation."""
+    return (features + 8) * torch.finfo(dtype).eps / 2

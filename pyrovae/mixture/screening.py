@@ -1,0 +1,295 @@
+"""Evaluation of a large set of diagonal normals: screened in fast arithmetic, finished in exact.
+
+`pyrovae.mixture.logdensity` derives the expanded form and its error bound η. One pass of the fused
+kernel gives the log-sum-exp of every block of components for every query. Where a block has the share
+r of a query's density, an error of η in the block moves the total by at most r (e^η − 1); the few
+(block, query) pairs for which that exceeds the tolerance are evaluated again in float64, and from
+differences where even that cancels. Codes are concentrated, so the pairs are few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrovae.mixture.attention import block_log_sum_exp
+from pyrovae.mixture.logdensity import differences, keys, queries, roundoff
+
+#: What `DiagonalNormals.evaluate` may add to the error of float64 brute force, in nats, by the dtype
+#: of the result.
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
+#: Components in one block.
+BLOCK = 1024
+#: Bytes that one chunk of the work may hold.
+CHUNK_BYTES = 1 << 27
+#: Bytes of keys that are kept from call to call in float64.
+CACHE_BYTES = 1 << 26
+#: An error of more nats than this makes the value of a block unusable even as a guide.
+UNUSABLE = 20.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over the components tells about B queries; everything in float64.
+
+    Args:
+        log_prob: log Σ_n w_n N(z; μ_n, σ_n²), shape ``(B,)``.
+        score: its gradient in z, shape ``(B, D)``.
+        expected: Σ_n r_n log w_n N(z; μ_n, σ_n²) under the responsibilities r, shape ``(B,)``.
+    """
+
+    log_prob: Tensor
+    score: Tensor
+    expected: Tensor
+
+
+class DiagonalNormals:
+    """A weighted set of diagonal normals as an evaluator: holds the keys, knows its accuracy.
+
+    Args:
+        loc: shape ``(N, D)``.
+        scale: shape ``(N, D)``.
+        log_weight: normalised log weights, shape ``(N,)``; −inf leaves the component out.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, log_weight: Tensor) -> None:
+        kept = log_weight > -math.inf
+        self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
+        if self.index is not None:
+            loc, scale, log_weight = (t[self.index] for t in (loc, scale, log_weight))
+        self.loc, self.scale, self.log_weight = loc.detach(), scale.detach(), log_weight.detach()
+        self.centre = self.loc.mean(0, dtype=torch.float64)
+        self.size, self.dim = loc.shape
+        self.features = 2 * self.dim + 1
+        self.block = min(BLOCK, self.size)
+        self.blocks = -(-self.size // self.block)
+        self._keys: dict[torch.dtype, Tensor] = {}
+        self._largest: Tensor | None = None
+
+    def rows(self, block: int) -> slice:
+        """The components of a block."""
+        return slice(block * self.block, min((block + 1) * self.block, self.size))
+
+    def keys(self, rows: slice) -> Tensor:
+        """Keys of some components in float64, relative to the centre, shape ``(n, F)``."""
+        if torch.float64 in self._keys:
+            return self._keys[torch.float64].flatten(0, 1)[rows]
+        loc, scale, log_weight = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))
+        return keys(loc - self.centre, scale, log_weight)
+
+    def block_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Keys of blocks first … last − 1, shape ``(last − first, M, F)``; the end padded by e^−∞."""
+        rows = slice(first * self.block, min(last * self.block, self.size))
+        found = self.keys(rows).to(dtype)
+        missing = (last - first) * self.block - len(found)
+        if missing:
+            padding = found.new_zeros(missing, self.features)
+            padding[:, -1] = -1e30
+            found = torch.cat([found, padding])
+        return found.view(last - first, self.block, self.features)
+
+    def cached_keys(self, dtype: torch.dtype) -> Tensor | None:
+        """All keys in one tensor ``(H, M, F)``, or None in float64 beyond `CACHE_BYTES`."""
+        bytes_needed = 8 * self.blocks * self.block * self.features
+        if dtype not in self._keys:
+            if dtype == torch.float64 and bytes_needed > CACHE_BYTES:
+                return None
+            step = self.blocks_per_chunk
+            starts = range(0, self.blocks, step)
+            chunks = (self.block_keys(dtype, i, min(i + step, self.blocks)) for i in starts)
+            kept = self.loc.new_empty(self.blocks, self.block, self.features, dtype=dtype)
+            for start, chunk in zip(starts, chunks, strict=True):
+                kept[start : start + step] = chunk
+            self._keys[dtype] = kept
+        return self._keys[dtype]
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        """Blocks whose float64 keys fit a chunk of the work with room for intermediate results."""
+        return max(1, CHUNK_BYTES // (4 * 8 * self.block * self.features))
+
+    @property
+    def largest(self) -> Tensor:
+        """max_n |k_nf| in every block, shape ``(H, F)``: what the error bound needs to know."""
+        if self._largest is None:
+            blocks = (self.keys(self.rows(h)).abs().amax(0) for h in range(self.blocks))
+            self._largest = torch.stack(list(blocks))
+        return self._largest
+
+    def scores(self, z: Tensor, rows: slice) -> Tensor:
+        """log w_n + log N(z; μ_n, σ_n²) of some components in float64, shape ``(B, n)``."""
+        query = queries(z.double() - self.centre)
+        magnitude = query.abs().amax(0) @ self.largest.amax(0)
+        if float(magnitude) * roundoff(self.features, torch.float64) <= TOLERANCE[torch.float64]:
+            return query @ self.keys(rows).mT
+        given = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))
+        return differences(z.double(), *given)
+
+    def evaluate(
+        self, z: Tensor, *, variance: Tensor | None = None, exclude: Tensor | None = None
+    ) -> Evaluation:
+        """Log density, score and expected component log density, within `TOLERANCE`.
+
+        Args:
+            z: points, shape ``(B, D)``.
+            variance: with it, the log density of component n is replaced by its expectation under
+                N(z, variance), shape ``(B, D)``.
+            exclude: for each point a component to leave out, as an index into this set, ``(B,)``.
+        """
+        step = max(1, CHUNK_BYTES // (self.blocks * (8 * self.features + 64)))
+        parts = []
+        for start in range(0, max(len(z), 1), step):
+            rows = slice(start, start + step)
+            given = (t if t is None else t[rows].detach() for t in (variance, exclude))
+            parts.append(_Pass(self, z[rows].detach(), *given).run())
+        columns = zip(*((p.log_prob, p.score, p.expected) for p in parts), strict=True)
+        return Evaluation(*(torch.cat(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class _Refined:
+    """Values of one block for some queries, to be used where ``level`` is still the block's level."""
+
+    level: int
+    block: int
+    queries: Tensor
+    score: Tensor
+    expected: Tensor
+
+
+class _Pass:
+    """One chunk of queries against all blocks: log-sum-exps, their bounds η, and what was refined."""
+
+    def __init__(
+        self, normals: DiagonalNormals, z: Tensor, variance: Tensor | None, exclude: Tensor | None
+    ) -> None:
+        self.normals, self.z, self.variance, self.exclude = normals, z, variance, exclude
+        self.dtype = torch.promote_types(
+            torch.promote_types(z.dtype, normals.loc.dtype), torch.float32
+        )
+        self.centred = z.double() - normals.centre
+        self.query = queries(self.centred, None if variance is None else variance.double())
+        self.magnitude = self.query.abs() @ normals.largest.mT
+        self.refined: list[_Refined] = []
+
+    def run(self) -> Evaluation:
+        """Screen, refine what matters, merge."""
+        tolerance = TOLERANCE[self.dtype] / 4
+        if self.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+            self.screen(torch.float32)
+            chosen = self.matters(tolerance)
+            if int(chosen.sum()) > chosen.numel() // 4:
+                self.screen(torch.float64)
+            else:
+                self.refine(chosen, self.expanded)
+        else:
+            self.screen(torch.float64)
+        self.refine(self.matters(tolerance), self.difference)
+        return self.merge()
+
+    def screen(self, dtype: torch.dtype) -> None:
+        """The fused pass over all blocks, with a bound on the error of each."""
+        normals, query = self.normals, self.query.to(dtype)
+        held = normals.cached_keys(dtype)
+        if held is not None:
+            self.lse, self.mean = block_log_sum_exp(query, held)
+        else:
+            step = normals.blocks_per_chunk
+            starts = range(0, normals.blocks, step)
+            ends = (min(i + step, normals.blocks) for i in starts)
+            chunks = (normals.block_keys(dtype, i, j) for i, j in zip(starts, ends, strict=True))
+            parts = [block_log_sum_exp(query, chunk) for chunk in chunks]
+            self.lse, self.mean = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.lse = self.lse.double()
+        self.error = self.magnitude.mT * roundoff(normals.features, dtype)
+        self.error = self.error + (128 + normals.block / 128) * torch.finfo(dtype).eps
+        self.level = torch.zeros_like(self.lse, dtype=torch.int8)
+        if self.exclude is not None:
+            blocks = torch.arange(normals.blocks, device=self.z.device).unsqueeze(-1)
+            self.refine(blocks == self.exclude // normals.block, self.expanded)
+
+    def matters(self, tolerance: float) -> Tensor:
+        """Pairs (block, query) whose error bound may move the query's result by too much, ``(H, B)``.
+
+        The share of a block is at most exp(lse + η) over the total of all exp(lse − η).
+        """
+        unusable = ~(self.error <= UNUSABLE) | self.lse.isnan() | (self.lse == math.inf)
+        total = torch.where(unusable, -math.inf, self.lse - self.error).logsumexp(0)
+        cost = self.lse + self.error + self.error.expm1().log() - total
+        return unusable | ~(cost <= math.log(tolerance / len(self.lse))) & (self.error > 0)
+
+    def refine(self, chosen: Tensor, method: Callable[[int, Tensor], tuple[Tensor, ...]]) -> None:
+        """Evaluate the chosen pairs again by ``method`` and record its values and its error bound."""
+        level = 1 + int(self.level.max())
+        size = self.normals.block * (self.normals.dim if method == self.difference else 4)
+        step = max(1, CHUNK_BYTES // (4 * 8 * size))
+        for block in chosen.any(1).nonzero().flatten().tolist():
+            for rows in chosen[block].nonzero().flatten().split(step):
+                lse, error, score, expected = method(block, rows)
+                self.lse[block, rows], self.error[block, rows] = lse, error
+                self.level[block, rows] = level
+                self.refined.append(_Refined(level, block, rows, score, expected))
+
+    def expanded(self, block: int, rows: Tensor) -> tuple[Tensor, ...]:
+        """A block in float64 by the expanded form."""
+        key, query = self.normals.keys(self.normals.rows(block)), self.query[rows]
+        scores = self._without_excluded(query @ key.mT, block, rows)
+        mean = self._share(scores) @ key
+        error = self.magnitude[rows, block] * roundoff(self.normals.features, torch.float64)
+        score, expected = _moments(mean, self.centred[rows], query)
+        return scores.logsumexp(-1), error, score, expected
+
+    def difference(self, block: int, rows: Tensor) -> tuple[Tensor, ...]:
+        """A block in float64 from differences, which do not cancel."""
+        inside = self.normals.rows(block)
+        normals = (self.normals.loc, self.normals.scale, self.normals.log_weight)
+        loc, scale, log_weight = (t[inside].double() for t in normals)
+        z = self.z[rows].double()
+        variance = None if self.variance is None else self.variance[rows].double()
+        scores = differences(z, loc, scale, log_weight, variance)
+        scores = self._without_excluded(scores, block, rows)
+        share = self._share(scores)
+        pull = (loc - z.unsqueeze(1)) / scale.square()
+        score = (share.unsqueeze(1) @ pull).squeeze(1)
+        expected = torch.where(share > 0, share * scores, 0.0).sum(-1)
+        lse = scores.logsumexp(-1)
+        return lse, torch.zeros_like(lse), score, expected
+
+    def _without_excluded(self, scores: Tensor, block: int, rows: Tensor) -> Tensor:
+        if self.exclude is None:
+            return scores
+        inside = self.normals.rows(block)
+        component = torch.arange(inside.start, inside.stop, device=scores.device)
+        return scores.masked_fill(component == self.exclude[rows].unsqueeze(-1), -math.inf)
+
+    def _share(self, scores: Tensor) -> Tensor:
+        empty = scores.amax(-1, keepdim=True) == -math.inf
+        return scores.softmax(-1).masked_fill(empty, 0.0)
+
+    def merge(self) -> Evaluation:
+        """Blocks merged by their shares."""
+        total = self.lse.logsumexp(0)
+        share = (self.lse - total).exp()
+        screened = self.level == 0
+        if not bool(screened.all()) and not bool(self.mean.isfinite().all()):
+            self.mean = self.mean.masked_fill(~screened.unsqueeze(-1), 0.0)
+        weight = torch.where(screened, share, 0.0).to(self.mean.dtype)
+        mean = torch.einsum("hb,hbf->bf", weight, self.mean).double()
+        score, expected = _moments(mean, self.centred, self.query)
+        for part in self.refined:
+            rows = part.queries
+            valid = (self.level[part.block, rows] == part.level) & (share[part.block, rows] > 0)
+            weight = torch.where(valid, share[part.block, rows], 0.0)
+            score[rows] += weight.unsqueeze(-1) * part.score
+            expected[rows] += torch.where(valid, weight * part.expected, 0.0)
+        return Evaluation(total, score, expected)
+
+
+def _moments(mean: Tensor, z: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Score E_r[pμ] − z E_r[p] and expected log density from the mean key."""
+    dim = z.shape[-1]
+    return mean[:, dim : 2 * dim] + 2 * z * mean[:, :dim], (mean * query).sum(-1)
