@@ -1,21 +1,31 @@
 """The latent distribution of a variational autoencoder as a thing one can hold and measure."""
 
+from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
 from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.networks import mlp_decoder, mlp_encoder
 from pyrovae.models.priors import GaussianMixture, StandardNormal
 from pyrovae.models.vae import VAE
+from pyrovae.training.fit import Fit, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
     "AggregatedPosterior",
+    "Diagnosis",
+    "Effort",
+    "ExPostPrior",
+    "Fit",
     "GaussianMixture",
     "StandardNormal",
     "aggregate",
+    "diagnose",
     "encode",
+    "fit",
+    "fit_ex_post_prior",
     "log_evidence",
     "mlp_decoder",
     "mlp_encoder",

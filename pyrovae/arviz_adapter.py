@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,18 @@ def psis(log_weights: Array) -> tuple[Array, Array]:
 
     Returns:
         log_weights, smoothed and normalised to sum to one in each row, shape ``(N, S)``;
-        pareto_k, shape ``(N,)``.
+        pareto_k, shape ``(N,)``; 0 where the largest weights are all equal, so that
+        there is no tail to fit.
     """
     try:
         from arviz import psislw
     except ImportError:  # ArviZ 1.x
         from arviz_stats.base import array_stats
 
-        smoothed, pareto_k = array_stats.psislw(log_weights, axis=-1)
-        return smoothed, pareto_k
-    smoothed, pareto_k = psislw(log_weights)
-    return smoothed, np.asarray(pareto_k)
+        psislw = partial(array_stats.psislw, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a tail of equal weights
+        smoothed, pareto_k = psislw(log_weights)
+    return smoothed, np.where(np.isnan(pareto_k), 0.0, pareto_k)
 
 
 def to_arviz(

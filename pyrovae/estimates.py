@@ -62,8 +62,41 @@ def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = 
     """
     n = values.numel()
     if n < 2:
-        raise ValueError(f"expected at least 2 values for a standard error; got {n}. Use more data.")
+        raise ValueError(
+            f"expected at least 2 values for a standard error; got {n}. Use more data."
+        )
     values = values.double()
     if values.isnan().any():
         raise ValueError("expected numbers; got NaN among the values to be averaged.")
     return Estimate(float(values.mean()), float(values.std() / math.sqrt(n)), n, over, bound)
+
+
+def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = None) -> Estimate:
+    r"""The mean over a finite data set of which m of N points were taken, S draws at each.
+
+    The standard error is that of repeating choice and draws with the data set fixed: with f = m/N,
+    s_b² the variance between the points' means and s_w² that within a point,
+
+    .. math:: se^2 = (1 - f)\, s_b^2 / m + f\, s_w^2 / (m S)
+
+    which is unbiased (Cochran 1977, *Sampling Techniques*, ch. 10), and leaves only the noise of the
+    draws when every point was taken.
+
+    Args:
+        values: shape ``(m, S)`` with S ≥ 2; m ≥ 2 unless all of a single point is taken.
+        population: N ≥ m, the number of points in the data set.
+
+    Raises:
+        ValueError: with fewer than two draws a point, or a NaN among the values.
+    """
+    m, draws = values.shape
+    if draws < 2:
+        raise ValueError(f"expected at least 2 draws for each data point; got {draws}.")
+    values = values.double()
+    if values.isnan().any():
+        raise ValueError("expected numbers; got NaN among the values to be averaged.")
+    fraction = m / population
+    within = float(values.var(1).mean()) / (m * draws)
+    between = float(values.mean(1).var()) / m if fraction < 1 else 0.0
+    error = math.sqrt((1 - fraction) * between + fraction * within)
+    return Estimate(float(values.mean()), error, m * draws, "draws", bound)

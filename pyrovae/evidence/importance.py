@@ -15,7 +15,9 @@ from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.models.pair import Pair
 from pyrovae.randomness import seeded
 
-BLOCK = 16  # data points whose draws share one random stream, whatever the chunks they are scored in
+BLOCK = (
+    16  # data points whose draws share one random stream, whatever the chunks they are scored in
+)
 ROWS = 16_384  # rows that go through the model at once
 
 
@@ -122,9 +124,7 @@ def weighted_draws(pair: Pair, x: Tensor, *, draws: int, seed: int) -> Iterator[
         with seeded(seed, index):
             guide = pair.encode(rows)
             z = guide.sample(torch.Size([draws]))
-            scored = [
-                _score(pair, rows, part) for part in z.split(max(1, ROWS // len(rows)))
-            ]
+            scored = [_score(pair, rows, part) for part in z.split(max(1, ROWS // len(rows)))]
         likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
         yield Weighted(z, likelihood, prior, guide.log_prob(z))
 

@@ -9,7 +9,7 @@ import torch
 
 from pyrovae.evidence.importance import Evidence, importance_evidence
 from pyrovae.models.encoding import Data, batches
-from pyrovae.models.pair import Pair, PyroFunction, evaluating
+from pyrovae.models.pair import Pair, PyroFunction, measuring
 
 Method = Literal["importance"]
 
@@ -52,5 +52,5 @@ def log_evidence(
         raise ValueError(f"expected method 'importance'; got {method!r}.")
     x = torch.cat(list(batches(data, 65_536)))
     pair = Pair(model, guide, site, observed)
-    with evaluating(model, guide):
+    with measuring(model, guide):
         return importance_evidence(pair, x, draws=draws, prior=prior, seed=seed)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.families import concatenate, convert
-from pyrovae.models.pair import PyroFunction, encoding_site, evaluating
+from pyrovae.models.pair import PyroFunction, encoding_site, measuring
 
 Data = Tensor | NDArray[Any] | Dataset[Any] | DataLoader[Any]
 
@@ -36,7 +36,7 @@ def encode(
     Raises:
         ValueError: if the guide has no such site, or its family cannot be concatenated.
     """
-    with torch.no_grad(), evaluating(guide):
+    with torch.no_grad(), measuring(guide):
         parts = [
             convert(encoding_site(guide, rows, site)["fn"], torch.Tensor.detach)
             for rows in batches(data, batch_size)

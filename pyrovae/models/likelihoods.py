@@ -28,22 +28,36 @@ class BernoulliDecoder(nn.Module):
 
 
 class NormalDecoder(nn.Module):
-    """p(x | z) = N(x; network's outputs, s²) with one learned scale s for all entries.
+    """p(x | z) = N(x; m + s·f(z), (s·σ)²): network f, one learned σ, units m and s of the data.
 
     Args:
-        network: maps codes ``(..., D)`` to means ``(..., prod(event_shape))``.
+        network: f, maps codes ``(..., D)`` to ``(..., prod(event_shape))``.
         event_shape: shape of one row.
+        location, scale: m and s, which broadcast against a row; by default 0 and 1.
     """
 
-    def __init__(self, network: nn.Module, event_shape: torch.Size) -> None:
+    location: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        event_shape: torch.Size,
+        *,
+        location: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.event_shape = event_shape
         self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("location", torch.zeros(()) if location is None else location)
+        self.register_buffer("scale", torch.ones(()) if scale is None else scale)
 
     def forward(self, z: Tensor) -> dist.Distribution:
-        loc = self.network(z).unflatten(-1, self.event_shape)
-        return dist.Normal(loc, self.log_scale.exp()).to_event(len(self.event_shape))
+        loc = self.location + self.scale * self.network(z).unflatten(-1, self.event_shape)
+        deviation = self.scale * self.log_scale.exp()
+        return dist.Normal(loc, deviation.expand_as(loc)).to_event(len(self.event_shape))
 
 
 class CategoricalDecoder(nn.Module):

@@ -30,6 +30,25 @@ class NormalEncoder(nn.Module):
         return dist.Normal(loc, nn.functional.softplus(raw)).to_event(1)
 
 
+class Standardize(nn.Module):
+    """(x − location)/scale, so that a network sees numbers of order one.
+
+    Args:
+        location, scale: broadcast against a row; kept with the parameters, not trained.
+    """
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, location: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("location", location)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.location) / self.scale
+
+
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them.
 

@@ -133,17 +133,6 @@ def encoding_site(guide: PyroFunction, x: Tensor, site: str) -> dict[str, Any]:
     return node
 
 
-def plate_size(node: dict[str, Any]) -> int:
-    """Full size of the innermost plate around a site: the number of rows that its ELBO speaks of."""
-    frames = node["cond_indep_stack"]
-    if not frames:
-        raise ValueError(
-            f"expected site {node['name']!r} inside a data plate; got none around it. Write "
-            'with pyro.plate("data", len(x)): around the pyro.sample statement.'
-        )
-    return int(max(frames, key=lambda frame: frame.dim).size)
-
-
 def _latent_node(trace: Trace, site: str, where: str) -> dict[str, Any]:
     if site not in trace.nodes or trace.nodes[site]["type"] != "sample":
         names = [n for n in trace.stochastic_nodes if not _is_plate(trace.nodes[n])]
@@ -174,14 +163,15 @@ def modules_of(function: PyroFunction) -> list[nn.Module]:
 
 
 @contextmanager
-def evaluating(*functions: PyroFunction) -> Iterator[None]:
-    """Every network behind ``functions`` in evaluation mode, and afterwards as it was."""
+def measuring(*functions: PyroFunction) -> Iterator[None]:
+    """Every network behind ``functions`` in evaluation mode; modes and random state put back."""
     modules = {m for f in functions for root in modules_of(f) for m in root.modules()}
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
         for module in training:
             module.training = True

@@ -111,7 +111,7 @@ def _check(
     who: str, distribution: dist.Distribution, rows: int, event_shape: tuple[int, ...]
 ) -> None:
     batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
-    if event != event_shape or batch not in ((rows,), ()) and batch[-1:] != (rows,):
+    if event != event_shape or (batch not in ((rows,), ()) and batch[-1:] != (rows,)):
         raise ValueError(
             f"expected the {who} to return a distribution with batch shape ({rows},) and event shape "
             f"{event_shape}; got {batch} and {event}. Declare the dimensions of one row as event "

@@ -1,0 +1,199 @@
+"""From data to a report in one call: split, train, diagnose, write."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pyrovae.report.html as html
+from pyrovae.datasets import Dataset, check, default_likelihood, split
+from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
+from pyrovae.models.likelihoods import NormalDecoder
+from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
+from pyrovae.models.priors import StandardNormal
+from pyrovae.models.vae import VAE
+from pyrovae.randomness import seeded
+from pyrovae.training.fit import Fit, fit
+
+PATIENCE = 30  # epochs without a better validation ELBO after which training stops
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What to train and how.
+
+    Args:
+        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``; chosen from the data if None.
+        latent: number of latent units D.
+        hidden: sizes of the hidden layers, from the data inwards.
+        epochs: passes over the training data at most; training stops early.
+        seed: names split, initial weights, minibatches and all draws.
+        out: folder for report, draws, table and checkpoint.
+        device: where to train, such as ``"cpu"`` or ``"cuda"``.
+        resume: go on from the checkpoint in ``out``.
+        progress: show a progress bar; by default if standard error is a terminal.
+        effort: how much the diagnosis computes.
+    """
+
+    likelihood: str | None = None
+    latent: int = 10
+    hidden: tuple[int, ...] = (256, 256)
+    epochs: int = 300
+    seed: int = 0
+    out: Path = Path("pyrovae-report")
+    device: str | None = None
+    resume: bool = False
+    progress: bool | None = None
+    effort: Effort = Effort()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis leaves behind.
+
+    Args:
+        vae: the trained pair.
+        run: how its training went.
+        diagnosis: what was measured of it.
+        report, netcdf, table: files that were written.
+        parameters: the trained parameters, as ``vae.load_state_dict`` takes them.
+    """
+
+    vae: VAE
+    run: Fit
+    diagnosis: Diagnosis
+    report: Path
+    netcdf: Path
+    table: Path
+    parameters: Path
+
+
+def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
+    """Train a VAE on a data set, measure its latent space and write a report.
+
+    Args:
+        data: as :func:`pyrovae.datasets.load` returns it.
+        options: what to train and how.
+
+    Raises:
+        DataError: if the data do not suit the likelihood.
+        OSError: if the output folder cannot be written.
+    """
+    options = options or AnalysisOptions()
+    likelihood = options.likelihood or default_likelihood(data)
+    check(data, likelihood)
+    options.out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    train, validation, held_out = split(data, seed=options.seed)
+    checkpoint = options.out / "checkpoint.pt"
+    with seeded(options.seed):
+        vae = build(data, train.values, likelihood, options)
+    run = fit(
+        vae.model,
+        vae.guide,
+        train.values,
+        validation=validation.values,
+        epochs=options.epochs,
+        patience=PATIENCE,
+        seed=options.seed,
+        device=options.device,
+        checkpoint=checkpoint,
+        resume=options.resume,
+        progress=options.progress,
+    )
+    diagnosis = diagnose(
+        vae.model,
+        vae.guide,
+        train.values,
+        held_out=held_out.values,
+        validation=validation.values,
+        effort=options.effort,
+        seed=options.seed,
+    )
+    facts = _facts(data, likelihood, options, time.perf_counter() - started)
+    report, netcdf, table = _write(options.out, diagnosis, run, facts)
+    parameters = _replace(
+        options.out / "parameters.pt", lambda path: torch.save(vae.state_dict(), path)
+    )
+    checkpoint.unlink()
+    return Analysis(vae, run, diagnosis, report, netcdf, table, parameters)
+
+
+def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOptions) -> VAE:
+    """A multilayer-perceptron VAE for a data set, in the units of its training part.
+
+    Args:
+        data: the whole data set, which says what values occur.
+        train: rows to take location and scale from, shape ``(N, ...)``.
+        likelihood: as in :class:`AnalysisOptions`.
+        options: sizes.
+    """
+    shape, latent, hidden = data.event_shape, options.latent, options.hidden
+    location, scale = _units(train, image=data.image)
+    encoder = mlp_encoder(shape, latent, hidden=hidden)
+    encoder.network = nn.Sequential(Standardize(location, scale), encoder.network)
+    outward = tuple(reversed(hidden))
+    decoder: nn.Module
+    if likelihood == "normal":
+        network = mlp((latent, *outward, math.prod(shape)))
+        decoder = NormalDecoder(network, torch.Size(shape), location=location, scale=scale)
+    else:
+        categories = int(data.values.max()) + 1 if likelihood == "categorical" else None
+        decoder = mlp_decoder(latent, shape, likelihood, hidden=outward, categories=categories)
+    return VAE(encoder, decoder, StandardNormal(latent))
+
+
+def _units(train: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
+    """Location and scale of the data: of each column of a table, of all pixels of an image."""
+    if image:
+        return train.mean(), train.std()
+    scale = train.std(0)
+    # A column that is constant in training has no unit of its own.
+    return train.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _facts(
+    data: Dataset, likelihood: str, options: AnalysisOptions, seconds: float
+) -> dict[str, str]:
+    packages = ("pyrovae", "torch", "pyro-ppl", "arviz")
+    return {
+        "data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}",
+        "likelihood": likelihood,
+        "latent units": str(options.latent),
+        "hidden layers": " × ".join(map(str, options.hidden)),
+        "epochs at most": str(options.epochs),
+        "seed": str(options.seed),
+        "device": options.device or "cpu",
+        "wall time": f"{seconds:.0f} s",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+def _write(
+    out: Path, diagnosis: Diagnosis, run: Fit, facts: Mapping[str, str]
+) -> tuple[Path, Path, Path]:
+    """Report, draws and table; each appears whole or not at all."""
+    netcdf = _replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
+    table = _replace(
+        out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)
+    )
+    page = html.render(diagnosis, run=run, facts=facts)
+    report = _replace(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    return report, netcdf, table
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> Path:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        write(draft)
+        os.replace(draft, path)
+    return path

@@ -1,0 +1,54 @@
+"""Codes of a data set: draws z ~ q(z | x_n) that all measures share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.randomness import seeded
+
+DRAWS = 2  # draws a data point: the fewest from which the variance within a point can be told
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Draws from the encodings of some of the data points.
+
+    Args:
+        index: which data points, shape ``(m,)``, in rising order, none twice.
+        z: draws, shape ``(m, S, D)``.
+        log_guide: log q(z | x_n) of each draw under its own data point, shape ``(m, S)``.
+        population: number N of data points they were chosen from.
+    """
+
+    index: Tensor
+    z: Tensor
+    log_guide: Tensor
+    population: int
+
+
+def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Codes:
+    """``DRAWS`` codes at each of min(N, size / DRAWS) data points, chosen without replacement.
+
+    Args:
+        encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
+        size: number of codes at most.
+        seed: names choice and draws.
+
+    Raises:
+        ValueError: if ``size`` leaves fewer than two data points.
+    """
+    population = encoding.batch_shape[0]
+    points = min(population, size // DRAWS)
+    if points < 2:
+        raise ValueError(
+            f"expected at least {2 * DRAWS} codes of 2 data points or more; got {size}."
+        )
+    with seeded(seed):
+        index = torch.randperm(population)[:points].sort().values
+        z = encoding.sample(torch.Size([DRAWS]))
+    log_guide = encoding.log_prob(z)
+    return Codes(index, z[:, index].movedim(0, 1), log_guide[:, index].T, population)

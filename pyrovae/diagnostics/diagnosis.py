@@ -1,0 +1,240 @@
+"""Everything that is measured of a trained pair, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.diagnostics.advice import advise
+from pyrovae.diagnostics.codes import Codes, draw_codes
+from pyrovae.diagnostics.collapse import Collapse, collapse
+from pyrovae.diagnostics.labelled import Labelled, label
+from pyrovae.diagnostics.memorisation import Memorisation, memorisation
+from pyrovae.diagnostics.surgery import Surgery, surgery
+from pyrovae.estimates import Estimate
+from pyrovae.evidence.importance import Evidence, compare_priors
+from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
+from pyrovae.models.encoding import Data, batches, encode
+from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.randomness import seeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TERMS = (
+    "elbo", "distortion", "rate", "index_code_mi", "marginal_kl",
+    "total_correlation", "dimension_wise_kl",
+)  # fmt: skip
+NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is computed; more of it makes standard errors smaller.
+
+    Args:
+        codes: latent draws for the terms of the ELBO and the density of codes.
+        evidence_rows: held-out data points whose log p(x) is estimated.
+        evidence_draws: importance draws for each of them.
+        export_rows, export_draws: data points and draws handed to ArviZ.
+        pictures: draws decoded from each density over z.
+    """
+
+    codes: int = 8192
+    evidence_rows: int = 500
+    evidence_draws: int = 500
+    export_rows: int = 100
+    export_draws: int = 200
+    pictures: int = 36
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rows of data beside the means of p(x | z) for z from each density.
+
+    Args:
+        data: shape ``(n, ...)``.
+        samples: name of the density → shape ``(n, ...)``.
+    """
+
+    data: Tensor
+    samples: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is known of a trained pair; every number with its standard error.
+
+    Args:
+        training, held_out: the terms of the ELBO on each data set.
+        collapse: activity of the latent units on the training data.
+        memorisation: log densities of codes of both data sets.
+        ex_post: the density fitted to q_agg after training, and what it was chosen among.
+        evidence: held-out log p(x) under ``"prior"``, ``"q_agg"`` and ``"ex_post"``, same draws.
+        aggregated: q_agg of the training data.
+        prior: p(z).
+        codes: draws from the encodings of the training data.
+        pictures: decoded draws from each density.
+        labelled: draws for ArviZ.
+    """
+
+    training: Surgery
+    held_out: Surgery
+    collapse: Collapse
+    memorisation: Memorisation
+    ex_post: ExPostPrior
+    evidence: dict[str, Evidence]
+    aggregated: AggregatedPosterior
+    prior: dist.Distribution
+    codes: Codes
+    pictures: Pictures
+    labelled: Labelled
+
+    @property
+    def advice(self) -> str:
+        """One sentence that says where to draw z from, and why."""
+        return advise(
+            self.evidence, NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """All estimates as a table: data, measure, value, standard_error, size, over, bound."""
+        import pandas as pd
+
+        columns = ["data", "measure", "value", "standard_error", "size", "over", "bound"]
+        rows = [
+            (data, measure, e.value, e.standard_error, e.size, e.over, e.bound or "")
+            for data, measure, e in self._estimates()
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def to_arviz(self) -> Any:
+        """Draws for held-out rows as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x)."""
+        return self.labelled.to_arviz()
+
+    def _estimates(self) -> Iterator[tuple[str, str, Estimate]]:
+        for data, terms, densities in (
+            ("training", self.training, self.memorisation.training),
+            ("held-out", self.held_out, self.memorisation.held_out),
+        ):
+            for term in TERMS:
+                estimate = getattr(terms, term)
+                if estimate is not None:
+                    yield data, term, estimate
+            for name, estimate in densities.items():
+                yield data, f"log {name} of codes", estimate
+        yield "training", "active_units", self.collapse.active_units
+        yield "held-out", "log q_agg − log prior", self.memorisation.advantage
+        for name, result in self.evidence.items():
+            yield "held-out", f"log p(x) | {name}", result.mean()
+        for name, result in self.evidence.items():
+            if name != "prior":
+                yield "held-out", f"log p(x) | {name} − prior", result.minus(self.evidence["prior"])
+
+
+@torch.no_grad()
+def diagnose(
+    model: PyroFunction,
+    guide: PyroFunction,
+    train: Data,
+    *,
+    held_out: Data,
+    validation: Data | None = None,
+    site: str = "z",
+    observed: str | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Measure a trained pair: what its latent space holds, and where to sample from.
+
+    Args:
+        model, guide: any Pyro pair.
+        train: the rows it was trained on, shape ``(N, ...)``.
+        held_out: rows not seen in training; without them memorisation cannot be told from fit.
+        validation: rows on whose codes the ex-post prior is chosen; by default the first half of
+            ``held_out``, which is then not used for the measures.
+        site: name of the latent site.
+        observed: name of the observed site; found by itself if there is just one.
+        effort: how much is computed.
+        seed: names all draws.
+
+    Raises:
+        ValueError: if the pair lacks the sites named, or the data have too few rows.
+    """
+    effort = effort or Effort()
+    pair = Pair(model, guide, site, observed)
+    seen, unseen = _rows(train), _rows(held_out)
+    if validation is None:
+        choosing, unseen = unseen[: len(unseen) // 2], unseen[len(unseen) // 2 :]
+    else:
+        choosing = _rows(validation)
+    with measuring(model, guide):
+        encoding = encode(guide, seen, site=site)
+        aggregated = AggregatedPosterior(encoding)
+        ex_post = fit_ex_post_prior(aggregated, held_out=encode(guide, choosing, site=site))
+        prior = pair.prior(seen)
+        densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
+        codes = draw_codes(encoding, size=effort.codes, seed=seed)
+        test_encoding = encode(guide, unseen, site=site)
+        test_codes = draw_codes(test_encoding, size=effort.codes, seed=seed + 1)
+        test_aggregated = AggregatedPosterior(test_encoding)
+        rows = unseen[: effort.evidence_rows]
+        return Diagnosis(
+            training=surgery(codes, _log_likelihood(pair, seen, codes), aggregated, prior),
+            held_out=surgery(
+                test_codes,
+                _log_likelihood(pair, unseen, test_codes),
+                test_aggregated,
+                prior,
+                unseen=True,
+            ),
+            collapse=collapse(encoding),
+            memorisation=memorisation(codes, test_codes, densities),
+            ex_post=ex_post,
+            evidence=compare_priors(
+                pair, rows, densities | {"prior": None}, draws=effort.evidence_draws, seed=seed
+            ),
+            aggregated=aggregated,
+            prior=prior,
+            codes=codes,
+            pictures=_pictures(pair, seen[: effort.pictures], densities, seed=seed),
+            labelled=label(
+                pair, unseen[: effort.export_rows], draws=effort.export_draws, seed=seed
+            ),
+        )
+
+
+def _rows(data: Data) -> Tensor:
+    return torch.cat(list(batches(data, 65_536)))
+
+
+def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:
+    draws = [pair.log_joint(x[codes.index], z)[0] for z in codes.z.unbind(1)]
+    return torch.stack(draws, 1)
+
+
+def _pictures(
+    pair: Pair, x: Tensor, densities: dict[str, dist.Distribution], *, seed: int
+) -> Pictures:
+    samples = {}
+    for number, (name, density) in enumerate(densities.items()):
+        with seeded(seed, number):
+            z = density.sample(torch.Size([len(x)])).view(len(x), -1)
+        samples[name] = _expected(pair.decode(x, z))
+    return Pictures(x, samples)
+
+
+def _expected(distribution: dist.Distribution) -> Tensor:
+    """E[x] of a likelihood, also where its family's own ``mean`` is undefined."""
+    base = distribution
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if isinstance(base, torch.distributions.Categorical):
+        return (base.probs * torch.arange(base.probs.shape[-1], device=base.probs.device)).sum(-1)
+    return distribution.mean

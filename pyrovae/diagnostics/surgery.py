@@ -1,0 +1,113 @@
+"""The ELBO taken apart (Hoffman & Johnson 2016; Chen et al. 2018), exact in the number of data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.diagnostics.codes import Codes
+from pyrovae.estimates import Estimate, mean_estimate, two_stage_mean
+from pyrovae.mixture.mixture import Mixture
+
+SATURATION = 0.05  # share of log N within which index-code MI says nothing but log N
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """The terms of the ELBO on one data set of N points, in nats per data point.
+
+    All are means over the same draws z ~ q(z | x_n), so that elbo = −distortion − rate and
+    rate = index_code_mi + marginal_kl hold in the numbers, and, where the prior factorises over
+    units, marginal_kl = total_correlation + dimension_wise_kl.
+
+    Args:
+        elbo: E[log p(x|z)] − rate.
+        distortion: −E[log p(x|z)].
+        rate: mean KL(q(z|x)‖p(z)).
+        index_code_mi: I(n; z) = E[log q(z|x_n) − log q_agg(z)], at most ``log_n``.
+        marginal_kl: KL(q_agg‖p).
+        total_correlation: KL(q_agg‖Π_d q_agg,d).
+        dimension_wise_kl: Σ_d KL(q_agg,d‖p_d), or ``None`` where p has no known marginals.
+        unit_kl: KL(q_agg,d‖p_d) of each latent unit, or ``None`` likewise.
+        log_n: log N.
+    """
+
+    elbo: Estimate
+    distortion: Estimate
+    rate: Estimate
+    index_code_mi: Estimate
+    marginal_kl: Estimate
+    total_correlation: Estimate
+    dimension_wise_kl: Estimate | None
+    unit_kl: tuple[Estimate, ...] | None
+    log_n: float
+
+    @property
+    def saturated(self) -> bool:
+        """Whether index-code MI lies within 5 % of log N, and so says nothing but log N."""
+        return self.index_code_mi.value > (1 - SATURATION) * self.log_n
+
+
+def surgery(
+    codes: Codes,
+    log_likelihood: Tensor,
+    aggregated: Mixture,
+    prior: dist.Distribution,
+    *,
+    unseen: bool = False,
+) -> Surgery:
+    """Take the ELBO of a data set apart.
+
+    Args:
+        codes: draws from the encodings of the data set.
+        log_likelihood: log p(x_n | z) of each draw, shape ``(m, S)``.
+        aggregated: q_agg of the same data set.
+        prior: p(z), batch shape ``()`` or ``(1,)``.
+        unseen: the data are a sample of those to come, so that the standard errors of elbo, rate
+            and distortion are over data points; those of the terms with q_agg, which is itself made
+            of these data, remain over draws.
+    """
+    log_aggregated = aggregated.log_prob(codes.z)
+    log_prior = prior.log_prob(codes.z)
+    log_marginals = torch.stack(
+        [aggregated.marginal(d).log_prob(codes.z[..., d]) for d in range(codes.z.shape[-1])], -1
+    )
+    log_prior_marginals = prior_marginals(prior, codes.z)
+
+    def over_draws(values: Tensor) -> Estimate:
+        return two_stage_mean(values, population=codes.population)
+
+    def over_data(values: Tensor) -> Estimate:
+        return mean_estimate(values.mean(1)) if unseen else over_draws(values)
+
+    dimension_wise, units = None, None
+    if log_prior_marginals is not None:
+        differences = log_marginals - log_prior_marginals
+        dimension_wise = over_draws(differences.sum(-1))
+        units = tuple(over_draws(unit) for unit in differences.unbind(-1))
+    return Surgery(
+        elbo=over_data(log_likelihood + log_prior - codes.log_guide),
+        distortion=over_data(-log_likelihood),
+        rate=over_data(codes.log_guide - log_prior),
+        index_code_mi=over_draws(codes.log_guide - log_aggregated),
+        marginal_kl=over_draws(log_aggregated - log_prior),
+        total_correlation=over_draws(log_aggregated - log_marginals.sum(-1)),
+        dimension_wise_kl=dimension_wise,
+        unit_kl=units,
+        log_n=math.log(codes.population),
+    )
+
+
+def prior_marginals(prior: dist.Distribution, z: Tensor) -> Tensor | None:
+    """log p_d(z_d) for every unit, shape that of ``z``; ``None`` where the marginals are not known."""
+    if isinstance(prior, Mixture):
+        return torch.stack([prior.marginal(d).log_prob(z[..., d]) for d in range(z.shape[-1])], -1)
+    if isinstance(prior, torch.distributions.Independent) and len(prior.event_shape) == 1:
+        base = prior.base_dist
+        if not base.event_shape:
+            return base.log_prob(z)
+    return None

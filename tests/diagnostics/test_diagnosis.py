@@ -1,0 +1,107 @@
+"""The whole diagnosis on a pair in which the truth is known."""
+
+import arviz as az
+import numpy as np
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae.diagnostics.collapse import collapse
+from pyrovae.diagnostics.diagnosis import Diagnosis, Effort
+from pyrovae.testing import LinearGaussian, linear_gaussian_vae
+
+EFFORT = Effort(
+    codes=2000, evidence_rows=100, evidence_draws=100, export_rows=8, export_draws=50, pictures=4
+)
+
+
+@pytest.fixture(scope="module")
+def exact() -> LinearGaussian:
+    return linear_gaussian_vae(6, 3)
+
+
+@pytest.fixture(scope="module")
+def diagnosis(exact: LinearGaussian) -> Diagnosis:
+    vae = exact.vae()
+    return pv.diagnose(
+        vae.model,
+        vae.guide,
+        exact.sample(1000),
+        held_out=exact.sample(300, seed=1),
+        validation=exact.sample(300, seed=2),
+        effort=EFFORT,
+    )
+
+
+def test_evidence_under_the_models_prior_is_exact(
+    diagnosis: Diagnosis, exact: LinearGaussian
+) -> None:
+    x = exact.sample(300, seed=1)[:100]
+    assert torch.allclose(diagnosis.evidence["prior"].values, exact.log_prob(x), atol=1e-9)
+
+
+def test_exact_pair_is_told_to_use_its_own_prior(diagnosis: Diagnosis) -> None:
+    # With the exact posterior and data from the model, the population's q_agg is the prior itself,
+    # so no density can beat the prior on new data.
+    assert diagnosis.advice.startswith("Sample from the model's prior")
+    assert diagnosis.memorisation.advantage.value < 0
+
+
+def test_units_that_carry_nothing_are_named() -> None:
+    means = torch.randn(500, 3) * torch.tensor([1.0, 0.3, 0.01])
+    result = collapse(torch.distributions.Independent(torch.distributions.Normal(means, 0.5), 1))
+    assert result.active.tolist() == [True, True, False]
+    assert result.active_units.value == 2
+    assert torch.allclose(result.variance_of_means, means.var(0))
+    # of a Gaussian's variance: sd √(2/n)·σ², to 4·20 % at n = 500
+    assert float(result.standard_error[0]) == pytest.approx((2 / 500) ** 0.5, rel=0.8)
+
+
+def test_summary_has_every_estimate_with_its_error(diagnosis: Diagnosis) -> None:
+    table = diagnosis.summary()
+    assert list(table.columns) == [
+        "data", "measure", "value", "standard_error", "size", "over", "bound",
+    ]  # fmt: skip
+    assert np.isfinite(table.value).all()
+    assert (table.standard_error >= 0).all()
+    assert not table.duplicated(["data", "measure"]).any()
+    for data in ("training", "held-out"):
+        of = table[table.data == data].set_index("measure").value
+        assert of["rate"] == pytest.approx(of["index_code_mi"] + of["marginal_kl"], abs=1e-9)
+
+
+def test_arviz_reads_it(diagnosis: Diagnosis, tmp_path: object) -> None:
+    draws = diagnosis.to_arviz()
+    assert dict(draws["posterior"].sizes) == {"chain": 1, "draw": 50, "datum": 8, "unit": 3}
+    assert draws["log_likelihood"]["x"].dims == ("chain", "draw", "datum")
+    assert draws["observed_data"]["x"].dims == ("datum", "feature")
+    assert draws["posterior_predictive"]["x"].dims == ("chain", "draw", "datum", "feature")
+    summary = az.summary(draws, var_names=["z"], kind="stats")
+    assert len(summary) == 24
+    path = f"{tmp_path}/draws.nc"
+    draws.to_netcdf(path)
+    if hasattr(az, "InferenceData"):
+        again = az.from_netcdf(path)
+        assert np.array_equal(again["posterior"]["z"], draws["posterior"]["z"])
+
+
+def test_posterior_draws_are_of_the_exact_posterior(
+    diagnosis: Diagnosis, exact: LinearGaussian
+) -> None:
+    draws = diagnosis.to_arviz()
+    z = torch.as_tensor(draws["posterior"]["z"].values[0])
+    posterior = exact.posterior(torch.as_tensor(draws["observed_data"]["x"].values))
+    score = (z.mean(0) - posterior.mean) / (posterior.stddev / 50**0.5)
+    assert float(score.abs().max()) < 4.5  # 24 standard normals: false alarm below 2e-4
+
+
+def test_diagnosing_leaves_no_trace(exact: LinearGaussian) -> None:
+    vae = exact.vae()
+    x = exact.sample(60)
+    state = torch.get_rng_state()
+    first, second = (
+        pv.diagnose(vae.model, vae.guide, x, held_out=x[:40], effort=EFFORT) for _ in range(2)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vae.training
+    assert first.summary().equals(second.summary())
