@@ -1,0 +1,135 @@
+"""Is the latent distribution a mixture of N Gaussians? Answered with the numbers of one data set."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.mixture import families
+from pyrovae.report.glossary import UNRELIABLE
+from pyrovae.report.numbers import count, number, plain, show
+from pyrovae.report.tables import density_name
+
+RESOLVED = 2.0  # standard errors that a difference must exceed to be spoken of
+
+
+class Answer(NamedTuple):
+    """One of the objects that the question can mean, and what is known of it here."""
+
+    object: str
+    verdict: str
+    text: str
+
+
+def answers(diagnosis: Diagnosis) -> list[Answer]:
+    """The four objects in the question, each with this data's numbers."""
+    return [
+        _guide(diagnosis),
+        _aggregated(diagnosis),
+        _generative(diagnosis),
+        _units(diagnosis),
+    ]
+
+
+def _guide(diagnosis: Diagnosis) -> Answer:
+    scale = diagnosis.collapse.mean_scale
+    n = count(diagnosis.aggregated.size)
+    kind = _kind(diagnosis)
+    return Answer(
+        "q(z | x), the guide",
+        f"One {kind} for each x.",
+        f"The guide gives each of the {n} training points one {kind} of its own, whose standard "
+        f"deviation, averaged over the data, runs from {number(float(scale.min()))} to "
+        f"{number(float(scale.max()))} over the units. Written as a sum over n it is only a look-up "
+        f"that selects component n; for one x it is not a mixture.",
+    )
+
+
+def _aggregated(diagnosis: Diagnosis) -> Answer:
+    terms = diagnosis.training
+    overlapping = math.exp(max(terms.log_n - terms.index_code_mi.value, 0.0))
+    if terms.saturated:
+        reading = (
+            "within 5 % of that limit: the components hardly overlap, so q_agg is a kernel density "
+            "estimate that remembers its training points one by one"
+        )
+    else:
+        reading = (
+            f"{number(terms.log_n - terms.index_code_mi.value, terms.index_code_mi.standard_error)} "
+            f"nats below that limit: as if each code were shared by {overlapping:.1f} data points"
+        )
+    n = count(diagnosis.aggregated.size)
+    return Answer(
+        "q_agg(z) = 1/N Σ q(z | xₙ), the aggregated posterior",
+        f"Yes: a mixture of exactly N = {n} {_kind(diagnosis)}s.",
+        f"It is a finite mixture with N = {n} components, one for each training point. Its "
+        f"index-code mutual information is {show(terms.index_code_mi)} nats, at most log N = "
+        f"{terms.log_n:.3f}, and {reading}.",
+    )
+
+
+def _generative(diagnosis: Diagnosis) -> Answer:
+    found = {name: show(result.mean()) for name, result in diagnosis.evidence.items()}
+    others = ", ".join(
+        f"{text} with {density_name(name)}" for name, text in found.items() if name != "prior"
+    )
+    size = count(len(diagnosis.evidence["prior"].values))
+    return Answer(
+        "p(x) = ∫ p(x | z) p(z) dz, the generative side",
+        "An infinite mixture: one component for every z.",
+        f"The decoder is mixed over all z, so the number of components has nothing to do with N. "
+        f"On {size} held-out data points its mean log p(x) is {found['prior']} nats"
+        + (f"; with another density in the prior's place it is {others}." if others else "."),
+    )
+
+
+def _units(diagnosis: Diagnosis) -> Answer:
+    units = len(diagnosis.collapse.active)
+    active = int(diagnosis.collapse.active.sum())
+    correlation = diagnosis.training.total_correlation
+    if units == 1:
+        reading = "With a single unit there is nothing else for it to depend on."
+    elif abs(correlation.value) > RESOLVED * correlation.standard_error:
+        reading = (
+            f"Within a component of q_agg the units are independent, in the whole of q_agg they "
+            f"are not: their total correlation is {show(correlation)} nats."
+        )
+    else:
+        reading = (
+            f"Also in the whole of q_agg no dependence between units was found: their total "
+            f"correlation is {show(correlation)} nats."
+        )
+    return Answer(
+        "One latent as D independent Gaussian “particles”",
+        f"A product of D = {units}, not a mixture of N.",
+        f"A diagonal covariance makes every component a product of D = {units} one-dimensional "
+        f"densities; D was chosen by hand, is unrelated to N, and {active} of the {units} units "
+        f"{'is' if active == 1 else 'are'} active. {reading}",
+    )
+
+
+def _kind(diagnosis: Diagnosis) -> str:
+    name = families.family(diagnosis.aggregated.component_distribution)
+    return "Gaussian" if name.endswith("Normal") and name != "LogNormal" else f"{name} distribution"
+
+
+def reliability(diagnosis: Diagnosis) -> list[str]:
+    """What k̂ says about the estimate of log p(x) under each density, a sentence each."""
+    return [_reliability(name, result.pareto_k) for name, result in diagnosis.evidence.items()]
+
+
+def _reliability(name: str, pareto_k: torch.Tensor) -> str:
+    over, size = int((~(pareto_k <= UNRELIABLE)).sum()), len(pareto_k)
+    title = density_name(name)
+    if over == 0:
+        worst = plain(float(pareto_k.max()), ".2f")
+        return f"Under {title} no k̂ exceeds 0.7 (the largest is {worst}): estimates and errors hold."
+    share = 100 * over / size
+    return (
+        f"Under {title} {count(over)} of {count(size)} data points ({share:.2g} %) have k̂ > 0.7: for "
+        "these the few largest weights decide, the true log p(x) is probably higher than estimated, "
+        "and the standard errors are too small. More draws or an annealed estimate would tell."
+    )

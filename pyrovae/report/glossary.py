@@ -1,0 +1,95 @@
+"""What each measure means, in a sentence, and where it comes from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+UNRELIABLE = 0.7  # k̂ above which an importance-sampling estimate cannot be trusted
+
+
+class Term(NamedTuple):
+    """A measure in words: how it is called, what it says, and the paper."""
+
+    name: str
+    meaning: str
+    paper: str
+
+
+MEASURES = {
+    "elbo": Term(
+        "ELBO",
+        "E[log p(x|z)] − KL(q(z|x)‖p(z)), a lower bound on log p(x): what training maximises.",
+        "Kingma & Welling 2014, Auto-encoding variational Bayes, arXiv:1312.6114",
+    ),
+    "distortion": Term(
+        "distortion",
+        "−E[log p(x|z)]: what is lost when a data point is decoded from its own code.",
+        "Alemi et al. 2018, Fixing a broken ELBO, arXiv:1711.00464",
+    ),
+    "rate": Term(
+        "rate",
+        "Mean KL(q(z|x)‖p(z)): what the codes cost under the prior. ELBO = −distortion − rate.",
+        "Alemi et al. 2018, arXiv:1711.00464",
+    ),
+    "index_code_mi": Term(
+        "index-code MI",
+        "I(n; z), how much a code tells about which of the N data points it belongs to; at most "
+        "log N, where the components of q_agg no longer overlap.",
+        "Hoffman & Johnson 2016, ELBO surgery, NIPS workshop on approximate inference",
+    ),
+    "marginal_kl": Term(
+        "marginal KL",
+        "KL(q_agg‖p), how far all codes together lie from the prior. rate = index-code MI + "
+        "marginal KL, exactly.",
+        "Hoffman & Johnson 2016",
+    ),
+    "total_correlation": Term(
+        "total correlation",
+        "KL(q_agg‖Π q_agg,d), how far the units are from independent in q_agg.",
+        "Chen et al. 2018, Isolating sources of disentanglement, arXiv:1802.04942",
+    ),
+    "dimension_wise_kl": Term(
+        "dimension-wise KL",
+        "Σ KL(q_agg,d‖p_d), how far the units, taken one at a time, lie from the prior. With total "
+        "correlation it adds up to the marginal KL where the prior factorises.",
+        "Chen et al. 2018, arXiv:1802.04942",
+    ),
+    "active_units": Term(
+        "active units",
+        "Latent units whose posterior mean varies over the data by more than 0.01 in variance; the "
+        "others fell back to the prior (collapsed).",
+        "Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519",
+    ),
+}
+
+FURTHER = (
+    Term(
+        "aggregated posterior q_agg",
+        "1/N Σ q(z|x_n), the distribution of the codes of the whole data set.",
+        "Makhzani et al. 2016, Adversarial autoencoders, arXiv:1511.05644; Tomczak & Welling 2018, "
+        "VAE with a VampPrior, arXiv:1705.07120",
+    ),
+    Term(
+        "ex-post prior",
+        "A density fitted to q_agg after training and put in the place of p(z).",
+        "Ghosh et al. 2020, From variational to deterministic autoencoders, arXiv:1903.12436",
+    ),
+    Term(
+        "log p(x), lower bound",
+        "log of the mean of p(x|z) p(z) / q(z|x) over draws from the guide; its expectation rises "
+        "to log p(x) with the number of draws.",
+        "Burda et al. 2016, arXiv:1509.00519",
+    ),
+    Term(
+        "Pareto k̂",
+        "The shape of the tail of a data point's importance weights. Above 0.7 the estimate and its "
+        "standard error cannot be trusted.",
+        "Vehtari et al. 2024, Pareto smoothed importance sampling, JMLR 25(72); Yao et al. 2018, "
+        "Yes, but did it work?, arXiv:1802.02538",
+    ),
+)
+
+
+def measure_name(measure: str) -> str:
+    """How a measure is called in a table; its own name if the glossary does not know it."""
+    return MEASURES[measure].name if measure in MEASURES else measure

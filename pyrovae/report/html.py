@@ -1,0 +1,127 @@
+"""One self-contained page that says what was found, for a person to read."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import matplotlib
+from matplotlib.figure import Figure
+
+from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.report import answers, glossary, latent_plots, numbers, plots, sheets, tables
+from pyrovae.report.style import STYLE
+from pyrovae.training.history import Fit
+
+RESOLUTION = 170  # dots per inch of what is drawn as pixels within a vector image
+
+
+class Picture(NamedTuple):
+    """An image as it stands in the page: address with all its content, words in its place."""
+
+    uri: str
+    alt: str
+
+
+def render(
+    diagnosis: Diagnosis,
+    *,
+    facts: Mapping[str, str],
+    run: Fit | None = None,
+    netcdf: str = "diagnosis.nc",
+) -> str:
+    """The report as one HTML document that needs no other file and no network.
+
+    Args:
+        diagnosis: what was measured.
+        facts: what was run, as names and values in the order of the page; ``"data"``, if there,
+            goes into the title. All of it is escaped.
+        run: how training went; without it that section is left out.
+        netcdf: name of the file with the draws for ArviZ.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyrovae.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        diagnosis=diagnosis,
+        advice=diagnosis.advice,
+        facts=dict(facts),
+        run=run,
+        netcdf=netcdf,
+        site=next(iter(diagnosis.labelled.groups["posterior"])),
+        answers=answers.answers(diagnosis),
+        reliability=answers.reliability(diagnosis),
+        tables=tables,
+        glossary=glossary,
+        pictures=_pictures(diagnosis, run),
+        count=numbers.count,
+        signed=partial(numbers.show, signed=True),
+        sentence=_sentence,
+        netcdf_literal=repr(netcdf),
+    )
+
+
+def write(path: str | os.PathLike[str], html: str) -> Path:
+    """Write a page so that ``path`` holds either what it held before or all of the page.
+
+    Raises:
+        ValueError: if the folder does not exist.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ValueError(
+            f"expected a folder to write {target.name} into; got {target.parent}, which does not "
+            "exist. Create it first."
+        )
+    draft = target.with_name(target.name + ".partial")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(html)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _sentence(run: Fit) -> str:
+    """How training went, as a sentence."""
+    text = str(run)
+    return f"Training {text}."
+
+
+def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
+    drawn = {
+        "map": (latent_plots.latent_map(diagnosis), "Codes with contours of q_agg and of the prior"),
+        "activity": (latent_plots.unit_activity(diagnosis), "KL and variance of means of each unit"),
+        "marginals": (latent_plots.unit_marginals(diagnosis), "Marginals of q_agg and of the prior"),
+        "densities": (plots.held_out_densities(diagnosis), "log q_agg against log p, held-out codes"),
+        "sheets": (sheets.sample_sheets(diagnosis, columns=2), "Data beside samples from each density"),
+        "evidence": (plots.evidence(diagnosis), "log p(x) under each density, and differences"),
+        "pareto": (plots.pareto_k(diagnosis), "Histogram of Pareto k̂"),
+        "candidates": (plots.ex_post_candidates(diagnosis), "Held-out log density of each candidate"),
+    }
+    if not sheets.is_image(tuple(diagnosis.pictures.data.shape[1:])):
+        drawn["features"] = (sheets.feature_marginals(diagnosis), "Histograms of features")
+    if run is not None:
+        drawn["training"] = (plots.training_curve(run), "Objective by epoch")
+    return {name: Picture(_uri(figure), alt) for name, (figure, alt) in drawn.items()}
+
+
+def _uri(figure: Figure) -> str:
+    """A figure as a vector image within an address; the same bytes each time."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", dpi=RESOLUTION, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,168 @@
+"""The plots of a report; each function returns a ``matplotlib.figure.Figure`` of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.estimates import Estimate
+from pyrovae.report.glossary import UNRELIABLE
+from pyrovae.report.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    MUTED,
+    TRAINING,
+    VALIDATION,
+    colour_of,
+    label_of,
+    legend_above,
+    panels,
+    styled,
+)
+from pyrovae.training.history import Fit, History
+
+Array = NDArray[np.float64]
+
+
+@styled
+def training_curve(fit: Fit) -> Figure:
+    """Training objective and validation ELBO by epoch, the KL weight if it changed, the best epoch."""
+    history = fit.history
+    warmed = bool((history.kl_weight != 1.0).any())
+    figure, axes = panels(2 if warmed else 1, height=4.4 if warmed else 3.4)
+    ax = axes[0]
+    mark = "o" if len(history) == 1 else ""
+    ax.plot(
+        history.epoch, history.train, color=TRAINING, marker=mark, label="training objective"
+    )
+    if not np.isnan(history.validation).all():
+        ax.plot(
+            history.epoch, history.validation, "--", color=VALIDATION, marker=mark,
+            label="validation ELBO",
+        )  # fmt: skip
+    for panel in axes:
+        panel.axvline(fit.best_epoch, color=MUTED, linewidth=1, linestyle=":")
+    axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=f"epoch kept: {fit.best_epoch}")
+    low, high = _interesting(history)
+    ax.set_ylim(low, high)
+    ax.set_ylabel("nats per data point")
+    if warmed:
+        axes[1].plot(history.epoch, history.kl_weight, color="#000000")
+        axes[1].set_ylabel("KL weight")
+    axes[-1].set_xlabel("epoch")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_above(figure, *axes, columns=3)
+    return figure
+
+
+def _interesting(history: History) -> tuple[float, float]:
+    """The range of the curves after the first steep twentieth of the epochs."""
+    curves = [c for c in (history.train, history.validation) if not np.isnan(c).all()]
+    skipped = len(history) // 20 + (1 if len(history) > 4 else 0)
+    later = np.concatenate([c[skipped:] for c in curves])
+    low, high = float(np.nanmin(later)), float(np.nanmax(np.concatenate(curves)))
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+@styled
+def held_out_densities(diagnosis: Diagnosis) -> Figure:
+    """log q_agg against log p at the codes of held-out data, with the diagonal of equality."""
+    memory = diagnosis.memorisation
+    prior, aggregated = (t.double().cpu().numpy() for t in (memory.log_prior, memory.log_aggregated))
+    figure, (ax,) = panels(height=3.8)
+    above = float((aggregated > prior).mean())
+    ax.scatter(
+        prior, aggregated, s=9, alpha=0.45, linewidths=0, color=COLOURS["q_agg"], rasterized=True,
+        label=f"held-out data point ({above:.0%} above the line)",
+    )  # fmt: skip
+    low, high = max(prior.min(), aggregated.min()), min(prior.max(), aggregated.max())
+    middle = 0.5 * (low + high)
+    ax.axline((middle, middle), slope=1, color=MUTED, linestyle="--", label="equal density")
+    ax.set(xlabel="log p(z), nats", ylabel=r"log $q_\mathrm{agg}(z)$, nats")
+    legend_above(figure, ax, columns=2)
+    return figure
+
+
+@styled
+def evidence(diagnosis: Diagnosis) -> Figure:
+    """Held-out log p(x) under each density in the prior's place, and the paired differences."""
+    names = list(diagnosis.evidence)
+    base = diagnosis.evidence["prior"]
+    means = {name: diagnosis.evidence[name].mean() for name in names}
+    gains = {name: diagnosis.evidence[name].minus(base) for name in names if name != "prior"}
+    figure, axes = panels(2, height=3.6)
+    _intervals(axes[0], means)
+    axes[0].set_xlabel("mean log p(x), nats per data point (± 2 standard errors)")
+    _intervals(axes[1], gains)
+    axes[1].axvline(0.0, color=COLOURS["prior"], linestyle="--", linewidth=1)
+    axes[1].set_xlabel("difference from the prior, paired, nats (± 2 standard errors)")
+    return figure
+
+
+def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
+    for row, (name, estimate) in enumerate(estimates.items()):
+        ax.errorbar(
+            estimate.value, row, xerr=2 * estimate.standard_error, color=colour_of(name),
+            marker=MARKERS.get(name, "o"), markersize=6, capsize=3, linestyle="none",
+        )  # fmt: skip
+    ax.set_yticks(range(len(estimates)), [label_of(name) for name in estimates])
+    ax.set_ylim(len(estimates) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+
+
+@styled
+def pareto_k(diagnosis: Diagnosis) -> Figure:
+    """How many held-out data points have which k̂, under each density, with the 0.7 line."""
+    figure, (ax,) = panels()
+    values = {n: e.pareto_k.double().cpu().numpy() for n, e in diagnosis.evidence.items()}
+    finite = np.concatenate([k[np.isfinite(k)] for k in values.values()] + [np.array([0.0, 0.8])])
+    edges = np.linspace(finite.min(), finite.max(), 31)
+    for name, k in values.items():
+        ax.hist(
+            k[np.isfinite(k)], bins=list(edges), histtype="step", linewidth=1.6,
+            color=colour_of(name), linestyle=LINES.get(name, "-"),
+        )  # fmt: skip
+        over = int((~(k <= UNRELIABLE)).sum())
+        ax.plot(
+            [], [], color=colour_of(name), linestyle=LINES.get(name, "-"),
+            label=f"{label_of(name)}: {over} of {len(k)} above",
+        )  # fmt: skip
+    ax.axvline(UNRELIABLE, color="#000000", linewidth=1, linestyle=":", label="0.7")
+    ax.set(xlabel=r"Pareto $\hat{k}$ of the importance weights", ylabel="held-out data points")
+    legend_above(figure, ax, columns=2)
+    return figure
+
+
+@styled
+def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
+    """Mean log density of held-out codes under each candidate against how much it was smoothed."""
+    table, choice = diagnosis.ex_post.table, diagnosis.ex_post.choice
+    amounts = sorted({row.amount for row in table})
+    figure, (ax,) = panels()
+    for components in dict.fromkeys(row.components for row in table):
+        rows = [row for row in table if row.components == components]
+        ax.errorbar(
+            [amounts.index(row.amount) for row in rows],
+            [row.held_out.value for row in rows],
+            yerr=[row.held_out.standard_error for row in rows],
+            color=COLOURS["ex_post"], marker="o", markersize=4, capsize=2,
+            label=f"{components:,} components (± 1 standard error)",
+        )  # fmt: skip
+    for row in table:
+        if row.name == choice:
+            ax.plot(
+                amounts.index(row.amount), row.held_out.value, "o", color="#000000", markersize=12,
+                markerfacecolor="none", label="chosen",
+            )  # fmt: skip
+    ax.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
+    ax.set(xlabel="added variance, in units of the variance of the means")
+    ax.set_ylabel("held-out log density, nats")
+    legend_above(figure, ax, columns=2)
+    return figure

@@ -1,0 +1,88 @@
+"""How every plot looks: one colour, line and marker for each density, whatever the plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+# Okabe & Ito's palette, which stays distinguishable with any kind of colour vision.
+COLOURS = {"data": "#444444", "prior": "#0072B2", "q_agg": "#D55E00", "ex_post": "#009E73"}
+FURTHER = "#CC79A7"
+LINES = {"prior": "--", "q_agg": "-", "ex_post": "-."}
+MARKERS = {"prior": "s", "q_agg": "o", "ex_post": "D"}
+LABELS = {
+    "data": "data",
+    "prior": "prior $p(z)$",
+    "q_agg": r"raw $q_\mathrm{agg}(z)$",
+    "ex_post": "ex-post prior",
+}
+TRAINING, VALIDATION, MUTED = "#56B4E9", "#332288", "#8A8A8A"
+
+STYLE = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "axes.unicode_minus": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "pyrovae",
+}
+WIDTH = 5.0  # inches: narrow enough to be read on a phone
+
+
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """The function with the house style in force while it draws, and only then."""
+
+    @wraps(plot)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return plot(*args, **kwargs)
+
+    return inner
+
+
+def panels(rows: int = 1, columns: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure ``WIDTH`` wide with a grid of axes, row by row."""
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def legend_above(figure: Figure, *axes: Axes, columns: int = 3) -> None:
+    """One legend for all axes, outside them, so that it covers no data."""
+    found = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    unique = {label: handle for handle, label in reversed(found)}
+    labels = [label for label in dict.fromkeys(label for _, label in found)]
+    figure.legend(
+        [unique[label] for label in labels], labels, loc="outside upper center", ncols=columns
+    )
+
+
+def label_of(name: str) -> str:
+    """How a density is called in a plot."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def colour_of(name: str) -> str:
+    """The colour of a density, the same in all plots."""
+    return COLOURS.get(name, FURTHER)

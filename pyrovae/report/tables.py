@@ -1,0 +1,150 @@
+"""The numbers of a diagnosis as rows of text, ready for a page."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis
+from pyrovae.diagnostics.surgery import Surgery
+from pyrovae.estimates import Estimate
+from pyrovae.report.glossary import UNRELIABLE, measure_name
+from pyrovae.report.numbers import MINUS, count, number, plain, show
+
+MISSING = "–"
+
+
+class Cell(NamedTuple):
+    """A number in a table, and how large the sample behind it is."""
+
+    text: str
+    sample: str = ""
+
+
+class Row(NamedTuple):
+    """A name and the numbers beside it."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+def density_name(name: str) -> str:
+    """How a density over z is called in a table."""
+    known = {"prior": "prior p(z)", "q_agg": "raw q_agg", "ex_post": "ex-post prior"}
+    return known.get(name, name.replace("_", " "))
+
+
+def cell(estimate: Estimate | None, *, signed: bool = False) -> Cell:
+    """An estimate as text, with its sample size."""
+    if estimate is None:
+        return Cell(MISSING)
+    unit = "draws" if estimate.over == "draws" else "data points"
+    return Cell(show(estimate, signed=signed), f"{count(estimate.size)} {unit}")
+
+
+def terms(diagnosis: Diagnosis) -> list[Row]:
+    """The terms of the ELBO, training beside held-out data, log N under index-code MI."""
+    both = (diagnosis.training, diagnosis.held_out)
+    rows = []
+    for term in TERMS:
+        rows.append(Row(measure_name(term), tuple(cell(getattr(s, term)) for s in both)))
+        if term == "index_code_mi":
+            rows.append(Row("log N, its upper limit", tuple(Cell(f"{s.log_n:.4f}") for s in both)))
+    return rows
+
+
+def code_densities(diagnosis: Diagnosis) -> list[Row]:
+    """Mean log densities of the codes of training and of held-out data."""
+    memory = diagnosis.memorisation
+    return [
+        Row(density_name(name), (cell(memory.training[name]), cell(memory.held_out.get(name))))
+        for name in memory.training
+    ]
+
+
+def evidence(diagnosis: Diagnosis) -> list[Row]:
+    """log p(x) by density: mean, paired difference from the prior, and k̂ above 0.7."""
+    base = diagnosis.evidence["prior"]
+    rows = []
+    for name, result in diagnosis.evidence.items():
+        gain = Cell(MISSING) if name == "prior" else cell(result.minus(base), signed=True)
+        over = int((~(result.pareto_k <= UNRELIABLE)).sum())
+        size = len(result.pareto_k)
+        reliable = Cell(f"{count(over)} of {count(size)}")
+        rows.append(Row(density_name(name), (cell(result.mean()), gain, reliable)))
+    return rows
+
+
+def units(diagnosis: Diagnosis) -> list[Row]:
+    """Activity and marginal KL of every latent unit of the training data."""
+    activity, kl = diagnosis.collapse, diagnosis.training.unit_kl
+    rows = []
+    for unit, active in enumerate(activity.active.tolist()):
+        variance = number(float(activity.variance_of_means[unit]), float(activity.standard_error[unit]))
+        cells = (
+            Cell("active" if active else "collapsed"),
+            Cell(variance),
+            Cell(number(float(activity.mean_scale[unit]), 0.0)),
+            Cell(MISSING) if kl is None else Cell(show(kl[unit])),
+        )
+        rows.append(Row(str(unit), cells))
+    return rows
+
+
+def everything(diagnosis: Diagnosis) -> list[Row]:
+    """All rows of ``diagnosis.summary()``."""
+    rows = []
+    for row in diagnosis.summary().itertuples():
+        estimate = Estimate(row.value, row.standard_error, row.size, row.over, row.bound or None)
+        value = cell(estimate)
+        rows.append(Row(measure_name(row.measure), (Cell(row.data), Cell(value.text), Cell(value.sample))))
+    return rows
+
+
+def identities(diagnosis: Diagnosis) -> list[Row]:
+    """The equations between the terms, with the numbers of both data sets in place."""
+    return [
+        Row(data, (Cell(_names(equation)), Cell(_values(equation)), Cell(_error(equation))))
+        for data, terms in (("training", diagnosis.training), ("held-out", diagnosis.held_out))
+        for equation in _equations(terms)
+    ]
+
+
+class _Equation(NamedTuple):
+    """left = sign · right + …; names and values."""
+
+    left: tuple[str, float]
+    right: tuple[tuple[str, float], ...]
+    sign: int = 1
+
+
+def _equations(s: Surgery) -> list[_Equation]:
+    def named(*terms: str) -> tuple[tuple[str, float], ...]:
+        return tuple((measure_name(term), getattr(s, term).value) for term in terms)
+
+    found = [
+        _Equation(named("rate")[0], named("index_code_mi", "marginal_kl")),
+        _Equation(named("elbo")[0], named("distortion", "rate"), -1),
+    ]
+    if s.dimension_wise_kl is not None:
+        right = named("total_correlation", "dimension_wise_kl")
+        found.append(_Equation(named("marginal_kl")[0], right))
+    return found
+
+
+def _names(equation: _Equation) -> str:
+    return f"{equation.left[0]} = {_sum([name for name, _ in equation.right], equation.sign)}"
+
+
+def _values(equation: _Equation) -> str:
+    right = [plain(value, ".4f") if value >= 0 else f"({plain(value, '.4f')})" for _, value in equation.right]
+    return f"{plain(equation.left[1], '.4f')} = {_sum(right, equation.sign)}"
+
+
+def _sum(terms: list[str], sign: int) -> str:
+    joint = f" {MINUS} " if sign < 0 else " + "
+    return (f"{MINUS}" if sign < 0 else "") + joint.join(terms)
+
+
+def _error(equation: _Equation) -> str:
+    right = equation.sign * sum(value for _, value in equation.right)
+    return plain(abs(equation.left[1] - right), ".0e")
