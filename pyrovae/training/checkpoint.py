@@ -27,7 +27,7 @@ class Checkpoint:
         state: parameters and buffers after that epoch.
         optimizer: the optimizer's ``state_dict()``.
         best_epoch: epoch with the best validation ELBO so far; the last one without validation.
-        best: parameters and buffers after the best epoch.
+        best: parameters and buffers after the best epoch; empty without validation.
         history: one list of numbers by column.
     """
 

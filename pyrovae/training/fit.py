@@ -108,36 +108,34 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     path = _checkpoint_path(checkpoint, resume)
     rows = as_batches(train, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
-    if held_out is not None:
-        _check_alike(rows, held_out)
-    evaluator = Evaluator(model, guide, as_objective(objective), transform)
-    trainable = _set_up(evaluator, rows, seed, device)
-    with trainable.modes_kept():
-        trainer = Trainer(
-            evaluator=evaluator,
-            trainable=trainable,
-            optimizer=(optimizer or adam())(list(trainable.parameters.values())),
-            train=rows,
-            validation=held_out,
-            settings=settings,
-        )
-        if path is not None and path.exists():
-            trainer.load(load(path, trainer.fingerprint))
-        done = len(rows) * trainer.epoch
-        with reporter(progress, steps=len(rows) * epochs, done=done) as report:
-            return trainer.run(report, path)
+    with seeded(seed, SETUP):  # whatever draws in here, the caller's random state stays
+        if held_out is not None:
+            _check_alike(rows, held_out)
+        evaluator = Evaluator(model, guide, as_objective(objective), transform)
+        trainable = _set_up(evaluator, rows, device)
+        with trainable.modes_kept():
+            trainer = Trainer(
+                evaluator=evaluator,
+                trainable=trainable,
+                optimizer=(optimizer or adam())(list(trainable.parameters.values())),
+                train=rows,
+                validation=held_out,
+                settings=settings,
+            )
+            if path is not None and path.exists():
+                trainer.load(load(path, trainer.fingerprint))
+            done = len(rows) * trainer.epoch
+            with reporter(progress, steps=len(rows) * epochs, done=done) as report:
+                return trainer.run(report, path)
 
 
-def _set_up(
-    evaluator: Evaluator, rows: Batches, seed: int, device: torch.device | str | None
-) -> Trainable:
+def _set_up(evaluator: Evaluator, rows: Batches, device: torch.device | str | None) -> Trainable:
     """Find what there is to train on the first batch, and bring it to the device."""
     first = next(rows.ordered())
     modules = [*modules_of(evaluator.model), *modules_of(evaluator.guide)]
     home = next((p.device for module in modules for p in module.parameters()), first[0].device)
     evaluator.device = home
-    with seeded(seed, SETUP):
-        trainable = evaluator.survey(first)
+    trainable = evaluator.survey(first)
     if not trainable.parameters:
         raise ValueError(
             "expected parameters to train; got none that requires a gradient. Declare them with "

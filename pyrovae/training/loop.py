@@ -33,16 +33,22 @@ class NonFiniteLoss(ArithmeticError):
     Args:
         epoch, step: where, both counted from 1; step 0 is the validation after the epoch.
         sites: sample sites whose log density is not finite there.
+        parameters: those that are not finite themselves, after a gradient that was not.
     """
 
-    def __init__(self, epoch: int, step: int, sites: tuple[str, ...]) -> None:
+    def __init__(
+        self, epoch: int, step: int, sites: tuple[str, ...], parameters: tuple[str, ...] = ()
+    ) -> None:
         where = f"epoch {epoch}, step {step}" if step else f"the validation after epoch {epoch}"
         what = f"the log density at {', '.join(sites)}" if sites else "the sum over finite sites"
+        if parameters:
+            what += f", with parameters that are no longer finite ({', '.join(parameters[:5])})"
         super().__init__(
             f"expected a finite loss; got NaN or infinity in {where}, from {what}. Try a smaller "
             "learning rate, clip_norm=, or a scale that is bounded away from 0."
         )
-        self.epoch, self.step, self.sites = epoch, step, sites
+        self.epoch, self.step = epoch, step
+        self.sites, self.parameters = sites, parameters
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class Evaluator:
     def survey(self, batch: Batch) -> Trainable:
         """Look at what the pair does with batches of this many rows."""
         batch = tuple(array.to(self.device) for array in batch)
-        found = survey(self.objective, self.model, self.guide, batch)
+        with argument_checks(False):  # the step that follows has them, and says where it is
+            found = survey(self.objective, self.model, self.guide, batch)
         self._plate_sizes[len(batch[0])] = found.plate_size
         return found.trainable
 
@@ -136,6 +143,7 @@ class Trainer:
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in _COLUMNS})
+    known: set[str] = field(default_factory=lambda: set(pyro.get_param_store().keys()))
 
     def run(self, report: Reporter, path: Path | None) -> Fit:
         """Train until the last epoch or until validation stalls; keep the best parameters."""
@@ -149,7 +157,8 @@ class Trainer:
             report.epoch(self.epoch, train, validation)
             if path is not None:
                 save(self._checkpoint(), path)
-        self.trainable.load(self.best)
+        if self.validation is not None:
+            self.trainable.load(self.best)
         stopped: Stopped = "patience" if self._stalled() else "epochs"
         history = History.from_lists(self.columns)
         return Fit(history, self.best_epoch, stopped, self.settings.seed)
@@ -195,6 +204,12 @@ class Trainer:
                 total += self._step(batch, weight, step) * len(batch[0])
                 rows += len(batch[0])
                 report.step()
+        new = set(pyro.get_param_store().keys()) - self.known
+        if new:
+            raise ValueError(
+                f"expected every pyro.param statement to be run on the first batch; got {new} "
+                "later, which were not trained. Run the statements whatever the batch is."
+            )
         return total / rows
 
     def _step(self, batch: Batch, weight: float, step: int) -> float:
@@ -224,24 +239,28 @@ class Trainer:
         try:
             mean = self.evaluator(batch, weight)
         except ValueError as error:  # Pyro's and torch's argument checks see a NaN first
-            sites = self._blamed(batch, again)
-            if not sites:
+            found = self._non_finite(batch, step, again)
+            if not found.sites:
                 raise
-            raise NonFiniteLoss(self.epoch, step, sites) from error
+            raise found from error
         if not math.isfinite(mean.item()):
-            raise NonFiniteLoss(self.epoch, step, self._blamed(batch, again))
+            raise self._non_finite(batch, step, again)
         return mean
 
-    def _blamed(self, batch: Batch, again: Callable[[], None]) -> tuple[str, ...]:
+    def _non_finite(self, batch: Batch, step: int, again: Callable[[], None]) -> NonFiniteLoss:
         again()
-        return self.evaluator.non_finite_sites(batch)
+        sites = self.evaluator.non_finite_sites(batch)
+        tensors = self.trainable.parameters.items()
+        parameters = tuple(name for name, tensor in tensors if not tensor.isfinite().all())
+        return NonFiniteLoss(self.epoch, step, sites, parameters)
 
     def _note(self, train: float, validation: float, seconds: float) -> None:
         weight = self.settings.kl_weight(self.epoch)
         for name, value in zip(_COLUMNS, (train, validation, weight, seconds), strict=True):
             self.columns[name].append(value)
-        earlier = self.columns["validation"][: self.epoch - 1]
-        if self.validation is None or not earlier or validation > max(earlier):
+        if self.validation is None:
+            self.best_epoch = self.epoch
+        elif self.epoch == 1 or validation > self.columns["validation"][self.best_epoch - 1]:
             self.best_epoch, self.best = self.epoch, self.trainable.state()
 
     def _stalled(self) -> bool:

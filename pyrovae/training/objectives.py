@@ -105,8 +105,6 @@ def paired_traces(
     """A trace of the guide, and one of the model at the guide's draws, without plate sites."""
     guide_trace = poutine.trace(guide).get_trace(*data)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*data)
-    if pyro.infer.util.is_validation_enabled():
-        check_model_guide_match(model_trace, guide_trace)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 
@@ -115,10 +113,16 @@ def _one_draw(
 ) -> Tensor:
     model_trace, guide_trace = paired_traces(model, guide, data)
     model_sites, guide_sites = _sample_sites(model_trace), _sample_sites(guide_trace)
+    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
+    if missing := [name for name in latents if name not in guide_sites]:
+        raise ValueError(
+            f"expected a site in the guide for every latent site of the model; got none for "
+            f"{missing}. Add it, or sum it out with objective=pyro.infer.TraceEnum_ELBO()."
+        )
     if pyro.infer.util.is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace)
         for site in (*model_sites.values(), *guide_sites.values()):
             check_site_shape(cast(Any, {**site, "log_prob": log_density(site)}), sys.maxsize)
-    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
     observed = [log_density(site).sum() for site in model_sites.values() if site["is_observed"]]
     divergence = [
         _divergence(guide_sites[name], model_sites[name], _in_order(name, latents, guide_sites))

@@ -62,7 +62,11 @@ class Noisy(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(inputs, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, outputs)
+            nn.Linear(inputs, 16),
+            nn.BatchNorm1d(16),
+            nn.Tanh(),
+            nn.Dropout(0.1),
+            nn.Linear(16, outputs),
         )
 
     def forward(self, value: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+"""Time of one training step of a 784-300-300-40 Bernoulli VAE, in four ways.
+
+A loop written by hand in PyTorch (with Adam as torch makes it, and with its fused kernel),
+`pyrovae.fit`, and Pyro's `SVI.step`. The ways take turns, so that a busy machine is busy for all of
+them, and the median over the rounds is reported. Data are random bits: no step depends on them.
+
+    python benchmarks/fit_step.py --batch 100 1000 --rounds 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import pyro
+import torch
+from pyro.infer import SVI, TraceMeanField_ELBO
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrovae.models.networks import mlp_decoder, mlp_encoder
+from pyrovae.models.priors import StandardNormal
+from pyrovae.models.vae import VAE
+from pyrovae.training.fit import adam, fit
+
+PIXELS, HIDDEN, LATENT = 784, (300, 300), 40
+LEARNING_RATE = 1e-3
+BY_HAND = "by hand, PyTorch"
+
+
+def vae() -> VAE:
+    """The pair that ``pyrovae.fit`` and ``SVI`` train."""
+    return VAE(
+        mlp_encoder((PIXELS,), LATENT, hidden=HIDDEN),
+        mlp_decoder(LATENT, (PIXELS,), likelihood="bernoulli", hidden=HIDDEN),
+        StandardNormal(LATENT),
+    )
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """The same network for the loop by hand."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def by_hand(x: Tensor, batch: int, *, fused: bool | None = None) -> Callable[[], float]:
+    """The textbook loop: ELBO with the analytic KL divergence, one Adam, one ``item`` a step."""
+    encoder, decoder = mlp(PIXELS, *HIDDEN, 2 * LATENT), mlp(LATENT, *HIDDEN, PIXELS)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=fused)
+
+    def epoch() -> float:
+        start, total = time.perf_counter(), 0.0
+        for rows in torch.randperm(len(x)).split(batch):
+            part = x[rows]
+            mean, raw = encoder(part).chunk(2, -1)
+            scale = functional.softplus(raw)
+            logits = decoder(mean + scale * torch.randn_like(scale))
+            distortion = functional.binary_cross_entropy_with_logits(logits, part, reduction="sum")
+            rate = 0.5 * (mean.square() + scale.square() - 1).sum() - scale.log().sum()
+            loss = (distortion + rate) / len(part)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        return time.perf_counter() - start
+
+    return epoch
+
+
+def by_fit(x: Tensor, batch: int) -> Callable[[], float]:
+    """``pyrovae.fit``; the second epoch is timed, as argument checks run in the first."""
+    pair = vae()
+
+    def epoch() -> float:
+        run = fit(
+            pair.model,
+            pair.guide,
+            x,
+            epochs=2,
+            batch_size=batch,
+            optimizer=adam(LEARNING_RATE),
+            progress=False,
+        )
+        return float(run.history.seconds[1])
+
+    return epoch
+
+
+def by_svi(x: Tensor, batch: int) -> Callable[[], float]:
+    """Pyro as it comes: ``SVI.step`` with its Adam, argument checks on."""
+    pair = vae()
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), TraceMeanField_ELBO())
+
+    def epoch() -> float:
+        start = time.perf_counter()
+        for rows in torch.randperm(len(x)).split(batch):
+            svi.step(x[rows])
+        return time.perf_counter() - start
+
+    return epoch
+
+
+def milliseconds(batch: int, steps: int, rounds: int) -> dict[str, float]:
+    """Median time of a step in each way, the ways taking turns."""
+    x = torch.rand(batch * steps, PIXELS).round()
+    ways = {
+        BY_HAND: by_hand(x, batch),
+        "by hand, fused Adam": by_hand(x, batch, fused=True),
+        "pyrovae.fit": by_fit(x, batch),
+        "Pyro SVI.step": by_svi(x, batch),
+    }
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            seconds[name].append(way())
+    return {name: 1e3 * statistics.median(s) / steps for name, s in seconds.items()}
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[100, 1000], help="batch sizes")
+    parser.add_argument("--steps", type=int, default=20, help="steps in a round (default 20)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds (default 7)")
+    options = parser.parse_args()
+    table = Table(title=f"one training step, {torch.get_num_threads()} threads")
+    for column in ("batch", "way", "milliseconds", f"ratio to {BY_HAND}"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for batch in options.batch:
+        pyro.clear_param_store()
+        times = milliseconds(batch, options.steps, options.rounds)
+        for name, value in times.items():
+            table.add_row(str(batch), name, f"{value:.2f}", f"{value / times[BY_HAND]:.2f}")
+        table.add_section()
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
