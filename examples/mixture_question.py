@@ -37,19 +37,17 @@ def main() -> None:
     print("1. q(z|x), the guide: one Gaussian for each x.")
     agg = pv.aggregate(vae.guide, train)
     z = agg.component(0).sample()
-    print(
-        f"   Component 0 is q(z|x_0); log q at a draw of its own: {agg.component(0).log_prob(z):.2f}."
-    )
-    print(f"   At the same z all {n:,} components together: {agg.log_prob(z):.2f}.")
+    print(f"   At a draw from component 0, its own log q is {agg.component(0).log_prob(z):.2f};")
+    print(f"   all {n:,} components together give {agg.log_prob(z):.2f}.")
     print("   To write q(z|x) as a mixture over n that selects x's own component gains nothing.\n")
 
     print(f"2. q_agg(z), the aggregated posterior: a mixture of exactly N = {n:,} Gaussians.")
     measured = pv.diagnose(vae.model, vae.guide, train, held_out=test, validation=validation)
     terms = measured.training
     print(
-        f"   Which component drew z can be told to {terms.index_code_mi} of log N = {math.log(n):.3f}"
+        f"   A code says {terms.index_code_mi} nats about which component it came from, of at most"
     )
-    print(f"   nats; q_agg is {terms.marginal_kl} nats from the prior.")
+    print(f"   log N = {math.log(n):.3f}; q_agg is {terms.marginal_kl} nats from the prior.")
     of = measured.memorisation.held_out
     print(f"   Codes of new images: log q_agg {of['q_agg']}, log p {of['prior']}.\n")
 

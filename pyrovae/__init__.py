@@ -8,7 +8,8 @@ from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.networks import mlp_decoder, mlp_encoder
 from pyrovae.models.priors import GaussianMixture, StandardNormal
 from pyrovae.models.vae import VAE
-from pyrovae.training.fit import Fit, fit
+from pyrovae.training.fit import fit
+from pyrovae.training.history import Fit
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
 from pyrovae.models.priors import StandardNormal
 from pyrovae.models.vae import VAE
 from pyrovae.randomness import seeded
-from pyrovae.training.fit import Fit, fit
+from pyrovae.training.fit import fit
+from pyrovae.training.history import Fit
 
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
@@ -32,7 +33,7 @@ class AnalysisOptions:
     """What to train and how.
 
     Args:
-        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``; chosen from the data if None.
+        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``; chosen by the data if None.
         latent: number of latent units D.
         hidden: sizes of the hidden layers, from the data inwards.
         epochs: passes over the training data at most; training stops early.
@@ -53,7 +54,7 @@ class AnalysisOptions:
     device: str | None = None
     resume: bool = False
     progress: bool | None = None
-    effort: Effort = Effort()
+    effort: Effort = field(default_factory=Effort)
 
 
 @dataclass(frozen=True)

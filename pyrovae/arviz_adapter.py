@@ -1,4 +1,4 @@
-"""The one place that knows which ArviZ is installed: 0.x (``InferenceData``) or 1.x (``DataTree``)."""
+"""The one place that knows which ArviZ there is: 0.x (``InferenceData``) or 1.x (``DataTree``)."""
 
 from __future__ import annotations
 

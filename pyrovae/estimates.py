@@ -23,8 +23,8 @@ class Estimate:
         size: number of independent draws (``over="draws"``) or data points (``over="data"``).
         over: what a repetition would draw anew: the latent draws with the data held fixed, or the
             data points too, for statements about data that were not seen.
-        bound: ``"lower"`` or ``"upper"`` if the *expectation* of ``value`` is a bound on the quantity
-            named, ``None`` if it is the quantity itself.
+        bound: ``"lower"`` or ``"upper"`` if the *expectation* of ``value`` is a bound on the
+            quantity named, ``None`` if it is the quantity itself.
 
     >>> Estimate(1.5, 0.02, 1000)
     Estimate(1.500 ± 0.020, size=1000)
@@ -79,8 +79,8 @@ def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = Non
 
     .. math:: se^2 = (1 - f)\, s_b^2 / m + f\, s_w^2 / (m S)
 
-    which is unbiased (Cochran 1977, *Sampling Techniques*, ch. 10), and leaves only the noise of the
-    draws when every point was taken.
+    which is unbiased (Cochran 1977, *Sampling Techniques*, ch. 10), and leaves only the noise of
+    the draws when every point was taken.
 
     Args:
         values: shape ``(m, S)`` with S ≥ 2; m ≥ 2 unless all of a single point is taken.

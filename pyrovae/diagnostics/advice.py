@@ -30,9 +30,7 @@ def advise(evidence: Mapping[str, Evidence], names: Mapping[str, str]) -> str:
         )
         rest = [name for name in gains if name != best]
     else:
-        choice = (
-            f"Sample from {names['prior']}: no other density raises held-out log p(x) measurably"
-        )
+        choice = f"Sample from {names['prior']}: no density raises held-out log p(x) measurably"
         rest = list(gains)
     compared = "; ".join(
         f"{names[name]} changes it by {gains[name].value:+.2f} ± {gains[name].standard_error:.2f}"

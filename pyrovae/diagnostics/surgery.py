@@ -103,7 +103,7 @@ def surgery(
 
 
 def prior_marginals(prior: dist.Distribution, z: Tensor) -> Tensor | None:
-    """log p_d(z_d) for every unit, shape that of ``z``; ``None`` where the marginals are not known."""
+    """log p_d(z_d) for every unit, shape that of ``z``; ``None`` where marginals are not known."""
     if isinstance(prior, Mixture):
         return torch.stack([prior.marginal(d).log_prob(z[..., d]) for d in range(z.shape[-1])], -1)
     if isinstance(prior, torch.distributions.Independent) and len(prior.event_shape) == 1:

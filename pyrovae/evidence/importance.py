@@ -15,9 +15,7 @@ from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.models.pair import Pair
 from pyrovae.randomness import seeded
 
-BLOCK = (
-    16  # data points whose draws share one random stream, whatever the chunks they are scored in
-)
+BLOCK = 16  # data points whose draws share one random stream
 ROWS = 16_384  # rows that go through the model at once
 
 

@@ -38,7 +38,7 @@ class Pair:
     observed: str | None = None
 
     def encode(self, x: Tensor) -> dist.Distribution:
-        """q(z | x), batch shape ``(B,)``, event shape ``(D,)``, for rows ``x`` of shape ``(B, ...)``.
+        """q(z | x), batch shape ``(B,)``, event shape ``(D,)``, for rows ``x``, shape ``(B, ...)``.
 
         Raises:
             ValueError: if the guide has no such site, or the site is not one vector per row of x.
@@ -59,9 +59,9 @@ class Pair:
         for name, value in (("observed", likelihood), (self.site, prior)):
             if value.shape != (len(x),):
                 raise ValueError(
-                    f"expected a log density of shape ({len(x)},), one number a row, at the model's "
-                    f"{name} site; got {tuple(value.shape)}. Declare the dimensions of one row as "
-                    "event dimensions with .to_event(...)."
+                    f"expected a log density of shape ({len(x)},), one number a row, at the "
+                    f"model's {name} site; got {tuple(value.shape)}. Declare the dimensions of one "
+                    "row as event dimensions with .to_event(...)."
                 )
         return likelihood, prior
 
@@ -77,7 +77,7 @@ class Pair:
             x: at least two rows, on which the prior is checked not to depend.
 
         Raises:
-            ValueError: if p(z) differs between rows, so that there is no single prior to compare to.
+            ValueError: if p(z) differs between rows, so that there is no one prior to compare to.
         """
         trace = poutine.trace(poutine.uncondition(self.model)).get_trace(x[:2])
         node = _latent_node(trace, self.site, "model")
@@ -85,8 +85,8 @@ class Pair:
         log_density = fn.log_prob(z.expand_as(node["value"]))
         if not torch.allclose(log_density, log_density[:1].expand_as(log_density)):
             raise ValueError(
-                f"expected one prior p({self.site}) for all rows; got one that depends on the data. "
-                "Compare the aggregated posterior with a prior of your own by passing prior=."
+                f"expected one prior p({self.site}) for all rows; got one that depends on the "
+                "data. Compare the aggregated posterior with a prior of your own by passing prior=."
             )
         single = poutine.trace(poutine.uncondition(self.model)).get_trace(x[:1])
         return single.nodes[self.site]["fn"]
@@ -114,8 +114,8 @@ class Pair:
             return self.observed
         if len(names) != 1:
             raise ValueError(
-                f"expected one observed site in the model; got {names}. Give the site obs=, or name "
-                "the one that is meant with observed=."
+                f"expected one observed site in the model; got {names}. Give the site obs=, or "
+                "name the one that is meant with observed=."
             )
         return names[0]
 

@@ -42,7 +42,7 @@ class VAE(nn.Module):
         Args:
             x: rows, shape ``(B, ...)``.
             size: number of rows of the whole data set when ``x`` is a minibatch of it; the rows'
-                log densities are then scaled by size/B, which keeps the ELBO unbiased for the whole.
+                log densities are then scaled by size/B, and the ELBO is unbiased for the whole.
 
         Returns:
             ``x``.
@@ -80,7 +80,7 @@ class VAE(nn.Module):
             return pyro.plate("data", len(x))
         if size < len(x):
             raise ValueError(
-                f"expected size ≥ {len(x)}, the number of rows of x; got {size}. size is the number "
+                f"expected size ≥ {len(x)}, the number of rows of x; got {size}. It is the number "
                 "of rows of the whole data set."
             )
         return pyro.plate("data", size, subsample=torch.arange(len(x), device=x.device))
@@ -113,7 +113,7 @@ def _check(
     batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
     if event != event_shape or (batch not in ((rows,), ()) and batch[-1:] != (rows,)):
         raise ValueError(
-            f"expected the {who} to return a distribution with batch shape ({rows},) and event shape "
-            f"{event_shape}; got {batch} and {event}. Declare the dimensions of one row as event "
-            "dimensions with .to_event(...), and check the sizes of the network and of the prior."
+            f"expected the {who} to return a distribution with batch shape ({rows},) and event "
+            f"shape {event_shape}; got {batch} and {event}. Declare the dimensions of one row as "
+            "event dimensions with .to_event(...), and check the sizes of network and prior."
         )
