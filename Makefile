@@ -19,7 +19,7 @@ help:
 	@echo "Variables: PYTHON=$(PYTHON) (3.11 or newer), OUT=$(OUT) (where the demo writes)"
 
 demo: .venv/.installed
-	$(PY) -m pyrovae analyze digits --out "$(OUT)"
+	$(PY) -m pyrovae analyze digits --out "$(OUT)" --resume
 
 test: lint
 	$(PY) -m pytest
@@ -50,8 +50,9 @@ clean:
 	@touch .venv/.installed $@
 
 $(PY):
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "expected Python 3.11 or newer; got $(PYTHON): $$("$(PYTHON)" --version 2>&1 || true)." \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "expected Python 3.11 or newer as $(PYTHON);" \
+	    "got $$("$(PYTHON)" --version 2>/dev/null || echo "no such command")." \
 	    "Name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -m venv --clear .venv || { rm -rf .venv; \
 	  echo "expected the venv module (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }

@@ -72,7 +72,7 @@ def interrupted_run(folder: Path) -> list[str]:
 
 
 def broken_checkpoint(folder: Path) -> list[str]:
-    return [*interrupted_run(folder), "--resume"]
+    return [*interrupted_run(folder), "--resume", "--likelihood", "normal"]
 
 
 ROWS = "".join(f"{a},{b}\n" for a, b, _ in TABLE)
@@ -335,7 +335,8 @@ def test_an_interrupt_says_how_to_go_on(
 def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
     root = Path(pyrovae.__file__).parents[1]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    words = [sys.executable, "-m", "pyrovae", "analyze", "--hidden", "8", "--out", "run"]
+    options = "--likelihood normal --hidden 8 --epochs 1000000 --out run"
+    words = [sys.executable, "-m", "pyrovae", "analyze", *options.split()]
     with subprocess.Popen(
         words,
         cwd=tmp_path,
@@ -350,7 +351,7 @@ def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         err = process.stderr.read()
     assert process.returncode == INTERRUPTED
-    assert err.count("\n") == 1 and "pyrovae analyze --hidden 8 --out run --resume" in err
+    assert err.count("\n") == 1 and f"pyrovae analyze {options} --resume" in err
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
