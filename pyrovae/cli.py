@@ -228,7 +228,8 @@ def _table(summary: Any) -> Table:
     sides = {"lower": "≥ ", "upper": "≤ "}
     cells: dict[str, dict[str, str]] = {}
     for row in summary.to_dict("records"):
-        value = number(row["value"], row["standard_error"])
+        difference = " − " in row["measure"]
+        value = number(row["value"], row["standard_error"], signed=difference)
         cells.setdefault(row["measure"], {})[row["data"]] = sides.get(row["bound"], "") + value
     table = Table(title="What the latent space holds (nats ± standard error)", title_justify="left")
     table.add_column("measure")
