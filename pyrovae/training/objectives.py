@@ -81,7 +81,9 @@ def as_objective(objective: Objective | pyro.infer.ELBO) -> Objective:
     ) -> Tensor:
         if kl_weight != 1.0:
             model, guide = ScaleLatents(kl_weight)(model), ScaleLatents(kl_weight)(guide)
-        return -torch.as_tensor(estimator.differentiable_loss(model, guide, *data))
+        # Without gradient some of Pyro's estimators know nothing but their plain loss.
+        loss = estimator.differentiable_loss if torch.is_grad_enabled() else estimator.loss
+        return -torch.as_tensor(loss(model, guide, *data))
 
     negative_loss.__qualname__ = type(estimator).__qualname__
     return negative_loss

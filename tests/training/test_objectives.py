@@ -42,7 +42,7 @@ def hierarchy(same_order: bool) -> pairs.Functions:
         with pyro.plate("data", len(x)):
             b = pyro.sample("b", dist.Normal(0.0, 1.0))
             a = pyro.sample("a", dist.Normal(0.7 * b, 1.0))
-            pyro.sample("x", dist.Normal(a.unsqueeze(-1), 1.0).expand([5]).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(a.unsqueeze(-1).expand(-1, 5), 1.0).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
         w = pyro.param("w", torch.tensor(0.3))
