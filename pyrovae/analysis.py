@@ -94,15 +94,22 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check(data, likelihood)
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    train, validation, held_out = split(data, seed=options.seed)
+    parts = split(data, seed=options.seed)
+    grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
+    # Grey values are probabilities: drawn anew for each minibatch in training, once for measuring.
+    train, validation, held_out = (
+        _binary(part.values, options.seed, number) if grey else part.values
+        for number, part in enumerate(parts)
+    )
     checkpoint = options.out / "checkpoint.pt"
     with seeded(options.seed):
-        vae = build(data, train.values, likelihood, options)
+        vae = build(data, train, likelihood, options)
     run = fit(
         vae.model,
         vae.guide,
-        train.values,
-        validation=validation.values,
+        parts.train.values,
+        validation=parts.validation.values,
+        transform=_binarise if grey else None,
         epochs=options.epochs,
         patience=PATIENCE,
         seed=options.seed,
@@ -114,9 +121,9 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     diagnosis = diagnose(
         vae.model,
         vae.guide,
-        train.values,
-        held_out=held_out.values,
-        validation=validation.values,
+        train,
+        held_out=held_out,
+        validation=validation,
         effort=options.effort,
         seed=options.seed,
     )
@@ -160,6 +167,15 @@ def _units(train: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
     scale = train.std(0)
     # A column that is constant in training has no unit of its own.
     return train.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def _binarise(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.bernoulli(x, generator=generator)
+
+
+def _binary(x: Tensor, *seeds: int) -> Tensor:
+    with seeded(*seeds):
+        return torch.bernoulli(x)
 
 
 def _facts(
