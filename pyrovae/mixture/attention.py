@@ -16,7 +16,7 @@ FALLBACK_SCORES = 1 << 22
 
 
 def block_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Log-sum-exp of all scores ⟨query, key⟩ within each block of keys, and the softmax mean of its keys.
+    r"""Log-sum-exp of the scores ⟨query, key⟩ of each block of keys, and softmax mean of its keys.
 
     .. math:: l_{hb} = \log \sum_m e^{⟨q_b, k_{hm}⟩}, \qquad
               v_{hb} = \sum_m e^{⟨q_b, k_{hm}⟩ - l_{hb}} k_{hm}
@@ -43,7 +43,7 @@ def block_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fallback_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """`block_log_sum_exp` by public torch functions, on any device, a block of queries at a time."""
+    """`block_log_sum_exp` by public torch functions, on any device, in blocks of queries."""
     with torch.no_grad():
         heads, size, features = keys.shape
         log_sum_exp = queries.new_empty(heads, len(queries))

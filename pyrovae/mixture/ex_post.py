@@ -60,7 +60,8 @@ def fit_ex_post_prior(
 ) -> ExPostPrior:
     r"""Choose a smoothed aggregated posterior by the log density of held-out codes.
 
-    The aggregated posterior is a kernel density estimate that has memorised its data: its kernels are
+    The aggregated posterior is a kernel density estimate that has memorised its data: its kernels
+        are
     the encoder's, far too narrow for codes of new data. Candidates are mixtures with wider kernels,
 
     .. math:: q_h(z) = \sum_n w_n N(z; μ_n, σ_n^2 + h \operatorname{Var}_m(μ_m)).
@@ -71,8 +72,10 @@ def fit_ex_post_prior(
 
     Args:
         agg: the aggregated posterior of the training data, with normal components.
-        held_out: the encoding of data that the guide was not trained on, batch shape ``(M,)``, M ≥ 2.
-            The figures in the table were used for the choice: report the chosen density on other data.
+        held_out: the encoding of data that the guide was not trained on, batch shape ``(M,)``, M ≥
+            2.
+            The figures in the table were used for the choice: report the chosen density on other
+                data.
         inflations: the amounts h to try, each ≥ 0.
         draws: codes drawn from each held-out encoding; their log densities are averaged before the
             standard error over data is taken.
@@ -107,7 +110,7 @@ def fit_ex_post_prior(
 
 
 def inflate(agg: Mixture, amount: float) -> Mixture:
-    """The mixture with ``amount`` times the variance of the component means added to every component.
+    """The mixture with ``amount`` times the variance of its means added to every component.
 
     Args:
         agg: a mixture with normal components.

@@ -43,7 +43,7 @@ def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distrib
 
 
 def convert(distribution: dist.Distribution, to: Callable[[Tensor], Tensor]) -> dist.Distribution:
-    """The same distribution with ``to`` applied to every parameter: another device, dtype, detached."""
+    """The same distribution with ``to`` applied to every parameter: to move, cast or detach it."""
     return _rebuild([distribution], lambda tensors: to(tensors[0]))
 
 

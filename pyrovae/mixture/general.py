@@ -47,7 +47,7 @@ class Components:
         return found
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log Σ_n w_n q_n(z), differentiable, shape ``(B,)``; blocks are recomputed for gradients."""
+        """log Σ_n w_n q_n(z), shape ``(B,)``; blocks are computed again for gradients."""
         parts = [self._log_prob(part) for part in z.split(self.points)]
         return torch.cat(parts) if parts else z.new_empty(0)
 

@@ -14,77 +14,75 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyrovae.mixture.logdensity import differences, keys, queries, roundoff
+from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
 from pyrovae.mixture.screening import BLOCK, CHUNK_BYTES, TOLERANCE, DiagonalNormals
 
-#: Up to this many (point, component) pairs are evaluated as one dense product …
-DENSE_PAIRS = 1 << 19
-#: … if they are evaluated from differences, up to this many (point, component, unit) triples.
+Parameters = tuple[Tensor, Tensor, Tensor]
+
+#: Up to this many (point, component) pairs are evaluated at once …
+DENSE_PAIRS = 1 << 20
+#: … from differences if the (point, component, unit) triples are as few as this, and then always …
+FEW_TRIPLES = 1 << 15
+#: … or as few as this, where the expanded form cancels.
 DENSE_TRIPLES = 1 << 22
 
 
 def log_density(
-    z: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    log_weight: Tensor,
-    held: Callable[[], DiagonalNormals],
+    z: Tensor, held: Callable[[], DiagonalNormals], parameters: Parameters | None = None
 ) -> Tensor:
-    r"""log Σ_n w_n N(z; μ_n, σ_n²), differentiable in all four tensors.
+    r"""log Σ_n w_n N(z; μ_n, σ_n²), differentiable in z and in the parameters.
 
     Args:
         z: points, shape ``(B, D)``.
-        loc, scale: shape ``(N, D)``.
-        log_weight: normalised log weights, shape ``(N,)``.
-        held: returns the evaluator of these components, made at the first call and kept.
+        held: returns the evaluator of the components; it is kept by the caller.
+        parameters: location ``(N, D)``, scale ``(N, D)`` and normalised log weights ``(N,)`` if
+            they take part in the gradient.
 
     Returns:
-        log densities, shape ``(B,)``, in the wider dtype of ``z`` and ``loc``, at least float32;
-        error ≤ 1e-4 nats in float32 (see `TOLERANCE`), plus the rounding of the result.
+        log densities, shape ``(B,)``, in the wider dtype of points and components, at least
+        float32; what it adds to the error of float64 brute force is at most `TOLERANCE` and the
+        rounding of the result.
     """
-    dtype = torch.promote_types(torch.promote_types(z.dtype, loc.dtype), torch.float32)
-    if len(z) * len(loc) <= DENSE_PAIRS:
-        dense = _dense(z, loc, scale, log_weight, held, TOLERANCE[dtype])
-        if dense is not None:
-            return dense.to(dtype)
-    tensors = (z, loc, scale, log_weight)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        result: Tensor = _LargeLogDensity.apply(*tensors, held)  # type: ignore[no-untyped-call]
-        return result.to(dtype)
-    return held().evaluate(z).log_prob.to(dtype)
+    like = held().loc if parameters is None else parameters[0]
+    dtype = torch.promote_types(torch.promote_types(z.dtype, like.dtype), torch.float32)
+    if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
+        scores = _dense(z, held, parameters, TOLERANCE[dtype])
+        if scores is not None:
+            return scores.logsumexp(-1).to(dtype)
+    if parameters is None and not (torch.is_grad_enabled() and z.requires_grad):
+        return held().evaluate(z).log_prob.to(dtype)
+    given = parameters or (None, None, None)
+    result: Tensor = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
+    return result.to(dtype)
 
 
 def _dense(
     z: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    log_weight: Tensor,
     held: Callable[[], DiagonalNormals],
+    parameters: Parameters | None,
     tolerance: float,
 ) -> Tensor | None:
-    """All pairs at once in float64, or None if they must be evaluated from too many differences."""
-    learned = torch.is_grad_enabled() and (
-        loc.requires_grad or scale.requires_grad or log_weight.requires_grad
-    )
-    if learned:
-        loc, scale, log_weight = loc.double(), scale.double(), log_weight.double()
-        centre = loc.detach().mean(0)
-        key = keys(loc - centre, scale, log_weight)
-        largest = key.detach().abs().amax(0)
-    else:
-        normals = held()
-        loc, scale, log_weight = normals.loc, normals.scale, normals.log_weight
-        centre, largest = normals.centre, normals.largest.amax(0)
-        normals.cached_keys(torch.float64)
-        key = normals.keys(slice(0, normals.size))
-    query = queries(z.double() - centre)
-    magnitude = query.detach().abs().amax(0) @ largest if len(z) else largest.sum()
-    if float(magnitude) * roundoff(key.shape[-1], torch.float64) <= tolerance:
-        return (query @ key.mT).logsumexp(-1)
-    if len(z) * loc.numel() <= DENSE_TRIPLES:
-        scores = differences(z.double(), loc.double(), scale.double(), log_weight.double())
-        return scores.logsumexp(-1)
-    return None
+    """All scores in float64, shape ``(B, N)``; None if they need too many differences."""
+    z = z.double()
+    triples = z.shape[0] * (held().loc if parameters is None else parameters[0]).numel()
+    if triples > FEW_TRIPLES:
+        if parameters is None:
+            key, centre, largest = held().all_keys(), held().centre, held().largest_of_all
+        else:
+            loc, scale, log_weight = (t.double() for t in parameters)
+            centre = loc.detach().mean(0)
+            key = keys(loc - centre, scale, log_weight)
+            largest = key.detach().abs().amax(0)
+        query = queries(z - centre)
+        magnitude = float(query.detach().abs().amax(0) @ largest)
+        if magnitude * roundoff(key.shape[-1], torch.float64) <= tolerance:
+            return query @ key.mT
+        if triples > DENSE_TRIPLES:
+            return None
+    if parameters is None:
+        return differences(z, *held().exact_all)
+    loc, scale, log_weight = (t.double() for t in parameters)
+    return differences(z, loc, scale, constants(scale, log_weight))
 
 
 class _LargeLogDensity(torch.autograd.Function):
@@ -94,15 +92,14 @@ class _LargeLogDensity(torch.autograd.Function):
     def forward(
         ctx: Any,
         z: Tensor,
-        loc: Tensor,
-        scale: Tensor,
-        log_weight: Tensor,
+        loc: Tensor | None,
+        scale: Tensor | None,
+        log_weight: Tensor | None,
         held: Callable[[], DiagonalNormals],
     ) -> Tensor:
         evaluation = held().evaluate(z)
-        ctx.save_for_backward(
-            z, loc, scale, log_weight, evaluation.log_prob, evaluation.score.to(z.dtype)
-        )
+        score = evaluation.score.to(z.dtype)
+        ctx.save_for_backward(z, loc, scale, log_weight, evaluation.log_prob, score)
         return evaluation.log_prob
 
     @staticmethod
@@ -112,12 +109,12 @@ class _LargeLogDensity(torch.autograd.Function):
         grad_z = (grad.unsqueeze(-1) * score).to(z.dtype) if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[1:4]):
             return grad_z, None, None, None, None
-        found = parameter_gradients(z, loc, scale, log_weight, log_prob, grad)
+        found = parameter_gradients(z, (loc, scale, log_weight), log_prob, grad)
         return grad_z, *found, None
 
 
 def parameter_gradients(
-    z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor, log_prob: Tensor, grad: Tensor
+    z: Tensor, parameters: Parameters, log_prob: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Σ_b g_b ∂ log Σ_n w_n N(z_b; μ_n, σ_n²) with respect to μ, σ and log w, block by block.
 
@@ -125,28 +122,34 @@ def parameter_gradients(
               ∂_{σ_n} = \sum_b g_b r_{bn} \frac{(z_b - μ_n)^2 - σ_n^2}{σ_n^3}, \quad
               ∂_{\log w_n} = \sum_b g_b r_{bn}
 
-    The sums over b are moments of z about a centre, which is moved to each block's own mean; the
-    responsibilities are float64.
+    The responsibilities are float64; the sums over b are moments of z about a block's mean.
+
+    Args:
+        z: shape ``(B, D)``.
+        parameters: location, scale and log weights.
+        log_prob: log densities at z, float64, shape ``(B,)``.
+        grad: g, shape ``(B,)``.
     """
-    grads = (torch.zeros_like(loc), torch.zeros_like(scale), torch.zeros_like(log_weight))
+    found = tuple(torch.zeros_like(parameter) for parameter in parameters)
     points = max(1, CHUNK_BYTES // (8 * 4 * BLOCK))
-    for start in range(0, len(loc), BLOCK):
+    for start in range(0, len(z) and len(parameters[0]), BLOCK):
         rows = slice(start, start + BLOCK)
-        key_loc, key_scale, weight = (t[rows].double() for t in (loc, scale, log_weight))
-        centre = key_loc.mean(0)
-        key = keys(key_loc - centre, key_scale, weight)
-        moments = torch.zeros_like(key)
+        block = DiagonalNormals(*(parameter[rows] for parameter in parameters))
+        if block.size == 0:
+            continue
+        moments = torch.zeros_like(block.all_keys())
         for first in range(0, len(z), points):
             part = slice(first, first + points)
-            query = queries(z[part].double() - centre)
-            share = (query @ key.mT - log_prob[part].unsqueeze(-1)).clamp(max=0.0).exp()
-            moments += (share * grad[part].double().unsqueeze(-1)).mT @ query
-        dim = loc.shape[-1]
-        second, first_moment, mass = moments.split([dim, dim, 1], -1)
-        mean = key_loc - centre
-        pull = first_moment - mass * mean
+            scores = block.scores(z[part], slice(None))
+            share = (scores - log_prob[part].unsqueeze(-1)).clamp(max=0.0).exp()
+            weight = share * grad[part].double().unsqueeze(-1)
+            moments += weight.mT @ queries(z[part].double() - block.centre)
+        second, first_moment, mass = moments.split([block.dim, block.dim, 1], -1)
+        mean, scale = block.loc.double() - block.centre, block.scale.double()
+        pull = (first_moment - mass * mean) / scale.square()
         spread = second - 2 * mean * first_moment + mass * mean.square()
-        grads[0][rows] = (pull / key_scale.square()).to(loc.dtype)
-        grads[1][rows] = ((spread / key_scale.square() - mass) / key_scale).to(scale.dtype)
-        grads[2][rows] = mass.squeeze(-1).to(log_weight.dtype)
-    return grads
+        widen = (spread / scale.square() - mass) / scale
+        for total, value in zip(found, (pull, widen, mass.squeeze(-1)), strict=True):
+            kept = slice(None) if block.index is None else block.index
+            total[rows][kept] = value.to(total.dtype)
+    return found[0], found[1], found[2]

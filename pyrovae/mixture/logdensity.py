@@ -1,19 +1,19 @@
 r"""Log density of a large mixture of diagonal normals, to a stated accuracy, in one fused pass.
 
-The log density of every component is a scalar product of a *query*, which knows only the point, and a
-*key*, which knows only the component:
+The log density of every component is a scalar product of a *query*, which knows only the point, and
+a *key*, which knows only the component:
 
 .. math:: \log w_n N(z; μ_n, σ_n^2) = ⟨(z^2, z, 1), (-p_n/2, p_n μ_n, c_n)⟩, \qquad p_n = σ_n^{-2}
 
-so log Σ_n is the log-sum-exp of an attention layer and the softmax mean of the keys gives the score.
-The price of this *expanded* form is cancellation, which is bounded for every block of components and
-every query by
+so log Σ_n is the log-sum-exp of an attention layer and the softmax mean of the keys gives the
+score. The price of this *expanded* form is cancellation, which is bounded for every block of
+components and every query by
 
 .. math:: η = γ \sum_f |q_f| \max_n |k_{nf}|, \qquad γ = (F + 8) u
 
-(any order of summation; u is the unit roundoff). What an error η in a block does to the result is at
-most the block's share times (e^η - 1): blocks for which that matters are evaluated again, first in
-float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not.
+(any order of summation; u is the unit roundoff). What an error η in a block does to the result is
+at most the block's share times (e^η - 1): blocks for which that matters are evaluated again, first
+in float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not.
 """
 
 from __future__ import annotations
@@ -37,26 +37,39 @@ def keys(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
     """
     precision = scale.pow(-2)
     scaled = precision * loc
-    constant = log_weight - 0.5 * (scaled * loc).sum(-1) - scale.log().sum(-1)
-    constant = constant - 0.5 * math.log(2 * math.pi) * loc.shape[-1]
+    constant = constants(scale, log_weight) - 0.5 * (scaled * loc).sum(-1)
     return torch.cat([-0.5 * precision, scaled, constant.unsqueeze(-1)], -1)
 
 
 def queries(z: Tensor, variance: Tensor | None = None) -> Tensor:
-    """The queries (z² + v, z, 1): a score is the expected log density of N(z, v); v = 0 is a point."""
+    """The queries (z² + v, z, 1): a score is the expected log density under N(z, v)."""
     square = z * z if variance is None else z * z + variance
     return torch.cat([square, z, torch.ones_like(z[:, :1])], -1)
 
 
+def constants(scale: Tensor, log_weight: Tensor) -> Tensor:
+    """log w_n − Σ_d log σ_nd − D/2 log 2π: log densities at the means, shape ``(N,)``."""
+    return log_weight - scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * scale.shape[-1]
+
+
 def differences(
-    z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor, variance: Tensor | None = None
+    z: Tensor, loc: Tensor, scale: Tensor, constant: Tensor, variance: Tensor | None = None
 ) -> Tensor:
-    """Component log densities from (z − μ)/σ, without cancellation; shape ``(B, N)``, differentiable."""
+    """Component log densities from (z − μ)/σ, without cancellation, differentiable.
+
+    Args:
+        z: points, shape ``(B, D)``; ``variance``, same shape, makes them expectations as in
+            `queries`.
+        loc, scale: shape ``(N, D)``.
+        constant: from `constants`, shape ``(N,)``.
+
+    Returns:
+        shape ``(B, N)``.
+    """
     square = ((z.unsqueeze(1) - loc) / scale).square().sum(-1)
     if variance is not None:
         square = square + variance @ scale.pow(-2).mT
-    constant = log_weight - scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * loc.shape[-1]
-    return constant - 0.5 * square
+    return torch.add(constant, square, alpha=-0.5)
 
 
 def roundoff(features: int, dtype: torch.dtype) -> float:

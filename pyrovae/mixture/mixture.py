@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from pyrovae.mixture import families
@@ -36,16 +37,16 @@ class Mixture(dist.MixtureSameFamily):
 
     .. math:: q(z) = \sum_n w_n q_n(z)
 
-    It is a ``pyro.distributions.MixtureSameFamily`` and takes the same arguments. For components that
-    are diagonal normals, `log_prob` is one fused pass with an error of at most 1e-4 nats in float32
-    (1e-9 relative to the size of the terms in float64) whatever the scales; other families are
-    evaluated exactly, block by block. Neither holds a number for every pair of point and component.
-    `sample` draws an index first and then that component only. `expand` is lazy: a plate of B points
-    costs nothing.
+    It is a ``pyro.distributions.MixtureSameFamily`` and takes the same arguments. For components
+    that are diagonal normals, `log_prob` is one fused pass with an error of at most 1e-4 nats in
+    float32 (1e-9 relative to the size of the terms in float64) whatever the scales; other families
+    are evaluated exactly, block by block. Neither holds a number for every pair of point and
+    component. `sample` draws an index first and then that component only. `expand` is lazy: a plate
+    of B points costs nothing.
 
     Args:
-        mixture_distribution: ``Categorical`` over the components, batch shape ``()``. Weights of zero
-            leave components out exactly.
+        mixture_distribution: ``Categorical`` over the components, batch shape ``()``. Weights of
+            zero leave components out exactly.
         component_distribution: batch shape ``(N,)``, any event shape.
 
     Raises:
@@ -77,9 +78,9 @@ class Mixture(dist.MixtureSameFamily):
         new = type(self).__new__(type(self)) if _instance is None else _instance
         new.__dict__.update(self.__dict__)
         shape = torch.Size(batch_shape)
-        if torch.broadcast_shapes(self.batch_shape, shape) != shape:
+        if broadcast_shape(self.batch_shape, shape) != tuple(shape):
             raise ValueError(
-                f"expected a shape that {tuple(self.batch_shape)} broadcasts to; got {tuple(shape)}."
+                f"expected a shape that {tuple(self.batch_shape)} expands to; got {tuple(shape)}."
             )
         new._batch_shape = shape
         return new
@@ -146,11 +147,14 @@ class Mixture(dist.MixtureSameFamily):
         points = self._rows(value)
         normal = families.diagonal_normal(self.component_distribution)
         if normal is None:
-            found = self._components().log_prob(points)
-        else:
-            loc, scale = normal
-            flat, weights = points.reshape(len(points), -1), self.log_weights
-            found = log_density(flat, loc, scale, weights, lambda: self._held(loc, scale, weights))
+            return self._shaped(self._components().log_prob(points), value)
+        parameters = None
+        raw = (*normal, self.mixture_distribution._param)
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in raw):
+            parameters = (*normal, self.log_weights)
+        found = log_density(
+            points.reshape(-1, normal[0].shape[-1]), lambda: self._held(*normal), parameters
+        )
         return self._shaped(found, value)
 
     def score(self, z: Tensor) -> Tensor:
@@ -205,7 +209,7 @@ class Mixture(dist.MixtureSameFamily):
             rows = slice(start, start + step)
             part = families.take(self.component_distribution, rows)
             total = total + part.cdf(value.unsqueeze(-1)) @ weights[rows].to(value.dtype)
-        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+        return total.expand(broadcast_shape(total.shape, self.batch_shape))
 
     def responsibilities(self, z: Tensor, *, top: int) -> Responsibilities:
         """The components that explain each point best, r_n(z) = w_n q_n(z) / q(z).
@@ -233,23 +237,25 @@ class Mixture(dist.MixtureSameFamily):
 
     def _shaped(self, values: Tensor, z: Tensor) -> Tensor:
         values = values.reshape(z.shape[: z.dim() - len(self.event_shape)])
-        return values.expand(torch.broadcast_shapes(values.shape, self.batch_shape))
+        if not self.batch_shape:
+            return values
+        return values.expand(broadcast_shape(values.shape, self.batch_shape))
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         return torch.promote_types(z.dtype, self.log_weights.dtype)
 
     def _normals(self) -> DiagonalNormals | None:
         normal = families.diagonal_normal(self.component_distribution)
-        return None if normal is None else self._held(*normal, self.log_weights)
+        return None if normal is None else self._held(*normal)
 
     def _components(self) -> Components:
         return Components(self.component_distribution, self.log_weights)
 
-    def _held(self, loc: Tensor, scale: Tensor, log_weight: Tensor) -> DiagonalNormals:
-        """The evaluator of the present values of the parameters, kept until they change in place."""
+    def _held(self, loc: Tensor, scale: Tensor) -> DiagonalNormals:
+        """The evaluator of the parameters as they are, kept until they change in place."""
         raw = (loc, scale, self.mixture_distribution._param)
         version = tuple(0 if t.is_inference() else t._version for t in raw)
         if version not in self._evaluators:
             self._evaluators.clear()
-            self._evaluators[version] = DiagonalNormals(loc, scale, log_weight)
+            self._evaluators[version] = DiagonalNormals(loc, scale, self.log_weights)
         return self._evaluators[version]

@@ -1,10 +1,10 @@
 """Evaluation of a large set of diagonal normals: screened in fast arithmetic, finished in exact.
 
 `pyrovae.mixture.logdensity` derives the expanded form and its error bound η. One pass of the fused
-kernel gives the log-sum-exp of every block of components for every query. Where a block has the share
-r of a query's density, an error of η in the block moves the total by at most r (e^η − 1); the few
-(block, query) pairs for which that exceeds the tolerance are evaluated again in float64, and from
-differences where even that cancels. Codes are concentrated, so the pairs are few.
+kernel gives the log-sum-exp of every block of components for every query. Where a block has the
+share r of a query's density, an error of η in the block moves the total by at most r (e^η − 1); the
+few (block, query) pairs for which that exceeds the tolerance are evaluated again in float64, and
+from differences where even that cancels. Codes are concentrated, so the pairs are few.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pyrovae.mixture.attention import block_log_sum_exp
-from pyrovae.mixture.logdensity import differences, keys, queries, roundoff
+from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
 
-#: What `DiagonalNormals.evaluate` may add to the error of float64 brute force, in nats, by the dtype
-#: of the result.
+#: What `DiagonalNormals.evaluate` may add to the error of float64 brute force, in nats, by the
+#: dtype of the result.
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
 #: Components in one block.
 BLOCK = 1024
@@ -62,13 +63,12 @@ class DiagonalNormals:
         if self.index is not None:
             loc, scale, log_weight = (t[self.index] for t in (loc, scale, log_weight))
         self.loc, self.scale, self.log_weight = loc.detach(), scale.detach(), log_weight.detach()
-        self.centre = self.loc.mean(0, dtype=torch.float64)
         self.size, self.dim = loc.shape
+        self.centre = self.loc.sum(0, dtype=torch.float64) / max(1, self.size)
         self.features = 2 * self.dim + 1
-        self.block = min(BLOCK, self.size)
+        self.block = max(1, min(BLOCK, self.size))
         self.blocks = -(-self.size // self.block)
         self._keys: dict[torch.dtype, Tensor] = {}
-        self._largest: Tensor | None = None
 
     def rows(self, block: int) -> slice:
         """The components of a block."""
@@ -82,7 +82,7 @@ class DiagonalNormals:
         return keys(loc - self.centre, scale, log_weight)
 
     def block_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
-        """Keys of blocks first … last − 1, shape ``(last − first, M, F)``; the end padded by e^−∞."""
+        """Keys of blocks first … last − 1, ``(last − first, M, F)``; the end padded by e^−∞."""
         rows = slice(first * self.block, min(last * self.block, self.size))
         found = self.keys(rows).to(dtype)
         missing = (last - first) * self.block - len(found)
@@ -112,22 +112,39 @@ class DiagonalNormals:
         """Blocks whose float64 keys fit a chunk of the work with room for intermediate results."""
         return max(1, CHUNK_BYTES // (4 * 8 * self.block * self.features))
 
-    @property
+    @cached_property
     def largest(self) -> Tensor:
         """max_n |k_nf| in every block, shape ``(H, F)``: what the error bound needs to know."""
-        if self._largest is None:
-            blocks = (self.keys(self.rows(h)).abs().amax(0) for h in range(self.blocks))
-            self._largest = torch.stack(list(blocks))
-        return self._largest
+        blocks = (self.keys(self.rows(h)).abs().amax(0) for h in range(self.blocks))
+        return torch.stack(list(blocks))
+
+    @cached_property
+    def exact_all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`exact` of all components, kept: for small sets."""
+        return self.exact(slice(None))
+
+    @cached_property
+    def largest_of_all(self) -> Tensor:
+        """max_n |k_nf| over all components, shape ``(F,)``."""
+        return self.largest.amax(0)
+
+    def all_keys(self) -> Tensor:
+        """Keys of all components in float64, kept if they are few, shape ``(N, F)``."""
+        held = self.cached_keys(torch.float64)
+        return self.keys(slice(None)) if held is None else held.flatten(0, 1)[: self.size]
 
     def scores(self, z: Tensor, rows: slice) -> Tensor:
         """log w_n + log N(z; μ_n, σ_n²) of some components in float64, shape ``(B, n)``."""
         query = queries(z.double() - self.centre)
-        magnitude = query.abs().amax(0) @ self.largest.amax(0)
+        magnitude = query.abs().amax(0) @ self.largest_of_all
         if float(magnitude) * roundoff(self.features, torch.float64) <= TOLERANCE[torch.float64]:
             return query @ self.keys(rows).mT
-        given = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))
-        return differences(z.double(), *given)
+        return differences(z.double(), *self.exact(rows))
+
+    def exact(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Location, scale and constant of some components in float64, for `differences`."""
+        loc, scale, log_weight = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))
+        return loc, scale, constants(scale, log_weight)
 
     def evaluate(
         self, z: Tensor, *, variance: Tensor | None = None, exclude: Tensor | None = None
@@ -152,7 +169,7 @@ class DiagonalNormals:
 
 @dataclass(frozen=True)
 class _Refined:
-    """Values of one block for some queries, to be used where ``level`` is still the block's level."""
+    """Values of one block for some queries, valid where ``level`` is still the pair's level."""
 
     level: int
     block: int
@@ -162,7 +179,7 @@ class _Refined:
 
 
 class _Pass:
-    """One chunk of queries against all blocks: log-sum-exps, their bounds η, and what was refined."""
+    """One chunk of queries against all blocks: log-sum-exps, error bounds, what was refined."""
 
     def __init__(
         self, normals: DiagonalNormals, z: Tensor, variance: Tensor | None, exclude: Tensor | None
@@ -213,7 +230,7 @@ class _Pass:
             self.refine(blocks == self.exclude // normals.block, self.expanded)
 
     def matters(self, tolerance: float) -> Tensor:
-        """Pairs (block, query) whose error bound may move the query's result by too much, ``(H, B)``.
+        """Pairs (block, query) whose error may move the query's result by too much, ``(H, B)``.
 
         The share of a block is at most exp(lse + η) over the total of all exp(lse − η).
         """
@@ -223,7 +240,7 @@ class _Pass:
         return unusable | ~(cost <= math.log(tolerance / len(self.lse))) & (self.error > 0)
 
     def refine(self, chosen: Tensor, method: Callable[[int, Tensor], tuple[Tensor, ...]]) -> None:
-        """Evaluate the chosen pairs again by ``method`` and record its values and its error bound."""
+        """Evaluate the chosen pairs again by ``method``; record its values and error bound."""
         level = 1 + int(self.level.max())
         size = self.normals.block * (self.normals.dim if method == self.difference else 4)
         step = max(1, CHUNK_BYTES // (4 * 8 * size))
@@ -245,12 +262,10 @@ class _Pass:
 
     def difference(self, block: int, rows: Tensor) -> tuple[Tensor, ...]:
         """A block in float64 from differences, which do not cancel."""
-        inside = self.normals.rows(block)
-        normals = (self.normals.loc, self.normals.scale, self.normals.log_weight)
-        loc, scale, log_weight = (t[inside].double() for t in normals)
+        loc, scale, constant = self.normals.exact(self.normals.rows(block))
         z = self.z[rows].double()
         variance = None if self.variance is None else self.variance[rows].double()
-        scores = differences(z, loc, scale, log_weight, variance)
+        scores = differences(z, loc, scale, constant, variance)
         scores = self._without_excluded(scores, block, rows)
         share = self._share(scores)
         pull = (loc - z.unsqueeze(1)) / scale.square()

@@ -1,0 +1,157 @@
+"""`log_prob` and `score` against float64 brute force, in every regime of scales and points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pyrovae.mixture import gradients, screening
+from pyrovae.mixture.attention import block_log_sum_exp, fallback_log_sum_exp
+from pyrovae.mixture.mixture import Mixture
+
+CONTRACT = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    mixture: Mixture
+    z: Tensor
+
+
+def brute_force(mixture: Mixture) -> torch.distributions.MixtureSameFamily:
+    """torch's own mixture of the same numbers in float64."""
+    normal = mixture.component_distribution.base_dist
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=mixture.log_weights.double()),
+        torch.distributions.Independent(
+            torch.distributions.Normal(normal.loc.double(), normal.scale.double()), 1
+        ),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    n, dim = draw(st.sampled_from([1, 2, 7, 16, 40])), draw(st.integers(1, 5))
+    low, high = sorted(draw(st.tuples(*[st.floats(-6, 3)] * 2)))
+    offset, spread = draw(st.sampled_from([0.0, 1.0, 1e3])), 10 ** draw(st.floats(-6, 3))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    loc = offset + spread * normal(n, dim)
+    exponent = low + (high - low) * torch.rand(n, dim, generator=generator, dtype=torch.float64)
+    scale = 10**exponent
+    if draw(st.booleans()):  # duplicates
+        loc[n // 2 :], scale[n // 2 :] = loc[0].clone(), scale[0].clone()
+    if draw(st.booleans()):  # a collapsed unit
+        loc[:, 0], scale[:, 0] = 0.0, 1.0
+    logits = normal(n) * draw(st.sampled_from([0.0, 1.0, 10.0]))
+    if draw(st.booleans()):
+        logits[1::3] = -math.inf
+    near = draw(st.sampled_from([0.0, 1.0, 10.0]))
+    chosen = torch.randint(n, (6,), generator=generator)
+    far = 10 ** draw(st.floats(0, 4)) * normal(3, dim)
+    z = torch.cat([loc[chosen] + near * scale[chosen] * normal(6, dim), far])
+    components = dist.Normal(loc.to(dtype), scale.to(dtype)).to_event(1)
+    return Case(Mixture(dist.Categorical(logits=logits.to(dtype)), components), z.to(dtype))
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "fused"])
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(case=cases())
+def test_log_prob_keeps_its_contract(dense: bool, case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "FEW_TRIPLES", 0)
+        patch.setattr(screening, "BLOCK", 8)
+        patch.setattr(gradients, "DENSE_PAIRS", 1 << 20 if dense else 0)
+        found = case.mixture.log_prob(case.z)
+    exact = brute_force(case.mixture).log_prob(case.z.double())
+    # of the result to its dtype, and of the brute force itself, which sums D rounded squares
+    rounding = (torch.finfo(case.z.dtype).eps + 1e-15 * (case.z.shape[-1] + 8)) * exact.abs()
+    tolerance = CONTRACT if case.z.dtype == torch.float32 else 1e-8
+    assert found.dtype == case.z.dtype
+    assert ((found.double() - exact).abs() <= tolerance + rounding).all()
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(case=cases())
+def test_score_is_the_gradient_of_brute_force(case: Case) -> None:
+    """To the accuracy of the responsibilities: a share of the spread of the component scores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screening, "BLOCK", 8)
+        found = case.mixture.score(case.z).double()
+    normal = case.mixture.component_distribution.base_dist
+    z = case.z.double().unsqueeze(1)
+    pull = (normal.loc.double() - z) / normal.scale.double().square()
+    # not by autograd through logsumexp, whose softmax is off by the rounding of the log density
+    log_prob = brute_force(case.mixture).component_distribution.log_prob(z)
+    share = (log_prob + case.mixture.log_weights.double()).softmax(-1)
+    exact = (share.unsqueeze(-1) * pull).sum(1)
+    largest = torch.where(share.unsqueeze(-1) > 0, pull, 0.0).abs().amax(1)
+    precise = case.z.dtype == torch.float64
+    tolerance = (1e-7 if precise else CONTRACT) * largest + 1e-12
+    assert ((found - exact).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_private_operator_and_public_fallback_agree(dtype: torch.dtype) -> None:
+    query, key = torch.randn(37, 9, dtype=dtype), torch.randn(5, 130, 9, dtype=dtype)
+    for one, other in zip(
+        block_log_sum_exp(query, key), fallback_log_sum_exp(query, key), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+@pytest.mark.parametrize("exponent", [-3, -1, 1])
+def test_sizes_and_scales_of_practice(size: int, exponent: int) -> None:
+    loc = torch.randn(size, 40, dtype=torch.float32)
+    scale = 10.0**exponent * (0.5 + torch.rand(size, 40, dtype=torch.float32))
+    mixture = Mixture(
+        dist.Categorical(logits=torch.zeros(size, dtype=torch.float32)),
+        dist.Normal(loc, scale).to_event(1),
+    )
+    z = torch.cat([mixture.sample((20,)), torch.randn(3, 40, dtype=torch.float32), loc[:1]])
+    z = torch.cat([z, z])  # enough pairs for the fused path
+    exact = torch.cat([brute_force(mixture).log_prob(row) for row in z[:24].double().split(1)])
+    found = mixture.log_prob(z)[:24].double()
+    assert ((found - exact).abs() <= CONTRACT + 2**-24 * exact.abs()).all()
+
+
+def test_far_tail_is_finite_and_right() -> None:
+    mixture = Mixture(
+        dist.Categorical(logits=torch.zeros(2)),
+        dist.Normal(torch.tensor([[0.0], [1.0]]), 1.0).to_event(1),
+    )
+    z = torch.tensor([[1e4], [-1e4], [1e8]])
+    expected = -0.5 * torch.tensor([1e4 - 1, 1e4, 1e8 - 1]) ** 2 - math.log(
+        2 * math.sqrt(2 * math.pi)
+    )
+    torch.testing.assert_close(mixture.log_prob(z), expected, rtol=1e-14, atol=1e-9)
+
+
+def test_loosened_matrix_products_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may let torch compute float32 products in lower precision; the contract stands."""
+    monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    used: list[torch.dtype] = []
+    screen = screening._Pass.screen
+    monkeypatch.setattr(
+        screening._Pass, "screen", lambda self, dtype: (used.append(dtype), screen(self, dtype))
+    )
+    loc = torch.randn(20, 2, dtype=torch.float32)
+    mixture = Mixture(
+        dist.Categorical(logits=torch.zeros(20, dtype=torch.float32)),
+        dist.Normal(loc, 0.1).to_event(1),
+    )
+    mixture.log_prob(loc)
+    assert used == [torch.float64]
