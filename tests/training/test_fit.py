@@ -211,7 +211,7 @@ def test_clipping_bounds_the_step() -> None:
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=1.0)
 
-    train_plain(epochs=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    train_plain(epochs=1, batch_size=60, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     start = dict(pyro.get_param_store().named_parameters())
     before = {name: p.detach().clone() for name, p in start.items()}
     train_plain(epochs=1, batch_size=60, optimizer=sgd, clip_norm=1e-3)
