@@ -7,17 +7,16 @@ parameters is summed block by block, and B × N numbers are never held.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
 from pyrovae.mixture.screening import BLOCK, CHUNK_BYTES, TOLERANCE, DiagonalNormals
 
-Parameters = tuple[Tensor, Tensor, Tensor]
+Parameters = Sequence[Tensor]
 
 #: Up to this many (point, component) pairs are evaluated at once …
 DENSE_PAIRS = 1 << 20
@@ -103,14 +102,33 @@ class _LargeLogDensity(torch.autograd.Function):
         return evaluation.log_prob
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, loc, scale, log_weight, log_prob, score = ctx.saved_tensors
-        grad_z = (grad.unsqueeze(-1) * score).to(z.dtype) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[1:4]):
-            return grad_z, None, None, None, None
-        found = parameter_gradients(z, (loc, scale, log_weight), log_prob, grad)
-        return grad_z, *found, None
+        *inputs, log_prob, score = ctx.saved_tensors
+        found: list[Tensor | None] = [None] * 4
+        with torch.no_grad():
+            if ctx.needs_input_grad[0]:
+                found[0] = (grad.unsqueeze(-1) * score).to(score.dtype)
+            if any(ctx.needs_input_grad[1:4]):
+                found[1:] = parameter_gradients(inputs[0], inputs[1:], log_prob, grad)
+        if torch.is_grad_enabled():
+            linked = [grad, *(tensor for tensor in inputs if tensor is not None)]
+            found = [None if f is None else _Once.apply(f, *linked) for f in found]  # type: ignore[no-untyped-call]
+        return *found, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated again instead of being taken for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *inputs: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "expected one derivative of this log density; got a request for a second one, which is "
+            f"available up to {DENSE_PAIRS} pairs of point and component. Use fewer points at once."
+        )
 
 
 def parameter_gradients(

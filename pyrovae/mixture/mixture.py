@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyrovae.mixture import families
 from pyrovae.mixture.exemplars import top_scores
@@ -78,10 +79,10 @@ class Mixture(dist.MixtureSameFamily):
         new = type(self).__new__(type(self)) if _instance is None else _instance
         new.__dict__.update(self.__dict__)
         shape = torch.Size(batch_shape)
-        if broadcast_shape(self.batch_shape, shape) != tuple(shape):
-            raise ValueError(
-                f"expected a shape that {tuple(self.batch_shape)} expands to; got {tuple(shape)}."
-            )
+        old = self.batch_shape
+        aligned = zip(reversed(old), reversed(shape), strict=False)
+        if len(old) > len(shape) or any(a not in (1, b) for a, b in aligned):
+            raise ValueError(f"expected a shape that {tuple(old)} expands to; got {tuple(shape)}.")
         new._batch_shape = shape
         return new
 
@@ -110,6 +111,17 @@ class Mixture(dist.MixtureSameFamily):
     def weights(self) -> Tensor:
         """Normalised weights, shape ``(N,)``."""
         return self.log_weights.exp()
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """The support of the components where it is one for all, which Pyro can transform."""
+        of_components = self.component_distribution.support
+        inner = of_components
+        while isinstance(inner, constraints.independent):
+            inner = inner.base_constraint
+        if any(isinstance(bound, Tensor) for bound in vars(inner).values()):
+            return constraints.MixtureSameFamilyConstraint(of_components)
+        return of_components
 
     @property
     def mean(self) -> Tensor:

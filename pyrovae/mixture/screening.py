@@ -76,6 +76,7 @@ class DiagonalNormals:
 
     def keys(self, rows: slice) -> Tensor:
         """Keys of some components in float64, relative to the centre, shape ``(n, F)``."""
+        rows = slice(*rows.indices(self.size))
         if torch.float64 in self._keys:
             return self._keys[torch.float64].flatten(0, 1)[rows]
         loc, scale, log_weight = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))

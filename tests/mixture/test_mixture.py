@@ -1,0 +1,195 @@
+"""The mixture as a Pyro distribution: shapes, draws, moments, views."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyrovae.mixture import gradients, screening
+from pyrovae.mixture.families import diagonal_normal
+from pyrovae.mixture.mixture import Mixture
+
+N, D = 30, 3
+
+
+def positive_definite(n: int) -> Tensor:
+    factor = torch.randn(n, D, D)
+    return factor @ factor.mT + 0.5 * torch.eye(D)
+
+
+FAMILIES = {
+    "diagonal normal": lambda: dist.Normal(torch.randn(N, D), torch.rand(N, D) + 0.1).to_event(1),
+    "normal": lambda: dist.Normal(torch.randn(N), torch.rand(N) + 0.1),
+    "matrix normal": lambda: dist.Normal(torch.randn(N, 2, D), 0.5).to_event(2),
+    "full normal": lambda: dist.MultivariateNormal(torch.randn(N, D), positive_definite(N)),
+    "low rank": lambda: dist.LowRankMultivariateNormal(
+        torch.randn(N, D), torch.randn(N, D, 1), torch.rand(N, D) + 0.1
+    ),
+    "log normal": lambda: dist.LogNormal(torch.randn(N, D), torch.rand(N, D) + 0.1).to_event(1),
+    "laplace": lambda: dist.Laplace(torch.randn(N, D), torch.rand(N, D) + 0.1).to_event(1),
+    "one hot": lambda: dist.OneHotCategorical(logits=torch.randn(N, D)),
+    "bernoulli": lambda: dist.Bernoulli(logits=torch.randn(N, D)).to_event(1),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def mixture(request: pytest.FixtureRequest) -> Mixture:
+    return Mixture(dist.Categorical(logits=torch.randn(N)), FAMILIES[request.param]())
+
+
+def reference(mixture: Mixture) -> torch.distributions.MixtureSameFamily:
+    return torch.distributions.MixtureSameFamily(
+        mixture.mixture_distribution, mixture.component_distribution
+    )
+
+
+def test_is_a_pyro_mixture_and_agrees_with_torch(mixture: Mixture) -> None:
+    assert isinstance(mixture, dist.MixtureSameFamily)
+    z = mixture.sample((2, 4))
+    assert z.shape == (2, 4, *mixture.event_shape)
+    torch.testing.assert_close(mixture.log_prob(z), reference(mixture).log_prob(z))
+    torch.testing.assert_close(mixture.mean, reference(mixture).mean)
+    torch.testing.assert_close(mixture.variance, reference(mixture).variance)
+
+
+def test_density_is_the_same_in_any_blocks(
+    mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = mixture.sample((9,))
+    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 1500)
+    monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
+    monkeypatch.setattr(screening, "BLOCK", 7)
+    monkeypatch.setattr(screening, "CHUNK_BYTES", 3000)
+    torch.testing.assert_close(mixture.log_prob(z), reference(mixture).log_prob(z))
+    if mixture.support.is_discrete:
+        return
+    z.requires_grad_()
+    found = torch.autograd.grad(mixture.log_prob(z).sum(), z)[0]
+    expected = torch.autograd.grad(reference(mixture).log_prob(z).sum(), z)[0]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(mixture.score(z), expected)
+
+
+def test_expand_is_lazy_and_broadcasts(mixture: Mixture) -> None:
+    wide = mixture.expand((6, 5))
+    assert wide.batch_shape == (6, 5) and type(wide) is type(mixture)
+    assert wide.component_distribution is mixture.component_distribution
+    assert wide.sample((2,)).shape == (2, 6, 5, *mixture.event_shape)
+    one = mixture.sample()
+    torch.testing.assert_close(wide.log_prob(one), mixture.log_prob(one).expand(6, 5))
+    assert wide.log_prob(wide.sample((2,))).shape == (2, 6, 5)
+    assert wide.mean.shape == (6, 5, *mixture.event_shape)
+    with pytest.raises(ValueError, match="expected a shape"):
+        wide.expand((7,))
+
+
+def test_works_at_a_site_in_a_plate(mixture: Mixture) -> None:
+    def model() -> Tensor:
+        with pyro.plate("data", 7):
+            return pyro.sample("z", mixture)
+
+    trace = pyro.poutine.trace(model).get_trace()
+    trace.compute_log_prob()
+    site = trace.nodes["z"]
+    assert site["value"].shape == (7, *mixture.event_shape)
+    torch.testing.assert_close(site["log_prob"], reference(mixture).log_prob(site["value"]))
+    masked = mixture.expand((7,)).mask(torch.arange(7) < 3)
+    assert (masked.log_prob(site["value"])[3:] == 0).all()
+    together = mixture.expand((7,)).to_event(1).log_prob(site["value"])
+    torch.testing.assert_close(together, site["log_prob"].sum())
+    assert not mixture.has_rsample
+
+
+def test_draws_follow_the_weights_and_the_moments() -> None:
+    weights = torch.tensor([0.0, 0.7, 0.0, 0.3, 0.0])
+    loc = torch.arange(5.0).unsqueeze(-1)
+    mixture = Mixture(dist.Categorical(weights), dist.Normal(loc, 0.1).to_event(1))
+    index = mixture.sample_index(20_000)
+    share = index.bincount(minlength=5) / 20_000
+    assert set(index.unique().tolist()) == {1, 3}
+    assert abs(share[1] - 0.7) < 4 * math.sqrt(0.21 / 20_000)
+    drawn = mixture.sample((20_000,))
+    deviation = math.sqrt(float(mixture.variance) / 20_000)
+    assert abs(drawn.mean() - mixture.mean) < 4 * deviation
+
+
+def test_more_components_than_a_multinomial_can_take() -> None:
+    size = (1 << 24) + 5
+    loc = torch.arange(size, dtype=torch.float32)
+    uneven = torch.zeros(size, dtype=torch.float32)
+    uneven[: size - 1] = -float("inf")
+    components = dist.Normal(loc, 1e-3, validate_args=False)
+    last = Mixture(dist.Categorical(logits=uneven), components)
+    assert (last.sample_index(10) == size - 1).all()
+    even = Mixture(dist.Categorical(logits=torch.zeros(size, dtype=torch.float32)), components)
+    assert even.sample((100,)).max() > size / 2
+
+
+def test_a_weight_of_zero_is_zero() -> None:
+    """torch's Categorical turns probs of zero into 1.2e-7."""
+    components = dist.Normal(torch.tensor([[0.0], [50.0]]), 1.0).to_event(1)
+    mixture = Mixture(dist.Categorical(probs=torch.tensor([1.0, 0.0])), components)
+    found = mixture.log_prob(torch.tensor([[50.0]]))
+    torch.testing.assert_close(found, components.log_prob(torch.tensor([[50.0]]))[:1])
+
+
+def test_components_and_marginals(mixture: Mixture) -> None:
+    z = mixture.sample()
+    expected = mixture.component_distribution.log_prob(z)[4]
+    torch.testing.assert_close(mixture.component(4).log_prob(z), expected)
+    torch.testing.assert_close(
+        mixture.component(-1).log_prob(z), mixture.component_distribution.log_prob(z)[-1]
+    )
+    with pytest.raises(IndexError, match="expected a component"):
+        mixture.component(N)
+
+
+@pytest.mark.parametrize("name", ["diagonal normal", "full normal", "low rank", "log normal"])
+def test_marginals_are_those_of_the_draws(name: str) -> None:
+    """P(z_d ≤ t) of the marginal against the share of 4,000 joint draws, 4 standard errors."""
+    mixture = Mixture(dist.Categorical(logits=torch.randn(N)), FAMILIES[name]())
+    drawn = mixture.sample((4000,))
+    for d in range(D):
+        marginal = mixture.marginal(d)
+        assert marginal.event_shape == ()
+        at = drawn[:, d].median()
+        cdf = marginal.cdf(at)
+        torch.testing.assert_close(cdf, reference(marginal).cdf(at))
+        assert abs(cdf - 0.5) < 4 * 0.5 / math.sqrt(4000) + 1e-3
+    pair = mixture.marginal([2, 0])
+    assert pair.event_shape == (2,)
+    torch.testing.assert_close(pair.mean, mixture.mean[[2, 0]])
+    torch.testing.assert_close(pair.variance, mixture.variance[[2, 0]])
+    inner = pair.marginal(1).log_prob(torch.tensor(0.3))
+    torch.testing.assert_close(inner, mixture.marginal(0).log_prob(torch.tensor(0.3)))
+
+
+def test_marginals_that_are_not_known_say_so() -> None:
+    mixture = Mixture(dist.Categorical(logits=torch.randn(N)), FAMILIES["one hot"]())
+    with pytest.raises(ValueError, match="OneHotCategorical"):
+        mixture.marginal(0)
+    with pytest.raises(ValueError, match="marginal"):
+        Mixture(dist.Categorical(torch.ones(N)), FAMILIES["full normal"]()).cdf(torch.zeros(3))
+
+
+def test_batched_components_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected components of batch shape \(N,\)"):
+        Mixture(dist.Categorical(torch.ones(4)), dist.Normal(torch.zeros(2, 4), 1.0))
+
+
+def test_a_subclass_of_normal_keeps_its_own_density() -> None:
+    class Shifted(dist.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value - 1)
+
+    assert diagonal_normal(Shifted(torch.zeros(3), torch.ones(3))) is None
+
+
+def test_repr_names_what_it_is(mixture: Mixture) -> None:
+    assert f"components={N}" in repr(mixture)
+    assert f"event_shape={tuple(mixture.event_shape)}" in repr(mixture)
