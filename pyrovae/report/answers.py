@@ -1,4 +1,4 @@
-"""Is the latent distribution a mixture of N Gaussians? Answered with the numbers of one data set."""
+"""Is the latent distribution a mixture of N Gaussians? Answered with one data set's numbers."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ def _guide(diagnosis: Diagnosis) -> Answer:
     scale = diagnosis.collapse.mean_scale
     n = count(diagnosis.aggregated.size)
     kind = _kind(diagnosis)
+    low, high = plain(float(scale.min()), ".2g"), plain(float(scale.max()), ".2g")
+    spread = f"is {low}" if low == high else f"runs from {low} to {high} over the units"
     return Answer(
         "q(z | x), the guide",
         f"One {kind} for each x.",
         f"The guide gives each of the {n} training points one {kind} of its own, whose standard "
-        f"deviation, averaged over the data, runs from {number(float(scale.min()))} to "
-        f"{number(float(scale.max()))} over the units. Written as a sum over n it is only a look-up "
-        f"that selects component n; for one x it is not a mixture.",
+        f"deviation, averaged over the data, {spread}. Written as a sum over n it is only a "
+        f"look-up that selects component n; for one x it is not a mixture.",
     )
 
 
@@ -57,9 +58,10 @@ def _aggregated(diagnosis: Diagnosis) -> Answer:
             "estimate that remembers its training points one by one"
         )
     else:
+        gap = number(terms.log_n - terms.index_code_mi.value, terms.index_code_mi.standard_error)
         reading = (
-            f"{number(terms.log_n - terms.index_code_mi.value, terms.index_code_mi.standard_error)} "
-            f"nats below that limit: as if each code were shared by {overlapping:.1f} data points"
+            f"{gap} nats below that limit: as if each code were shared by about "
+            f"{_rounded(overlapping)} data points"
         )
     n = count(diagnosis.aggregated.size)
     return Answer(
@@ -88,7 +90,6 @@ def _generative(diagnosis: Diagnosis) -> Answer:
 
 def _units(diagnosis: Diagnosis) -> Answer:
     units = len(diagnosis.collapse.active)
-    active = int(diagnosis.collapse.active.sum())
     correlation = diagnosis.training.total_correlation
     if units == 1:
         reading = "With a single unit there is nothing else for it to depend on."
@@ -106,9 +107,21 @@ def _units(diagnosis: Diagnosis) -> Answer:
         "One latent as D independent Gaussian “particles”",
         f"A product of D = {units}, not a mixture of N.",
         f"A diagonal covariance makes every component a product of D = {units} one-dimensional "
-        f"densities; D was chosen by hand, is unrelated to N, and {active} of the {units} units "
-        f"{'is' if active == 1 else 'are'} active. {reading}",
+        f"densities; D was chosen by hand and is unrelated to N. "
+        f"{active_units(diagnosis)} {reading}",
     )
+
+
+def active_units(diagnosis: Diagnosis) -> str:
+    """How many of the latent units are active, as a sentence."""
+    units, active = len(diagnosis.collapse.active), int(diagnosis.collapse.active.sum())
+    if units == 1:
+        return "The unit is active." if active else "The unit has collapsed."
+    return f"{active} of the {units} units {'is' if active == 1 else 'are'} active."
+
+
+def _rounded(size: float) -> str:
+    return f"{size:.1f}" if size < 10 else count(round(size))
 
 
 def _kind(diagnosis: Diagnosis) -> str:
@@ -124,12 +137,23 @@ def reliability(diagnosis: Diagnosis) -> list[str]:
 def _reliability(name: str, pareto_k: torch.Tensor) -> str:
     over, size = int((~(pareto_k <= UNRELIABLE)).sum()), len(pareto_k)
     title = density_name(name)
+    worst = plain(float(pareto_k.max()), ".2f")
     if over == 0:
-        worst = plain(float(pareto_k.max()), ".2f")
-        return f"Under {title} no k̂ exceeds 0.7 (the largest is {worst}): estimates and errors hold."
+        return f"Under {title} no data point has k̂ > 0.7; the largest is {worst}."
     share = 100 * over / size
     return (
-        f"Under {title} {count(over)} of {count(size)} data points ({share:.2g} %) have k̂ > 0.7: for "
-        "these the few largest weights decide, the true log p(x) is probably higher than estimated, "
-        "and the standard errors are too small. More draws or an annealed estimate would tell."
+        f"Under {title} {count(over)} of {count(size)} data points ({share:.2g} %) have k̂ > 0.7; "
+        f"the largest is {worst}."
+    )
+
+
+def trust(diagnosis: Diagnosis) -> str:
+    """What the values of k̂ mean for the means of log p(x) and their standard errors."""
+    if all(bool((e.pareto_k <= UNRELIABLE).all()) for e in diagnosis.evidence.values()):
+        return "All importance weights have tails light enough: means and standard errors hold."
+    return (
+        "Where k̂ > 0.7 the few largest weights decide: log p(x) of these data points is probably "
+        "higher than estimated, and the standard errors that include them are too small. If the "
+        "share is more than a few per cent, do not rely on differences of that size: use more "
+        "importance draws, or an annealed estimate."
     )

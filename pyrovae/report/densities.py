@@ -15,7 +15,7 @@ from pyrovae.diagnostics.surgery import prior_marginals
 from pyrovae.mixture.mixture import Mixture
 
 Array = NDArray[np.float64]
-MARGIN = 0.3  # of the range of the codes, on either side
+MARGIN = 0.12  # of the range of the codes, on either side
 
 
 def most_active(activity: Collapse, most: int) -> list[int]:
@@ -81,8 +81,8 @@ def mass_levels(density: Array, shares: Sequence[float]) -> list[float]:
     """
     heights = np.sort(density, axis=None)[::-1]
     mass = heights.cumsum() / heights.sum()
-    found = {float(heights[min(np.searchsorted(mass, s), len(mass) - 1)]) for s in shares}
-    return sorted(found)
+    index = np.searchsorted(mass, shares).clip(max=len(mass) - 1)
+    return sorted({float(height) for height in heights[index]})
 
 
 def _columns(distribution: dist.Distribution, values: dict[int, Tensor]) -> Tensor:

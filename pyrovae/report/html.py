@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -20,6 +21,19 @@ from pyrovae.report.style import STYLE
 from pyrovae.training.history import Fit
 
 RESOLUTION = 170  # dots per inch of what is drawn as pixels within a vector image
+ALTERNATIVES = {
+    "map": "Map of codes with contours of q_agg and of the prior",
+    "activity": "KL to the prior and variance of means of each unit",
+    "densities": "log q_agg against log p at held-out codes",
+    "sheets": "Data beside samples from each density",
+    "narrow": "Data beside samples from each density",
+    "evidence": "log p(x) under each density, and paired differences",
+    "pareto": "Histogram of Pareto k̂ under each density",
+    "candidates": "Held-out log density of each candidate for the ex-post prior",
+    "marginals": "Marginals of q_agg and of the prior",
+    "features": "Histograms of features, data and draws",
+    "training": "Training objective and validation ELBO by epoch",
+}
 
 
 class Picture(NamedTuple):
@@ -52,6 +66,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["together"] = _together
     return environment.get_template("page.html.jinja").render(
         diagnosis=diagnosis,
         advice=diagnosis.advice,
@@ -60,7 +75,9 @@ def render(
         netcdf=netcdf,
         site=next(iter(diagnosis.labelled.groups["posterior"])),
         answers=answers.answers(diagnosis),
+        active_units=answers.active_units(diagnosis),
         reliability=answers.reliability(diagnosis),
+        trust=answers.trust(diagnosis),
         tables=tables,
         glossary=glossary,
         pictures=_pictures(diagnosis, run),
@@ -95,28 +112,42 @@ def write(path: str | os.PathLike[str], html: str) -> Path:
     return target
 
 
+def _together(text: str) -> str:
+    """The text with numbers kept on one line with their signs and standard errors."""
+    return text.replace(" ± ", "\u00a0±\u00a0").replace("≥ ", "≥\u00a0")
+
+
 def _sentence(run: Fit) -> str:
     """How training went, as a sentence."""
-    text = str(run)
-    return f"Training {text}."
+    ended = {
+        "epochs": f"All {run.epochs} epochs were run",
+        "patience": f"Training stopped after {run.epochs} epochs, as validation no longer improved",
+    }[run.stopped]
+    kept = f"the parameters of epoch {run.best_epoch} were kept"
+    reached = f"Its training objective is {numbers.plain(run.train, '.2f')} nats per data point"
+    if not math.isnan(run.validation):
+        reached += f", its validation ELBO {numbers.plain(run.validation, '.2f')}"
+    return f"{ended}; {kept}. {reached}."
 
 
 def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
     drawn = {
-        "map": (latent_plots.latent_map(diagnosis), "Codes with contours of q_agg and of the prior"),
-        "activity": (latent_plots.unit_activity(diagnosis), "KL and variance of means of each unit"),
-        "marginals": (latent_plots.unit_marginals(diagnosis), "Marginals of q_agg and of the prior"),
-        "densities": (plots.held_out_densities(diagnosis), "log q_agg against log p, held-out codes"),
-        "sheets": (sheets.sample_sheets(diagnosis, columns=2), "Data beside samples from each density"),
-        "evidence": (plots.evidence(diagnosis), "log p(x) under each density, and differences"),
-        "pareto": (plots.pareto_k(diagnosis), "Histogram of Pareto k̂"),
-        "candidates": (plots.ex_post_candidates(diagnosis), "Held-out log density of each candidate"),
+        "map": latent_plots.latent_map(diagnosis),
+        "activity": latent_plots.unit_activity(diagnosis),
+        "densities": plots.held_out_densities(diagnosis),
+        "sheets": sheets.sample_sheets(diagnosis, columns=4),
+        "narrow": sheets.sample_sheets(diagnosis, columns=2),
+        "evidence": plots.evidence(diagnosis),
+        "pareto": plots.pareto_k(diagnosis),
+        "candidates": plots.ex_post_candidates(diagnosis),
     }
+    if len(diagnosis.collapse.active) > 1:  # of a single unit the map shows the same
+        drawn["marginals"] = latent_plots.unit_marginals(diagnosis)
     if not sheets.is_image(tuple(diagnosis.pictures.data.shape[1:])):
-        drawn["features"] = (sheets.feature_marginals(diagnosis), "Histograms of features")
+        drawn["features"] = sheets.feature_marginals(diagnosis)
     if run is not None:
-        drawn["training"] = (plots.training_curve(run), "Objective by epoch")
-    return {name: Picture(_uri(figure), alt) for name, (figure, alt) in drawn.items()}
+        drawn["training"] = plots.training_curve(run)
+    return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in drawn.items()}
 
 
 def _uri(figure: Figure) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.diagnostics.collapse import ACTIVE
 from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.report.densities import line, mass_levels, most_active, pair_density, unit_density
+from pyrovae.report.densities import (
+    Array,
+    line,
+    mass_levels,
+    most_active,
+    pair_density,
+    unit_density,
+)
 from pyrovae.report.style import (
     COLOURS,
     LINES,
@@ -45,7 +51,10 @@ def latent_map(diagnosis: Diagnosis) -> Figure:
     x, y = (line(z[:, unit], GRID) for unit in units)
     figure, (ax,) = panels(height=WIDTH)
     points = z[:MOST_POINTS, units].double().cpu().numpy()
-    ax.scatter(*points.T, s=5, alpha=0.35, linewidths=0, color=COLOURS["data"], rasterized=True)
+    ax.scatter(
+        points[:, 0], points[:, 1], s=5, alpha=0.35, linewidths=0, color=COLOURS["data"],
+        rasterized=True,
+    )  # fmt: skip
     for name, density in (("q_agg", diagnosis.aggregated), ("prior", diagnosis.prior)):
         heights = pair_density(density, units, x, y)
         if heights is not None:
@@ -54,7 +63,8 @@ def latent_map(diagnosis: Diagnosis) -> Figure:
                 levels=mass_levels(heights, SHARES), colors=COLOURS[name],
                 linestyles=LINES[name], linewidths=1.3,
             )  # fmt: skip
-    ax.set(xlabel=f"unit {units[0]}", ylabel=f"unit {units[1]}", aspect="equal")
+    ax.set(xlabel=f"unit {units[0]}", ylabel=f"unit {units[1]}")
+    ax.set_aspect("equal", adjustable="datalim")
     ax.set_title(_collapsed_note(diagnosis), fontsize=9, color="#555555")
     _map_legend(figure)
     return figure
@@ -73,7 +83,7 @@ def _collapsed_note(diagnosis: Diagnosis) -> str:
     active = diagnosis.collapse.active
     collapsed = (~active).nonzero().flatten().tolist()
     if not collapsed:
-        return f"all {len(active)} units are active"
+        return "the unit is active" if len(active) == 1 else f"all {len(active)} units are active"
     listed = ", ".join(str(unit) for unit in collapsed[:8]) + (", …" if len(collapsed) > 8 else "")
     return f"{int(active.sum())} of {len(active)} units are active; collapsed: {listed}"
 
@@ -144,20 +154,21 @@ def unit_activity(diagnosis: Diagnosis) -> Figure:
         axes[0].set_ylabel(r"KL($q_\mathrm{agg,d}$ ‖ $p_d$), nats")
     for panel in axes:
         panel.set_xlim(-0.6, len(active) - 0.4)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        panel.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
     legend_above(figure, *axes)
     return figure
 
 
-def _unit_points(
-    ax: Axes, values: Sequence[float] | np.ndarray, errors: np.ndarray, active: np.ndarray
-) -> None:
+def _unit_points(ax: Axes, values: Array, errors: Array, active: NDArray[np.bool_]) -> None:
     index = np.arange(len(active))
-    kinds = ((active, "active", ACTIVE_COLOUR, "o", None), (~active, "collapsed", MUTED, "X", "white"))
+    kinds = (
+        (active, "active", ACTIVE_COLOUR, "o", ACTIVE_COLOUR),
+        (~active, "collapsed", MUTED, "X", "white"),
+    )
     for chosen, label, colour, marker, face in kinds:
         if chosen.any():
             ax.errorbar(
-                index[chosen], np.asarray(values)[chosen], yerr=2 * errors[chosen], color=colour,
-                marker=marker, markersize=6, markerfacecolor=face or colour, linestyle="none",
+                index[chosen], values[chosen], yerr=2 * errors[chosen], color=colour,
+                marker=marker, markersize=6, markerfacecolor=face, linestyle="none",
                 capsize=2, label=f"{label} (± 2 standard errors)",
             )  # fmt: skip

@@ -31,15 +31,13 @@ Array = NDArray[np.float64]
 
 @styled
 def training_curve(fit: Fit) -> Figure:
-    """Training objective and validation ELBO by epoch, the KL weight if it changed, the best epoch."""
+    """Training objective and validation ELBO by epoch, KL weight if it changed, epoch kept."""
     history = fit.history
     warmed = bool((history.kl_weight != 1.0).any())
     figure, axes = panels(2 if warmed else 1, height=4.4 if warmed else 3.4)
     ax = axes[0]
     mark = "o" if len(history) == 1 else ""
-    ax.plot(
-        history.epoch, history.train, color=TRAINING, marker=mark, label="training objective"
-    )
+    ax.plot(history.epoch, history.train, color=TRAINING, marker=mark, label="training objective")
     if not np.isnan(history.validation).all():
         ax.plot(
             history.epoch, history.validation, "--", color=VALIDATION, marker=mark,
@@ -47,7 +45,10 @@ def training_curve(fit: Fit) -> Figure:
         )  # fmt: skip
     for panel in axes:
         panel.axvline(fit.best_epoch, color=MUTED, linewidth=1, linestyle=":")
-    axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=f"epoch kept: {fit.best_epoch}")
+        panel.set_xlim(0, len(history) + 1)
+        panel.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    kept = f"epoch kept: {fit.best_epoch}"
+    axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=kept)
     low, high = _interesting(history)
     ax.set_ylim(low, high)
     ax.set_ylabel("nats per data point")
@@ -55,7 +56,6 @@ def training_curve(fit: Fit) -> Figure:
         axes[1].plot(history.epoch, history.kl_weight, color="#000000")
         axes[1].set_ylabel("KL weight")
     axes[-1].set_xlabel("epoch")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_above(figure, *axes, columns=3)
     return figure
 
@@ -74,7 +74,8 @@ def _interesting(history: History) -> tuple[float, float]:
 def held_out_densities(diagnosis: Diagnosis) -> Figure:
     """log q_agg against log p at the codes of held-out data, with the diagonal of equality."""
     memory = diagnosis.memorisation
-    prior, aggregated = (t.double().cpu().numpy() for t in (memory.log_prior, memory.log_aggregated))
+    prior = memory.log_prior.double().cpu().numpy()
+    aggregated = memory.log_aggregated.double().cpu().numpy()
     figure, (ax,) = panels(height=3.8)
     above = float((aggregated > prior).mean())
     ax.scatter(
@@ -91,17 +92,20 @@ def held_out_densities(diagnosis: Diagnosis) -> Figure:
 
 @styled
 def evidence(diagnosis: Diagnosis) -> Figure:
-    """Held-out log p(x) under each density in the prior's place, and the paired differences."""
+    """Held-out log p(x) under each density in the prior's place, and the paired differences.
+
+    Bars are two standard errors to either side.
+    """
     names = list(diagnosis.evidence)
     base = diagnosis.evidence["prior"]
     means = {name: diagnosis.evidence[name].mean() for name in names}
     gains = {name: diagnosis.evidence[name].minus(base) for name in names if name != "prior"}
     figure, axes = panels(2, height=3.6)
     _intervals(axes[0], means)
-    axes[0].set_xlabel("mean log p(x), nats per data point (± 2 standard errors)")
+    axes[0].set_xlabel("mean log p(x), nats per data point")
     _intervals(axes[1], gains)
     axes[1].axvline(0.0, color=COLOURS["prior"], linestyle="--", linewidth=1)
-    axes[1].set_xlabel("difference from the prior, paired, nats (± 2 standard errors)")
+    axes[1].set_xlabel("paired difference from the prior, nats")
     return figure
 
 

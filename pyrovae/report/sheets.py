@@ -54,9 +54,10 @@ def sample_sheets(diagnosis: Diagnosis, *, columns: int = 4) -> Figure:
     columns = min(columns, len(sheets))
     rows = -(-len(sheets) // columns)
     side = WIDTH / 2
-    figure, axes = panels(rows, columns, height=rows * (side + 0.2))
-    figure.set_figwidth(columns * side)
-    if is_image(tuple(pictures.data.shape[1:])):
+    images = is_image(tuple(pictures.data.shape[1:]))
+    height = rows * (side + (0.2 if images else 0.6))
+    figure, axes = panels(rows, columns, height=height, width=columns * side)
+    if images:
         _image_sheets(axes, {name: _array(x) for name, x in sheets.items()})
     else:
         _table_sheets(axes, {name: _table(x) for name, x in sheets.items()})
@@ -110,7 +111,7 @@ def _image_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
 
 
 def _mosaic(images: Array) -> Array:
-    """Images ``(n, [channels,] rows, columns)`` in [0, 1] as one, in a square grid with white gaps."""
+    """Images ``(n, [channels,] rows, columns)`` in [0, 1] as one square grid."""
     if images.ndim == 4:
         images = np.moveaxis(images, 1, -1)
         images = images[..., 0] if images.shape[-1] == 1 else images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ P = ParamSpec("P")
 # Okabe & Ito's palette, which stays distinguishable with any kind of colour vision.
 COLOURS = {"data": "#444444", "prior": "#0072B2", "q_agg": "#D55E00", "ex_post": "#009E73"}
 FURTHER = "#CC79A7"
-LINES = {"prior": "--", "q_agg": "-", "ex_post": "-."}
+LINES: dict[str, Any] = {"prior": "--", "q_agg": "-", "ex_post": "-."}
 MARKERS = {"prior": "s", "q_agg": "o", "ex_post": "D"}
 LABELS = {
     "data": "data",
@@ -25,15 +25,15 @@ LABELS = {
 }
 TRAINING, VALIDATION, MUTED = "#56B4E9", "#332288", "#8A8A8A"
 
-STYLE = {
-    "font.size": 10,
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
     "font.family": "DejaVu Sans",
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "legend.fontsize": 9.5,
     "legend.frameon": False,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -43,6 +43,8 @@ STYLE = {
     "lines.linewidth": 1.6,
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.constrained_layout.h_pad": 0.05,
     "axes.unicode_minus": True,
     "svg.fonttype": "path",
     "svg.hashsalt": "pyrovae",
@@ -61,9 +63,11 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     return inner
 
 
-def panels(rows: int = 1, columns: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure ``WIDTH`` wide with a grid of axes, row by row."""
-    figure = Figure(figsize=(WIDTH, height))
+def panels(
+    rows: int = 1, columns: int = 1, *, height: float = 3.4, width: float = WIDTH
+) -> tuple[Figure, list[Axes]]:
+    """A figure in inches with a grid of axes, row by row."""
+    figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
 
@@ -72,7 +76,7 @@ def legend_above(figure: Figure, *axes: Axes, columns: int = 3) -> None:
     """One legend for all axes, outside them, so that it covers no data."""
     found = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
     unique = {label: handle for handle, label in reversed(found)}
-    labels = [label for label in dict.fromkeys(label for _, label in found)]
+    labels = list(dict.fromkeys(label for _, label in found))
     figure.legend(
         [unique[label] for label in labels], labels, loc="outside upper center", ncols=columns
     )

@@ -48,7 +48,7 @@ def terms(diagnosis: Diagnosis) -> list[Row]:
     for term in TERMS:
         rows.append(Row(measure_name(term), tuple(cell(getattr(s, term)) for s in both)))
         if term == "index_code_mi":
-            rows.append(Row("log N, its upper limit", tuple(Cell(f"{s.log_n:.4f}") for s in both)))
+            rows.append(Row("log N, its upper limit", tuple(Cell(f"{s.log_n:.3f}") for s in both)))
     return rows
 
 
@@ -79,10 +79,10 @@ def units(diagnosis: Diagnosis) -> list[Row]:
     activity, kl = diagnosis.collapse, diagnosis.training.unit_kl
     rows = []
     for unit, active in enumerate(activity.active.tolist()):
-        variance = number(float(activity.variance_of_means[unit]), float(activity.standard_error[unit]))
+        variance, error = activity.variance_of_means[unit], activity.standard_error[unit]
         cells = (
             Cell("active" if active else "collapsed"),
-            Cell(variance),
+            Cell(number(float(variance), float(error))),
             Cell(number(float(activity.mean_scale[unit]), 0.0)),
             Cell(MISSING) if kl is None else Cell(show(kl[unit])),
         )
@@ -96,16 +96,17 @@ def everything(diagnosis: Diagnosis) -> list[Row]:
     for row in diagnosis.summary().itertuples():
         estimate = Estimate(row.value, row.standard_error, row.size, row.over, row.bound or None)
         value = cell(estimate)
-        rows.append(Row(measure_name(row.measure), (Cell(row.data), Cell(value.text), Cell(value.sample))))
+        cells = (Cell(row.data), Cell(value.text), Cell(value.sample))
+        rows.append(Row(measure_name(row.measure), cells))
     return rows
 
 
 def identities(diagnosis: Diagnosis) -> list[Row]:
-    """The equations between the terms, with the numbers of both data sets in place."""
+    """The equations between the terms, with the numbers of training and held-out data in place."""
+    both = [_equations(terms) for terms in (diagnosis.training, diagnosis.held_out)]
     return [
-        Row(data, (Cell(_names(equation)), Cell(_values(equation)), Cell(_error(equation))))
-        for data, terms in (("training", diagnosis.training), ("held-out", diagnosis.held_out))
-        for equation in _equations(terms)
+        Row(_names(pair[0]), tuple(Cell(_values(e), f"off by {_error(e)}") for e in pair))
+        for pair in zip(*both, strict=True)
     ]
 
 
@@ -136,7 +137,8 @@ def _names(equation: _Equation) -> str:
 
 
 def _values(equation: _Equation) -> str:
-    right = [plain(value, ".4f") if value >= 0 else f"({plain(value, '.4f')})" for _, value in equation.right]
+    right = [plain(value, ".4f") for _, value in equation.right]
+    right = [f"({text})" if text.startswith(MINUS) else text for text in right]
     return f"{plain(equation.left[1], '.4f')} = {_sum(right, equation.sign)}"
 
 
@@ -147,4 +149,5 @@ def _sum(terms: list[str], sign: int) -> str:
 
 def _error(equation: _Equation) -> str:
     right = equation.sign * sum(value for _, value in equation.right)
-    return plain(abs(equation.left[1] - right), ".0e")
+    error = abs(equation.left[1] - right)
+    return plain(error, ".0e") if error else "0"

@@ -1,0 +1,136 @@
+"""The page holds every number, needs nothing else, and lets nobody's text become markup."""
+
+from __future__ import annotations
+
+import html as escaping
+import re
+from collections.abc import Callable
+
+import pytest
+
+from pyrovae.estimates import Estimate
+from pyrovae.report import answers, html
+from pyrovae.report.numbers import number, show
+
+FACTS = {"data": "toy, 40 rows", "likelihood": "bernoulli", "wall time": "1 s"}
+CASES = (("image", 2, "normal"), ("table", 1, "flow"), ("number", 10, "mixture"))
+PAGES: dict[tuple[str, int, str], str] = {}
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, with spaces as in the source."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return escaping.unescape(re.sub(r"<[^>]+>", " ", body)).replace("\u00a0", " ")
+
+
+@pytest.fixture
+def page(case, run) -> Callable[..., str]:
+    """``page(kind)``: the report of a case, rendered once; only the first comes with a run."""
+
+    def rendered(kind: tuple[str, int, str]) -> str:
+        if kind not in PAGES:
+            fit = run() if kind == CASES[0] else None
+            PAGES[kind] = html.render(case(*kind), run=fit, facts=FACTS)
+        return PAGES[kind]
+
+    return rendered
+
+
+@pytest.mark.parametrize("kind", CASES, ids=str)
+def test_every_number_of_the_summary_is_on_the_page(case, page, kind):
+    text = text_of(page(kind))
+    for row in case(*kind).summary().itertuples():
+        estimate = Estimate(row.value, row.standard_error, row.size, row.over, row.bound or None)
+        assert show(estimate) in text
+        assert f"{row.size:,}" in text
+
+
+def test_advice_comes_first_and_facts_follow(case, page):
+    text = text_of(page(CASES[0]))
+    first = case(*CASES[0]).advice
+    places = [text.index(part) for part in (first, "What was run", "mixture of N Gauss")]
+    assert places == sorted(places)
+    assert all(value in text for pair in FACTS.items() for value in pair)
+
+
+@pytest.mark.parametrize("kind", CASES, ids=str)
+def test_the_page_needs_no_other_file_and_no_network(page, kind):
+    text = page(kind)
+    addresses = re.findall(r"""(?:src|href|srcset)\s*=\s*["']([^"']*)""", text)
+    assert addresses
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", text)
+    assert len(text) < 4_000_000
+    assert 'name="viewport"' in text
+
+
+def test_text_from_outside_is_escaped(case, monkeypatch):
+    monkeypatch.setattr(html, "_uri", lambda figure: "data:,")
+    hostile = "<script>alert(1)</script>\"'&"
+    facts = {"data": hostile, hostile: "value", "versions": hostile}
+    text = html.render(case(*CASES[0]), facts=facts, netcdf=hostile)
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 5
+
+
+def test_only_a_run_has_a_section_on_training(page):
+    assert 'id="training"' in page(CASES[0])
+    assert 'id="training"' not in page(CASES[1])
+
+
+def test_facts_may_be_missing(case, monkeypatch):
+    monkeypatch.setattr(html, "_uri", lambda figure: "data:,")
+    assert "<title>Latent distribution</title>" in html.render(case(*CASES[0]), facts={})
+
+
+def test_the_same_diagnosis_gives_the_same_bytes(case, run, page):
+    assert html.render(case(*CASES[0]), run=run(), facts=FACTS) == page(CASES[0])
+
+
+def test_four_answers_of_this_data(case):
+    diagnosis = case("image", 10)
+    found = answers.answers(diagnosis)
+    assert len(found) == 4
+    assert "N = 40" in found[1].verdict
+    assert show(diagnosis.training.index_code_mi) in found[1].text
+    assert show(diagnosis.evidence["prior"].mean()) in found[2].text
+    active = int(diagnosis.collapse.active.sum())
+    assert "D = 10, not" in found[3].verdict and f"{active} of the 10 units" in found[3].text
+
+
+def test_write_replaces_whole_files_only(tmp_path, monkeypatch):
+    path = tmp_path / "a report.html"
+    assert html.write(path, "old ψ") == path
+    assert path.read_text(encoding="utf-8") == "old ψ"
+
+    def fail(descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(html.os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        html.write(path, "new")
+    assert path.read_text(encoding="utf-8") == "old ψ"
+    assert [file.name for file in tmp_path.iterdir()] == ["a report.html"]
+
+
+def test_write_names_the_folder_that_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        html.write(tmp_path / "nowhere" / "report.html", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (-35.2134, 0.1432, "−35.21 ± 0.14"),
+        (-35.2134, 0.0996, "−35.213 ± 0.100"),
+        (123456.7, 321.0, "123,457 ± 321"),
+        (-0.0001, 0.01, "0.000 ± 0.010"),
+        (3.0, 0.0, "3"),
+        (7.13648, 0.0, "7.136"),
+        (8.0, 1e-30, "8"),
+        (float("-inf"), float("nan"), "−∞ ± nan"),
+        (2.0, float("inf"), "2 ± ∞"),
+    ],
+)
+def test_numbers_have_the_digits_of_their_standard_error(value, error, text):
+    assert number(value, error) == text
