@@ -35,16 +35,16 @@ class AggregatedPosterior(Mixture):
 
     def __init__(self, encoding: dist.Distribution, weights: Tensor | None = None) -> None:
         size = encoding.batch_shape[:1].numel()
-        mean_like = _parameter(encoding)
+        like = families.floating_parameter(encoding)
         if weights is None:
-            weights = torch.ones(size, dtype=mean_like.dtype, device=mean_like.device)
+            weights = torch.ones(size, dtype=like.dtype, device=like.device)
         usable = weights.shape == (size,) and bool((weights >= 0).all())
         if not usable or not 0 < float(weights.sum()) < float("inf"):
             raise ValueError(
                 f"expected {size} finite, non-negative weights with a positive total; got shape "
                 f"{tuple(weights.shape)}, total {float(weights.sum())}."
             )
-        weights = weights.to(mean_like)
+        weights = weights.to(like)
         #: Total of the weights as they were given: what this part counts for in `merge`.
         self.mass = float(weights.double().sum())
         super().__init__(dist.Categorical(logits=weights.log()), encoding)
@@ -103,14 +103,3 @@ class AggregatedPosterior(Mixture):
         """Read what `save` wrote."""
         state = torch.load(path, map_location=device, weights_only=True)
         return cls(families.from_state(state["encoding"]), state["weights"])
-
-
-def _parameter(encoding: dist.Distribution) -> Tensor:
-    """Some floating-point parameter of a distribution: where its numbers live."""
-    while isinstance(encoding, torch.distributions.Independent):
-        encoding = encoding.base_dist
-    for name in getattr(encoding, "arg_constraints", {}):
-        value = vars(encoding).get(name)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    return torch.empty(0)

@@ -145,6 +145,17 @@ def family(distribution: dist.Distribution) -> str:
     return type(distribution).__name__
 
 
+def floating_parameter(distribution: dist.Distribution) -> Tensor:
+    """A floating-point parameter of a distribution: it knows the dtype and the device."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    for name in _parameters(distribution):
+        value: Tensor = getattr(distribution, name)
+        if value.is_floating_point():
+            return value
+    raise ValueError(f"expected floating-point parameters; got {type(distribution).__name__}.")
+
+
 def to_state(distribution: dist.Distribution) -> dict[str, Any]:
     """A distribution as nested dicts of names and tensors, which load without unpickling."""
     if isinstance(distribution, torch.distributions.Independent):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.mixture import families
-from pyrovae.mixture.exemplars import top_scores
+from pyrovae.mixture.exemplars import top_scores, total_scores
 from pyrovae.mixture.general import Components
 from pyrovae.mixture.gradients import log_density
 from pyrovae.mixture.screening import DiagonalNormals
@@ -242,6 +242,69 @@ class Mixture(dist.MixtureSameFamily):
             shape = z.shape[: z.dim() - len(self.event_shape)] + index.shape[-1:]
             weight = (score.reshape(shape) - total.double()).exp()
             return Responsibilities(index.reshape(shape), weight.to(total.dtype))
+
+    def effective_components(self, z: Tensor) -> Tensor:
+        r"""How many components share a point: exp of the entropy of its responsibilities.
+
+        .. math:: \exp\Big(-\sum_n r_n(z) \log r_n(z)\Big) ∈ [1, N]
+
+        Args:
+            z: points, shape ``(..., *event_shape)``.
+
+        Returns:
+            shape ``(...)``; without gradient.
+        """
+        with torch.no_grad():
+            total, expected = self._totals(self._rows(z))
+            return self._plain((total - expected).clamp(min=0.0).exp(), z)
+
+    def leave_one_out_log_prob(self, z: Tensor, n: Tensor) -> Tensor:
+        r"""log density of the mixture without component n, a different one for every point.
+
+        .. math:: \log \sum_{m ≠ n} \frac{w_m}{1 - w_n} q_m(z)
+
+        The component is left out of the sum, not subtracted from it: the result is exact also where
+        it carries all the mass.
+
+        Args:
+            z: points, shape ``(..., *event_shape)``.
+            n: component numbers, shape ``(...)`` or one that expands to it.
+
+        Returns:
+            shape ``(...)``; without gradient.
+
+        Raises:
+            ValueError: if a number is not that of a component, or component n is all there is.
+        """
+        with torch.no_grad():
+            shape = z.shape[: z.dim() - len(self.event_shape)]
+            number = torch.as_tensor(n, device=z.device).expand(shape).flatten()
+            if bool(((number < 0) | (number >= self.size)).any()):
+                raise ValueError(f"expected components from 0 to {self.size - 1}; got {n}.")
+            weights = torch.nn.functional.pad(self.weights.double(), (1, 1))
+            before, after = weights.cumsum(0)[:-2], weights.flip(0).cumsum(0).flip(0)[2:]
+            rest = (before + after).log()[number]
+            if bool((rest == -math.inf).any()):
+                raise ValueError(
+                    "expected another component with a weight above zero; got a mixture of one."
+                )
+            total, _ = self._totals(self._rows(z), number)
+            return self._plain(total - rest, z)
+
+    def _totals(self, z: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """log q(z) and the expected component log density, of shape ``(B,)``, in float64."""
+        evaluator = self._normals() or self._components()
+        if exclude is not None and evaluator.index is not None:
+            position = torch.full((self.size,), -1, device=z.device)
+            position[evaluator.index] = torch.arange(evaluator.size, device=z.device)
+            exclude = position[exclude]
+        if isinstance(evaluator, DiagonalNormals):
+            found = evaluator.evaluate(z.reshape(len(z), evaluator.dim), exclude=exclude)
+            return found.log_prob, found.expected
+        return total_scores(evaluator, z.double() if z.is_floating_point() else z, exclude)
+
+    def _plain(self, values: Tensor, z: Tensor) -> Tensor:
+        return values.to(self._dtype(z)).reshape(z.shape[: z.dim() - len(self.event_shape)])
 
     def _rows(self, z: Tensor) -> Tensor:
         dims = len(self.event_shape)

@@ -10,7 +10,7 @@ from differences where even that cancels. Codes are concentrated, so the pairs a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,7 +70,11 @@ class DiagonalNormals:
         self.blocks = -(-self.size // self.block)
         self._keys: dict[torch.dtype, Tensor] = {}
 
-    def rows(self, block: int) -> slice:
+    def rows(self) -> Iterator[slice]:
+        """The blocks of components."""
+        return (self.block_rows(block) for block in range(self.blocks))
+
+    def block_rows(self, block: int) -> slice:
         """The components of a block."""
         return slice(block * self.block, min((block + 1) * self.block, self.size))
 
@@ -116,7 +120,7 @@ class DiagonalNormals:
     @cached_property
     def largest(self) -> Tensor:
         """max_n |k_nf| in every block, shape ``(H, F)``: what the error bound needs to know."""
-        blocks = (self.keys(self.rows(h)).abs().amax(0) for h in range(self.blocks))
+        blocks = (self.keys(rows).abs().amax(0) for rows in self.rows())
         return torch.stack(list(blocks))
 
     @cached_property
@@ -254,7 +258,7 @@ class _Pass:
 
     def expanded(self, block: int, rows: Tensor) -> tuple[Tensor, ...]:
         """A block in float64 by the expanded form."""
-        key, query = self.normals.keys(self.normals.rows(block)), self.query[rows]
+        key, query = self.normals.keys(self.normals.block_rows(block)), self.query[rows]
         scores = self._without_excluded(query @ key.mT, block, rows)
         mean = self._share(scores) @ key
         error = self.magnitude[rows, block] * roundoff(self.normals.features, torch.float64)
@@ -263,7 +267,7 @@ class _Pass:
 
     def difference(self, block: int, rows: Tensor) -> tuple[Tensor, ...]:
         """A block in float64 from differences, which do not cancel."""
-        loc, scale, constant = self.normals.exact(self.normals.rows(block))
+        loc, scale, constant = self.normals.exact(self.normals.block_rows(block))
         z = self.z[rows].double()
         variance = None if self.variance is None else self.variance[rows].double()
         scores = differences(z, loc, scale, constant, variance)
@@ -278,7 +282,7 @@ class _Pass:
     def _without_excluded(self, scores: Tensor, block: int, rows: Tensor) -> Tensor:
         if self.exclude is None:
             return scores
-        inside = self.normals.rows(block)
+        inside = self.normals.block_rows(block)
         component = torch.arange(inside.start, inside.stop, device=scores.device)
         return scores.masked_fill(component == self.exclude[rows].unsqueeze(-1), -math.inf)
 

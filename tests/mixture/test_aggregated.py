@@ -1,0 +1,110 @@
+"""The aggregated posterior: weights, parts, shards, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.families import concatenate
+
+N, D = 60, 3
+
+
+def encodings() -> dict[str, dist.Distribution]:
+    loc = torch.randn(N, D)
+    return {
+        "normal": dist.Normal(loc, torch.rand(N, D) + 0.1).to_event(1),
+        "full": dist.MultivariateNormal(loc, torch.eye(D).expand(N, D, D)),
+        "low rank": dist.LowRankMultivariateNormal(loc, torch.randn(N, D, 1), torch.ones(N, D)),
+        "log normal": dist.LogNormal(loc, 0.3).to_event(1),
+        "one hot": dist.OneHotCategorical(logits=loc),
+    }
+
+
+@pytest.fixture(params=["normal", "full", "low rank", "log normal", "one hot"])
+def agg(request: pytest.FixtureRequest) -> AggregatedPosterior:
+    return AggregatedPosterior(encodings()[request.param], torch.rand(N) * 5)
+
+
+def test_density_is_the_weighted_mean_of_the_encodings(agg: AggregatedPosterior) -> None:
+    z = agg.sample((4,))
+    density = agg.encoding.log_prob(z.unsqueeze(1)).exp()
+    torch.testing.assert_close(agg.log_prob(z).exp(), density @ agg.weights)
+
+
+def test_classes_mix_to_the_whole(agg: AggregatedPosterior) -> None:
+    """q(z) = Σ_y q(y) q(z | y), with masses for q(y)."""
+    z, y = agg.sample((4,)), torch.arange(N) % 3
+    parts = [agg[y == label] for label in range(3)]
+    mixed = sum(part.mass * part.log_prob(z).exp() for part in parts) / agg.mass
+    torch.testing.assert_close(mixed, agg.log_prob(z).exp())
+    assert [len(part) for part in parts] == [20, 20, 20]
+    torch.testing.assert_close(agg[torch.tensor([3, 4])].encoding.mean, agg.encoding.mean[3:5])
+
+
+def test_shards_of_unequal_size_merge_to_the_whole(agg: AggregatedPosterior) -> None:
+    z = agg.sample((4,))
+    merged = AggregatedPosterior.merge([agg[:7], agg[7:50], agg[50:]])
+    torch.testing.assert_close(merged.log_prob(z), agg.log_prob(z))
+    assert merged.mass == pytest.approx(agg.mass)
+
+
+def test_file_holds_the_same_density(agg: AggregatedPosterior, tmp_path: Path) -> None:
+    z = agg.sample((4,))
+    path = tmp_path / "aggregated posterior.pt"
+    agg.save(path)
+    again = AggregatedPosterior.load(path)
+    torch.testing.assert_close(again.log_prob(z), agg.log_prob(z))
+    assert repr(again) == repr(agg)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_dtype_can_be_changed(agg: AggregatedPosterior) -> None:
+    z = agg.sample((4,))
+    single = agg.to(dtype=torch.float32)
+    found = single.log_prob(z.float())
+    assert found.dtype == torch.float32 and single.sample().dtype == torch.float32
+    torch.testing.assert_close(found.double(), agg.log_prob(z), rtol=1e-5, atol=1e-4)
+
+
+def test_weights_default_to_equal() -> None:
+    agg = AggregatedPosterior(encodings()["normal"])
+    torch.testing.assert_close(agg.weights, torch.full((N,), 1 / N))
+    assert agg.mass == N
+
+
+@pytest.mark.parametrize(
+    "weights", [torch.ones(N + 1), -torch.ones(N), torch.zeros(N), torch.full((N,), float("nan"))]
+)
+def test_bad_weights_are_refused(weights: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=f"expected {N} finite, non-negative weights"):
+        AggregatedPosterior(encodings()["normal"], weights)
+
+
+def test_bad_indices_are_refused() -> None:
+    agg = AggregatedPosterior(encodings()["normal"])
+    with pytest.raises(ValueError, match="mask of shape"):
+        agg[torch.ones(3, dtype=torch.bool)]
+    with pytest.raises(ValueError, match="at least one component"):
+        agg[torch.zeros(N, dtype=torch.bool)]
+
+
+def test_a_family_that_cannot_be_concatenated_is_named() -> None:
+    flow = dist.TransformedDistribution(
+        dist.Normal(torch.zeros(2, D), 1.0).to_event(1), [dist.transforms.Planar(D)]
+    )
+    with pytest.raises(ValueError, match="TransformedDistribution"):
+        concatenate([flow, flow])
+    with pytest.raises(ValueError, match="one family; got Laplace, Normal"):
+        concatenate([dist.Normal(torch.zeros(2), 1.0), dist.Laplace(torch.zeros(2), 1.0)])
+
+
+def test_a_file_that_names_no_distribution_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.save({"encoding": {"family": "constraints"}, "weights": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"family of pyro\.distributions"):
+        AggregatedPosterior.load(path)

@@ -1,0 +1,101 @@
+"""Which components explain a point, how many, and the density without one of them."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyrovae.mixture import exemplars, screening
+from pyrovae.mixture.mixture import Mixture
+
+N, D = 45, 3
+
+
+def make(family: str) -> Mixture:
+    loc = torch.randn(N, D)
+    components = {
+        "diagonal": dist.Normal(loc, 0.3).to_event(1),
+        "full": dist.MultivariateNormal(loc, 0.1 * torch.eye(D).expand(N, D, D)),
+    }[family]
+    weights = torch.rand(N)
+    weights[::7] = 0.0
+    weights[5] = 1e9
+    return Mixture(dist.Categorical(weights), components)
+
+
+@pytest.fixture(params=["diagonal", "full"])
+def mixture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mixture:
+    monkeypatch.setattr(screening, "BLOCK", 8)
+    monkeypatch.setattr(exemplars, "COLUMNS", 8)
+    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 1500)
+    return make(request.param)
+
+
+def joint(mixture: Mixture, z: Tensor) -> Tensor:
+    return mixture.component_distribution.log_prob(z.unsqueeze(-2)) + mixture.log_weights
+
+
+def test_top_responsibilities(mixture: Mixture) -> None:
+    z = torch.randn(2, 5, D)
+    expected = joint(mixture, z).softmax(-1).topk(6)
+    found = mixture.responsibilities(z, top=6)
+    torch.testing.assert_close(found.weight, expected.values)
+    assert (found.index == expected.indices)[found.weight > 0].all()
+    assert mixture.responsibilities(z[0, 0], top=10**6).weight.sum() == pytest.approx(1.0)
+
+
+def test_effective_components(mixture: Mixture) -> None:
+    z = torch.randn(2, 5, D)
+    share = joint(mixture, z).softmax(-1)
+    entropy = torch.special.entr(share).sum(-1)
+    torch.testing.assert_close(mixture.effective_components(z), entropy.exp())
+
+
+def test_effective_components_of_copies_and_of_islands() -> None:
+    z = torch.zeros(1, 2)
+    same = Mixture(dist.Categorical(torch.ones(9)), dist.Normal(torch.zeros(9, 2), 1.0).to_event(1))
+    torch.testing.assert_close(same.effective_components(z), torch.full((1,), 9.0))
+    loc = 100 * torch.arange(9.0).unsqueeze(-1).expand(9, 2)
+    apart = Mixture(dist.Categorical(torch.ones(9)), dist.Normal(loc, 1.0).to_event(1))
+    torch.testing.assert_close(apart.effective_components(z), torch.ones(1))
+
+
+def test_leave_one_out(mixture: Mixture) -> None:
+    """Also for component 5, which carries all but 1e-8 of the mass, and one of weight zero."""
+    n = torch.tensor([0, 1, 5, 5, 44, 7])
+    z = mixture.component_distribution.mean[n]
+    without = joint(mixture, z)
+    without[torch.arange(len(n)), n] = -math.inf
+    weights = mixture.weights.expand(len(n), N).clone()
+    weights[torch.arange(len(n)), n] = 0.0
+    expected = without.logsumexp(-1) - weights.sum(-1).log()
+    torch.testing.assert_close(mixture.leave_one_out_log_prob(z, n), expected)
+    torch.testing.assert_close(
+        mixture.leave_one_out_log_prob(z, torch.tensor(5))[2:4], expected[2:4]
+    )
+
+
+@pytest.mark.float32
+def test_leave_one_out_in_float32_keeps_the_accuracy_of_what_is_left() -> None:
+    """Component n is 10⁴ nats above the rest, which must still be right to 1e-4."""
+    loc = torch.randn(3000, 20)
+    mixture = Mixture(dist.Categorical(torch.ones(3000)), dist.Normal(loc, 0.05).to_event(1))
+    n = torch.arange(0, 3000, 100)
+    scores = dist.Normal(loc.double(), mixture.component(0).base_dist.scale[0].double())
+    scores = scores.to_event(1).log_prob(loc[n].double().unsqueeze(1))
+    scores[torch.arange(len(n)), n] = -math.inf
+    expected = scores.logsumexp(-1) - math.log(2999)
+    found = mixture.leave_one_out_log_prob(loc[n], n).double()
+    assert ((found - expected).abs() <= 1e-4 + 1e-7 * expected.abs()).all()
+
+
+def test_leave_one_out_needs_a_rest() -> None:
+    alone = Mixture(dist.Categorical(torch.ones(1)), dist.Normal(torch.zeros(1), 1.0))
+    with pytest.raises(ValueError, match="expected another component"):
+        alone.leave_one_out_log_prob(torch.zeros(2), torch.tensor(0))
+    with pytest.raises(ValueError, match="expected components from 0 to 0; got 1"):
+        alone.leave_one_out_log_prob(torch.zeros(2), torch.tensor(1))
