@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pyrovae.evidence.importance import Evidence
+from pyrovae.evidence.result import Evidence
 
 RESOLVED = 2.0  # standard errors that a difference must exceed to count
 

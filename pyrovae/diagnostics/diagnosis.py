@@ -17,7 +17,8 @@ from pyrovae.diagnostics.labelled import Labelled, label
 from pyrovae.diagnostics.memorisation import Memorisation, memorisation
 from pyrovae.diagnostics.surgery import Surgery, surgery
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.importance import Evidence, compare_priors
+from pyrovae.evidence.importance import compare_priors
+from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.encoding import Data, batches, encode

@@ -1,64 +1,30 @@
-"""log p(x) from below by importance sampling with the guide as proposal."""
+"""log p(x) from below by importance sampling from the guide, or from the prior."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.arviz_adapter import psis
-from pyrovae.estimates import Bound, Estimate, mean_estimate
+from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.models.pair import Pair
 from pyrovae.randomness import seeded
 
+Proposal = Literal["guide", "prior"]
+
 BLOCK = 16  # data points whose draws share one random stream
+STRIDE = 1024  # draws of each of them that are held at once
 ROWS = 16_384  # rows that go through the model at once
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """log p(x) for each data point, in nats.
-
-    Args:
-        values: estimates, shape ``(N,)``.
-        standard_error: Monte Carlo standard error of each, shape ``(N,)``.
-        pareto_k: k̂ of each data point's importance weights, shape ``(N,)``; above 0.7 the estimate
-            and its standard error cannot be trusted (Vehtari et al. 2024).
-        draws: importance draws for each data point.
-        bound: the side on which the expectation of ``values`` errs.
-    """
-
-    values: Tensor
-    standard_error: Tensor
-    pareto_k: Tensor
-    draws: int
-    bound: Bound | None = "lower"
-
-    def mean(self) -> Estimate:
-        """Mean over the data points; its standard error is over data and draws together."""
-        return mean_estimate(self.values, over="data", bound=self.bound)
-
-    def minus(self, other: Evidence) -> Estimate:
-        """Mean of the paired differences to ``other``, computed on the same data points.
-
-        Raises:
-            ValueError: if the two speak of different numbers of data points.
-        """
-        if self.values.shape != other.values.shape:
-            raise ValueError(
-                f"expected two results on the same data; got {len(self.values)} and "
-                f"{len(other.values)} data points."
-            )
-        return mean_estimate(self.values - other.values, over="data")
+PROBES = 1000  # draws from the prior that the guide's support is tried on
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """Draws from the guide for one block of data points and the terms of their weights.
+    """Draws from the guide at some data points, with what their importance weights are made of.
 
     Args:
         z: draws, shape ``(S, B, D)``.
@@ -72,7 +38,13 @@ class Weighted:
 
 
 def importance_evidence(
-    pair: Pair, x: Tensor, *, draws: int, prior: dist.Distribution | None = None, seed: int = 0
+    pair: Pair,
+    x: Tensor,
+    *,
+    draws: int,
+    prior: dist.Distribution | None = None,
+    proposal: Proposal = "guide",
+    seed: int = 0,
 ) -> Evidence:
     """K-sample bound log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
 
@@ -83,9 +55,21 @@ def importance_evidence(
         x: rows, shape ``(N, ...)``.
         draws: K ≥ 2.
         prior: stands in the place of the model's own p(z).
+        proposal: where z_k is drawn from; with ``"prior"`` the weights are the likelihoods, and the
+            bound is the infinite mixture p(x) = E_p(z)[p(x|z)] cut off at K components, with draws
+            of its own for each data point, so that errors of different data are independent.
         seed: names the draws; the result depends on it and on nothing else.
     """
-    return compare_priors(pair, x, {"": prior}, draws=draws, seed=seed)[""]
+    if proposal == "guide":
+        return compare_priors(pair, x, {"": prior}, draws=draws, seed=seed)[""]
+    _check(draws)
+    source = pair.prior(x) if prior is None else prior
+    return join(
+        [
+            summarise(torch.cat([w.log_likelihood for w in parts]).T)
+            for parts in weighted_blocks(pair, x, draws=draws, seed=seed, proposal=source)
+        ]
+    )
 
 
 def compare_priors(
@@ -105,26 +89,88 @@ def compare_priors(
     Raises:
         ValueError: with fewer than two draws.
     """
+    _check(draws)
+    columns: dict[str, list[Evidence]] = {name: [] for name in priors}
+    for parts in weighted_blocks(pair, x, draws=draws, seed=seed):
+        weights: dict[str, list[Tensor]] = {name: [] for name in priors}
+        for part in parts:
+            for name, prior in priors.items():
+                weights[name].append(_log_weight(part, prior))
+        for name, found in weights.items():
+            columns[name].append(summarise(torch.cat(found).T))
+    notes = {name: support_note(pair, x, prior) for name, prior in priors.items()}
+    return {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
+
+
+def _check(draws: int) -> None:
     if draws < 2:
         raise ValueError(f"expected at least 2 draws for a standard error; got {draws}.")
-    columns: dict[str, list[Tensor]] = {name: [] for name in priors}
-    for block in weighted_draws(pair, x, draws=draws, seed=seed):
-        for name, prior in priors.items():
-            log_prior = block.log_prior if prior is None else prior.log_prob(block.z)
-            columns[name].append(block.log_likelihood + log_prior - block.log_guide)
-    return {name: _summarise(torch.cat(blocks, 1).T) for name, blocks in columns.items()}
+
+
+def _log_weight(part: Weighted, prior: dist.Distribution | None) -> Tensor:
+    log_prior = part.log_prior if prior is None else prior.log_prob(part.z)
+    return part.log_likelihood + log_prior - part.log_guide
 
 
 @torch.no_grad()
+def support_note(pair: Pair, x: Tensor, prior: dist.Distribution | None) -> tuple[str, ...]:
+    """A sentence if the guide leaves out a part of the space that the prior gives mass to."""
+    rows = x[:BLOCK]
+    with seeded(0):
+        guide = pair.encode(rows)
+        source = pair.prior(x[:1]) if prior is None else prior
+        z = source.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
+    inside = guide.support.check(z.expand(PROBES, len(rows), -1))
+    share = 1 - float(inside.double().mean())
+    if share == 0:
+        return ()
+    return (
+        f"The guide's support leaves out {share:.0%} of the prior's draws: posterior mass there is "
+        "missed, by an amount that no importance weight shows, and log p(x) is higher than "
+        "estimated. "
+        "Use a guide with the prior's support, or method='prior'.",
+    )
+
+
 def weighted_draws(pair: Pair, x: Tensor, *, draws: int, seed: int) -> Iterator[Weighted]:
     """Draws from the guide with the three terms of their weights, block by block of ``x``."""
+    for parts in weighted_blocks(pair, x, draws=draws, seed=seed):
+        whole = list(parts)
+        yield Weighted(
+            *(torch.cat([getattr(p, name) for p in whole]) for name in Weighted.__annotations__)
+        )
+
+
+def weighted_blocks(
+    pair: Pair, x: Tensor, *, draws: int, seed: int, proposal: dist.Distribution | None = None
+) -> Iterator[Iterator[Weighted]]:
+    """For each ``BLOCK`` of data points its draws, ``STRIDE`` at a time, made as they are read.
+
+    What is held at once grows neither with the number of data points nor with that of draws.
+
+    Args:
+        proposal: where z is drawn from, batch shape ``()`` or ``(1,)``, in the guide's place.
+    """
     for index, rows in enumerate(x.split(BLOCK)):
-        with seeded(seed, index):
-            guide = pair.encode(rows)
-            z = guide.sample(torch.Size([draws]))
-            scored = [_score(pair, rows, part) for part in z.split(max(1, ROWS // len(rows)))]
-        likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
-        yield Weighted(z, likelihood, prior, guide.log_prob(z))
+        with torch.no_grad(), seeded(seed, index):
+            source = pair.encode(rows) if proposal is None else proposal.expand((len(rows),))
+        yield _parts(pair, rows, source, draws, (seed, index))
+
+
+def _parts(
+    pair: Pair, rows: Tensor, source: dist.Distribution, draws: int, seeds: tuple[int, ...]
+) -> Iterator[Weighted]:
+    for part, start in enumerate(range(0, draws, STRIDE)):
+        with torch.no_grad(), seeded(*seeds, part):
+            weighted = _weigh(pair, rows, source, min(STRIDE, draws - start))
+        yield weighted
+
+
+def _weigh(pair: Pair, rows: Tensor, source: dist.Distribution, draws: int) -> Weighted:
+    z = source.sample(torch.Size([draws]))
+    scored = [_score(pair, rows, part) for part in z.split(max(1, ROWS // len(rows)))]
+    likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    return Weighted(z, likelihood, prior, source.log_prob(z))
 
 
 def _score(pair: Pair, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,14 +178,3 @@ def _score(pair: Pair, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     repeated = rows.expand(s, *rows.shape).flatten(0, 1)
     likelihood, prior = pair.log_joint(repeated, z.reshape(s * b, d))
     return likelihood.view(s, b), prior.view(s, b)
-
-
-def _summarise(log_weights: Tensor) -> Evidence:
-    """K-sample bounds from log weights of shape ``(N, K)``."""
-    k = log_weights.shape[1]
-    log_weights = log_weights.double()
-    values = log_weights.logsumexp(1) - math.log(k)
-    relative = (log_weights - values[:, None]).exp()  # mean 1 in each row
-    standard_error = relative.std(1) / math.sqrt(k)  # delta method for the log of the mean
-    pareto_k = torch.as_tensor(psis(log_weights.cpu().numpy())[1])
-    return Evidence(values, standard_error, pareto_k, k)

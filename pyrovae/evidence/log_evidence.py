@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 import torch
 
-from pyrovae.evidence.importance import Evidence, importance_evidence
+from pyrovae.evidence.importance import Proposal, importance_evidence
+from pyrovae.evidence.result import Evidence
 from pyrovae.models.encoding import Data, batches
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 
-Method = Literal["importance"]
+Method = Literal["importance", "prior"]
 
 
 def log_evidence(
@@ -31,12 +33,16 @@ def log_evidence(
     Args:
         model, guide: any Pyro pair.
         data: rows, shape ``(N, ...)``.
-        method: ``"importance"``, the K-sample lower bound with the guide as proposal.
+        method: ``"importance"``, the K-sample lower bound with the guide as proposal; ``"prior"``,
+            the same with draws from p(z): the infinite mixture, literally.
         draws: importance draws K for each data point.
         prior: stands in the place of the model's p(z), as an ex-post prior does.
         site: name of the latent site.
         observed: name of the observed site; found by itself if there is just one.
         seed: names the draws; the result depends on it and not on how the data are batched.
+
+    Warns:
+        UserWarning: in words, where k̂ > 0.7 or a guide's support misses the posterior.
 
     Raises:
         ValueError: for an unknown method, or a pair without the sites named.
@@ -48,9 +54,15 @@ def log_evidence(
     >>> bool((estimate.values - exact.log_prob(x)).abs().max() < 1e-9)  # the guide is exact
     True
     """
-    if method != "importance":
-        raise ValueError(f"expected method 'importance'; got {method!r}.")
+    if method not in get_args(Method):
+        raise ValueError(f"expected a method out of {get_args(Method)}; got {method!r}.")
     x = torch.cat(list(batches(data, 65_536)))
     pair = Pair(model, guide, site, observed)
     with measuring(model, guide):
-        return importance_evidence(pair, x, draws=draws, prior=prior, seed=seed)
+        proposal: Proposal = "prior" if method == "prior" else "guide"
+        result = importance_evidence(
+            pair, x, draws=draws, prior=prior, proposal=proposal, seed=seed
+        )
+    if concerns := result.concerns():
+        warnings.warn("\n".join(concerns), stacklevel=2)
+    return result
