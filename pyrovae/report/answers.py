@@ -117,6 +117,8 @@ def active_units(diagnosis: Diagnosis) -> str:
     units, active = len(diagnosis.collapse.active), int(diagnosis.collapse.active.sum())
     if units == 1:
         return "The unit is active." if active else "The unit has collapsed."
+    if active == units:
+        return f"All {units} units are active."
     return f"{active} of the {units} units {'is' if active == 1 else 'are'} active."
 
 
