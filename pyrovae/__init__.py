@@ -6,7 +6,7 @@ from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.networks import mlp_decoder, mlp_encoder
-from pyrovae.models.priors import GaussianMixture, StandardNormal
+from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
 from pyrovae.models.vae import VAE
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
@@ -20,8 +20,10 @@ __all__ = [
     "Effort",
     "ExPostPrior",
     "Fit",
+    "FlowPrior",
     "GaussianMixture",
     "StandardNormal",
+    "VampPrior",
     "aggregate",
     "diagnose",
     "encode",

@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.models.discretized import DiscretizedLogistic
+
 
 class BernoulliDecoder(nn.Module):
     """p(x | z) = Π Bernoulli(x_j; sigmoid of the network's outputs), for x in {0, 1}.
@@ -78,9 +80,33 @@ class CategoricalDecoder(nn.Module):
         return dist.Categorical(logits=logits).to_event(len(self.event_shape))
 
 
+class LogisticDecoder(nn.Module):
+    """p(x | z) = Π DiscretizedLogistic(x_j; m_j(z), τ_j(z)) for images of 256 grey levels 0–255.
+
+    Args:
+        network: maps codes ``(..., D)`` to ``(..., prod(event_shape) · 2)``: the logit of m/256 and
+            log(τ/256) for each pixel.
+        event_shape: shape of one row.
+    """
+
+    levels = 256
+
+    def __init__(self, network: nn.Module, event_shape: torch.Size) -> None:
+        super().__init__()
+        self.network = network
+        self.event_shape = event_shape
+
+    def forward(self, z: Tensor) -> dist.Distribution:
+        outputs = self.network(z).unflatten(-1, (*self.event_shape, 2))
+        loc = self.levels * outputs[..., 0].sigmoid() - 0.5
+        scale = self.levels * outputs[..., 1].exp()
+        return DiscretizedLogistic(loc, scale, self.levels).to_event(len(self.event_shape))
+
+
 LIKELIHOODS: dict[str, Callable[[nn.Module, torch.Size], nn.Module]] = {
     "bernoulli": BernoulliDecoder,
     "normal": NormalDecoder,
     "categorical": CategoricalDecoder,
+    "logistic": LogisticDecoder,
 }
 """Likelihoods by the name that recipes and the command line know."""

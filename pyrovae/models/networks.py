@@ -66,6 +66,35 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Seque
     return nn.Sequential(*layers[:-1])
 
 
+class GatedLinear(nn.Module):
+    """(Ax + a) · sigmoid(Bx + b): a linear layer whose outputs are gated by the inputs.
+
+    Dauphin et al. 2017; the layers of Tomczak & Welling 2018.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, 2 * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.glu(self.linear(x), dim=-1)
+
+
+def gated_mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Gated linear layers of the given sizes and a plain linear one at the end.
+
+    >>> gated_mlp((64, 32, 4))
+    Sequential(
+      (0): GatedLinear(
+        (linear): Linear(in_features=64, out_features=64, bias=True)
+      )
+      (1): Linear(in_features=32, out_features=4, bias=True)
+    )
+    """
+    gated = [GatedLinear(*pair) for pair in itertools.pairwise(sizes[:-1])]
+    return nn.Sequential(*gated, nn.Linear(sizes[-2], sizes[-1]))
+
+
 def mlp_encoder(
     data_shape: Sequence[int], latent: int, *, hidden: Sequence[int] = (256, 256)
 ) -> NormalEncoder:
@@ -87,7 +116,7 @@ def mlp_decoder(
     Args:
         latent: number of latent units D.
         data_shape: shape of one row.
-        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``.
+        likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"`` or ``"logistic"``.
         hidden: sizes of the hidden layers, from the code outwards.
         categories: number of categories of a categorical likelihood.
 
@@ -103,6 +132,6 @@ def mlp_decoder(
             f"expected categories= with a categorical likelihood and with no other; got "
             f"categories={categories} with {likelihood!r}."
         )
-    outputs = math.prod(data_shape) * (categories or 1)
+    outputs = math.prod(data_shape) * (2 if likelihood == "logistic" else categories or 1)
     network = mlp((latent, *hidden, outputs))
     return LIKELIHOODS[likelihood](network, torch.Size(data_shape))

@@ -49,9 +49,15 @@ class VAE(nn.Module):
         """
         self._register()
         with self._data_plate(x, size):
-            z = pyro.sample("z", self.prior())
+            prior: dist.Distribution = self.prior()
+            z = pyro.sample("z", prior)
+            if z.shape[-1:] != prior.event_shape:
+                raise ValueError(
+                    f"expected codes of the prior's event shape {tuple(prior.event_shape)}; got "
+                    f"{z.shape[-1]} latent units. Give encoder and prior the same number."
+                )
             likelihood: dist.Distribution = self.decoder(z)
-            _check("decoder", likelihood, len(x), tuple(x.shape[1:]))
+            _check("decoder", likelihood, x, tuple(x.shape[1:]))
             return pyro.sample("x", likelihood, obs=x)
 
     def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
@@ -63,7 +69,7 @@ class VAE(nn.Module):
         self._register()
         with self._data_plate(x, size):
             posterior: dist.Distribution = self.encoder(x)
-            _check("encoder", posterior, len(x), tuple(self.prior().event_shape))
+            _check("encoder", posterior, x, tuple(posterior.event_shape[-1:]) or ("D",))
             return pyro.sample("z", posterior)
 
     def with_prior(self, prior: nn.Module | dist.Distribution) -> VAE:
@@ -108,12 +114,12 @@ class _Fixed(nn.Module):
 
 
 def _check(
-    who: str, distribution: dist.Distribution, rows: int, event_shape: tuple[int, ...]
+    who: str, distribution: dist.Distribution, x: Tensor, event_shape: tuple[int | str, ...]
 ) -> None:
     batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
-    if event != event_shape or (batch not in ((rows,), ()) and batch[-1:] != (rows,)):
+    if event != event_shape or batch[-1:] != (len(x),):
         raise ValueError(
-            f"expected the {who} to return a distribution with batch shape ({rows},) and event "
+            f"expected the {who} to return a distribution with batch shape ({len(x)},) and event "
             f"shape {event_shape}; got {batch} and {event}. Declare the dimensions of one row as "
-            "event dimensions with .to_event(...), and check the sizes of network and prior."
+            "event dimensions with .to_event(...), and check the sizes of the networks."
         )

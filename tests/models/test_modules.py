@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
+from pyrovae.models.discretized import DiscretizedLogistic
 from pyrovae.models.likelihoods import LIKELIHOODS
+from pyrovae.models.networks import NormalEncoder, gated_mlp
 
 ROWS, LATENT, SHAPE = 5, 3, (2, 4)
 
@@ -15,11 +17,22 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
     "bernoulli": lambda: pv.mlp_decoder(LATENT, SHAPE, "bernoulli", hidden=(6,)),
     "normal": lambda: pv.mlp_decoder(LATENT, SHAPE, "normal", hidden=(6,)),
     "categorical": lambda: pv.mlp_decoder(LATENT, SHAPE, "categorical", hidden=(6,), categories=3),
+    "logistic": lambda: pv.mlp_decoder(LATENT, SHAPE, "logistic", hidden=(6,)),
 }
+
+
+def pseudo_inputs(components: int, bounds: tuple[float, float] | None) -> pv.VampPrior:
+    encoder = pv.mlp_encoder(SHAPE, LATENT, hidden=(6,))
+    return pv.VampPrior(encoder, torch.rand(components, *SHAPE), bounds=bounds)
+
+
 PRIORS: dict[str, Callable[[], nn.Module]] = {
     "standard normal": lambda: pv.StandardNormal(LATENT),
     "mixture of one": lambda: pv.GaussianMixture(LATENT, 1),
     "mixture": lambda: pv.GaussianMixture(LATENT, 4),
+    "VampPrior": lambda: pseudo_inputs(5, (0.0, 1.0)),
+    "VampPrior of one": lambda: pseudo_inputs(1, None),
+    "flow": lambda: pv.FlowPrior(LATENT, layers=2),
 }
 
 
@@ -75,7 +88,7 @@ def test_prior(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("poisson", None), "bernoulli, normal, categorical"),
+        (("poisson", None), "bernoulli, normal, categorical, logistic"),
         (("categorical", None), "categories"),
         (("normal", 3), "categories"),
     ],
@@ -89,3 +102,46 @@ def test_bad_recipe(arguments: tuple[str, int | None], message: str) -> None:
 def test_mixture_prior_needs_a_component() -> None:
     with pytest.raises(ValueError, match="at least one"):
         pv.GaussianMixture(2, 0)
+
+
+def test_vamp_prior_is_the_aggregated_posterior_of_its_inputs() -> None:
+    prior = pseudo_inputs(7, (0.0, 1.0))
+    z = torch.randn(9, LATENT)
+    encoded = prior.encoder(prior.inputs)
+    assert torch.allclose(prior().log_prob(z), pv.AggregatedPosterior(encoded).log_prob(z))
+
+
+def test_pseudo_inputs_keep_their_bounds_and_their_gradients() -> None:
+    data = torch.bernoulli(torch.full((30, *SHAPE), 0.3))  # every value at a bound
+    encoder = pv.mlp_encoder(SHAPE, LATENT, hidden=(6,))
+    prior = pv.VampPrior.from_data(encoder, data, 10, bounds=(0.0, 1.0))
+    assert bool(((prior.inputs > 0) & (prior.inputs < 1)).all())
+    assert torch.equal(prior.inputs.round(), pv.VampPrior.from_data(encoder, data, 10).inputs)
+    prior().log_prob(torch.randn(4, LATENT)).sum().backward()
+    assert bool(prior.raw.grad.ne(0).all())
+
+
+def test_bad_pseudo_inputs() -> None:
+    encoder = pv.mlp_encoder(SHAPE, LATENT, hidden=(6,))
+    with pytest.raises(ValueError, match="1 to 5 pseudo-inputs"):
+        pv.VampPrior.from_data(encoder, torch.rand(5, *SHAPE), 6)
+    with pytest.raises(ValueError, match=r"in \[0.0, 1.0\]"):
+        pv.VampPrior(encoder, torch.full((2, *SHAPE), 1.5), bounds=(0.0, 1.0))
+    with pytest.raises(ValueError, match="at least 2"):
+        pv.FlowPrior(1)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 5.0, 1e4])
+def test_discretized_logistic_is_normalised_and_drawn_from(scale: float) -> None:
+    torch.manual_seed(0)
+    likelihood = DiscretizedLogistic(torch.tensor(3.2), torch.tensor(scale), levels=8)
+    probabilities = likelihood.log_prob(torch.arange(8.0)).exp()
+    assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-12)
+    counts = torch.bincount(likelihood.sample(torch.Size([10_000])).long(), minlength=8)
+    errors = (probabilities * (1 - probabilities) * 10_000).sqrt() + 1e-9
+    assert bool(((counts - 10_000 * probabilities).abs() <= 4.5 * errors).all())
+
+
+def test_gated_layers_take_part_in_a_pair() -> None:
+    encoder = NormalEncoder(nn.Sequential(nn.Flatten(), gated_mlp((8, 6, 5, 2 * LATENT))))
+    assert encoder(torch.rand(ROWS, *SHAPE)).event_shape == (LATENT,)

@@ -85,15 +85,14 @@ def test_another_prior_shares_the_networks() -> None:
 @pytest.mark.parametrize(
     ("vae", "message"),
     [
-        (pv.VAE(pv.mlp_encoder((4,), 3), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2)), "encoder"),
+        (pv.VAE(pv.mlp_encoder((4,), 3), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2)), "prior"),
         (pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (5,)), pv.StandardNormal(2)), "decoder"),
     ],
 )
 def test_modules_that_do_not_fit_are_named(vae: pv.VAE, message: str) -> None:
     vae = vae.double()
     with pytest.raises(ValueError, match=message):
-        vae.guide(torch.ones(3, 4))
-        vae.model(torch.ones(3, 4))
+        Trace_ELBO().loss(vae.model, vae.guide, torch.ones(3, 4))
 
 
 def test_event_dimension_that_was_forgotten_is_named() -> None:
