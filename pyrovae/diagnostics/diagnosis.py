@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.batches import Data, all_rows
 from pyrovae.diagnostics.advice import advise
 from pyrovae.diagnostics.codes import Codes, draw_codes
 from pyrovae.diagnostics.collapse import Collapse, collapse
@@ -21,7 +22,7 @@ from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
-from pyrovae.models.encoding import Data, batches, encode
+from pyrovae.models.encoding import encode
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.randomness import seeded
 
@@ -212,7 +213,7 @@ def diagnose(
 
 
 def _rows(data: Data) -> Tensor:
-    return torch.cat(list(batches(data, 65_536)))
+    return all_rows(data)[0]
 
 
 def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:

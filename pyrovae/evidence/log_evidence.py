@@ -6,11 +6,10 @@ import warnings
 from typing import Literal, get_args
 
 import pyro.distributions as dist
-import torch
 
+from pyrovae.batches import Data, all_rows
 from pyrovae.evidence.importance import Proposal, importance_evidence
 from pyrovae.evidence.result import Evidence
-from pyrovae.models.encoding import Data, batches
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 
 Method = Literal["importance", "prior"]
@@ -56,7 +55,7 @@ def log_evidence(
     """
     if method not in get_args(Method):
         raise ValueError(f"expected a method out of {get_args(Method)}; got {method!r}.")
-    x = torch.cat(list(batches(data, 65_536)))
+    x = all_rows(data)[0]
     pair = Pair(model, guide, site, observed)
     with measuring(model, guide):
         proposal: Proposal = "prior" if method == "prior" else "guide"

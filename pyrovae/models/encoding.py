@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-import numpy as np
 import pyro.distributions as dist
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from pyrovae.batches import Data, as_batches
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.families import concatenate, convert
 from pyrovae.models.pair import PyroFunction, encoding_site, measuring
-
-Data = Tensor | NDArray[Any] | Dataset[Any] | DataLoader[Any]
 
 
 def encode(
@@ -26,7 +19,8 @@ def encode(
 
     Args:
         guide: any Pyro guide with a latent site in a data plate.
-        data: rows, shape ``(N, ...)``: a tensor, an array, a ``Dataset`` or a ``DataLoader``.
+        data: rows, shape ``(N, ...)``: a tensor, an array, a ``Dataset`` or a ``DataLoader``; a
+            tuple where the guide takes more arguments, ``guide(x, y)``.
         site: name of the latent site.
         batch_size: rows that go through the guide at once; the result does not depend on it.
 
@@ -38,8 +32,8 @@ def encode(
     """
     with torch.no_grad(), measuring(guide):
         parts = [
-            convert(encoding_site(guide, rows, site)["fn"], torch.Tensor.detach)
-            for rows in batches(data, batch_size)
+            convert(encoding_site(guide, batch, site)["fn"], torch.Tensor.detach)
+            for batch in as_batches(data, batch_size, name="data").ordered()
         ]
     return concatenate(parts)
 
@@ -66,26 +60,3 @@ def aggregate(
     torch.Size([3])
     """
     return AggregatedPosterior(encode(guide, data, site=site, batch_size=batch_size), weights)
-
-
-def batches(data: Data, batch_size: int) -> Iterator[Tensor]:
-    """The rows of a data set in order, ``batch_size`` at a time.
-
-    Raises:
-        ValueError: if there are no rows.
-    """
-    if isinstance(data, np.ndarray):
-        data = torch.as_tensor(data)
-    parts: Iterable[Any]
-    if isinstance(data, Tensor):
-        parts = data.split(batch_size) if len(data) else ()
-    elif isinstance(data, DataLoader):
-        parts = data
-    else:
-        parts = DataLoader(data, batch_size=batch_size)
-    empty = True
-    for part in parts:
-        empty = False
-        yield part[0] if isinstance(part, (list, tuple)) else part
-    if empty:
-        raise ValueError("expected at least one row of data; got none.")

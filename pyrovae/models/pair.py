@@ -14,6 +14,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyrovae.batches import Batch
+
 PyroFunction = Callable[..., Any]
 
 
@@ -43,7 +45,7 @@ class Pair:
         Raises:
             ValueError: if the guide has no such site, or the site is not one vector per row of x.
         """
-        return encoding_site(self.guide, x, self.site)["fn"]
+        return encoding_site(self.guide, (x,), self.site)["fn"]
 
     def log_joint(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) row by row, each of shape ``(B,)``.
@@ -120,13 +122,13 @@ class Pair:
         return names[0]
 
 
-def encoding_site(guide: PyroFunction, x: Tensor, site: str) -> dict[str, Any]:
-    """The node of the guide's latent site for rows ``x``, checked to be one vector a row."""
-    node = _latent_node(poutine.trace(guide).get_trace(x), site, "guide")
-    fn = node["fn"]
-    if fn.batch_shape != (len(x),) or len(fn.event_shape) != 1:
+def encoding_site(guide: PyroFunction, batch: Batch, site: str) -> dict[str, Any]:
+    """The node of the guide's latent site for a batch of rows, checked to be one vector a row."""
+    node = _latent_node(poutine.trace(guide).get_trace(*batch), site, "guide")
+    fn, rows = node["fn"], len(batch[0])
+    if fn.batch_shape != (rows,) or len(fn.event_shape) != 1:
         raise ValueError(
-            f"expected the guide's site {site!r} to have batch shape ({len(x)},) and event shape "
+            f"expected the guide's site {site!r} to have batch shape ({rows},) and event shape "
             f"(D,); got {tuple(fn.batch_shape)} and {tuple(fn.event_shape)}. Put the site in the "
             "data plate and declare the latent units with .to_event(1)."
         )

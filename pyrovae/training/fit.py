@@ -11,9 +11,9 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from pyrovae.batches import Batches, Data, Transform, as_batches
 from pyrovae.models.pair import PyroFunction, modules_of
 from pyrovae.randomness import seeded
-from pyrovae.training.batches import Batches, Data, Transform, as_batches
 from pyrovae.training.checkpoint import check_path, load
 from pyrovae.training.history import Fit
 from pyrovae.training.loop import SETUP, Evaluator, Settings, Trainer

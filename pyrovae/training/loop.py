@@ -14,9 +14,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrovae.batches import Batch, Batches, Transform
 from pyrovae.models.pair import PyroFunction
 from pyrovae.randomness import seeded
-from pyrovae.training.batches import Batch, Batches, Transform
 from pyrovae.training.checkpoint import Checkpoint, save
 from pyrovae.training.history import Fit, History, Stopped
 from pyrovae.training.objectives import Objective, log_density, paired_traces

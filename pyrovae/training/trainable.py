@@ -14,8 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyrovae.batches import Batch
 from pyrovae.models.pair import PyroFunction, modules_of
-from pyrovae.training.batches import Batch
 from pyrovae.training.objectives import Objective
 
 

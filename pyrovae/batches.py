@@ -150,6 +150,16 @@ def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
     return _not_empty(DatasetBatches(data, len(data), batch_size), name)
 
 
+def all_rows(data: Data, *, name: str = "data") -> Batch:
+    """All rows of a data set at once: one tensor for each argument of the pair.
+
+    Raises:
+        ValueError: as :func:`as_batches`.
+    """
+    parts = list(as_batches(data, 65_536, name=name).ordered())
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+
 def _not_empty(batches: Batches, name: str) -> Batches:
     if len(batches) == 0:
         raise ValueError(f"expected at least one row in {name}; got none.")
