@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
-
 from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.evidence.result import Evidence
 from pyrovae.mixture import families
-from pyrovae.report.glossary import UNRELIABLE
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import density_name
 
@@ -132,30 +130,15 @@ def _kind(diagnosis: Diagnosis) -> str:
 
 
 def reliability(diagnosis: Diagnosis) -> list[str]:
-    """What k̂ says about the estimate of log p(x) under each density, a sentence each."""
-    return [_reliability(name, result.pareto_k) for name, result in diagnosis.evidence.items()]
+    """How far the estimate of log p(x) under each density can be trusted, in sentences."""
+    return [_reliability(name, result) for name, result in diagnosis.evidence.items()]
 
 
-def _reliability(name: str, pareto_k: torch.Tensor) -> str:
-    over, size = int((~(pareto_k <= UNRELIABLE)).sum()), len(pareto_k)
-    title = density_name(name)
-    worst = plain(float(pareto_k.max()), ".2f")
-    if over == 0:
-        return f"Under {title} no data point has k̂ > 0.7; the largest is {worst}."
-    share = 100 * over / size
-    return (
-        f"Under {title} {count(over)} of {count(size)} data points ({share:.2g} %) have k̂ > 0.7; "
-        f"the largest is {worst}."
-    )
-
-
-def trust(diagnosis: Diagnosis) -> str:
-    """What the values of k̂ mean for the means of log p(x) and their standard errors."""
-    if all(bool((e.pareto_k <= UNRELIABLE).all()) for e in diagnosis.evidence.values()):
-        return "All importance weights have tails light enough: means and standard errors hold."
-    return (
-        "Where k̂ > 0.7 the few largest weights decide: log p(x) of these data points is probably "
-        "higher than estimated, and the standard errors that include them are too small. If the "
-        "share is more than a few per cent, do not rely on differences of that size: use more "
-        "importance draws, or an annealed estimate."
-    )
+def _reliability(name: str, result: Evidence) -> str:
+    known = result.pareto_k[result.pareto_k.isfinite()]
+    start = f"Under {density_name(name)}, {count(result.draws)} draws for each data point: "
+    start += f"the largest k̂ is {plain(float(known.max()), '.2f')}." if len(known) else ""
+    if len(known) < len(result.pareto_k):
+        start += f" For {count(len(result.pareto_k) - len(known))} there are too few draws to tell."
+    concerns = result.concerns() or ("Means and standard errors hold.",)
+    return " ".join((start, *concerns))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-UNRELIABLE = 0.7  # k̂ above which an importance-sampling estimate cannot be trusted
-
 
 class Term(NamedTuple):
     """A measure in words: how it is called, what it says, and the paper."""

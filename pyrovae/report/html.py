@@ -77,7 +77,6 @@ def render(
         answers=answers.answers(diagnosis),
         active_units=answers.active_units(diagnosis),
         reliability=answers.reliability(diagnosis),
-        trust=answers.trust(diagnosis),
         tables=tables,
         glossary=glossary,
         pictures=_pictures(diagnosis, run),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.estimates import Estimate
-from pyrovae.report.glossary import UNRELIABLE
+from pyrovae.evidence.result import UNRELIABLE
 from pyrovae.report.style import (
     COLOURS,
     LINES,
@@ -76,14 +78,15 @@ def held_out_densities(diagnosis: Diagnosis) -> Figure:
     memory = diagnosis.memorisation
     prior = memory.log_prior.double().cpu().numpy()
     aggregated = memory.log_aggregated.double().cpu().numpy()
+    finite = np.isfinite(prior) & np.isfinite(aggregated)
     figure, (ax,) = panels(height=3.8)
     above = float((aggregated > prior).mean())
     ax.scatter(
-        prior, aggregated, s=9, alpha=0.45, linewidths=0, color=COLOURS["q_agg"], rasterized=True,
+        prior[finite], aggregated[finite], s=9, alpha=0.45, linewidths=0,
+        color=COLOURS["q_agg"], rasterized=True,
         label=f"held-out data point ({above:.0%} above the line)",
     )  # fmt: skip
-    low, high = max(prior.min(), aggregated.min()), min(prior.max(), aggregated.max())
-    middle = 0.5 * (low + high)
+    middle = float(np.median(prior[finite])) if finite.any() else 0.0
     ax.axline((middle, middle), slope=1, color=MUTED, linestyle="--", label="equal density")
     ax.set(xlabel="log p(z), nats", ylabel=r"log $q_\mathrm{agg}(z)$, nats")
     legend_above(figure, ax, columns=2)
@@ -110,12 +113,16 @@ def evidence(diagnosis: Diagnosis) -> Figure:
 
 
 def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
+    labels = []
     for row, (name, estimate) in enumerate(estimates.items()):
-        ax.errorbar(
-            estimate.value, row, xerr=2 * estimate.standard_error, color=colour_of(name),
-            marker=MARKERS.get(name, "o"), markersize=6, capsize=3, linestyle="none",
-        )  # fmt: skip
-    ax.set_yticks(range(len(estimates)), [label_of(name) for name in estimates])
+        finite = math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
+        labels.append(label_of(name) + ("" if finite else ":\nnot finite"))
+        if finite:
+            ax.errorbar(
+                estimate.value, row, xerr=2 * estimate.standard_error, color=colour_of(name),
+                marker=MARKERS.get(name, "o"), markersize=6, capsize=3, linestyle="none",
+            )  # fmt: skip
+    ax.set_yticks(range(len(estimates)), labels)
     ax.set_ylim(len(estimates) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.xaxis.set_major_locator(MaxNLocator(6))

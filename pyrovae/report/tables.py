@@ -7,7 +7,8 @@ from typing import NamedTuple
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis
 from pyrovae.diagnostics.surgery import Surgery
 from pyrovae.estimates import Estimate
-from pyrovae.report.glossary import UNRELIABLE, measure_name
+from pyrovae.evidence.result import UNRELIABLE
+from pyrovae.report.glossary import measure_name
 from pyrovae.report.numbers import MINUS, count, number, plain, show
 
 MISSING = "–"
