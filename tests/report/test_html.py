@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as escaping
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,15 @@ def test_four_answers_of_this_data(case):
     assert show(diagnosis.evidence["prior"].mean()) in found[2].text
     active = int(diagnosis.collapse.active.sum())
     assert "D = 10, not" in found[3].verdict and f"{active} of the 10 units" in found[3].text
+
+
+def test_saturated_index_code_mi_is_called_so(case):
+    diagnosis = case("image", 10)
+    terms = diagnosis.training
+    for share, words in ((0.97, "within 5 % of that limit"), (0.5, "shared by about 6.3 data")):
+        mi = Estimate(share * terms.log_n, 0.01, 80)
+        changed = replace(diagnosis, training=replace(terms, index_code_mi=mi))
+        assert words in answers.answers(changed)[1].text  # exp(log(40)/2) = 6.3
 
 
 def test_write_replaces_whole_files_only(tmp_path, monkeypatch):
