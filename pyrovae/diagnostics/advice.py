@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pyrovae.evidence.result import Evidence
 
 RESOLVED = 2.0  # standard errors that a difference must exceed to count
+PREFERENCE = ("prior", "ex_post", "q_agg")  # among densities that the data do not tell apart
 
 
 def advise(evidence: Mapping[str, Evidence], names: Mapping[str, str]) -> str:
@@ -16,24 +17,32 @@ def advise(evidence: Mapping[str, Evidence], names: Mapping[str, str]) -> str:
         evidence: held-out log p(x) by density; ``"prior"`` is the model's own.
         names: how each density is called in a sentence.
     """
-    gains = {
+    best = max(evidence, key=lambda name: evidence[name].mean().value)
+    choice = next(name for name in PREFERENCE if not _beaten(evidence[name], evidence[best]))
+    changes = {
         name: result.minus(evidence["prior"])
         for name, result in evidence.items()
         if name != "prior"
     }
-    best = max(gains, key=lambda name: gains[name].value)
-    gain = gains[best]
-    if gain.value > RESOLVED * gain.standard_error:
-        choice = (
-            f"Sample from {names[best]}: held-out log p(x) is {gain.value:.2f} ± "
-            f"{gain.standard_error:.2f} nats higher than under {names['prior']}"
-        )
-        rest = [name for name in gains if name != best]
+    said = {
+        name: f"{names[name]} changes it by {change.value:+.2f} ± {change.standard_error:.2f}"
+        for name, change in changes.items()
+    }
+    if choice == "prior":
+        reason = "no density raises held-out log p(x) measurably"
     else:
-        choice = f"Sample from {names['prior']}: no density raises held-out log p(x) measurably"
-        rest = list(gains)
-    compared = "; ".join(
-        f"{names[name]} changes it by {gains[name].value:+.2f} ± {gains[name].standard_error:.2f}"
-        for name in rest
-    )
-    return f"{choice} ({compared})." if compared else f"{choice}."
+        gain = changes[choice]
+        reason = (
+            f"held-out log p(x) is {gain.value:.2f} ± {gain.standard_error:.2f} nats higher than "
+            f"under {names['prior']}"
+        )
+    rest = "; ".join(sentence for name, sentence in said.items() if name != choice)
+    return f"Sample from {names[choice]}: {reason} ({rest}).".replace("by -", "by −")
+
+
+def _beaten(one: Evidence, best: Evidence) -> bool:
+    """Whether ``best`` is better by more than the paired differences leave in doubt."""
+    if one is best:
+        return False
+    lead = best.minus(one)
+    return lead.value > RESOLVED * lead.standard_error
