@@ -29,7 +29,7 @@ def psis(log_weights: Array) -> tuple[Array, Array]:
         from arviz_stats.base import array_stats
 
         psislw = partial(array_stats.psislw, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):  # of a tail of equal weights
+    with np.errstate(all="ignore"):  # of a tail of equal or very unequal weights
         smoothed, pareto_k = psislw(log_weights)
     return smoothed, np.where(np.isnan(pareto_k), 0.0, pareto_k)
 

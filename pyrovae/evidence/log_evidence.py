@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import pyro.distributions as dist
 
 from pyrovae.batches import Data, all_rows
-from pyrovae.evidence.importance import Proposal, importance_evidence
+from pyrovae.evidence.annealed import Annealing, annealed_evidence
+from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence
+from pyrovae.evidence.sandwich import Sandwich, sandwich_evidence
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 
-Method = Literal["importance", "prior"]
+OneSided = Literal["importance", "prior", "annealed"]
+Method = Literal["importance", "prior", "annealed", "sandwich"]
+
+DRAWS, CHAINS = 1000, 32
+
+
+@overload
+def log_evidence(
+    model: PyroFunction,
+    guide: PyroFunction,
+    data: Data,
+    *,
+    method: OneSided | Annealing = "importance",
+    draws: int | None = None,
+    prior: dist.Distribution | None = None,
+    site: str = "z",
+    observed: str | None = None,
+    seed: int = 0,
+) -> Evidence: ...
+
+
+@overload
+def log_evidence(
+    model: PyroFunction,
+    guide: PyroFunction,
+    data: Data,
+    *,
+    method: Literal["sandwich"],
+    draws: int | None = None,
+    prior: dist.Distribution | None = None,
+    site: str = "z",
+    observed: str | None = None,
+    seed: int = 0,
+) -> Sandwich: ...
 
 
 def log_evidence(
@@ -20,31 +55,48 @@ def log_evidence(
     guide: PyroFunction,
     data: Data,
     *,
-    method: Method = "importance",
-    draws: int = 1000,
+    method: Method | Annealing = "importance",
+    draws: int | None = None,
     prior: dist.Distribution | None = None,
     site: str = "z",
     observed: str | None = None,
     seed: int = 0,
-) -> Evidence:
+) -> Evidence | Sandwich:
     """log p(x) of each data point, in nats, under the prior and the likelihood that the model has.
+
+    ================== ======================================================= ============
+    ``method``         what it does                                            errs
+    ================== ======================================================= ============
+    ``"importance"``   K draws from the guide, weighted                        low
+    ``"prior"``        K draws from p(z): the infinite mixture, literally      low, by most
+    ``"annealed"``     chains from the guide to the posterior                  low, by least
+    an ``Annealing``   the same, with settings of your own                     low
+    ``"sandwich"``     annealing both ways, on data that the model simulates   low and high
+    ================== ======================================================= ============
 
     Args:
         model, guide: any Pyro pair.
-        data: rows, shape ``(N, ...)``.
-        method: ``"importance"``, the K-sample lower bound with the guide as proposal; ``"prior"``,
-            the same with draws from p(z): the infinite mixture, literally.
-        draws: importance draws K for each data point.
+        data: rows, shape ``(N, ...)``; for ``"sandwich"`` they only say how many data points to
+            simulate and of what shape.
+        method: as above; settings for both sides are those of
+            :func:`~pyrovae.evidence.sandwich.sandwich_evidence`.
+        draws: importance draws (by default 1000) or annealed chains (32) for each data point.
         prior: stands in the place of the model's p(z), as an ex-post prior does.
         site: name of the latent site.
         observed: name of the observed site; found by itself if there is just one.
         seed: names the draws; the result depends on it and not on how the data are batched.
 
+    Returns:
+        :class:`Evidence`; for ``"sandwich"`` a :class:`Sandwich` with ``lower``, ``upper`` and
+        ``gap()``.
+
     Warns:
-        UserWarning: in words, where k̂ > 0.7 or a guide's support misses the posterior.
+        UserWarning: in words, where k̂ > 0.7, a guide's support misses the posterior, or chains
+            hardly move.
 
     Raises:
-        ValueError: for an unknown method, or a pair without the sites named.
+        ValueError: for an unknown method, a pair without the sites named, or chains that never
+            move.
 
     >>> from pyrovae.testing import linear_gaussian_vae
     >>> exact = linear_gaussian_vae()
@@ -53,15 +105,28 @@ def log_evidence(
     >>> bool((estimate.values - exact.log_prob(x)).abs().max() < 1e-9)  # the guide is exact
     True
     """
-    if method not in get_args(Method):
-        raise ValueError(f"expected a method out of {get_args(Method)}; got {method!r}.")
+    if not isinstance(method, Annealing) and method not in get_args(Method):
+        raise ValueError(
+            f"expected a method out of {get_args(Method)}, or an Annealing; got {method!r}."
+        )
     x = all_rows(data)[0]
     pair = Pair(model, guide, site, observed)
+    result: Evidence | Sandwich
     with measuring(model, guide):
-        proposal: Proposal = "prior" if method == "prior" else "guide"
-        result = importance_evidence(
-            pair, x, draws=draws, prior=prior, proposal=proposal, seed=seed
-        )
+        if method == "importance" or method == "prior":
+            result = importance_evidence(
+                pair,
+                x,
+                draws=DRAWS if draws is None else draws,
+                prior=prior,
+                proposal="guide" if method == "importance" else "prior",
+                seed=seed,
+            )
+        else:
+            annealing = method if isinstance(method, Annealing) else None
+            both = sandwich_evidence if method == "sandwich" else annealed_evidence
+            chains = CHAINS if draws is None else draws
+            result = both(pair, x, chains=chains, annealing=annealing, prior=prior, seed=seed)
     if concerns := result.concerns():
         warnings.warn("\n".join(concerns), stacklevel=2)
     return result

@@ -78,10 +78,16 @@ class Evidence:
                 "or check the likelihood."
             )
         if unreliable:
+            side = "lower" if self.bound == "upper" else "higher"
+            remedy = (
+                "more draws, a wider guide, or method='annealed'"
+                if self.acceptance is None
+                else "more temperatures or chains"
+            )
             found.append(
                 f"For {unreliable} of {n} data points k̂ > {UNRELIABLE}: the few largest weights "
-                "decide, log p(x) is probably higher than estimated and the standard errors are "
-                "too small. Take more draws, a wider guide, or method='annealed'."
+                f"decide, log p(x) is probably {side} than estimated and the standard errors are "
+                f"too small. Take {remedy}."
             )
         if self.acceptance is not None and (stuck := int((self.acceptance < STUCK).sum())):
             found.append(

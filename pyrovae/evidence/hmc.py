@@ -1,0 +1,132 @@
+"""The path from an easy density to the posterior, and Hamiltonian moves that leave it invariant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.models.pair import Pair
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the chains are, and what is known there at one inverse temperature.
+
+    Args:
+        u: positions, shape ``(C, B, D)``: C chains at each of B data points, unconstrained.
+        easy, joint: log density of the easy distribution, and log p(x, z), each ``(C, B)``.
+        density: log density of the tempered distribution over u, shape ``(C, B)``.
+        gradient: its gradient, shape ``(C, B, D)``.
+    """
+
+    u: Tensor
+    easy: Tensor
+    joint: Tensor
+    density: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class Path:
+    r"""The geometric path between an easy density q and p(x, z), in unconstrained coordinates.
+
+    .. math:: \log f_β(z) = (1 - β) \log q(z) + β \log p(x, z)
+
+    Args:
+        pair: model and guide.
+        rows: B data points, shape ``(B, ...)``.
+        easy: q, batch shape ``(B,)``, that can be sampled and has the prior's support.
+        prior: p(z) in the place of the model's own, if given.
+        support: the prior's support; positions are moved through its standard bijection.
+    """
+
+    pair: Pair
+    rows: Tensor
+    easy: dist.Distribution
+    prior: dist.Distribution | None
+    support: torch.distributions.constraints.Constraint
+
+    def sample(self, chains: int) -> Tensor:
+        """Positions drawn from the easy density, shape ``(chains, B, D)``."""
+        return self.unconstrained(self.easy.sample(torch.Size([chains])))
+
+    def unconstrained(self, z: Tensor) -> Tensor:
+        """Positions of codes."""
+        return torch.distributions.biject_to(self.support).inv(z)
+
+    def inside(self, u: Tensor) -> Tensor:
+        """Whether positions are numbers and their codes lie in the support, shape ``(C, B)``."""
+        numbers = u.isfinite().all(-1)
+        z = torch.distributions.biject_to(self.support)(u.nan_to_num())
+        return numbers & self.support.check(z) & self.easy.support.check(z)
+
+    def at(self, u: Tensor, beta: float) -> Point:
+        """Densities and gradient at positions of shape ``(C, B, D)``."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            bijection = torch.distributions.biject_to(self.support)
+            z = bijection(u)
+            easy, joint = self.easy.log_prob(z), self._joint(z)
+            density = bijection.log_abs_det_jacobian(u, z)
+            if beta < 1:  # a term with weight 0 counts for nothing, also where it is infinite
+                density = density + (1 - beta) * easy
+            if beta > 0:
+                density = density + beta * joint
+            (gradient,) = torch.autograd.grad(density.sum(), u)
+        return Point(u.detach(), easy.detach(), joint.detach(), density.detach(), gradient)
+
+    def _joint(self, z: Tensor) -> Tensor:
+        chains, b, _ = z.shape
+        repeated = self.rows.expand(chains, *self.rows.shape).flatten(0, 1)
+        likelihood, own = self.pair.log_joint(repeated, z.flatten(0, 1))
+        prior = own.view(chains, b) if self.prior is None else self.prior.log_prob(z)
+        return likelihood.view(chains, b) + prior
+
+
+def move(
+    path: Path, start: Point, beta: float, *, step: Tensor, scale: Tensor, leapfrog: int
+) -> tuple[Point, Tensor]:
+    """One Hamiltonian move of every chain, which leaves f_β invariant and is its own reverse.
+
+    The length of a step is multiplied by a random number from 0.8 to 1.2, one for each chain, so
+    that no trajectory comes back to where it began (Neal 2011, *MCMC using Hamiltonian dynamics*).
+
+    Args:
+        path: the densities.
+        start: present positions, evaluated at ``beta``.
+        step: length of a leapfrog step at each data point, shape ``(B,)``.
+        scale: unit of length of each latent unit, shape ``(B, D)``.
+        leapfrog: steps in a trajectory.
+
+    Returns:
+        the new positions, and the probabilities with which they were accepted, shape ``(C, B)``;
+        a trajectory that leaves the numbers is not accepted.
+    """
+    length = step.unsqueeze(-1) * scale * (0.8 + 0.4 * torch.rand_like(start.u[..., :1]))
+    momentum = torch.randn_like(start.u)
+    energy = start.density - 0.5 * momentum.square().sum(-1)
+    momentum = momentum + 0.5 * length * start.gradient
+    end, lost = start, torch.zeros_like(start.density, dtype=torch.bool)
+    for number in range(leapfrog):
+        u = end.u + length * momentum
+        lost = lost | ~path.inside(u)
+        end = path.at(torch.where(lost.unsqueeze(-1), start.u, u), beta)
+        momentum = momentum + (1.0 if number < leapfrog - 1 else 0.5) * length * end.gradient
+    change = end.density - 0.5 * momentum.square().sum(-1) - energy
+    probability = change.exp().clamp_max(1.0)
+    probability = torch.where(lost | change.isnan(), 0.0, probability)
+    return _choose(torch.rand_like(probability) < probability, end, start), probability
+
+
+def _choose(first: Tensor, one: Point, other: Point) -> Point:
+    wide = first.unsqueeze(-1)
+    return Point(
+        torch.where(wide, one.u, other.u),
+        torch.where(first, one.easy, other.easy),
+        torch.where(first, one.joint, other.joint),
+        torch.where(first, one.density, other.density),
+        torch.where(wide, one.gradient, other.gradient),
+    )

@@ -1,0 +1,254 @@
+"""Annealing against the exact log p(x), from both sides, with guides that are bad on purpose."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae.evidence.annealed import Annealing, Tuning, annealed_evidence, path_for, tune
+from pyrovae.evidence.hmc import move
+from pyrovae.evidence.importance import importance_evidence
+from pyrovae.evidence.result import Evidence
+from pyrovae.evidence.sandwich import sandwich_evidence, simulate
+from pyrovae.models.pair import Pair
+from pyrovae.randomness import seeded
+from pyrovae.testing import LinearGaussian, linear_gaussian_vae
+
+SHORT = Annealing(temperatures=40, leapfrog=3)
+
+
+def bad_pair(exact: LinearGaussian) -> Pair:
+    vae = exact.vae(scale=0.5, shift=2.0)
+    return Pair(vae.model, vae.guide)
+
+
+def errors(result: Evidence, exact: LinearGaussian, x: Tensor) -> tuple[float, float]:
+    """Mean of values − log p(x), and its standard error over data and chains."""
+    error = result.values - exact.log_prob(x)
+    return float(error.mean()), float(error.std()) / len(x) ** 0.5
+
+
+def test_both_sides_meet_where_importance_sampling_is_lost() -> None:
+    # D = 10, a guide with half the scales and means two standard deviations off.
+    exact = linear_gaussian_vae(12, 10, noise=0.3)
+    pair, chains = bad_pair(exact), 16
+    annealing = Annealing(temperatures=600, leapfrog=3)
+    both = sandwich_evidence(pair, torch.empty(48, 12), chains=chains, annealing=annealing)
+    below, error = errors(both.lower, exact, both.x)
+    above, upper_error = errors(both.upper, exact, both.x)
+    assert -0.1 < below < 4 * error
+    assert -4 * upper_error < above < 0.1
+    assert both.gap().value <= 0.1
+    # the same number of evaluations of the likelihood: pilot, forwards, backwards
+    evaluations = (8 + 2 * chains) * annealing.temperatures * (annealing.leapfrog + 1)
+    with_weights = importance_evidence(pair, both.x[:8], draws=evaluations)
+    assert float((with_weights.values - exact.log_prob(both.x[:8])).mean()) < -3.0
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_mean_weight_is_the_evidence(start: str) -> None:
+    # One path of few temperatures, where neither side is tight: w and 1/w are still unbiased.
+    exact = linear_gaussian_vae(4, 2)
+    annealing = Annealing(start=start, temperatures=10, leapfrog=2, schedule="linear")  # type: ignore
+    vae = exact.vae(scale=1.5, shift=0.5)
+    both = sandwich_evidence(
+        Pair(vae.model, vae.guide), torch.empty(2000, 4), chains=4, annealing=annealing
+    )
+    truth = exact.log_prob(both.x)
+    for ratio in ((both.lower.values - truth).exp(), (truth - both.upper.values).exp()):
+        assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / 2000**0.5
+    assert errors(both.lower, exact, both.x)[0] < 0
+    assert errors(both.upper, exact, both.x)[0] > 0
+
+
+def test_gap_shrinks_with_the_number_of_temperatures() -> None:
+    exact = linear_gaussian_vae(6, 4)
+    gaps = [
+        sandwich_evidence(
+            bad_pair(exact),
+            torch.empty(64, 6),
+            chains=4,
+            annealing=Annealing(temperatures=t, leapfrog=3),
+        ).gap()
+        for t in (10, 80)
+    ]
+    assert gaps[0].value - 4 * gaps[0].standard_error > gaps[1].value
+
+
+def test_moves_leave_the_posterior_invariant() -> None:
+    exact = linear_gaussian_vae(4, 2)
+    x = exact.sample(3)
+    path = path_for(bad_pair(exact), x, SHORT, None)
+    posterior = exact.posterior(x)
+    with seeded(3):
+        point = path.at(posterior.sample((4000,)), 1.0)
+        for _ in range(3):
+            point, probability = move(
+                path, point, 1.0, step=torch.full((3,), 1.6), scale=posterior.stddev, leapfrog=2
+            )
+    z = (point.u - posterior.mean) / posterior.stddev
+    assert 0.3 < float(probability.mean()) < 0.9  # coarse steps: rejection has to repair them
+    assert float(z.mean(0).abs().max()) < 4.5 / 4000**0.5
+    assert float((z.var(0) - 1).abs().max()) < 4.5 * (2 / 4000) ** 0.5
+
+
+def test_pilot_reaches_the_acceptance_asked_for_and_its_units() -> None:
+    exact = linear_gaussian_vae(4, 2)
+    x = exact.sample(20)
+    annealing = Annealing(temperatures=150, acceptance=0.7)
+    pair = bad_pair(exact)
+    result = annealed_evidence(pair, x, chains=8, annealing=annealing)
+    assert result.acceptance is not None
+    assert float(result.acceptance.mean()) == pytest.approx(0.7, abs=0.06)
+    tuning: Tuning = tune(
+        path_for(pair, x, annealing, None), annealing, seeds=(0,), tick=lambda: None
+    )
+    ratio = tuning.scales[-1] / exact.posterior(x).stddev
+    assert float(ratio.log().mean().abs()) < 0.2
+
+
+def test_another_prior_and_a_mixture_prior_are_bracketed() -> None:
+    # A mixture of two Gaussians over z makes p(x) a mixture of two Gaussians over x.
+    exact = linear_gaussian_vae(4, 2)
+    loc, scale = torch.tensor([[-2.0, 0.5], [1.5, -1.0]]), 0.6
+    prior = pv.GaussianMixture(2, 2)
+    with torch.no_grad():
+        prior.loc.copy_(loc)
+        prior.log_scale.fill_(torch.tensor(scale).log())
+    covariance = scale**2 * exact.weight @ exact.weight.T + exact.noise**2 * torch.eye(4)
+    components = dist.MultivariateNormal(loc @ exact.weight.T + exact.bias, covariance)
+    truth = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), components)
+    own = exact.vae(scale=1.5).with_prior(prior)
+    given = exact.vae(scale=1.5)
+    annealing = Annealing(temperatures=150, leapfrog=3)
+    for pair, other in (
+        (Pair(own.model, own.guide), None),
+        (Pair(given.model, given.guide), prior()),
+    ):
+        both = sandwich_evidence(
+            pair, torch.empty(48, 4), chains=8, annealing=annealing, prior=other
+        )
+        for side in (both.lower, both.upper):
+            error = side.values - truth.log_prob(both.x)
+            assert abs(float(error.mean())) < 4 * float(error.std()) / 48**0.5 + 0.02
+        assert both.gap().value < 0.1
+
+
+def test_positive_codes_move_in_unconstrained_coordinates() -> None:
+    # z ~ Exponential(1), x | z ~ Poisson(z): p(x) = 2^−(x+1), a geometric distribution.
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(torch.ones(len(x), 1)).to_event(1))
+            pyro.sample("x", dist.Poisson(z).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+    x = torch.arange(8.0).unsqueeze(-1)
+    result = pv.log_evidence(model, guide, x, method=Annealing(), draws=200)
+    z = (result.values + (x[:, 0] + 1) * torch.tensor(2.0).log()) / result.standard_error
+    assert float(z.square().sum()) < 32  # χ² with 8 degrees of freedom: false alarm 1e-4
+    both = pv.log_evidence(model, guide, x, method="sandwich", draws=2)
+    assert both.x.shape == (8, 1)
+
+
+def test_result_depends_on_seed_alone_and_leaves_no_trace() -> None:
+    exact = linear_gaussian_vae(4, 2)
+    vae, x = exact.vae(scale=1.5), exact.sample(70)  # more than one block
+    state = torch.get_rng_state()
+    results = [
+        pv.log_evidence(vae.model, vae.guide, x, method=SHORT, draws=4, seed=s) for s in (1, 1, 2)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vae.training
+    assert pyro.distributions.is_validation_enabled()
+    assert torch.equal(results[0].values, results[1].values)
+    assert not torch.equal(results[0].values, results[2].values)
+
+
+def test_simulated_codes_are_draws_from_the_posterior_of_their_data() -> None:
+    exact = linear_gaussian_vae(4, 2)
+    x, z = simulate(bad_pair(exact), torch.empty(4000, 4))
+    posterior = exact.posterior(x)
+    score = (z - posterior.mean) / posterior.stddev
+    assert float(score.mean(0).abs().max()) < 4.5 / 4000**0.5
+    assert float((score.var(0) - 1).abs().max()) < 4.5 * (2 / 4000) ** 0.5
+
+
+class Decoder(nn.Module):
+    """A decoder from a function of the code."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, z: Tensor) -> dist.Distribution:
+        return dist.Normal(self.function(z), 0.1).to_event(1)
+
+
+def test_moves_that_are_never_accepted_are_an_error_in_words() -> None:
+    exact = linear_gaussian_vae(2, 2)
+    vae, x = exact.vae(), exact.sample(5)
+    # constant but for a gradient that is not a number
+    vae.decoder = Decoder(lambda z: 0 * (z - z).abs().sqrt())
+    with pytest.raises(ValueError, match=r"moves to be accepted; got a share"):
+        pv.log_evidence(vae.model, vae.guide, x, method=SHORT, draws=4)
+
+
+def test_chains_of_some_data_that_hardly_move_are_named() -> None:
+    result = Evidence(
+        torch.zeros(3), torch.ones(3), torch.zeros(3), 8, acceptance=torch.tensor([0.8, 0.02, 0.7])
+    )
+    assert "For 1 of 3 data points fewer than 10% of the Hamiltonian moves" in str(result)
+
+
+def test_a_guide_without_the_prior_s_support_is_refused() -> None:
+    exact = linear_gaussian_vae(4, 2)
+    vae, x = exact.vae(), exact.sample(3)
+
+    def guide(rows: Tensor) -> None:
+        with pyro.plate("data", len(rows)):
+            pyro.sample("z", dist.Uniform(-torch.ones(len(rows), 2), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"Annealing\(start='prior'\)"):
+        pv.log_evidence(vae.model, guide, x, method="annealed")
+    prior = Annealing(start="prior", temperatures=100)
+    result = pv.log_evidence(vae.model, guide, x, method=prior, draws=32)
+    assert float((result.values - exact.log_prob(x)).abs().max()) < 1.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperatures": 1},
+        {"leapfrog": 0},
+        {"acceptance": 1.0},
+        {"start": "nowhere"},
+        {"schedule": "cosine"},
+    ],
+)
+def test_bad_settings(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"expected .*got"):
+        Annealing(**settings)  # type: ignore[arg-type]
+
+
+def test_one_chain_is_too_few() -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(4)
+    for method in ("annealed", "sandwich"):
+        with pytest.raises(ValueError, match="at least 2 chains"):
+            pv.log_evidence(vae.model, vae.guide, x, method=method, draws=1)  # type: ignore
+
+
+def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(2)
+    for progress, shown in ((True, True), (None, False)):
+        method = Annealing(temperatures=3, progress=progress)
+        pv.log_evidence(vae.model, vae.guide, x, method=method, draws=2)
+        assert ("annealing" in capsys.readouterr().err) == shown
