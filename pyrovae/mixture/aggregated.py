@@ -20,8 +20,7 @@ class AggregatedPosterior(Mixture):
 
     Args:
         encoding: the guide's distribution at N data points, batch shape ``(N,)``.
-        weights: weights of the data points, shape ``(N,)``, of any positive total; equal if not
-            given.
+        weights: of the data points, shape ``(N,)``, of any positive total; equal if not given.
 
     Raises:
         ValueError: if the weights are not N finite, non-negative numbers with a positive total.

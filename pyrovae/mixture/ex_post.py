@@ -13,6 +13,7 @@ from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.mixture.reduction import reduce
 from pyrovae.randomness import seeded
 
 
@@ -55,55 +56,64 @@ def fit_ex_post_prior(
     *,
     held_out: dist.Distribution,
     inflations: Sequence[float] = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+    reductions: Sequence[int] = (100, 400, 1000),
     draws: int = 4,
     seed: int = 0,
 ) -> ExPostPrior:
-    r"""Choose a smoothed aggregated posterior by the log density of held-out codes.
+    r"""Choose a smoothed or reduced aggregated posterior by the log density of held-out codes.
 
-    The aggregated posterior is a kernel density estimate that has memorised its data: its kernels
-        are
-    the encoder's, far too narrow for codes of new data. Candidates are mixtures with wider kernels,
+    The aggregated posterior is a kernel density estimate that has memorised its data: its kernels,
+    the encoder's, are far too narrow for codes of new data. Candidates are mixtures of wider ones,
 
-    .. math:: q_h(z) = \sum_n w_n N(z; μ_n, σ_n^2 + h \operatorname{Var}_m(μ_m)).
+    .. math:: q_h(z) = \sum_n w_n N(z; μ_n, σ_n^2 + h \operatorname{Var}_m(μ_m)),
+
+    and mixtures of far fewer components fitted to all of them (`pyrovae.mixture.reduction.reduce`).
 
     The choice follows the one-standard-error rule: the *simplest* candidate whose held-out mean log
     density is within one standard error (of the paired difference) of the best. Simpler means fewer
     components, and with as many components, smoother: a larger h.
 
     Args:
-        agg: the aggregated posterior of the training data, with normal components.
-        held_out: the encoding of data that the guide was not trained on, batch shape ``(M,)``, M ≥
-            2.
-            The figures in the table were used for the choice: report the chosen density on other
-                data.
+        agg: the aggregated posterior of the training data. Components that are not normal cannot
+            be inflated: with them ask for ``inflations=(0.0,)``.
+        held_out: the encoding of at least two data points that the guide was not trained on.
+            The table was used for the choice: report the chosen density on other data.
         inflations: the amounts h to try, each ≥ 0.
+        reductions: the numbers of components to try, each ≥ 1; those above a third of the number of
+            data points are left out.
         draws: codes drawn from each held-out encoding; their log densities are averaged before the
             standard error over data is taken.
         seed: seed of these draws.
 
     Raises:
-        ValueError: for a negative amount, no candidates, or components that are not normal.
+        ValueError: for a negative amount, no amount, or components that cannot be inflated.
 
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
     """
     if not inflations or min(inflations) < 0:
         raise ValueError(f"expected amounts of at least 0; got {tuple(inflations)}.")
+    sizes = [size for size in sorted(reductions) if 3 * size <= agg.size]
     with seeded(seed), torch.no_grad():
         codes = held_out.sample((draws,))
-    amounts = sorted(inflations)
-    candidates = [inflate(agg, amount) for amount in amounts]
+    tried = {_inflated(h): (h, inflate(agg, h)) for h in sorted(inflations)}
+    for size in sizes:
+        tried[f"reduced to {size} components"] = (
+            0.0,
+            reduce(agg, size, draws=2, seed=seed).mixture,
+        )
+    candidates = [candidate for _, candidate in tried.values()]
     values = [_mean_log_density(candidate, codes) for candidate in candidates]
     best = max(range(len(values)), key=lambda i: float(values[i].mean()))
     table = tuple(
         Candidate(
-            name=f"variances inflated by {amount:g} Var(μ)" if amount else "as it is",
+            name=name,
             amount=amount,
             components=candidate.size,
             held_out=mean_estimate(value),
             difference=mean_estimate(value - values[best]),
         )
-        for amount, candidate, value in zip(amounts, candidates, values, strict=True)
+        for (name, (amount, candidate)), value in zip(tried.items(), values, strict=True)
     )
     chosen = _simplest(table)
     return ExPostPrior(candidates[chosen], table[chosen].name, table)
@@ -138,6 +148,10 @@ def inflate(agg: Mixture, amount: float) -> Mixture:
             f"{families.family(components)}."
         )
     return Mixture(agg.mixture_distribution, wider)
+
+
+def _inflated(amount: float) -> str:
+    return f"variances inflated by {amount:g} Var(μ)" if amount else "as it is"
 
 
 def _mean_log_density(density: Mixture, codes: Tensor) -> Tensor:

@@ -63,6 +63,68 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
     return type(first)(**tensors)
 
 
+def rows_first(
+    distribution: dist.Distribution, dim: int, *, flatten: bool = True
+) -> dist.Distribution:
+    """The same distribution with one batch dimension alone, and every other one of the event.
+
+    Args:
+        distribution: of any batch shape.
+        dim: the batch dimension that stays, counted from the right: −1 is the last.
+        flatten: whether all other dimensions become one, so that the event shape is ``(D,)``.
+
+    Raises:
+        ValueError: if dimensions of a multivariate family would have to be moved.
+
+    >>> rows_first(dist.Normal(torch.zeros(3, 7, 2), 1.0).to_event(1), -1).event_shape
+    torch.Size([6])
+    """
+    axis, rows = len(distribution.batch_shape) + dim, distribution.batch_shape[dim]
+    if distribution.batch_shape == (rows,) and (len(distribution.event_shape) == 1 or not flatten):
+        return distribution
+    base = distribution
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    rank, event = len(base.batch_shape), len(base.event_shape)
+    if event and (base.batch_shape.numel() != rows or (flatten and event > 1)):
+        raise ValueError(
+            "expected a family of independent units, whose dimensions can be laid out anew; got "
+            f"{family(distribution)} with batch shape {tuple(distribution.batch_shape)} and event "
+            f"shape {tuple(distribution.event_shape)}. Give it one vector a row: batch shape (B,), "
+            "event shape (D,)."
+        )
+
+    def edit(tensors: Sequence[Tensor]) -> Tensor:
+        moved = tensors[0].movedim(axis, 0)
+        if event:
+            return moved.reshape(rows, *moved.shape[rank:])
+        return moved.reshape(rows, -1, *moved.shape[rank:]) if flatten else moved
+
+    moved = _rebuild([base], edit)
+    return dist.Independent(moved, len(moved.batch_shape) - 1)
+
+
+def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
+    """Independent vectors as one: batch shape ``(B,)``, event shape ``(D_1 + D_2 + ...,)``.
+
+    Raises:
+        ValueError: unless all are independent units of one family.
+
+    >>> parts = [dist.Normal(torch.zeros(5, d), 1.0).to_event(1) for d in (2, 3)]
+    >>> join(parts).event_shape
+    torch.Size([5])
+    """
+    if len(distributions) == 1:
+        return distributions[0]
+    bases = [getattr(part, "base_dist", part) for part in distributions]
+    if len({type(base) for base in bases}) > 1 or any(base.event_shape for base in bases):
+        raise ValueError(
+            "expected independent units of one family, to be one vector; got "
+            f"{', '.join(family(part) for part in distributions)}. Take the sites one by one."
+        )
+    return dist.Independent(_rebuild(bases, lambda tensors: torch.cat(list(tensors), 1)), 1)
+
+
 ALTERNATIVES = (
     ("logits", "probs"),
     ("scale_tril", "covariance_matrix", "precision_matrix"),

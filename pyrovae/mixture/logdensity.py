@@ -58,10 +58,10 @@ def differences(
     """Component log densities from (z − μ)/σ, without cancellation, differentiable.
 
     Args:
-        z: points, shape ``(B, D)``; ``variance``, same shape, makes them expectations as in
-            `queries`.
+        z: points, shape ``(B, D)``.
         loc, scale: shape ``(N, D)``.
         constant: from `constants`, shape ``(N,)``.
+        variance: makes the scores expectations, as in `queries`, shape ``(B, D)``.
 
     Returns:
         shape ``(B, N)``.

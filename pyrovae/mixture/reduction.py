@@ -143,9 +143,8 @@ class _Diagonal:
     def round(self, normals: _Normals) -> tuple[_Normals, float]:
         """Assignments and matched moments as two passes of attention, and the bound before them.
 
-        Data ask components: log-sum-exps over j. Components ask data, each datum with its log
-            weight
-        less its log-sum-exp: the masses π_j, and as the mean of what was asked, the moments.
+        Data ask components: log-sum-exps over j. Components ask data, each datum with the log of
+        its weight less its log-sum-exp: the masses π_j, and as mean of the values, the moments.
         """
         dim = len(self.unit)
         key = keys(normals.mean, normals.covariance.sqrt(), normals.log_weight)

@@ -53,6 +53,20 @@ def test_choice_is_the_smoothest_within_one_standard_error() -> None:
     assert len(close) > 1 and chosen.amount == max(r.amount for r in close)
 
 
+def test_reduced_mixtures_are_candidates_and_fewer_components_are_simpler() -> None:
+    """Codes of three clusters: three wide normals beat kernels at every inflation."""
+    centre = 5.0 * torch.randn(3, D)
+
+    def encoding(size: int) -> dist.Distribution:
+        loc = centre.repeat(size // 3, 1) + torch.randn(size // 3 * 3, D)
+        return dist.Normal(loc, 0.02).to_event(1)
+
+    agg = AggregatedPosterior(encoding(300))
+    found = fit_ex_post_prior(agg, held_out=encoding(300), reductions=(3, 30, 101))
+    assert [row.components for row in found.table] == [300] * 8 + [3, 30]
+    assert found.choice == "reduced to 3 components" and found.distribution.size == 3
+
+
 def test_seed_decides_the_draws_and_leaves_the_state() -> None:
     agg, held_out = AggregatedPosterior(narrow_kernels(50)), narrow_kernels(20)
     state = torch.get_rng_state()
