@@ -33,7 +33,7 @@ class AnalysisOptions:
     """What to train and how.
 
     Args:
-        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``; chosen by the data if None.
+        likelihood: a name in ``pyrovae.datasets.LIKELIHOODS``; chosen by the data if None.
         latent: number of latent units D.
         hidden: sizes of the hidden layers, from the data inwards.
         epochs: passes over the training data at most; training stops early.

@@ -285,8 +285,9 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--likelihood",
         metavar="NAME",
-        help="bernoulli (values in [0, 1]; grey ones are drawn as 0 or 1), normal (any numbers) or "
-        "categorical (0, 1, 2, …); by default bernoulli if all values lie in [0, 1], else normal",
+        help="bernoulli (values in [0, 1]; grey ones are drawn as 0 or 1), normal (any numbers), "
+        "categorical (0, 1, 2, …) or logistic (grey levels 0–255); by default bernoulli if all "
+        "values are 0 or 1, else normal",
     )
     group.add_argument(
         "--latent",

@@ -26,7 +26,7 @@ __all__ = [
     "split",
 ]
 
-LIKELIHOODS = ("bernoulli", "normal", "categorical")
+LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic")
 MINIMUM_ROWS = 20
 MAXIMUM_CATEGORIES = 1024
 
@@ -129,7 +129,7 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
     Args:
         data: the data set.
         likelihood: ``"bernoulli"`` asks for values in [0, 1], ``"categorical"`` for the integers
-            0, 1, …, K - 1, ``"normal"`` and ``None`` for finite numbers.
+            0, 1, …, K - 1, ``"logistic"`` for the grey levels 0, …, 255, ``"normal"`` and ``None`` for finite numbers.
 
     Raises:
         DataError: naming the first value at fault, its row and its column.
@@ -147,19 +147,23 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
         _check_bernoulli(data)
     elif likelihood == "categorical":
         _check_categorical(data)
+    elif likelihood == "logistic":
+        good = (data.values >= 0) & (data.values <= 255) & (data.values % 1 == 0)
+        expected = "grey levels 0, 1, …, 255 for a logistic likelihood"
+        _require(data, good, expected, "Take --likelihood normal for other numbers.")
 
 
 def default_likelihood(data: Dataset) -> str:
-    """The likelihood to take if none is named: Bernoulli for values in [0, 1], else normal.
+    """The likelihood to take if none is named: Bernoulli for zeros and ones, else normal.
 
-    Integers are not taken for categories: counts and grey values are integers too, and only the
-    reader of the data knows.
+    Other integers are not taken for categories: counts and grey values are integers too, and only
+    the reader of the data knows. Nor are grey values in [0, 1] taken for probabilities.
 
     >>> default_likelihood(load("digits"))
-    'bernoulli'
+    'normal'
     """
-    low, high = data.values.aminmax()
-    return "bernoulli" if bool(low >= 0) and bool(high <= 1) else "normal"
+    binary = (data.values == 0) | (data.values == 1)
+    return "bernoulli" if bool(binary.all()) else "normal"
 
 
 def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed: int = 0) -> Split:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from pyrovae.datasets import (
+    LIKELIHOODS,
     DataError,
     Dataset,
     check,
@@ -21,6 +22,7 @@ from pyrovae.datasets import (
     load,
     split,
 )
+from pyrovae.models.likelihoods import LIKELIHOODS as DECODERS
 
 TABLE = np.arange(60.0).reshape(30, 2) / 7
 
@@ -321,6 +323,19 @@ def test_default_likelihood_never_fails_its_own_check() -> None:
     for data in (images(1), images(255), Dataset("d", images(1).values - 0.5), load("digits")):
         check(data, default_likelihood(data))
     assert default_likelihood(images(255)) == "normal"
+    grey = Dataset("d", torch.rand(30, 8, 8))
+    assert default_likelihood(grey) == "normal"
+    assert default_likelihood(Dataset("d", grey.values.round())) == "bernoulli"
+
+
+def test_every_likelihood_has_a_decoder() -> None:
+    assert set(LIKELIHOODS) == set(DECODERS)
+
+
+def test_grey_levels_are_checked() -> None:
+    check(Dataset("d", torch.arange(160.0).view(40, 4)), "logistic")
+    with pytest.raises(DataError, match="grey levels"):
+        check(Dataset("d", torch.arange(160.0).view(40, 4) * 2), "logistic")
 
 
 # -- splitting -------------------------------------------------------------------------------------
