@@ -129,7 +129,8 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
     Args:
         data: the data set.
         likelihood: ``"bernoulli"`` asks for values in [0, 1], ``"categorical"`` for the integers
-            0, 1, …, K - 1, ``"logistic"`` for the grey levels 0, …, 255, ``"normal"`` and ``None`` for finite numbers.
+            0, 1, …, K - 1, ``"logistic"`` for the grey levels 0, …, 255, ``"normal"`` and
+            ``None`` for finite numbers.
 
     Raises:
         DataError: naming the first value at fault, its row and its column.
