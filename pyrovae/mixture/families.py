@@ -116,8 +116,9 @@ def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
     """
     if len(distributions) == 1:
         return distributions[0]
-    bases = [getattr(part, "base_dist", part) for part in distributions]
-    if len({type(base) for base in bases}) > 1 or any(base.event_shape for base in bases):
+    whole = all(isinstance(part, torch.distributions.Independent) for part in distributions)
+    bases = [part.base_dist if whole else part for part in distributions]
+    if not whole or len({type(base) for base in bases}) > 1 or any(b.event_shape for b in bases):
         raise ValueError(
             "expected independent units of one family, to be one vector; got "
             f"{', '.join(family(part) for part in distributions)}. Take the sites one by one."

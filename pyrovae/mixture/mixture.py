@@ -171,7 +171,7 @@ class Mixture(dist.MixtureSameFamily):
 
     def score(self, z: Tensor) -> Tensor:
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient."""
-        if (normals := self._normals()) is not None:
+        if (normals := self.diagonal_normals()) is not None:
             flat = self._rows(z).reshape(-1, normals.dim)
             return normals.evaluate(flat).score.to(self._dtype(z)).reshape(z.shape)
         with torch.enable_grad():
@@ -234,7 +234,7 @@ class Mixture(dist.MixtureSameFamily):
             indices and weights, shape ``(..., min(top, N))``; B × N numbers are never held.
         """
         with torch.no_grad():
-            evaluator = self._normals() or self._components()
+            evaluator = self.diagonal_normals() or self._components()
             index, score = top_scores(evaluator, self._rows(z), min(top, evaluator.size))
             if evaluator.index is not None:
                 index = evaluator.index[index]
@@ -293,7 +293,7 @@ class Mixture(dist.MixtureSameFamily):
 
     def _totals(self, z: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """log q(z) and the expected component log density, of shape ``(B,)``, in float64."""
-        evaluator = self._normals() or self._components()
+        evaluator = self.diagonal_normals() or self._components()
         if exclude is not None and evaluator.index is not None:
             position = torch.full((self.size,), -1, device=z.device)
             position[evaluator.index] = torch.arange(evaluator.size, device=z.device)
@@ -319,7 +319,8 @@ class Mixture(dist.MixtureSameFamily):
     def _dtype(self, z: Tensor) -> torch.dtype:
         return torch.promote_types(z.dtype, self.log_weights.dtype)
 
-    def _normals(self) -> DiagonalNormals | None:
+    def diagonal_normals(self) -> DiagonalNormals | None:
+        """The evaluator of the components, if they are diagonal normals."""
         normal = families.diagonal_normal(self.component_distribution)
         return None if normal is None else self._held(*normal)
 

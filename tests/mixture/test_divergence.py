@@ -1,0 +1,120 @@
+"""Entropies and divergences: bounds bracket, estimates agree with closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyrovae.mixture import divergence as module
+from pyrovae.mixture.divergence import (
+    divergence,
+    entropy,
+    entropy_bounds,
+    variational_divergence,
+)
+from pyrovae.mixture.mixture import Mixture
+
+N, D = 24, 3
+
+
+def islands(distance: float) -> Mixture:
+    loc = distance * torch.randn(N, D)
+    components = dist.Normal(loc, 0.2 + torch.rand(N, D)).to_event(1)
+    return Mixture(dist.Categorical(torch.rand(N)), components)
+
+
+def copies(loc: float = 0.0, scale: float = 1.5) -> Mixture:
+    components = dist.Normal(torch.full((N, D), loc), scale).to_event(1)
+    return Mixture(dist.Categorical(torch.rand(N)), components)
+
+
+def test_entropy_of_far_islands_is_known_and_both_bounds_are_exact() -> None:
+    mixture = islands(1e5)
+    inner = mixture.weights @ mixture.component_distribution.entropy()
+    exact = float(inner + torch.special.entr(mixture.weights).sum())
+    bounds = entropy_bounds(mixture)
+    assert bounds.lower.value == pytest.approx(exact, abs=1e-8)
+    assert bounds.upper.value == pytest.approx(exact, abs=1e-8)
+    found = entropy(mixture)
+    assert abs(found.value - exact) < 4 * found.standard_error
+
+
+def test_entropy_of_copies_is_that_of_one_and_both_bounds_are_exact() -> None:
+    mixture = copies()
+    exact = float(mixture.component(0).entropy())
+    bounds = entropy_bounds(mixture)
+    assert bounds.lower.value == pytest.approx(exact, abs=1e-8)
+    assert bounds.upper.value == pytest.approx(exact, abs=1e-8)
+
+
+@pytest.mark.parametrize("distance", [0.3, 1.0, 3.0])
+def test_bounds_bracket_the_entropy_in_between(distance: float) -> None:
+    mixture = islands(distance)
+    bounds, found = entropy_bounds(mixture), entropy(mixture, draws=20_000)
+    assert bounds.lower.value < found.value + 4 * found.standard_error
+    assert bounds.upper.value > found.value - 4 * found.standard_error
+    assert (bounds.lower.bound, bounds.upper.bound) == ("lower", "upper")
+
+
+def test_bounds_from_pairs_equal_the_double_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRIPLES", 256 * D * 5)
+    mixture = islands(1.0)
+    of, weights = mixture.component_distribution, mixture.weights
+    normal = of.base_dist
+    a, b = (
+        dist.Normal(normal.loc.unsqueeze(i), normal.scale.unsqueeze(i)).to_event(1) for i in (1, 0)
+    )
+    pairwise = torch.distributions.kl_divergence(a, b)
+    upper = weights @ (of.entropy() - ((-pairwise).exp() @ weights).log())
+    both = (normal.variance.unsqueeze(1) + normal.variance) / 2
+    far = (normal.loc.unsqueeze(1) - normal.loc).square() / both / 8 + both.log() / 2
+    far = far - normal.scale.log().unsqueeze(1) / 2 - normal.scale.log() / 2
+    lower = weights @ (of.entropy() - ((-far.sum(-1)).exp() @ weights).log())
+    bounds = entropy_bounds(mixture)
+    assert bounds.upper.value == pytest.approx(float(upper), abs=1e-9)
+    assert bounds.lower.value == pytest.approx(float(lower), abs=1e-9)
+
+
+def test_bounds_from_some_components_are_estimates_of_those_from_all() -> None:
+    mixture = islands(1.0)
+    some, every = entropy_bounds(mixture, rows=4000), entropy_bounds(mixture)
+    for one, other in ((some.lower, every.lower), (some.upper, every.upper)):
+        assert one.standard_error > 0
+        assert abs(one.value - other.value) < 4 * one.standard_error
+    assert every.lower.standard_error == 0
+
+
+def test_divergence_to_any_density() -> None:
+    mixture, normal = copies(0.5, 1.5), dist.Normal(torch.zeros(D), 2.0).to_event(1)
+    exact = torch.distributions.kl_divergence(mixture.component(0), normal)
+    found = divergence(mixture, normal, draws=20_000)
+    assert abs(found.value - float(exact)) < 4 * found.standard_error
+
+
+def test_variational_divergence_is_exact_where_components_match() -> None:
+    one, other = copies(0.0, 1.0), copies(1.0, 2.0)
+    exact = torch.distributions.kl_divergence(one.component(0), other.component(0))
+    assert variational_divergence(one, other).value == pytest.approx(float(exact), abs=1e-8)
+    apart = islands(1e4)
+    assert variational_divergence(apart, apart).value == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("distance", [0.3, 1.0, 3.0])
+def test_variational_divergence_is_an_upper_bound_and_rounds_lower_it(distance: float) -> None:
+    one, other = islands(distance), islands(distance)
+    found = divergence(one, other, draws=20_000)
+    bounds = [variational_divergence(one, other, rounds=rounds).value for rounds in (1, 3, 6)]
+    assert bounds[0] > bounds[1] > bounds[2] > found.value - 4 * found.standard_error
+    assert math.isfinite(bounds[0])
+
+
+def test_other_families_are_referred_to_monte_carlo() -> None:
+    full = Mixture(
+        dist.Categorical(torch.ones(4)), dist.MultivariateNormal(torch.randn(4, D), torch.eye(D))
+    )
+    with pytest.raises(ValueError, match="MultivariateNormal"):
+        entropy_bounds(full)
+    assert entropy(full).standard_error > 0
