@@ -21,6 +21,7 @@ from pyrovae.models.likelihoods import NormalDecoder
 from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
 from pyrovae.models.priors import StandardNormal
 from pyrovae.models.vae import VAE
+from pyrovae.preflight import check_device, check_no_run, writable
 from pyrovae.randomness import seeded
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
@@ -87,12 +88,19 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
 
     Raises:
         DataError: if the data do not suit the likelihood.
-        OSError: if the output folder cannot be written.
+        ValueError: if the device or the output folder cannot be used, or an interrupted run lies
+            in the folder and ``resume`` is not set.
     """
     options = options or AnalysisOptions()
     likelihood = options.likelihood or default_likelihood(data)
     check(data, likelihood)
-    options.out.mkdir(parents=True, exist_ok=True)
+    check_device(options.device)
+    check_no_run(options.out, resume=options.resume)
+    with writable(options.out):
+        return _analyze(data, likelihood, options)
+
+
+def _analyze(data: Dataset, likelihood: str, options: AnalysisOptions) -> Analysis:
     started = time.perf_counter()
     parts = split(data, seed=options.seed)
     grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
@@ -118,6 +126,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         resume=options.resume,
         progress=options.progress,
     )
+    vae.cpu()  # where the data are
     diagnosis = diagnose(
         vae.model,
         vae.guide,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def _interrupted(words: Sequence[str], given: dict[str, Any]) -> str:
 
 
 def _analyze(given: dict[str, Any]) -> None:
-    """Check all that can be checked, then load, analyse and show."""
+    """Load, analyse and show."""
     from pyrovae.datasets import load
 
     data = load(given.pop("data"), likelihood=given.get("likelihood"))
@@ -126,83 +125,8 @@ def _analyze(given: dict[str, Any]) -> None:
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         from pyrovae.analysis import AnalysisOptions, analyze
 
-        options = AnalysisOptions(**given)
-        check_device(options.device)
-        check_folder(options.out)
-        check_no_run(options.out, resume=options.resume)
-        new = [folder for folder in (options.out, *options.out.parents) if not folder.exists()]
-        try:
-            analysis = analyze(data, options)
-        finally:
-            _remove_empty(new)
+        analysis = analyze(data, AnalysisOptions(**given))
     _show(analysis)
-
-
-def check_device(device: str | None) -> None:
-    """Raise unless torch can compute on the device.
-
-    Raises:
-        ValueError: naming the devices there are.
-
-    >>> check_device("cpu")
-    """
-    import torch
-
-    if device is None:
-        return
-    try:
-        usable = torch.device(device).type != "meta"
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # unknown, not built in, not there
-        usable = False
-    if not usable:
-        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        mps = ["mps"] if torch.backends.mps.is_available() else []
-        raise ValueError(
-            f"expected one of {', '.join(['cpu', *cuda, *mps])} as --device; got {device!r}, which "
-            "torch can't use here. Leave --device out, or install a torch built for it."
-        )
-
-
-def check_folder(out: Path) -> None:
-    """Raise unless files can be written into the folder; leave everything as it was.
-
-    Raises:
-        ValueError: naming the folder and what is in the way.
-    """
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        reason = "a file of that name" if out.is_file() else error.strerror or "no such folder"
-        raise ValueError(
-            f"expected a folder to write to as --out; got {str(out)!r}: {reason}. "
-            "Name another folder."
-        ) from error
-    finally:
-        _remove_empty(new)
-
-
-def check_no_run(out: Path, *, resume: bool) -> None:
-    """Raise if an interrupted run lies in the folder and isn't to be gone on with.
-
-    Raises:
-        ValueError: naming the checkpoint.
-    """
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise ValueError(
-            f"expected no interrupted run in --out; got {str(checkpoint)!r}. "
-            "Go on with it by --resume, delete that file, or name another folder."
-        )
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 # -- what a person reads at the end --------------------------------------------------------------

@@ -205,21 +205,20 @@ def test_the_whole_job_on_a_table_as_a_shell_sees_it(tmp_path: Path) -> None:
 
 
 class Library:
-    """Stands in for ``analyze``: remembers what it was given and does as told."""
+    """Stands in for the work of ``analyze``: remembers what it was given and does as told."""
 
     def __init__(self, act: Callable[[AnalysisOptions], Any]) -> None:
         self.act = act
         self.options = AnalysisOptions()
         self.data: Dataset | None = None
 
-    def __call__(self, data: Dataset, options: AnalysisOptions) -> Any:
+    def __call__(self, data: Dataset, likelihood: str, options: AnalysisOptions) -> Any:
         self.data, self.options = data, options
         return self.act(options)
 
 
 def raising(error: BaseException) -> Callable[[AnalysisOptions], Any]:
     def act(options: AnalysisOptions) -> Any:
-        options.out.mkdir(parents=True)
         raise error
 
     return act
@@ -231,7 +230,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Li
 
     def install(act: Callable[[AnalysisOptions], Any]) -> Library:
         stand_in = Library(act)
-        monkeypatch.setattr(pyrovae.analysis, "analyze", stand_in)
+        monkeypatch.setattr(pyrovae.analysis, "_analyze", stand_in)
         return stand_in
 
     return install
@@ -319,7 +318,6 @@ def test_an_interrupt_says_how_to_go_on(
     library: Callable[..., Library], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def act(options: AnalysisOptions) -> None:
-        options.out.mkdir()
         (options.out / "checkpoint.pt").write_bytes(b"")
         raise KeyboardInterrupt
 

@@ -1,0 +1,78 @@
+"""What can be checked before an analysis begins, not after an hour of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import torch
+
+
+def check_device(device: str | None) -> None:
+    """Raise unless torch can compute on the device.
+
+    Raises:
+        ValueError: naming the devices there are.
+
+    >>> check_device("cpu")
+    """
+    if device is None:
+        return
+    try:
+        usable = torch.device(device).type != "meta"
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # unknown, not built in, not there
+        usable = False
+    if not usable:
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        mps = ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(
+            f"expected one of {', '.join(['cpu', *cuda, *mps])} as --device; got {device!r}, which "
+            "torch can't use here. Leave --device out, or install a torch built for it."
+        )
+
+
+def check_no_run(out: Path, *, resume: bool) -> None:
+    """Raise if an interrupted run lies in the folder and isn't to be gone on with.
+
+    Raises:
+        ValueError: naming the checkpoint.
+    """
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise ValueError(
+            f"expected no interrupted run in --out; got {str(checkpoint)!r}. "
+            "Go on with it by --resume, delete that file, or name another folder."
+        )
+
+
+@contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """A folder that can be written to; if nothing is written, folders made for it go again.
+
+    Raises:
+        ValueError: naming the folder and what is in the way.
+    """
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        _try_to_write(out)
+        yield
+    finally:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _try_to_write(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        reason = "a file of that name" if out.is_file() else error.strerror or "no such folder"
+        raise ValueError(
+            f"expected a folder to write to as --out; got {str(out)!r}: {reason}. "
+            "Name another folder."
+        ) from error
