@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from pyrovae.evidence.result import Evidence
 
 RESOLVED = 2.0  # standard errors that a difference must exceed to count
+# … and nats: differences are skewed, since a density with light tails gains a little at most data
+# points and loses much at few, which a small sample may not contain.
+RELEVANT = 0.1
+# … and nats: differences are skewed, since a density with light tails gains a little at most data
+# points and loses much at few, which a small sample may not contain.
+RELEVANT = 0.1
 PREFERENCE = ("prior", "ex_post", "q_agg")  # among densities that the data do not tell apart
 
 
@@ -29,7 +35,9 @@ def advise(evidence: Mapping[str, Evidence], names: Mapping[str, str]) -> str:
         for name, change in changes.items()
     }
     if choice == "prior":
-        reason = "no density raises held-out log p(x) measurably"
+        reason = (
+            f"no density raises held-out log p(x) beyond doubt and by more than {RELEVANT} nats"
+        )
     else:
         gain = changes[choice]
         reason = (
@@ -45,4 +53,4 @@ def _beaten(one: Evidence, best: Evidence) -> bool:
     if one is best:
         return False
     lead = best.minus(one)
-    return lead.value > RESOLVED * lead.standard_error
+    return lead.value > max(RESOLVED * lead.standard_error, RELEVANT)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
-from pyrovae.estimates import Estimate
+from pyrovae.diagnostics.codes import Codes
+from pyrovae.diagnostics.surgery import prior_marginals
+from pyrovae.estimates import Estimate, mean_estimate
+from pyrovae.mixture import families
 
 ACTIVE = 0.01  # variance of posterior means above which a unit counts as active (Burda et al. 2016)
 
@@ -25,6 +30,8 @@ class Collapse:
         active: whether the variance exceeds 0.01, shape ``(D,)``.
         active_units: their number; its standard error is that of how many variances a new sample
             of data would put above the threshold.
+        unit_rate: mean over x of KL(q(z_d|x)‖p(z_d)) of each unit, in nats, or ``None`` where the
+            prior's marginals are not known. A unit with almost none carries nothing.
     """
 
     variance_of_means: Tensor
@@ -32,13 +39,27 @@ class Collapse:
     mean_scale: Tensor
     active: Tensor
     active_units: Estimate
+    unit_rate: tuple[Estimate, ...] | None = None
+
+    @property
+    def collapsed(self) -> tuple[int, ...]:
+        """Numbers of the units that are not active."""
+        return tuple((~self.active).nonzero().flatten().tolist())
+
+    @property
+    def active_by_rate(self) -> Tensor | None:
+        """Whether each unit's rate exceeds 0.01 nats, shape ``(D,)``: the other usual criterion."""
+        if self.unit_rate is None:
+            return None
+        return torch.tensor([rate.value > ACTIVE for rate in self.unit_rate])
 
 
-def collapse(encoding: dist.Distribution) -> Collapse:
+def collapse(encoding: dist.Distribution, unit_rates: Tensor | None = None) -> Collapse:
     """Activity of the latent units from the encoding of a data set.
 
     Args:
         encoding: q(z | x_n), batch shape ``(N,)`` with N ≥ 2, event shape ``(D,)``.
+        unit_rates: KL(q(z_d|x_n)‖p(z_d)) at some of the data points, shape ``(m, D)``.
     """
     means = encoding.mean.double()
     n = len(means)
@@ -56,4 +77,41 @@ def collapse(encoding: dist.Distribution) -> Collapse:
         encoding.stddev.double().mean(0),
         active,
         Estimate(float(active.sum()), count_error, n, "data"),
+        None if unit_rates is None else tuple(mean_estimate(u) for u in unit_rates.unbind(-1)),
+    )
+
+
+def unit_rates(
+    encoding: dist.Distribution, prior: dist.Distribution, codes: Codes
+) -> Tensor | None:
+    """KL(q(z_d|x_n)‖p(z_d)) of each unit; ``None`` where marginals are not known.
+
+    In closed form at all data points where torch knows one, else from the codes.
+
+    Args:
+        encoding: q(z | x_n), batch shape ``(N,)``.
+        prior: p(z).
+        codes: draws from the encoding.
+
+    Returns:
+        shape ``(N, D)``, or ``(m, D)`` from the codes of m data points.
+    """
+    log_prior = prior_marginals(prior, codes.z)
+    if log_prior is None:
+        return None
+    if _factorised(encoding) and _factorised(prior):
+        with suppress(NotImplementedError):  # families without a closed form
+            return kl_divergence(encoding.base_dist, prior.base_dist)
+    at = families.take(encoding, codes.index)
+    units = codes.z.shape[-1]
+    log_guide = [families.marginal(at, d).log_prob(codes.z[..., d].T).T for d in range(units)]
+    return (torch.stack(log_guide, -1) - log_prior).mean(1)
+
+
+def _factorised(distribution: dist.Distribution) -> bool:
+    """Whether it is a distribution over numbers, declared a vector with ``.to_event(1)``."""
+    return (
+        isinstance(distribution, torch.distributions.Independent)
+        and distribution.reinterpreted_batch_ndims == 1
+        and not distribution.base_dist.event_shape
     )

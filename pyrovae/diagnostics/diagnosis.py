@@ -13,10 +13,13 @@ from torch import Tensor
 from pyrovae.batches import Data, all_rows
 from pyrovae.diagnostics.advice import advise
 from pyrovae.diagnostics.codes import Codes, draw_codes
-from pyrovae.diagnostics.collapse import Collapse, collapse
+from pyrovae.diagnostics.collapse import Collapse, collapse, unit_rates
+from pyrovae.diagnostics.holes import Holes, holes
+from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.labelled import Labelled, label
 from pyrovae.diagnostics.memorisation import Memorisation, memorisation
 from pyrovae.diagnostics.surgery import Surgery, surgery
+from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import Evidence
@@ -46,6 +49,7 @@ class Effort:
         evidence_draws: importance draws for each of them.
         export_rows, export_draws: data points and draws handed to ArviZ.
         pictures: draws decoded from each density over z.
+        two_sample: codes, and as many draws from the prior, that a classifier has to tell apart.
     """
 
     codes: int = 8192
@@ -54,6 +58,7 @@ class Effort:
     export_rows: int = 100
     export_draws: int = 200
     pictures: int = 36
+    two_sample: int = 1000
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,9 @@ class Diagnosis:
         codes: draws from the encodings of the training data.
         pictures: decoded draws from each density.
         labelled: draws for ArviZ.
+        information: I(x; z) of the population, from below and from above.
+        holes: shares of draws from prior and q_agg that fall where the other has no mass.
+        two_sample: how well a classifier tells codes of the training data from prior draws.
     """
 
     training: Surgery
@@ -97,6 +105,9 @@ class Diagnosis:
     codes: Codes
     pictures: Pictures
     labelled: Labelled
+    information: Information
+    holes: Holes
+    two_sample: TwoSample
 
     @property
     def advice(self) -> str:
@@ -104,6 +115,17 @@ class Diagnosis:
         return advise(
             self.evidence, NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
         )
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What should not be believed of the numbers, and why, a sentence each."""
+        saturated = [s.statement for s in (self.training, self.information) if s.saturated]
+        evidence = [
+            f"log p(x) under {NAMES.get(name, name)}: {concern[0].lower()}{concern[1:]}"
+            for name, result in self.evidence.items()
+            for concern in result.concerns()
+        ]
+        return (*saturated, *evidence)
 
     def summary(self) -> pd.DataFrame:
         """All estimates as a table: data, measure, value, standard_error, size, over, bound."""
@@ -131,8 +153,15 @@ class Diagnosis:
                     yield data, term, estimate
             for name, estimate in densities.items():
                 yield data, f"log {name} of codes", estimate
+            yield data, "effective components at codes", self.memorisation.components[data]
         yield "training", "active_units", self.collapse.active_units
         yield "held-out", "log q_agg − log prior", self.memorisation.advantage
+        yield "held-out", "I(x; z) from below", self.information.lower
+        yield "held-out", "I(x; z) from above", self.information.upper
+        yield "held-out", "share of prior draws outside q_agg", self.holes.prior_outside
+        yield "held-out", "share of codes outside the prior", self.holes.aggregated_outside
+        yield "training", "accuracy, codes against prior", self.two_sample.accuracy
+        yield "training", "AUC, codes against prior", self.two_sample.auc
         for name, result in self.evidence.items():
             yield "held-out", f"log p(x) | {name}", result.mean()
         for name, result in self.evidence.items():
@@ -187,17 +216,12 @@ def diagnose(
         test_codes = draw_codes(test_encoding, size=effort.codes, seed=seed + 1)
         test_aggregated = AggregatedPosterior(test_encoding)
         rows = unseen[: effort.evidence_rows]
+        likelihoods = [_log_likelihood(pair, *of) for of in ((seen, codes), (unseen, test_codes))]
         return Diagnosis(
-            training=surgery(codes, _log_likelihood(pair, seen, codes), aggregated, prior),
-            held_out=surgery(
-                test_codes,
-                _log_likelihood(pair, unseen, test_codes),
-                test_aggregated,
-                prior,
-                unseen=True,
-            ),
-            collapse=collapse(encoding),
-            memorisation=memorisation(codes, test_codes, densities),
+            training=surgery(codes, likelihoods[0], aggregated, prior),
+            held_out=surgery(test_codes, likelihoods[1], test_aggregated, prior, unseen=True),
+            collapse=collapse(encoding, unit_rates(encoding, prior, codes)),
+            memorisation=memorisation(codes, test_codes, densities, aggregated),
             ex_post=ex_post,
             evidence=compare_priors(
                 pair, rows, densities | {"prior": None}, draws=effort.evidence_draws, seed=seed
@@ -209,7 +233,18 @@ def diagnose(
             labelled=label(
                 pair, unseen[: effort.export_rows], draws=effort.export_draws, seed=seed
             ),
+            information=information(test_codes, test_aggregated, ex_post.distribution),
+            holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
+            two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
         )
+
+
+def _against_prior(codes: Codes, prior: dist.Distribution, *, size: int, seed: int) -> TwoSample:
+    """A classifier between one code of each data point and draws from the prior."""
+    with seeded(seed, 2):
+        chosen = codes.z[torch.randperm(len(codes.z)), 0]  # they lie in the order of the data
+        draws = prior.sample(torch.Size([len(chosen)])).reshape(chosen.shape)
+    return two_sample_test(chosen, draws, size=size, seed=seed)
 
 
 def _rows(data: Data) -> Tensor:

@@ -51,6 +51,17 @@ class Surgery:
         """Whether index-code MI lies within 5 % of log N, and so says nothing but log N."""
         return self.index_code_mi.value > (1 - SATURATION) * self.log_n
 
+    @property
+    def statement(self) -> str:
+        """One sentence on what index-code MI says here."""
+        mi = self.index_code_mi.value
+        if self.saturated:
+            return (
+                f"Index-code MI is saturated: {mi:.2f} of at most log N = {self.log_n:.2f} nats. "
+                "Every code belongs to one data point, and the number says nothing but log N."
+            )
+        return f"Index-code MI is {mi:.2f} of at most log N = {self.log_n:.2f} nats."
+
 
 def surgery(
     codes: Codes,
