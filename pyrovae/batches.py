@@ -160,6 +160,30 @@ def all_rows(data: Data, *, name: str = "data") -> Batch:
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
+def as_batch(rows: Tensor | Batch) -> Batch:
+    """The arguments of a pair as a tuple, whether or not there is more than one."""
+    return (rows,) if isinstance(rows, Tensor) else rows
+
+
+def take_rows(batch: Batch, index: Tensor | slice) -> Batch:
+    """The same rows of every argument."""
+    return tuple(array[index] for array in batch)
+
+
+def split_rows(batch: Batch, size: int) -> Iterator[Batch]:
+    """Batches of ``size`` rows each, the last one of what is left."""
+    return zip(*(array.split(size) for array in batch), strict=True)
+
+
+def repeat_rows(batch: Batch, times: int) -> Batch:
+    """All rows, and all of them again, ``times`` in all.
+
+    >>> repeat_rows((torch.tensor([1, 2]),), 2)
+    (tensor([1, 2, 1, 2]),)
+    """
+    return tuple(array.expand(times, *array.shape).flatten(0, 1) for array in batch)
+
+
 def _not_empty(batches: Batches, name: str) -> Batches:
     if len(batches) == 0:
         raise ValueError(f"expected at least one row in {name}; got none.")

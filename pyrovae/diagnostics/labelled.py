@@ -60,7 +60,7 @@ def label(pair: Pair, x: Tensor, *, draws: int, seed: int = 0) -> Labelled:
         predictive = _predict(pair, x, posterior.z)
         prior_predictive = _predict(pair, x, prior)
     log_weight = posterior.log_likelihood + posterior.log_prior - posterior.log_guide
-    z, event = pair.site, _event_dims(x.dim() - 1)
+    z, event = pair.name, _event_dims(x.dim() - 1)
     groups = {
         "posterior": {z: _chain(posterior.z)},
         "log_likelihood": {"x": _chain(posterior.log_likelihood)},

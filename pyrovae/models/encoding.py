@@ -9,11 +9,17 @@ from torch import Tensor
 from pyrovae.batches import Data, as_batches
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.families import concatenate, convert
-from pyrovae.models.pair import PyroFunction, encoding_site, measuring
+from pyrovae.models.pair import Pair
+from pyrovae.models.state import PyroFunction, measuring
 
 
 def encode(
-    guide: PyroFunction, data: Data, *, site: str = "z", batch_size: int = 4096
+    guide: PyroFunction,
+    data: Data,
+    *,
+    site: str | tuple[str, ...] = "z",
+    data_plate: str | None = None,
+    batch_size: int = 4096,
 ) -> dist.Distribution:
     """q(z | x_n) for every data point, a batch at a time.
 
@@ -21,35 +27,46 @@ def encode(
         guide: any Pyro guide with a latent site in a data plate.
         data: rows, shape ``(N, ...)``: a tensor, an array, a ``Dataset`` or a ``DataLoader``; a
             tuple where the guide takes more arguments, ``guide(x, y)``.
-        site: name of the latent site.
-        batch_size: rows that go through the guide at once; the result does not depend on it.
+        site: name of the latent site; of several, to take them as one vector, where the guide
+            draws each of them given the data only.
+        data_plate: name of the plate over the data; by default the one with as many rows as a
+            batch.
+        batch_size: rows that go through the guide at once; the result does not depend on it. A
+            guide with a plate of fixed size takes all rows: give it their number.
 
     Returns:
-        the guide's distribution, batch shape ``(N,)``, event shape ``(D,)``, without gradient.
+        the guide's distribution, batch shape ``(N,)``, event shape ``(D,)``, without gradient. An
+        event of more dimensions, or more plates than the data's, are laid out as one vector.
 
     Raises:
         ValueError: if the guide has no such site, or its family cannot be concatenated.
     """
+    pair = Pair(_no_model, guide, site, data_plate=data_plate)
     with torch.no_grad(), measuring(guide):
         parts = [
-            convert(encoding_site(guide, batch, site)["fn"], torch.Tensor.detach)
+            convert(pair.encode(batch), torch.Tensor.detach)
             for batch in as_batches(data, batch_size, name="data").ordered()
         ]
     return concatenate(parts)
+
+
+def _no_model(*batch: Tensor) -> None:
+    """What stands in a pair of which only the guide is run."""
 
 
 def aggregate(
     guide: PyroFunction,
     data: Data,
     *,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
+    data_plate: str | None = None,
     weights: Tensor | None = None,
     batch_size: int = 4096,
 ) -> AggregatedPosterior:
     """The aggregated posterior q_agg(z) = Σ_n w_n q(z | x_n) of a data set.
 
     Args:
-        guide, data, site, batch_size: as :func:`encode`.
+        guide, data, site, data_plate, batch_size: as :func:`encode`.
         weights: w_n, shape ``(N,)``, normalised by the mixture; equal if not given.
 
     >>> import pyrovae as pv
@@ -59,4 +76,5 @@ def aggregate(
     >>> agg.log_prob(agg.sample((3,))).shape
     torch.Size([3])
     """
-    return AggregatedPosterior(encode(guide, data, site=site, batch_size=batch_size), weights)
+    encoding = encode(guide, data, site=site, data_plate=data_plate, batch_size=batch_size)
+    return AggregatedPosterior(encoding, weights)

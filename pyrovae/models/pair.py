@@ -2,77 +2,109 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine import Trace
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrovae.batches import Batch
+from pyrovae.batches import Batch, as_batch, repeat_rows, split_rows, take_rows
+from pyrovae.mixture import families
+from pyrovae.models.sites import Reader, Reading
+from pyrovae.models.state import PyroFunction, measuring, modules_of
 
-PyroFunction = Callable[..., Any]
+__all__ = ["Pair", "PyroFunction", "Weighted", "measuring", "modules_of"]
+
+ROWS = 16_384  # rows that go through the model at once
+COMPARED = 100  # rows over which a prior must be the same
+ASSIGNMENTS = 256  # of discrete latent sites, at most, that are summed over
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Draws from the guide at some data points, with what their importance weights are made of.
+
+    The weight of a draw is p(x|z) p(z) / q(z|x).
+
+    Args:
+        z: draws, shape ``(S, B, D)``.
+        log_likelihood, log_prior, log_guide: log p(x|z), log p(z), log q(z|x), each ``(S, B)``. If
+            the guide has more latent sites, their p/q is a factor of the likelihood.
+    """
+
+    z: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_guide: Tensor
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A Pyro ``model(x)`` and ``guide(x)`` with a latent site in a data plate.
+    """A Pyro ``model(*batch)`` and ``guide(*batch)`` with a latent site in a data plate.
 
     Every method runs one of the two functions under Pyro's own handlers and reads the sites, so a
     pair needs nothing but its ``pyro.sample`` statements. All log densities are those of the sites
-    themselves: subsampling and ``poutine.scale`` do not enter.
+    themselves: masks count, subsampling and ``poutine.scale`` do not. A batch is one tensor of
+    rows, or a tuple of tensors, one for each argument.
 
     Args:
-        model: generative function; called as ``model(x)`` with a batch of rows.
-        guide: variational function; called in the same way.
-        site: name of the latent site.
-        observed: name of the observed site; found by itself if there is just one.
+        model: generative function.
+        guide: variational function; called with the same arguments.
+        site: name of the latent site, or of several that are taken as one vector.
+        observed: name of the observed site that is decoded, if there are several; log p(x | z) is
+            that of all of them.
+        data_plate: name of the plate over the data; by default the one with as many rows as a
+            batch.
     """
 
     model: PyroFunction
     guide: PyroFunction
-    site: str = "z"
+    site: str | tuple[str, ...] = "z"
     observed: str | None = None
+    data_plate: str | None = None
 
-    def encode(self, x: Tensor) -> dist.Distribution:
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The latent sites."""
+        return (self.site,) if isinstance(self.site, str) else tuple(self.site)
+
+    @property
+    def name(self) -> str:
+        """What to call the code: the name of its site, or of all of them."""
+        return "_".join(self.sites)
+
+    def encode(self, x: Tensor | Batch) -> dist.Distribution:
         """q(z | x), batch shape ``(B,)``, event shape ``(D,)``, for rows ``x``, shape ``(B, ...)``.
 
         Raises:
-            ValueError: if the guide has no such site, or the site is not one vector per row of x.
+            ValueError: if the guide has no such site, the site is in no data plate or is discrete,
+                or its parameters depend on draws of other sites.
         """
-        return encoding_site(self.guide, (x,), self.site)["fn"]
+        return self._encode(as_batch(x))[0]
 
-    def log_joint(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def log_joint(self, x: Tensor | Batch, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) row by row, each of shape ``(B,)``.
+
+        Discrete latent sites of a few values are summed over; continuous ones that the guide does
+        not have are drawn from the model.
 
         Args:
             x: rows, shape ``(B, ...)``.
             z: one code for each row, shape ``(B, D)``.
         """
-        trace = self._model_trace(x, z)
-        trace.compute_log_prob()
-        likelihood = trace.nodes[self._observed_site(trace)]["unscaled_log_prob"]
-        prior = trace.nodes[self.site]["unscaled_log_prob"]
-        for name, value in (("observed", likelihood), (self.site, prior)):
-            if value.shape != (len(x),):
-                raise ValueError(
-                    f"expected a log density of shape ({len(x)},), one number a row, at the "
-                    f"model's {name} site; got {tuple(value.shape)}. Declare the dimensions of one "
-                    "row as event dimensions with .to_event(...)."
-                )
-        return likelihood, prior
+        batch = as_batch(x)
+        return self._score(batch, codes=self._split(batch, z))
 
-    def decode(self, x: Tensor, z: Tensor) -> dist.Distribution:
+    def decode(self, x: Tensor | Batch, z: Tensor) -> dist.Distribution:
         """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``."""
-        trace = self._model_trace(x, z)
-        return trace.nodes[self._observed_site(trace)]["fn"]
+        batch = as_batch(x)
+        readings = self._read_model.read(batch, codes=self._split(batch, z))
+        site = self._observed_site(readings[0])
+        return families.concatenate([r.distribution(site, flatten=False) for r in readings])
 
-    def prior(self, x: Tensor) -> dist.Distribution:
+    def prior(self, x: Tensor | Batch) -> dist.Distribution:
         """p(z), batch shape ``(1,)``, which broadcasts against any number of codes.
 
         Args:
@@ -81,39 +113,203 @@ class Pair:
         Raises:
             ValueError: if p(z) differs between rows, so that there is no one prior to compare to.
         """
-        trace = poutine.trace(poutine.uncondition(self.model)).get_trace(x[:2])
-        node = _latent_node(trace, self.site, "model")
-        fn, z = node["fn"], node["value"][:1]
-        log_density = fn.log_prob(z.expand_as(node["value"]))
-        if not torch.allclose(log_density, log_density[:1].expand_as(log_density)):
+        batch = as_batch(x)
+        if self.follows(batch):
+            batch = take_rows(batch, slice(0, COMPARED))
+        first, again = (self._read_model.read(batch)[0] for _ in range(2))
+        density = self._at_sites(first)
+        code = self._codes(first)[:1].expand(first.kept, -1)
+        values = density.log_prob(code)
+        other = self._at_sites(again).log_prob(code)
+        if not (torch.allclose(values, values[:1].expand_as(values)) and _equal(values, other)):
+            others = [name for name in first.latent if name not in self.sites]
             raise ValueError(
-                f"expected one prior p({self.site}) for all rows; got one that depends on the "
-                "data. Compare the aggregated posterior with a prior of your own by passing prior=."
+                f"expected one prior p({', '.join(self.sites)}) for all rows; got one that depends "
+                f"on the data{f' or on the sites {others}' if others else ''}. Compare the "
+                "aggregated posterior with a prior of your own by passing prior=."
             )
-        single = poutine.trace(poutine.uncondition(self.model)).get_trace(x[:1])
-        return single.nodes[self.site]["fn"]
+        try:
+            return families.take(density, slice(0, 1))
+        except ValueError:  # not made of parameter tensors: a mixture, a flow
+            return self._at_sites(self._read_model.read(take_rows(batch, slice(0, 1)))[0])
 
-    def _model_trace(self, x: Tensor, z: Tensor) -> Trace:
-        conditioned = poutine.condition(self.model, data={self.site: z})
-        trace = poutine.trace(conditioned).get_trace(x)
-        _latent_node(trace, self.site, "model")
-        others = [n for n in trace.stochastic_nodes if not _is_plate(trace.nodes[n])]
-        if others:
-            raise ValueError(
-                f"expected {self.site!r} to be the model's only latent site; got also {others}. "
-                "Several latent sites cannot be scored on one of them alone."
+    def weigh(
+        self, x: Tensor | Batch, draws: int, *, proposal: dist.Distribution | None = None
+    ) -> Weighted:
+        """Draws for each row, with the terms of their importance weights.
+
+        All latent sites of the guide are drawn together; those that only the model has are drawn
+        from it, or summed over if they are discrete.
+
+        Args:
+            x: rows, shape ``(B, ...)``.
+            draws: number S of draws for each row.
+            proposal: where z is drawn from in the guide's place, batch shape ``(B,)``.
+        """
+        batch = as_batch(x)
+        at_once = max(1, ROWS // len(batch[0])) if self.follows(batch) else 1
+        if proposal is None and self._guide_only(batch):
+            return _stack(
+                self._weigh_all(repeat_rows(batch, len(part)), len(part))
+                for part in torch.arange(draws).split(at_once)
             )
-        return trace
+        source = self.encode(batch) if proposal is None else proposal
+        z = source.sample(torch.Size([draws]))
+        scored = []
+        for part in z.split(at_once):
+            scores = self.log_joint(repeat_rows(batch, len(part)), part.flatten(0, 1))
+            scored.append([score.view(part.shape[:2]) for score in scores])
+        likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        return Weighted(z, likelihood, prior, source.log_prob(z))
 
-    def _observed_site(self, trace: Trace) -> str:
-        names = [n for n in trace.observation_nodes if n != self.site]
-        if self.observed is not None:
-            if self.observed not in names:
+    def follows(self, x: Tensor | Batch) -> bool:
+        """Whether model and guide take any number of rows; if not, always give all rows."""
+        batch = as_batch(x)
+        return self._read_guide.follows(batch) and self._read_model.follows(batch)
+
+    def blocks(self, x: Tensor | Batch, size: int) -> Iterator[Batch]:
+        """Batches of ``size`` rows; all rows in one where the pair takes nothing else."""
+        batch = as_batch(x)
+        return split_rows(batch, size) if self.follows(batch) else iter((batch,))
+
+    @property
+    def _read_model(self) -> Reader:
+        return Reader(self.model, "model", self.data_plate)
+
+    @property
+    def _read_guide(self) -> Reader:
+        return Reader(self.guide, "guide", self.data_plate)
+
+    def _encode(self, batch: Batch) -> tuple[dist.Distribution, Reading]:
+        readings = self._read_guide.read(batch)
+        parts = [self._at_sites(reading) for reading in readings]
+        if len(readings[0].latent) > 1:
+            with torch.random.fork_rng():
+                again = self._read_guide.read(batch)[0]
+            code = self._codes(readings[0])
+            if not _equal(parts[0].log_prob(code), self._at_sites(again).log_prob(code)):
+                others = [name for name in readings[0].latent if name != self.site]
                 raise ValueError(
-                    f"expected an observed site {self.observed!r} in the model; got {names}. "
-                    "Name one of those with observed=."
+                    f"expected q({', '.join(self.sites)} | x) to depend on nothing but the data; "
+                    f"got a guide whose parameters there depend on the draws of {others}. Name "
+                    "the site that is drawn first with site=, or give those draws as data."
                 )
-            return self.observed
+        return families.concatenate(parts), readings[0]
+
+    def _guide_only(self, batch: Batch) -> bool:
+        """Whether the guide has other latent sites, which have to be drawn with the one named."""
+        with torch.random.fork_rng():
+            reading = self._read_guide.read(batch)[0]
+        return bool(set(reading.latent) - set(self.sites))
+
+    def _at_sites(self, reading: Reading) -> dist.Distribution:
+        """The distribution at the latent sites as one over vectors."""
+        return families.join([_density(reading, site) for site in self.sites])
+
+    def _codes(self, reading: Reading) -> Tensor:
+        return torch.cat([reading.code(site) for site in self.sites], -1)
+
+    def _split(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
+        """The part of a code that belongs to each site."""
+        if len(self.sites) == 1:
+            return {self.sites[0]: z}
+        with torch.no_grad(), torch.random.fork_rng():
+            reading = self._read_guide.read(batch)[0]
+        sizes = [reading.code(site).shape[1] for site in self.sites]
+        return dict(zip(self.sites, z.split(sizes, -1), strict=True))
+
+    def _weigh_all(self, batch: Batch, draws: int) -> Weighted:
+        """One draw of all of the guide's sites for each row of a batch that holds rows again."""
+        parts = []
+        for reading in self._read_guide.read(batch):
+            values = {name: reading.nodes[name]["value"] for name in reading.latent}
+            joint, prior = self._score(batch, values=values, indices=reading.indices)
+            inner = {name for site in self.sites for name in (site, f"{site}_unconstrained")}
+            q = {name: reading.log_density(name) for name in reading.latent}
+            joint, prior = joint[: reading.kept], prior[: reading.kept]
+            zero = torch.zeros_like(prior)
+            others = sum((value for name, value in q.items() if name not in inner), zero)
+            own = sum((value for name, value in q.items() if name in inner), zero)
+            parts.append((self._codes(reading), joint - others, prior, own))
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return Weighted(*(column.unflatten(0, (draws, -1)) for column in columns))
+
+    def _score(
+        self,
+        batch: Batch,
+        *,
+        codes: Mapping[str, Tensor] | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        indices: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """log p of all but the latent sites, and log p of these."""
+        known = {**(codes or {}), **(values or {})}
+        readings = self._read_model.read(batch, codes=codes, values=values, indices=indices)
+        sums = self._sums(readings[0], set(known), batch)
+        terms = []
+        for assignment in itertools.product(*sums.values()):
+            if sums:
+                fixed = {**(values or {}), **dict(zip(sums, assignment, strict=True))}
+                readings = self._read_model.read(batch, codes=codes, values=fixed, indices=indices)
+            terms.append(self._terms(readings, {*known, *sums}, set(sums)))
+        if not sums:
+            return terms[0]
+        rest, prior = (torch.stack(column) for column in zip(*terms, strict=True))
+        joint, prior = (rest + prior).logsumexp(0), prior.logsumexp(0)
+        return joint - prior, prior
+
+    def _terms(
+        self, readings: Sequence[Reading], known: set[str], summed: set[str]
+    ) -> tuple[Tensor, Tensor]:
+        """log p at observed and other known sites, and log p at the latent and summed ones."""
+        own = {*self.sites, *summed}
+        rest, prior = [], []
+        for reading in readings:
+            observed = reading.observed
+            if not observed:
+                raise ValueError(
+                    "expected an observed site in the model; got none. Give a site obs=, and the "
+                    "data as an argument; observed= names one of several."
+                )
+            for site in self.sites:
+                reading.node(site)
+            others = [name for name in reading.latent if name in known - own]
+            rest.append(_total(reading, [*observed, *others]))
+            prior.append(_total(reading, [name for name in reading.latent if name in own]))
+        return torch.cat(rest), torch.cat(prior)
+
+    def _sums(self, reading: Reading, known: set[str], batch: Batch) -> dict[str, list[Tensor]]:
+        """Values to sum over at latent sites of the model that nothing is known of."""
+        others = [name for name in reading.latent if name not in {*known, *self.sites}]
+        found: dict[str, list[Tensor]] = {}
+        count = 1
+        for name in others:
+            support = _support(reading, name)
+            if support and count * len(support) <= ASSIGNMENTS:
+                count *= len(support)
+                found[name] = support
+        rest = [name for name in others if name not in found]
+        if rest:
+            with torch.no_grad(), torch.random.fork_rng():
+                guide = self._read_guide.read(batch)[0]
+            if wanted := [name for name in rest if name in guide.latent]:
+                raise ValueError(
+                    f"expected {list(self.sites)} to be all of the model's latent sites; got also "
+                    f"{wanted}, which can't be summed over. Name all of them as one: "
+                    f"site={(*self.sites, *wanted)}."
+                )
+        return found
+
+    def _observed_site(self, reading: Reading) -> str:
+        names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
+        if self.observed is not None:
+            for name in (self.observed, f"{self.observed}_observed"):
+                if name in names:
+                    return name
+            raise ValueError(
+                f"expected an observed site {self.observed!r} in the model; got {names}. Name one "
+                "of those with observed=."
+            )
         if len(names) != 1:
             raise ValueError(
                 f"expected one observed site in the model; got {names}. Give the site obs=, or "
@@ -122,58 +318,53 @@ class Pair:
         return names[0]
 
 
-def encoding_site(guide: PyroFunction, batch: Batch, site: str) -> dict[str, Any]:
-    """The node of the guide's latent site for a batch of rows, checked to be one vector a row."""
-    node = _latent_node(poutine.trace(guide).get_trace(*batch), site, "guide")
-    fn, rows = node["fn"], len(batch[0])
-    if fn.batch_shape != (rows,) or len(fn.event_shape) != 1:
+def _density(reading: Reading, site: str) -> dist.Distribution:
+    """The density at a latent site; behind an autoguide's point, that of its auxiliary site."""
+    fn = _base(reading.node(site)["fn"])
+    if isinstance(fn, dist.Delta):
+        inner = f"{site}_unconstrained"
+        if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
+            raise ValueError(
+                f"expected a density at the {reading.where}'s site {site!r}; got a point. Draw it "
+                "from a distribution with pyro.sample, such as a Normal."
+            )
+        return reading.distribution(inner)
+    if fn.support.is_discrete:
         raise ValueError(
-            f"expected the guide's site {site!r} to have batch shape ({rows},) and event shape "
-            f"(D,); got {tuple(fn.batch_shape)} and {tuple(fn.event_shape)}. Put the site in the "
-            "data plate and declare the latent units with .to_event(1)."
+            f"expected a continuous latent at the {reading.where}'s site {site!r}; got "
+            f"{type(fn).__name__}, which is discrete. Name a continuous one of {reading.latent} "
+            "with site=."
         )
-    return node
+    return reading.distribution(site)
 
 
-def _latent_node(trace: Trace, site: str, where: str) -> dict[str, Any]:
-    if site not in trace.nodes or trace.nodes[site]["type"] != "sample":
-        names = [n for n in trace.stochastic_nodes if not _is_plate(trace.nodes[n])]
-        raise ValueError(
-            f"expected a latent site {site!r} in the {where}; got {names}. Name one of those with "
-            "site=."
-        )
-    return trace.nodes[site]
+def _support(reading: Reading, name: str) -> list[Tensor]:
+    """All values of a discrete latent that has one value a row; empty for any other site."""
+    node = reading.nodes[name]
+    fn = node["fn"]
+    whole = isinstance(fn, dist.Independent | dist.MaskedDistribution)
+    if whole or node["mask"] is not None or not getattr(fn, "has_enumerate_support", False):
+        return []
+    if fn.batch_shape.numel() != reading.rows:
+        return []
+    return list(fn.enumerate_support(expand=True))
 
 
-def _is_plate(node: dict[str, Any]) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
+def _total(reading: Reading, names: Iterable[str]) -> Tensor:
+    return torch.stack([reading.log_density(name) for name in names]).sum(0)
 
 
-def modules_of(function: PyroFunction) -> list[nn.Module]:
-    """The networks behind a model or guide: what it is, is bound to, or names in its body."""
-    if isinstance(function, nn.Module):
-        return [function]
-    if inspect.ismethod(function):
-        owner = function.__self__
-        candidates = [owner, *vars(owner).values()]
-    elif inspect.isfunction(function):
-        names = inspect.getclosurevars(function)
-        candidates = [*names.nonlocals.values(), *names.globals.values()]
-    else:
-        candidates = list(getattr(function, "__dict__", {}).values())
-    return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
+def _stack(parts: Iterable[Weighted]) -> Weighted:
+    whole = list(parts)
+    fields = Weighted.__annotations__
+    return Weighted(*(torch.cat([getattr(part, field) for part in whole]) for field in fields))
 
 
-@contextmanager
-def measuring(*functions: PyroFunction) -> Iterator[None]:
-    """Every network behind ``functions`` in evaluation mode; modes and random state put back."""
-    modules = {m for f in functions for root in modules_of(f) for m in root.modules()}
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+def _base(distribution: dist.Distribution) -> dist.Distribution:
+    while isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, equal_nan=True)

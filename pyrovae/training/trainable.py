@@ -12,10 +12,9 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.batches import Batch
-from pyrovae.models.pair import PyroFunction, modules_of
+from pyrovae.models.state import PyroFunction, called_modules, modules_of
 from pyrovae.training.objectives import Objective
 
 
@@ -100,7 +99,7 @@ def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch
     """
     notes = _Notes()
     # fork_rng: a survey may fall between two training steps and must not change their draws.
-    with torch.random.fork_rng(), torch.no_grad(), _called_modules() as called, notes:
+    with torch.random.fork_rng(), torch.no_grad(), called_modules() as called, notes:
         objective(model, guide, *batch)
     roots = _outermost([*modules_of(model), *modules_of(guide), *called])
     store = dict(pyro.get_param_store().named_parameters())
@@ -134,34 +133,13 @@ class _Notes(Messenger):
     def plate_size(self, rows: int) -> int:
         """Full size of the plate over the rows: the one that most sites stand in."""
         for (_, size, full), _ in self.frames.most_common():
-            if size == rows:
+            if rows in (size, full):  # or the plate chooses some of them by itself
                 return full
         found = {name: size for name, size, _ in self.frames}
         raise ValueError(
             f"expected a plate over the {rows} rows of a batch; got plates {found}. Write "
             'with pyro.plate("data", len(x)): around the latent and the observed site.'
         )
-
-
-@contextmanager
-def _called_modules() -> Iterator[dict[nn.Module, None]]:
-    """Collect the modules that run, each held in evaluation mode meanwhile."""
-    called: dict[nn.Module, None] = {}
-    modes: dict[nn.Module, bool] = {}
-
-    def note(module: nn.Module, args: Any) -> None:
-        if module not in modes:
-            called[module] = None
-            modes.update((m, m.training) for m in module.modules() if m not in modes)
-            module.eval()
-
-    handle = register_module_forward_pre_hook(note)
-    try:
-        yield called
-    finally:
-        handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _outermost(modules: list[nn.Module]) -> tuple[nn.Module, ...]:

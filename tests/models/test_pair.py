@@ -29,10 +29,11 @@ def test_log_joint_is_exact_and_unscaled() -> None:
     assert torch.allclose(prior, dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(z))
 
 
-def guide_named(name: str, event: int = 1) -> Callable[[Tensor], None]:
+def guide_named(*names: str) -> Callable[[Tensor], None]:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample(name, dist.Normal(x[:, :2], 1.0).to_event(event))
+            for name in names:
+                pyro.sample(name, dist.Normal(x[:, :2], 1.0).to_event(1))
 
     return guide
 
@@ -57,13 +58,16 @@ X = torch.zeros(3, 4)
     ("call", "message"),
     [
         (lambda: Pair(model_with(y=True), guide_named("w")).encode(X), r"\['w'\].*site="),
-        (lambda: Pair(model_with(y=True, w=True), guide_named("z")).log_joint(X, X[:, :2]), "obs"),
+        (lambda: Pair(model_with(y=True, w=True), guide_named("z")).decode(X, X[:, :2]), "obs"),
         (lambda: Pair(model_with(), guide_named("z")).log_joint(X, X[:, :2]), "observed="),
         (
-            lambda: Pair(model_with(y=True), guide_named("z"), observed="u").log_joint(X, X[:, :2]),
+            lambda: Pair(model_with(y=True), guide_named("z"), observed="u").decode(X, X[:, :2]),
             r"'u'.*\['y'\]",
         ),
-        (lambda: Pair(model_with(y=True, w=False), guide_named("z")).log_joint(X, X[:, :2]), "'w'"),
+        (
+            lambda: Pair(model_with(y=True, w=False), guide_named("z", "w")).log_joint(X, X[:, :2]),
+            r"site=\('z', 'w'\)",
+        ),
     ],
 )
 def test_pair_that_cannot_work_says_where_to_look(call: Callable[[], Any], message: str) -> None:
@@ -73,7 +77,7 @@ def test_pair_that_cannot_work_says_where_to_look(call: Callable[[], Any], messa
 
 def test_event_dimension_that_was_forgotten() -> None:
     def guide(x: Tensor) -> None:
-        with pyro.plate("units", 2), pyro.plate("data", len(x)):
+        with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x[:, :2], 1.0))
 
     with pytest.raises(ValueError, match="to_event"):

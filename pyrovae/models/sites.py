@@ -1,0 +1,346 @@
+"""One run of a Pyro function, read row by row: which sites there are and what each row has there.
+
+A *row* is one datum. The data plate may be any of the plates around a site; the dimensions of all
+others count as event dimensions of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyrovae.batches import Batch, take_rows
+from pyrovae.mixture import families
+from pyrovae.models.state import PyroFunction
+
+Node = Mapping[str, Any]
+
+
+class OtherRows(ValueError):
+    """A site speaks of another number of rows than the batch has."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one run shows.
+
+    Args:
+        nodes: the sample sites by name, in the order of the run, without those of plates.
+        rows: number of rows the run was about.
+        kept: how many of them were asked for; a subsampling plate of fixed size gets more.
+        where: ``"model"`` or ``"guide"``, for errors.
+        data_plate: name of the data plate, if given.
+        growing: names of the plates that follow the number of rows, if that had to be found out.
+        indices: the rows that a subsampling plate was made to choose.
+    """
+
+    nodes: Mapping[str, Node]
+    rows: int
+    kept: int
+    where: str
+    data_plate: str | None = None
+    growing: frozenset[str] | None = None
+    indices: Tensor | None = None
+
+    @property
+    def latent(self) -> list[str]:
+        """Names of the latent sites."""
+        return [name for name, node in self.nodes.items() if not node["is_observed"]]
+
+    @property
+    def observed(self) -> list[str]:
+        """Names of the observed sites."""
+        return [name for name, node in self.nodes.items() if node["is_observed"]]
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether it is open which of several plates around a site is over the data."""
+        return self.growing is None and any(
+            sum(int(f.size) == self.rows for f in _frames(node)) > 1
+            and all(f.name != self.data_plate for f in _frames(node))
+            for node in self.nodes.values()
+        )
+
+    def node(self, site: str) -> Node:
+        """The latent site of a name.
+
+        Raises:
+            ValueError: with the names of those there are.
+        """
+        if site not in self.nodes:
+            raise ValueError(
+                f"expected a latent site {site!r} in the {self.where}; got {self.latent}. Name one "
+                "of those with site=."
+            )
+        if site not in self.latent:
+            raise ValueError(
+                f"expected site {site!r} of the {self.where} to be latent; got an observed one. "
+                f"Latent are {self.latent}: name one of those with site=."
+            )
+        return self.nodes[site]
+
+    def distribution(self, site: str, *, flatten: bool = True) -> dist.Distribution:
+        """The distribution at a site, batch shape ``(kept,)``; event shape ``(D,)`` if flattened.
+
+        Raises:
+            ValueError: if the site is in no data plate, or its family can't be laid out in rows.
+        """
+        node = self.nodes[site]
+        fn = node["fn"]
+        while isinstance(fn, dist.MaskedDistribution):
+            fn = fn.base_dist
+        try:
+            by_row = families.rows_first(fn, self.dim(site), flatten=flatten)
+        except ValueError as error:
+            raise ValueError(f"{error} It stands at the {self.where}'s site {site!r}.") from error
+        if self.kept < self.rows:
+            by_row = families.take(by_row, slice(0, self.kept))
+        return by_row
+
+    def log_density(self, site: str) -> Tensor:
+        """Log density of each row at a site, shape ``(kept,)``: masked, and never scaled."""
+        node = self.nodes[site]
+        fn = node["fn"]
+        values = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
+        values = scale_and_mask(values, 1.0, node["mask"])
+        dim = self.dim(site)
+        values = values.expand(torch.broadcast_shapes(values.shape, fn.batch_shape))
+        return values.movedim(dim, 0).reshape(self.rows, -1).sum(1)[: self.kept]
+
+    def code(self, site: str) -> Tensor:
+        """The value of each row at a site as a vector, shape ``(kept, D)``."""
+        node = self.nodes[site]
+        return _as_code(node["value"], node["fn"], self.dim(site))[: self.kept]
+
+    def dim(self, site: str) -> int:
+        """The batch dimension of the data plate at a site, counted from the right.
+
+        Raises:
+            ValueError: if no plate around the site, or more than one, has a row for each datum.
+        """
+        frames = _frames(self.nodes[site])
+        named = [f for f in frames if f.name == self.data_plate]
+        found = [f for f in named or frames if int(f.size) == self.rows]
+        if self.growing is not None and len(found) > 1:
+            found = [f for f in found if f.name in self.growing]
+        if len(found) == 1:
+            return int(found[0].dim)
+        plates = {f.name: int(f.size) for f in frames}
+        if len(found) > 1:
+            raise ValueError(
+                f"expected one plate of {self.rows} rows around the {self.where}'s site {site!r}; "
+                f"got {plates}. Name the one over the data with data_plate=."
+            )
+        if not plates:
+            raise ValueError(
+                f"expected a plate over the data around the {self.where}'s site {site!r}; got "
+                'none, so that no row has a part of its own. Put it under with pyro.plate("data", '
+                "len(x)): or, if it is one for all rows, fix it with poutine.condition."
+            )
+        raise OtherRows(
+            f"expected a plate of {self.rows} rows, those of the batch, around the {self.where}'s "
+            f'site {site!r}; got plates {plates}. Write pyro.plate("data", len(x)), name the plate '
+            "with data_plate=, or, if its size is fixed, give all rows at once: batch_size=."
+        )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How to run one function of a pair on a batch and read it.
+
+    Args:
+        function: the model or the guide.
+        where: ``"model"`` or ``"guide"``, for errors.
+        data_plate: name of the data plate, if given.
+    """
+
+    function: PyroFunction
+    where: str
+    data_plate: str | None = None
+
+    def read(
+        self,
+        batch: Batch,
+        *,
+        codes: Mapping[str, Tensor] | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        indices: Tensor | None = None,
+    ) -> list[Reading]:
+        """Run the function, more than once where its plate takes a few rows at a time.
+
+        Args:
+            batch: the arguments.
+            codes: values to put at latent sites, a vector for each row, shape ``(B, D)``.
+            values: the same in the shape of the site.
+            indices: the rows that a subsampling plate has to choose; chosen in order if not given.
+        """
+        first = self._run(batch, indices, codes or {}, values or {})
+        if isinstance(first, Reading):
+            return [first]
+        readings = []
+        for part in torch.arange(len(batch[0])).split(first):
+            padded = part[torch.arange(first) % len(part)]
+            here = {name: code[padded] for name, code in (codes or {}).items()}
+            reading = self._run(batch, padded, here, values or {})
+            if isinstance(reading, Reading):
+                readings.append(replace(reading, kept=len(part)))
+        return readings
+
+    def follows(self, batch: Batch) -> bool:
+        """Whether the function takes any number of rows, so that rows can be repeated."""
+        with torch.no_grad(), torch.random.fork_rng():
+            return all(self._takes(batch, rows) for rows in (2, 3))
+
+    def _takes(self, batch: Batch, rows: int) -> bool:
+        index = torch.arange(rows, device=batch[0].device) % len(batch[0])
+        try:
+            reading = self.read(take_rows(batch, index))[0]
+            for site in reading.nodes:
+                reading.dim(site)
+        except OtherRows:
+            return False
+        except (ValueError, RuntimeError, IndexError):  # a fixed size in the function's own sums
+            return False
+        return True
+
+    def _run(
+        self,
+        batch: Batch,
+        indices: Tensor | None,
+        codes: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        growing: frozenset[str] | None = None,
+    ) -> Reading | int:
+        """One run, or the size of the plate if it takes only so many rows at a time."""
+        rows = len(batch[0])
+        count = rows if indices is None else len(indices)
+        blank = Reading({}, count, count, self.where, self.data_plate, growing, indices)
+        place = _Place(blank, rows, codes, values)
+        try:
+            trace = poutine.trace(place(self.function)).get_trace(*batch)
+            reading = replace(blank, nodes=_sites(trace.nodes))
+            if reading.ambiguous:
+                raise _Ambiguous
+        except _Window as window:
+            return window.size
+        except _Ambiguous:
+            return self._run(batch, indices, codes, values, self._growing(batch))
+        except ValueError as error:
+            if not str(error).startswith("Shape mismatch inside plate"):
+                raise
+            raise ValueError(
+                f"expected the dimensions of one row to be event dimensions in the {self.where}; "
+                f"got: {error}. Declare them with .to_event(1), or give them a plate of their own."
+            ) from error
+        return reading
+
+    def _growing(self, batch: Batch) -> frozenset[str]:
+        """Which of several plates of one size are over the data: those that grow by a row."""
+        index = torch.arange(len(batch[0]) + 1, device=batch[0].device) % len(batch[0])
+        with torch.no_grad(), torch.random.fork_rng():
+            longer = poutine.trace(self.function).get_trace(*take_rows(batch, index))
+        return frozenset(
+            frame.name
+            for node in longer.nodes.values()
+            if node["type"] == "sample"
+            for frame in node["cond_indep_stack"]
+            if int(frame.size) == len(index)
+        )
+
+
+class _Window(Exception):
+    """A plate takes fewer rows at a time than there are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class _Ambiguous(Exception):
+    """Several plates have as many rows as the batch."""
+
+
+class _Place(Messenger):
+    """Put values at latent sites, and rows into subsampling plates."""
+
+    def __init__(
+        self,
+        blank: Reading,
+        rows: int,
+        codes: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.blank, self.rows, self.codes, self.values = blank, rows, codes, values
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        if _is_plate(msg):
+            self._choose_rows(msg)
+        elif name in self.values:
+            msg["value"], msg["done"] = self.values[name], True
+        elif name in self.codes:
+            reading = replace(self.blank, nodes={name: msg})
+            fn = reading.node(name)["fn"]
+            if reading.ambiguous:
+                raise _Ambiguous
+            msg["value"], msg["done"] = (
+                _as_value(self.codes[name], fn, reading.dim(name), name),
+                True,
+            )
+
+    def _choose_rows(self, msg: dict[str, Any]) -> None:
+        size, chosen = msg["fn"].size, msg["fn"].subsample_size
+        if msg["value"] is not None or chosen is None:
+            return
+        if chosen == self.rows:  # the rows come chosen already
+            msg["value"], msg["done"] = torch.arange(chosen, device=msg["fn"].device), True
+        elif chosen < size == self.rows:
+            if self.blank.indices is None:
+                raise _Window(chosen)
+            msg["value"], msg["done"] = self.blank.indices, True
+
+
+def _sites(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    return {
+        name: node
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and not _is_plate(node)
+        and not node["infer"].get("_deterministic")
+    }
+
+
+def _frames(node: Node) -> list[Any]:
+    """The plates around a site that have a dimension."""
+    return [frame for frame in node["cond_indep_stack"] if frame.dim is not None]
+
+
+def _is_plate(node: Node) -> bool:
+    return type(node["fn"]).__name__ == "_Subsample"
+
+
+def _as_code(value: Tensor, fn: dist.Distribution, dim: int) -> Tensor:
+    whole = value.expand(fn.batch_shape + fn.event_shape)
+    rows = fn.batch_shape[dim]
+    return whole.movedim(len(fn.batch_shape) + dim, 0).reshape(rows, -1)
+
+
+def _as_value(code: Tensor, fn: dist.Distribution, dim: int, site: str) -> Tensor:
+    axis = len(fn.batch_shape) + dim
+    others = torch.Size([n for i, n in enumerate(fn.batch_shape) if i != axis])
+    units = (others + fn.event_shape).numel()
+    if code.shape != (fn.batch_shape[axis], units):
+        raise ValueError(
+            f"expected codes of shape {(fn.batch_shape[axis], units)} at the model's site "
+            f"{site!r}; got {tuple(code.shape)}. Give guide and model the same number of latent units there."
+        )
+    return code.reshape(-1, *others, *fn.event_shape).movedim(0, axis)
