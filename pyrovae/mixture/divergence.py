@@ -165,7 +165,7 @@ def _normals(mixture: Mixture) -> DiagonalNormals:
 
 def _expected(normals: DiagonalNormals, loc: Tensor, variance: Tensor) -> Tensor:
     """log Σ_j w_j exp E_{N(loc, variance)}[log N_j], shape ``(R,)``."""
-    return normals.evaluate(loc, variance=variance).log_prob
+    return normals.log_prob(loc, variance=variance)
 
 
 def _log_affinities(normals: DiagonalNormals, loc: Tensor, variance: Tensor) -> Tensor:

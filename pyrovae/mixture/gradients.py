@@ -49,7 +49,7 @@ def log_density(
         if scores is not None:
             return scores.logsumexp(-1).to(dtype)
     if parameters is None and not (torch.is_grad_enabled() and z.requires_grad):
-        return held().evaluate(z).log_prob.to(dtype)
+        return held().log_prob(z).to(dtype)
     given = parameters or (None, None, None)
     result: Tensor = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
     return result.to(dtype)

@@ -232,16 +232,21 @@ class Mixture(dist.MixtureSameFamily):
 
         Returns:
             indices and weights, shape ``(..., min(top, N))``; B × N numbers are never held.
+
+        Raises:
+            ValueError: if ``top`` is less than 1.
         """
+        if top < 1:
+            raise ValueError(f"expected at least one component to return; got top={top}.")
         with torch.no_grad():
             evaluator = self.diagonal_normals() or self._components()
-            index, score = top_scores(evaluator, self._rows(z), min(top, evaluator.size))
+            rows = self._rows(z)
+            index, score = top_scores(evaluator, rows, min(top, evaluator.size))
             if evaluator.index is not None:
                 index = evaluator.index[index]
-            total = self.log_prob(z).unsqueeze(-1)
+            weight = (score - self._total(rows).unsqueeze(-1)).exp()
             shape = z.shape[: z.dim() - len(self.event_shape)] + index.shape[-1:]
-            weight = (score.reshape(shape) - total.double()).exp()
-            return Responsibilities(index.reshape(shape), weight.to(total.dtype))
+            return Responsibilities(index.reshape(shape), weight.to(self._dtype(z)).reshape(shape))
 
     def effective_components(self, z: Tensor) -> Tensor:
         r"""How many components share a point: exp of the entropy of its responsibilities.
@@ -255,7 +260,12 @@ class Mixture(dist.MixtureSameFamily):
             shape ``(...)``; without gradient.
         """
         with torch.no_grad():
-            total, expected = self._totals(self._rows(z))
+            rows, normals = self._rows(z), self.diagonal_normals()
+            if normals is None:
+                total, expected = total_scores(self._components(), _precise(rows))
+            else:
+                found = normals.evaluate(rows.reshape(len(rows), normals.dim))
+                total, expected = found.log_prob, found.expected
             return self._plain((total - expected).clamp(min=0.0).exp(), z)
 
     def leave_one_out_log_prob(self, z: Tensor, n: Tensor) -> Tensor:
@@ -288,20 +298,18 @@ class Mixture(dist.MixtureSameFamily):
                 raise ValueError(
                     "expected another component with a weight above zero; got a mixture of one."
                 )
-            total, _ = self._totals(self._rows(z), number)
-            return self._plain(total - rest, z)
+            return self._plain(self._total(self._rows(z), number) - rest, z)
 
-    def _totals(self, z: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """log q(z) and the expected component log density, of shape ``(B,)``, in float64."""
+    def _total(self, rows: Tensor, exclude: Tensor | None = None) -> Tensor:
+        """log q(z) in float64, shape ``(B,)``, without one component for each point if asked."""
         evaluator = self.diagonal_normals() or self._components()
         if exclude is not None and evaluator.index is not None:
-            position = torch.full((self.size,), -1, device=z.device)
-            position[evaluator.index] = torch.arange(evaluator.size, device=z.device)
+            position = torch.full((self.size,), -1, device=rows.device)
+            position[evaluator.index] = torch.arange(evaluator.size, device=rows.device)
             exclude = position[exclude]
         if isinstance(evaluator, DiagonalNormals):
-            found = evaluator.evaluate(z.reshape(len(z), evaluator.dim), exclude=exclude)
-            return found.log_prob, found.expected
-        return total_scores(evaluator, z.double() if z.is_floating_point() else z, exclude)
+            return evaluator.log_prob(rows.reshape(len(rows), evaluator.dim), exclude=exclude)
+        return total_scores(evaluator, _precise(rows), exclude)[0]
 
     def _plain(self, values: Tensor, z: Tensor) -> Tensor:
         return values.to(self._dtype(z)).reshape(z.shape[: z.dim() - len(self.event_shape)])
@@ -335,3 +343,7 @@ class Mixture(dist.MixtureSameFamily):
             self._evaluators.clear()
             self._evaluators[version] = DiagonalNormals(loc, scale, self.log_weights)
         return self._evaluators[version]
+
+
+def _precise(z: Tensor) -> Tensor:
+    return z.double() if z.is_floating_point() else z

@@ -151,10 +151,10 @@ class DiagonalNormals:
         loc, scale, log_weight = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))
         return loc, scale, constants(scale, log_weight)
 
-    def evaluate(
+    def log_prob(
         self, z: Tensor, *, variance: Tensor | None = None, exclude: Tensor | None = None
-    ) -> Evaluation:
-        """Log density, score and expected component log density, within `TOLERANCE`.
+    ) -> Tensor:
+        """log Σ_n w_n N(z; μ_n, σ_n²) in float64, within `TOLERANCE`, shape ``(B,)``.
 
         Args:
             z: points, shape ``(B, D)``.
@@ -162,14 +162,34 @@ class DiagonalNormals:
                 N(z, variance), shape ``(B, D)``.
             exclude: for each point a component to leave out, as an index into this set, ``(B,)``.
         """
-        step = max(1, CHUNK_BYTES // (self.blocks * (8 * self.features + 64)))
-        parts = []
+        passes = self._passes(z, variance, exclude, moments=False)
+        return torch.cat([part.lse.logsumexp(0) for part in passes])
+
+    def evaluate(self, z: Tensor) -> Evaluation:
+        """Log density, score and expected component log density, within `TOLERANCE`.
+
+        Args:
+            z: points, shape ``(B, D)``.
+        """
+        parts = [part.merge() for part in self._passes(z, None, None, moments=True)]
+        columns = zip(*((p.log_prob, p.score, p.expected) for p in parts), strict=True)
+        return Evaluation(*(torch.cat(column) for column in columns))
+
+    def _passes(
+        self, z: Tensor, variance: Tensor | None, exclude: Tensor | None, *, moments: bool
+    ) -> Iterator[_Pass]:
+        bytes_per_query = self.blocks * (64 + 8 * self.features * moments) + 64 * self.features
+        step = max(1, CHUNK_BYTES // bytes_per_query)
         for start in range(0, max(len(z), 1), step):
             rows = slice(start, start + step)
             given = (t if t is None else t[rows].detach() for t in (variance, exclude))
-            parts.append(_Pass(self, z[rows].detach(), *given).run())
-        columns = zip(*((p.log_prob, p.score, p.expected) for p in parts), strict=True)
-        return Evaluation(*(torch.cat(column) for column in columns))
+            part = _Pass(self, z[rows].detach(), *given, moments=moments)
+            part.run()
+            yield part
+
+
+#: Log-sum-exps, error bounds and, if asked for, scores and expected log densities of some queries.
+_Values = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]
 
 
 @dataclass(frozen=True)
@@ -187,9 +207,16 @@ class _Pass:
     """One chunk of queries against all blocks: log-sum-exps, error bounds, what was refined."""
 
     def __init__(
-        self, normals: DiagonalNormals, z: Tensor, variance: Tensor | None, exclude: Tensor | None
+        self,
+        normals: DiagonalNormals,
+        z: Tensor,
+        variance: Tensor | None,
+        exclude: Tensor | None,
+        *,
+        moments: bool,
     ) -> None:
         self.normals, self.z, self.variance, self.exclude = normals, z, variance, exclude
+        self.moments = moments
         self.dtype = torch.promote_types(
             torch.promote_types(z.dtype, normals.loc.dtype), torch.float32
         )
@@ -198,8 +225,8 @@ class _Pass:
         self.magnitude = self.query.abs() @ normals.largest.mT
         self.refined: list[_Refined] = []
 
-    def run(self) -> Evaluation:
-        """Screen, refine what matters, merge."""
+    def run(self) -> None:
+        """Screen, and refine what matters."""
         tolerance = TOLERANCE[self.dtype] / 4
         if self.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
             self.screen(torch.float32)
@@ -211,25 +238,27 @@ class _Pass:
         else:
             self.screen(torch.float64)
         self.refine(self.matters(tolerance), self.difference)
-        return self.merge()
 
     def screen(self, dtype: torch.dtype) -> None:
         """The fused pass over all blocks, with a bound on the error of each."""
         normals, query = self.normals, self.query.to(dtype)
         held = normals.cached_keys(dtype)
-        if held is not None:
-            self.lse, self.mean = block_log_sum_exp(query, held)
-        else:
-            step = normals.blocks_per_chunk
-            starts = range(0, normals.blocks, step)
-            ends = (min(i + step, normals.blocks) for i in starts)
-            chunks = (normals.block_keys(dtype, i, j) for i, j in zip(starts, ends, strict=True))
-            parts = [block_log_sum_exp(query, chunk) for chunk in chunks]
-            self.lse, self.mean = (torch.cat(part) for part in zip(*parts, strict=True))
-        self.lse = self.lse.double()
+        step = max(1, CHUNK_BYTES // (query.element_size() * max(1, query.numel())))
+        if held is None:
+            step = min(step, normals.blocks_per_chunk)
+        log_sums, means = [], []
+        for first in range(0, normals.blocks, step):
+            last = min(first + step, normals.blocks)
+            key = held[first:last] if held is not None else normals.block_keys(dtype, first, last)
+            log_sum, mean = block_log_sum_exp(query, key)
+            log_sums.append(log_sum)
+            if self.moments:
+                means.append(mean)
+        self.lse, self.means = torch.cat(log_sums).double(), means
         self.error = self.magnitude.mT * roundoff(normals.features, dtype)
         self.error = self.error + (128 + normals.block / 128) * torch.finfo(dtype).eps
         self.level = torch.zeros_like(self.lse, dtype=torch.int8)
+        self.overflow = not bool(self.lse.isfinite().all() and self.error.isfinite().all())
         if self.exclude is not None:
             blocks = torch.arange(normals.blocks, device=self.z.device).unsqueeze(-1)
             self.refine(blocks == self.exclude // normals.block, self.expanded)
@@ -244,40 +273,43 @@ class _Pass:
         cost = self.lse + self.error + self.error.expm1().log() - total
         return unusable | ~(cost <= math.log(tolerance / len(self.lse))) & (self.error > 0)
 
-    def refine(self, chosen: Tensor, method: Callable[[int, Tensor], tuple[Tensor, ...]]) -> None:
+    def refine(self, chosen: Tensor, method: Callable[[int, Tensor], _Values]) -> None:
         """Evaluate the chosen pairs again by ``method``; record its values and error bound."""
         level = 1 + int(self.level.max())
         size = self.normals.block * (self.normals.dim if method == self.difference else 4)
         step = max(1, CHUNK_BYTES // (4 * 8 * size))
         for block in chosen.any(1).nonzero().flatten().tolist():
             for rows in chosen[block].nonzero().flatten().split(step):
-                lse, error, score, expected = method(block, rows)
-                self.lse[block, rows], self.error[block, rows] = lse, error
+                self.lse[block, rows], self.error[block, rows], moments = method(block, rows)
                 self.level[block, rows] = level
-                self.refined.append(_Refined(level, block, rows, score, expected))
+                if moments is not None:
+                    self.refined.append(_Refined(level, block, rows, *moments))
 
-    def expanded(self, block: int, rows: Tensor) -> tuple[Tensor, ...]:
+    def expanded(self, block: int, rows: Tensor) -> _Values:
         """A block in float64 by the expanded form."""
         key, query = self.normals.keys(self.normals.block_rows(block)), self.query[rows]
         scores = self._without_excluded(query @ key.mT, block, rows)
-        mean = self._share(scores) @ key
         error = self.magnitude[rows, block] * roundoff(self.normals.features, torch.float64)
-        score, expected = _moments(mean, self.centred[rows], query)
-        return scores.logsumexp(-1), error, score, expected
+        if not self.moments:
+            return scores.logsumexp(-1), error, None
+        mean = self._share(scores) @ key
+        return scores.logsumexp(-1), error, _moments(mean, self.centred[rows], query)
 
-    def difference(self, block: int, rows: Tensor) -> tuple[Tensor, ...]:
+    def difference(self, block: int, rows: Tensor) -> _Values:
         """A block in float64 from differences, which do not cancel."""
         loc, scale, constant = self.normals.exact(self.normals.block_rows(block))
         z = self.z[rows].double()
         variance = None if self.variance is None else self.variance[rows].double()
         scores = differences(z, loc, scale, constant, variance)
         scores = self._without_excluded(scores, block, rows)
+        lse = scores.logsumexp(-1)
+        if not self.moments:
+            return lse, torch.zeros_like(lse), None
         share = self._share(scores)
         pull = (loc - z.unsqueeze(1)) / scale.square()
         score = (share.unsqueeze(1) @ pull).squeeze(1)
         expected = torch.where(share > 0, share * scores, 0.0).sum(-1)
-        lse = scores.logsumexp(-1)
-        return lse, torch.zeros_like(lse), score, expected
+        return lse, torch.zeros_like(lse), (score, expected)
 
     def _without_excluded(self, scores: Tensor, block: int, rows: Tensor) -> Tensor:
         if self.exclude is None:
@@ -294,18 +326,19 @@ class _Pass:
         """Blocks merged by their shares."""
         total = self.lse.logsumexp(0)
         share = (self.lse - total).exp()
-        screened = self.level == 0
-        if not bool(screened.all()) and not bool(self.mean.isfinite().all()):
-            self.mean = self.mean.masked_fill(~screened.unsqueeze(-1), 0.0)
-        weight = torch.where(screened, share, 0.0).to(self.mean.dtype)
-        mean = torch.einsum("hb,hbf->bf", weight, self.mean).double()
+        weight = torch.where(self.level == 0, share, 0.0)
+        mean = torch.zeros_like(self.query)
+        for part, given in zip(weight.split([len(m) for m in self.means]), self.means, strict=True):
+            if self.overflow:
+                given = torch.where(part.unsqueeze(-1) > 0, given, 0.0)
+            mean += torch.einsum("hb,hbf->bf", part.to(given.dtype), given)
         score, expected = _moments(mean, self.centred, self.query)
-        for part in self.refined:
-            rows = part.queries
-            valid = (self.level[part.block, rows] == part.level) & (share[part.block, rows] > 0)
-            weight = torch.where(valid, share[part.block, rows], 0.0)
-            score[rows] += weight.unsqueeze(-1) * part.score
-            expected[rows] += torch.where(valid, weight * part.expected, 0.0)
+        for found in self.refined:
+            rows = found.queries
+            valid = (self.level[found.block, rows] == found.level) & (share[found.block, rows] > 0)
+            weight = torch.where(valid, share[found.block, rows], 0.0)
+            score[rows] += weight.unsqueeze(-1) * found.score
+            expected[rows] += torch.where(valid, weight * found.expected, 0.0)
         return Evaluation(total, score, expected)
 
 

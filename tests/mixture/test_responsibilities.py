@@ -48,6 +48,16 @@ def test_top_responsibilities(mixture: Mixture) -> None:
     assert mixture.responsibilities(z[0, 0], top=10**6).weight.sum() == pytest.approx(1.0)
 
 
+@pytest.mark.float32
+def test_responsibilities_far_out_sum_to_one() -> None:
+    """At log densities of −5e9, where float32 steps by hundreds of nats."""
+    loc = torch.tensor([[0.0], [1e-3], [2e-3]])
+    mixture = Mixture(dist.Categorical(torch.ones(3)), dist.Normal(loc, 1.0).to_event(1))
+    found = mixture.responsibilities(torch.tensor([[1e5]]), top=3)
+    assert found.index.tolist() == [[2, 1, 0]]
+    assert found.weight.sum() == pytest.approx(1.0, abs=1e-4)
+
+
 def test_effective_components(mixture: Mixture) -> None:
     z = torch.randn(2, 5, D)
     share = joint(mixture, z).softmax(-1)
