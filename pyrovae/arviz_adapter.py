@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Groups of ArviZ's InferenceData schema that we write.
+SCHEMA = (
+    "posterior", "log_likelihood", "sample_stats", "posterior_predictive", "prior",
+    "prior_predictive", "observed_data",
+)  # fmt: skip
+
 
 def psis(log_weights: Array) -> tuple[Array, Array]:
     """Pareto-smoothed importance weights and their k̂, one problem a row (Vehtari et al. 2024).
@@ -32,6 +38,27 @@ def psis(log_weights: Array) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):  # of a tail of equal or very unequal weights
         smoothed, pareto_k = psislw(log_weights)
     return smoothed, np.where(np.isnan(pareto_k), 0.0, pareto_k)
+
+
+def convergence(draws: Array) -> tuple[Array, Array]:
+    """r-hat and effective sample size of every scalar in the draws of several Markov chains.
+
+    Args:
+        draws: shape ``(chains, draws, ...)``.
+
+    Returns:
+        rank-normalised r-hat and bulk effective sample size, each of shape ``(...)``
+        (Vehtari et al. 2021, "Rank-normalization, folding, and localization").
+    """
+    try:
+        from arviz import convert_to_dataset, ess, rhat
+    except ImportError:  # ArviZ 1.x
+        from arviz_stats.base import array_stats
+
+        axes = {"chain_axis": 0, "draw_axis": 1}
+        return array_stats.rhat(draws, **axes), array_stats.ess(draws, **axes)
+    data = convert_to_dataset({"z": draws})
+    return rhat(data)["z"].values, ess(data)["z"].values
 
 
 def to_arviz(
@@ -59,7 +86,11 @@ def to_arviz(
     labels = {key: list(value) for key, value in coords.items()}
     data = {group: dict(variables) for group, variables in groups.items()}
     if hasattr(az, "InferenceData"):
-        result = az.from_dict(**data, dims=named, coords=labels)
+        custom = {group: data.pop(group) for group in list(data) if group not in SCHEMA}
+        result = az.from_dict(**data, dims=named, coords=labels) if data else az.InferenceData()
+        for group, variables in custom.items():
+            dataset = az.dict_to_dataset(variables, dims=named, coords=labels)
+            result.add_groups({group: dataset})
         for group in result.groups():
             result[group].attrs.update(attrs)
         return result

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.evidence.importance import log_joint_of_draws
 from pyrovae.models.pair import Pair
 
 
@@ -67,10 +68,9 @@ class Path:
         """Densities and gradient at positions of shape ``(C, B, D)``."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            bijection = torch.distributions.biject_to(self.support)
-            z = bijection(u)
-            easy, joint = self.easy.log_prob(z), self._joint(z)
-            density = bijection.log_abs_det_jacobian(u, z)
+            z, jacobian = self.constrained(u)
+            easy, joint = self.easy.log_prob(z), self.log_joint(z)
+            density = jacobian
             if beta < 1:  # a term with weight 0 counts for nothing, also where it is infinite
                 density = density + (1 - beta) * easy
             if beta > 0:
@@ -78,12 +78,16 @@ class Path:
             (gradient,) = torch.autograd.grad(density.sum(), u)
         return Point(u.detach(), easy.detach(), joint.detach(), density.detach(), gradient)
 
-    def _joint(self, z: Tensor) -> Tensor:
-        chains, b, _ = z.shape
-        repeated = self.rows.expand(chains, *self.rows.shape).flatten(0, 1)
-        likelihood, own = self.pair.log_joint(repeated, z.flatten(0, 1))
-        prior = own.view(chains, b) if self.prior is None else self.prior.log_prob(z)
-        return likelihood.view(chains, b) + prior
+    def constrained(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of positions, and log |dz/du| there, shape ``(C, B)``."""
+        bijection = torch.distributions.biject_to(self.support)
+        z = bijection(u)
+        return z, bijection.log_abs_det_jacobian(u, z)
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log p(x, z) of codes of shape ``(C, B, D)``, shape ``(C, B)``."""
+        likelihood, own = log_joint_of_draws(self.pair, self.rows, z)
+        return likelihood + (own if self.prior is None else self.prior.log_prob(z))
 
 
 def move(

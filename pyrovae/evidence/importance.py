@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import pyro.distributions as dist
@@ -11,30 +11,14 @@ import torch
 from torch import Tensor
 
 from pyrovae.evidence.result import Evidence, join, summarise
-from pyrovae.models.pair import Pair
+from pyrovae.models.pair import Pair, Weighted
 from pyrovae.randomness import seeded
 
 Proposal = Literal["guide", "prior"]
 
 BLOCK = 16  # data points whose draws share one random stream
 STRIDE = 1024  # draws of each of them that are held at once
-ROWS = 16_384  # rows that go through the model at once
 PROBES = 1000  # draws from the prior that the guide's support is tried on
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """Draws from the guide at some data points, with what their importance weights are made of.
-
-    Args:
-        z: draws, shape ``(S, B, D)``.
-        log_likelihood, log_prior, log_guide: log p(x|z), log p(z), log q(z|x), each ``(S, B)``.
-    """
-
-    z: Tensor
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_guide: Tensor
 
 
 def importance_evidence(
@@ -115,10 +99,12 @@ def _log_weight(part: Weighted, prior: dist.Distribution | None) -> Tensor:
 @torch.no_grad()
 def support_note(pair: Pair, x: Tensor, prior: dist.Distribution | None) -> tuple[str, ...]:
     """A sentence if the guide leaves out a part of the space that the prior gives mass to."""
-    rows = x[:BLOCK]
+    rows = pair.blocks(x, BLOCK)[0]
+    if pair.joint(rows):
+        return ()  # there is no one density a row to compare with the prior
     with seeded(0):
         guide = pair.encode(rows)
-        source = pair.prior(x[:1]) if prior is None else prior
+        source = pair.prior(rows[:1] if len(rows) < len(x) else x) if prior is None else prior
         z = source.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
     inside = guide.support.check(z.expand(PROBES, len(rows), -1))
     share = 1 - float(inside.double().mean())
@@ -151,14 +137,13 @@ def weighted_blocks(
     Args:
         proposal: where z is drawn from, batch shape ``()`` or ``(1,)``, in the guide's place.
     """
-    for index, rows in enumerate(x.split(BLOCK)):
-        with torch.no_grad(), seeded(seed, index):
-            source = pair.encode(rows) if proposal is None else proposal.expand((len(rows),))
+    for index, rows in enumerate(pair.blocks(x, BLOCK)):
+        source = None if proposal is None else proposal.expand((len(rows),))
         yield _parts(pair, rows, source, draws, (seed, index))
 
 
 def _parts(
-    pair: Pair, rows: Tensor, source: dist.Distribution, draws: int, seeds: tuple[int, ...]
+    pair: Pair, rows: Tensor, source: dist.Distribution | None, draws: int, seeds: tuple[int, ...]
 ) -> Iterator[Weighted]:
     for part, start in enumerate(range(0, draws, STRIDE)):
         with torch.no_grad(), seeded(*seeds, part):
@@ -166,14 +151,12 @@ def _parts(
         yield weighted
 
 
-def _weigh(pair: Pair, rows: Tensor, source: dist.Distribution, draws: int) -> Weighted:
-    z = source.sample(torch.Size([draws]))
-    scored = [_score(pair, rows, part) for part in z.split(max(1, ROWS // len(rows)))]
-    likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
-    return Weighted(z, likelihood, prior, source.log_prob(z))
+def _weigh(pair: Pair, rows: Tensor, source: dist.Distribution | None, draws: int) -> Weighted:
+    return pair.weigh(rows, draws, proposal=source)
 
 
-def _score(pair: Pair, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def log_joint_of_draws(pair: Pair, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x|z) and log p(z), each ``(S, B)``, for S draws, ``(S, B, D)``, at each of B rows."""
     s, b, d = z.shape
     repeated = rows.expand(s, *rows.shape).flatten(0, 1)
     likelihood, prior = pair.log_joint(repeated, z.reshape(s * b, d))

@@ -75,7 +75,7 @@ def test_rows_scored_in_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPat
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5), exact.sample(20)
     whole = pv.log_evidence(vae.model, vae.guide, x, draws=50)
-    monkeypatch.setattr("pyrovae.evidence.importance.ROWS", 40)
+    monkeypatch.setattr("pyrovae.models.pair.ROWS", 40)
     chunked = pv.log_evidence(vae.model, vae.guide, x, draws=50)
     assert torch.allclose(whole.values, chunked.values, rtol=1e-12)
 

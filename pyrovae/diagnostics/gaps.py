@@ -1,0 +1,177 @@
+"""Where the ELBO of a data point is lost: to the guide's family, or to its being amortized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from pyrovae.batches import Data, all_rows
+from pyrovae.estimates import Estimate
+from pyrovae.evidence.importance import log_joint_of_draws
+from pyrovae.evidence.result import Evidence, smooth, summarise
+from pyrovae.mixture import families
+from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.randomness import seeded
+
+LEARNING_RATE = 0.05  # at the first step; falls to 0 along a cosine
+PART = 16  # draws in one step of the optimisation
+
+Family = Callable[[list[Tensor]], dist.Distribution]
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """ELBOs of some data points under better and better distributions over their codes.
+
+    Args:
+        guide: under the amortized q(z|x).
+        family: under the best member of the guide's family, found for each data point by itself.
+        full: under the best Gaussian with full covariance; ``None`` where codes are constrained.
+        evidence: log p(x), importance-weighted with the best of these distributions.
+    """
+
+    guide: Evidence
+    family: Evidence
+    full: Evidence | None
+    evidence: Evidence
+
+    def amortization(self) -> Estimate:
+        """Mean loss from the encoder's not finding the best member of its family."""
+        return self.family.minus(self.guide)
+
+    def approximation(self) -> Estimate:
+        """Mean loss from the posterior's not being in the family."""
+        return self.evidence.minus(self.family)
+
+    def inference(self) -> Estimate:
+        """Both: the mean of log p(x) − ELBO, which is that of KL(q(z|x)‖p(z|x))."""
+        return self.evidence.minus(self.guide)
+
+    def beyond_gaussian(self) -> Estimate | None:
+        """Mean loss that no Gaussian recovers."""
+        return None if self.full is None else self.evidence.minus(self.full)
+
+
+def inference_gaps(
+    model: PyroFunction,
+    guide: PyroFunction,
+    data: Data,
+    *,
+    steps: int = 500,
+    draws: int = 2000,
+    site: str = "z",
+    observed: str | None = None,
+    seed: int = 0,
+) -> Gaps:
+    r"""Split log p(x) − ELBO of a few data points into approximation and amortization gap.
+
+    .. math:: \log p(x) - L(q) = \underbrace{\log p(x) - L(q^*)}_\text{approximation}
+              + \underbrace{L(q^*) - L(q)}_\text{amortization}
+
+    q* maximises the ELBO of that data point within the family. An optimiser that stops early makes
+    the first too large and the second too small, never their sum.
+
+    Args:
+        model, guide: any Pyro pair whose guide can be drawn from with gradients.
+        data: a few rows, shape ``(N, ...)`` with N ≥ 2.
+        steps: of Adam, for all data points together.
+        draws: fresh draws with which each ELBO is estimated.
+        site, observed: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
+        seed: names the draws.
+
+    Raises:
+        ValueError: if the guide's distribution has no gradients after its parameters.
+
+    Cremer et al. 2018, "Inference suboptimality in variational autoencoders"; Roeder et al. 2017
+    for the gradient.
+    """
+    x, pair = all_rows(data)[0], Pair(model, guide, site, observed)
+    with measuring(model, guide):
+        with torch.no_grad(), seeded(seed):
+            start = families.convert(pair.encode(x), torch.Tensor.detach)
+        if not start.has_rsample:
+            raise ValueError(
+                "expected a guide with reparametrised draws; got "
+                f"{families.family(start)}. Its ELBO cannot be climbed along gradients."
+            )
+        best = _climb(pair, x, start, steps=steps, seed=seed)
+        guided, family = (_elbo(pair, x, q, draws, seed=seed) for q in (start, best))
+        full, proposal = None, best
+        if families.family(start) in ("Normal", "MultivariateNormal"):
+            diagonal = torch.diag_embed(best.stddev)
+            wide = dist.MultivariateNormal(best.mean, scale_tril=diagonal)
+            proposal = _climb(pair, x, wide, steps=steps, seed=seed)
+            full = _elbo(pair, x, proposal, draws, seed=seed)
+        weights = _log_weights(pair, x, proposal, draws, seed=seed + 1)
+    return Gaps(guided, family, full, summarise(weights.T))
+
+
+def _climb(
+    pair: Pair, x: Tensor, start: dist.Distribution, *, steps: int, seed: int
+) -> dist.Distribution:
+    """The member of a family with the highest ELBO, for every data point at once."""
+    parameters, build = _free(start)
+    with torch.enable_grad(), seeded(seed):
+        for parameter in parameters:
+            parameter.requires_grad_()
+        optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = (
+                LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            )
+            z = build(parameters).rsample(torch.Size([PART]))
+            # log q at fixed parameters: the gradient's noise vanishes where q is exact
+            log_q = build([p.detach() for p in parameters]).log_prob(z)
+            elbo = sum(log_joint_of_draws(pair, x, z)) - log_q
+            gradients = torch.autograd.grad(-elbo.mean(0).sum(), parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+    return build([p.detach() for p in parameters])
+
+
+def _free(distribution: dist.Distribution) -> tuple[list[Tensor], Family]:
+    """Unconstrained parameters of a distribution, and the way from them back to it."""
+    if isinstance(distribution, torch.distributions.Independent):
+        parameters, build = _free(distribution.base_dist)
+        dims = distribution.reinterpreted_batch_ndims
+        return parameters, lambda values: dist.Independent(build(values), dims)
+    state, kind = families.to_state(distribution), type(distribution)
+    names = list(state["parameters"])
+    transforms = [transform_to(_constraint(distribution, name)) for name in names]
+    free = [
+        transform.inv(state["parameters"][name]).clone()
+        for name, transform in zip(names, transforms, strict=True)
+    ]
+
+    def build_from(values: list[Tensor]) -> dist.Distribution:
+        found = [transform(value) for transform, value in zip(transforms, values, strict=True)]
+        return kind(**dict(zip(names, found, strict=True)))
+
+    return free, build_from
+
+
+def _constraint(distribution: dist.Distribution, name: str) -> constraints.Constraint:
+    constraint: constraints.Constraint = distribution.arg_constraints[name]
+    return constraint
+
+
+@torch.no_grad()
+def _log_weights(pair: Pair, x: Tensor, q: dist.Distribution, draws: int, *, seed: int) -> Tensor:
+    with seeded(seed, 1):
+        z = q.sample(torch.Size([draws]))
+        likelihood, prior = log_joint_of_draws(pair, x, z)
+    return likelihood + prior - q.log_prob(z)
+
+
+def _elbo(pair: Pair, x: Tensor, q: dist.Distribution, draws: int, *, seed: int) -> Evidence:
+    """Mean of the log weights of each data point, and k̂ of the weights (Yao et al. 2018)."""
+    log_weights = _log_weights(pair, x, q, draws, seed=seed).T.double()
+    error = log_weights.std(1) / math.sqrt(draws)
+    return Evidence(log_weights.mean(1), error, smooth(log_weights)[1], draws)

@@ -1,0 +1,197 @@
+"""The guide against the best of its family, the exact posterior, and its own simulations."""
+
+import arviz as az
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+import pyrovae as pv
+from pyrovae.diagnostics.calibration import _holm, _uniformity, calibrate
+from pyrovae.diagnostics.exact import beside_nuts
+from pyrovae.diagnostics.gaps import inference_gaps
+from pyrovae.testing import linear_gaussian_vae
+
+
+def correlated(x: Tensor) -> None:
+    """z ~ N(0, I) of two units, x | z ~ N(z1 + z2, 0.5²): a posterior with correlated units."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 0.5).to_event(1), obs=x)
+
+
+def diagonal(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.3 * x.expand(-1, 2), 0.9).to_event(1))
+
+
+def test_gap_of_an_exact_family_is_all_amortization() -> None:
+    exact = linear_gaussian_vae(6, 3)
+    vae, x = exact.vae(scale=0.5, shift=0.3), exact.sample(5)
+    gaps = inference_gaps(vae.model, vae.guide, x, steps=300)
+    # KL(N(0.3σ, σ²/4)‖N(0, σ²)) for each of three units
+    kl = 3 * float(torch.distributions.kl_divergence(dist.Normal(0.3, 0.5), dist.Normal(0.0, 1.0)))
+    amortization = gaps.amortization()
+    assert amortization.value == pytest.approx(kl, abs=4 * amortization.standard_error + 0.02)
+    assert gaps.approximation().value == pytest.approx(0.0, abs=1e-3)
+    assert torch.allclose(gaps.evidence.values, exact.log_prob(x), atol=1e-3)
+    assert gaps.inference().value == pytest.approx(
+        amortization.value + gaps.approximation().value, abs=1e-9
+    )
+
+
+def test_gap_of_a_diagonal_family_is_what_full_covariance_recovers() -> None:
+    # Posterior precision I + 4·11ᵀ = [[5, 4], [4, 5]]. The best diagonal Gaussian has variances
+    # 1/5, and loses KL = ½(log det Λ⁻¹ − log det diag) = ½ log(25/9).
+    x = torch.tensor([[1.0], [-2.0], [0.5]])
+    gaps = inference_gaps(correlated, diagonal, x, steps=300, draws=4000)
+    loss = 0.5 * float(torch.tensor(25 / 9).log())
+    approximation = gaps.approximation()
+    error = float(gaps.family.standard_error.square().sum().sqrt()) / 3
+    assert approximation.value == pytest.approx(loss, abs=4 * error + 2e-3)
+    assert gaps.amortization().value > 0.5
+    remainder = gaps.beyond_gaussian()
+    assert remainder is not None
+    assert remainder.value == pytest.approx(0.0, abs=1e-3)
+    truth = dist.Normal(0.0, 2.25**0.5).log_prob(x[:, 0])
+    assert torch.allclose(gaps.evidence.values, truth, atol=1e-3)
+
+
+def test_gaps_of_positive_codes_and_of_draws_without_gradient() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(torch.ones(len(x), 1)).to_event(1))
+            pyro.sample("x", dist.Poisson(z).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+    x = torch.arange(4.0).unsqueeze(-1)
+    gaps = inference_gaps(model, guide, x, steps=200)
+    assert gaps.full is None and gaps.beyond_gaussian() is None
+    truth = -(x[:, 0] + 1) * torch.tensor(2.0).log()
+    z = (gaps.evidence.values - truth) / gaps.evidence.standard_error
+    assert float(z.square().sum()) < 24  # χ² with 4 degrees of freedom: false alarm 1e-4
+    assert gaps.amortization().value > 0
+
+    def angle(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.VonMises(torch.ones(len(x), 1), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="reparametrised draws; got VonMises"):
+        inference_gaps(model, angle, x)
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Tensor:
+    return torch.empty(1, 6, dtype=torch.float64)
+
+
+def test_exact_guide_is_calibrated_and_halved_scales_are_caught(simulated: Tensor) -> None:
+    exact = linear_gaussian_vae(6, 3)
+    good = exact.vae()
+    result = calibrate(good.model, good.guide, simulated)
+    assert result.calibrated
+    assert result.statement.startswith("No unit of 3 departs")
+    for distortion, fault in (({"scale": 0.5}, "narrow"), ({"scale": 1.5}, "wide")):
+        bad = exact.vae(**distortion)
+        result = calibrate(bad.model, bad.guide, simulated)
+        assert not result.calibrated
+        assert f"unit 0 is too {fault}" in result.statement
+    shifted = exact.vae(shift=0.5)
+    assert "unit 1 lies too high" in calibrate(shifted.model, shifted.guide, simulated).statement
+
+
+def test_false_alarm_rate_is_the_stated_one() -> None:
+    # 2,000 calibrations of an exact guide of 3 units: at most 1 % alarms, 4 standard errors on top.
+    alarms = 0
+    for _ in range(2000):
+        alarms += bool((_holm(_uniformity(torch.randint(0, 100, (200, 3)))) < 0.01).any())
+    assert alarms / 2000 < 0.01 + 4 * (0.01 * 0.99 / 2000) ** 0.5
+
+
+def test_holm_adjusts_as_in_the_textbook() -> None:
+    adjusted = _holm(torch.tensor([0.04, 0.01, 0.03, 0.5]))
+    assert torch.allclose(adjusted, torch.tensor([0.09, 0.04, 0.09, 0.5]))
+
+
+def test_arviz_plots_the_transforms(simulated: Tensor) -> None:
+    exact = linear_gaussian_vae(6, 3)
+    vae = exact.vae()
+    result = calibrate(vae.model, vae.guide, simulated, simulations=200)
+    assert len(result.table()) == 3
+    exported = result.to_arviz()
+    assert dict(exported["prior_sbc"].sizes) == {"chain": 1, "draw": 200, "unit": 3}
+    if hasattr(az, "plot_ecdf_pit"):
+        az.plot_ecdf_pit(exported)
+    else:
+        uniform = scipy.stats.uniform(0, 1)
+        az.plot_ecdf(
+            result.pit[:, 0].numpy(),
+            eval_points=torch.linspace(0, 1, 101).numpy(),
+            cdf=uniform.cdf,
+            difference=True,
+            confidence_bands=True,
+        )
+        plt.gcf().canvas.draw()
+    with pytest.raises(ValueError, match="at least 100 simulations"):
+        calibrate(vae.model, vae.guide, simulated, simulations=50)
+
+
+def test_nuts_finds_the_exact_posterior_and_the_guide_s_distance() -> None:
+    exact = linear_gaussian_vae(6, 2)
+    vae, x = exact.vae(scale=0.5), exact.sample(3)
+    result = beside_nuts(vae.model, vae.guide, x, draws=200, warmup=60, chains=2)
+    posterior = exact.posterior(x)
+    error = posterior.stddev / result.ess.sqrt()
+    assert bool(((result.mean - posterior.mean).abs() < 4.5 * error).all())
+    assert torch.allclose(result.sd, posterior.stddev, rtol=0.25)
+    kl = 2 * float(torch.distributions.kl_divergence(dist.Normal(0.0, 0.5), dist.Normal(0.0, 1.0)))
+    assert bool(((result.kl - kl).abs() < 4.5 * result.kl_error).all())
+    assert torch.allclose(result.evidence.values, exact.log_prob(x), atol=0.05)
+    assert any("k̂ > 0.7" in concern for concern in result.concerns())
+    assert len(result.table()) == 6
+    assert dict(result.to_arviz()["posterior"].sizes) == {
+        "chain": 2, "draw": 200, "datum": 3, "unit": 2,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="at least 2 chains"):
+        beside_nuts(vae.model, vae.guide, x, chains=1)
+
+
+def test_nuts_that_does_not_mix_is_named() -> None:
+    # x | z ~ N(z², 0.1²): two modes far apart, between which no chain goes.
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 3.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.square(), 0.1).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.sqrt(), 0.02).to_event(1))
+
+    x = torch.full((6, 1), 9.0)
+    result = beside_nuts(model, guide, x, draws=30, warmup=30, chains=2)
+    assert any("r-hat exceeds 1.01" in concern for concern in result.concerns())
+
+
+def test_a_diagnosis_says_which_numbers_not_to_believe() -> None:
+    exact = linear_gaussian_vae(8, 4)
+    vae = exact.vae(scale=0.2)
+    effort = pv.Effort(
+        codes=400, evidence_rows=50, evidence_draws=200, export_rows=2, export_draws=2, pictures=1
+    )
+    result = pv.diagnose(
+        vae.model,
+        vae.guide,
+        exact.sample(100),
+        held_out=exact.sample(100, seed=1),
+        validation=exact.sample(50, seed=2),
+        effort=effort,
+    )
+    said = " ".join(result.concerns)
+    assert "Index-code MI is saturated" in said
+    assert "log p(x) under the model's prior: for " in said and "k̂ > 0.7" in said
