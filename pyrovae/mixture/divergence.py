@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.attention import block_log_sum_exp
-from pyrovae.mixture.logdensity import keys, queries
+from pyrovae.mixture.logdensity import constants, keys, queries
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.screening import DiagonalNormals
 from pyrovae.randomness import seeded
@@ -131,7 +131,8 @@ def variational_divergence(mixture: Mixture, other: Mixture, *, rounds: int = 3)
     query = queries(q.loc.double() - centre, variance)
     own = -0.5 * (variance.log() + math.log(2 * math.pi) + 1).sum(-1)  # E_a[log q_a]
     log_w, log_omega = q.log_weight.double(), p.log_weight.double()
-    key = keys(p.loc.double() - centre, p.scale.double(), torch.zeros_like(log_omega))
+    scale = p.scale.double()
+    key = keys(p.loc.double() - centre, scale, constants(scale, torch.zeros_like(log_omega)))
     offset, best = log_omega, math.inf
     for power in range(1, rounds + 1):
         asked = power * key

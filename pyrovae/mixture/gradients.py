@@ -70,7 +70,7 @@ def _dense(
         else:
             loc, scale, log_weight = (t.double() for t in parameters)
             centre = loc.detach().mean(0)
-            key = keys(loc - centre, scale, log_weight)
+            key = keys(loc - centre, scale, constants(scale, log_weight))
             largest = key.detach().abs().amax(0)
         query = queries(z - centre)
         magnitude = float(query.detach().abs().amax(0) @ largest)

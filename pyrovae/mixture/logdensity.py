@@ -24,21 +24,21 @@ import torch
 from torch import Tensor
 
 
-def keys(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
+def keys(loc: Tensor, scale: Tensor, constant: Tensor) -> Tensor:
     """The keys (−p/2, pμ, c) of diagonal normals, differentiable.
 
     Args:
         loc: means relative to the centre of the expansion, shape ``(N, D)``.
         scale: standard deviations, shape ``(N, D)``.
-        log_weight: normalised log weights, shape ``(N,)``.
+        constant: log densities at the means, from `constants`, shape ``(N,)``.
 
     Returns:
         keys, shape ``(N, 2D + 1)``.
     """
     precision = scale.pow(-2)
     scaled = precision * loc
-    constant = constants(scale, log_weight) - 0.5 * (scaled * loc).sum(-1)
-    return torch.cat([-0.5 * precision, scaled, constant.unsqueeze(-1)], -1)
+    at_centre = constant - 0.5 * (scaled * loc).sum(-1)
+    return torch.cat([-0.5 * precision, scaled, at_centre.unsqueeze(-1)], -1)
 
 
 def queries(z: Tensor, variance: Tensor | None = None) -> Tensor:

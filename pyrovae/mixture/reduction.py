@@ -147,7 +147,8 @@ class _Diagonal:
         its weight less its log-sum-exp: the masses π_j, and as mean of the values, the moments.
         """
         dim = len(self.unit)
-        key = keys(normals.mean, normals.covariance.sqrt(), normals.log_weight)
+        scale = normals.covariance.sqrt()
+        key = keys(normals.mean, scale, constants(scale, normals.log_weight))
         error = self.moments.abs().amax(0) @ key.abs().amax(0)
         exact = float(error) * roundoff(2 * dim + 1, torch.float32) > LOOSE
         dtype = torch.float64 if exact else torch.float32

@@ -83,8 +83,8 @@ class DiagonalNormals:
         rows = slice(*rows.indices(self.size))
         if torch.float64 in self._keys:
             return self._keys[torch.float64].flatten(0, 1)[rows]
-        loc, scale, log_weight = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))
-        return keys(loc - self.centre, scale, log_weight)
+        loc, scale, constant = self.exact(rows)
+        return keys(loc - self.centre, scale, constant)
 
     def block_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
         """Keys of blocks first … last − 1, ``(last − first, M, F)``; the end padded by e^−∞."""
@@ -120,8 +120,12 @@ class DiagonalNormals:
     @cached_property
     def largest(self) -> Tensor:
         """max_n |k_nf| in every block, shape ``(H, F)``: what the error bound needs to know."""
-        blocks = (self.keys(rows).abs().amax(0) for rows in self.rows())
-        return torch.stack(list(blocks))
+        held = self.cached_keys(torch.promote_types(self.loc.dtype, torch.float32))
+        if held is None:
+            return torch.stack([self.keys(rows).abs().amax(0) for rows in self.rows()])
+        valid = held.flatten(0, 1)[: self.size]
+        found = torch.stack([valid[rows].abs().amax(0) for rows in self.rows()])
+        return found.double() * (1 + torch.finfo(held.dtype).eps)  # they are rounded
 
     @cached_property
     def exact_all(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,8 +152,15 @@ class DiagonalNormals:
 
     def exact(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Location, scale and constant of some components in float64, for `differences`."""
-        loc, scale, log_weight = (t[rows].double() for t in (self.loc, self.scale, self.log_weight))
-        return loc, scale, constants(scale, log_weight)
+        return self.loc[rows].double(), self.scale[rows].double(), self.constant[rows]
+
+    @cached_property
+    def constant(self) -> Tensor:
+        """`constants` of all components in float64, shape ``(N,)``."""
+        found = torch.empty(self.size, dtype=torch.float64, device=self.loc.device)
+        for rows in self.rows():
+            found[rows] = constants(self.scale[rows].double(), self.log_weight[rows].double())
+        return found
 
     def log_prob(
         self, z: Tensor, *, variance: Tensor | None = None, exclude: Tensor | None = None
