@@ -170,11 +170,6 @@ def take_rows(batch: Batch, index: Tensor | slice) -> Batch:
     return tuple(array[index] for array in batch)
 
 
-def split_rows(batch: Batch, size: int) -> Iterator[Batch]:
-    """Batches of ``size`` rows each, the last one of what is left."""
-    return zip(*(array.split(size) for array in batch), strict=True)
-
-
 def repeat_rows(batch: Batch, times: int) -> Batch:
     """All rows, and all of them again, ``times`` in all.
 

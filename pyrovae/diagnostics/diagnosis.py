@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Data, all_rows
+from pyrovae.batches import Data
 from pyrovae.diagnostics.advice import advise
 from pyrovae.diagnostics.codes import Codes, draw_codes
 from pyrovae.diagnostics.collapse import Collapse, collapse, unit_rates
@@ -27,6 +27,7 @@ from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.encoding import encode
 from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.models.rows import over_rows
 from pyrovae.randomness import seeded
 
 if TYPE_CHECKING:
@@ -170,15 +171,17 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(
+def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are called has defaults
     model: PyroFunction,
     guide: PyroFunction,
     train: Data,
     *,
     held_out: Data,
     validation: Data | None = None,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
     observed: str | None = None,
+    data_plate: str | None = None,
+    prior: dist.Distribution | None = None,
     effort: Effort | None = None,
     seed: int = 0,
 ) -> Diagnosis:
@@ -186,12 +189,16 @@ def diagnose(
 
     Args:
         model, guide: any Pyro pair.
-        train: the rows it was trained on, shape ``(N, ...)``.
+        train: the rows it was trained on, shape ``(N, ...)``; a tuple where the pair takes more
+            arguments.
         held_out: rows not seen in training; without them memorisation cannot be told from fit.
         validation: rows on whose codes the ex-post prior is chosen; by default the first half of
             ``held_out``, which is then not used for the measures.
-        site: name of the latent site.
-        observed: name of the observed site; found by itself if there is just one.
+        site: name of the latent site, or of several as one vector.
+        observed: name of the observed site to decode; found by itself if there is just one.
+        data_plate: name of the plate over the data; found by its number of rows if not given.
+        prior: p(z) to compare with where the model's own is not one density for all rows, as
+            where it depends on labels; log p(x) stays that of the model.
         effort: how much is computed.
         seed: names all draws.
 
@@ -199,20 +206,20 @@ def diagnose(
         ValueError: if the pair lacks the sites named, or the data have too few rows.
     """
     effort = effort or Effort()
-    pair = Pair(model, guide, site, observed)
-    seen, unseen = _rows(train), _rows(held_out)
-    if validation is None:
-        choosing, unseen = unseen[: len(unseen) // 2], unseen[len(unseen) // 2 :]
-    else:
-        choosing = _rows(validation)
+    pair = Pair(model, guide, site, observed, data_plate)
+    data = (train, held_out) if validation is None else (train, held_out, validation)
+    pair, (seen, unseen, *rest) = over_rows(pair, *data)
+    half = len(unseen) // 2
+    choosing, unseen = (rest[0], unseen) if rest else (unseen[:half], unseen[half:])
     with measuring(model, guide):
-        encoding = encode(guide, seen, site=site)
+        _check_amortized(pair, seen)
+        encoding = _encode(pair, seen)
         aggregated = AggregatedPosterior(encoding)
-        ex_post = fit_ex_post_prior(aggregated, held_out=encode(guide, choosing, site=site))
-        prior = pair.prior(seen)
+        ex_post = fit_ex_post_prior(aggregated, held_out=_encode(pair, choosing))
+        prior = pair.prior(seen) if prior is None else prior
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
         codes = draw_codes(encoding, size=effort.codes, seed=seed)
-        test_encoding = encode(guide, unseen, site=site)
+        test_encoding = _encode(pair, unseen)
         test_codes = draw_codes(test_encoding, size=effort.codes, seed=seed + 1)
         test_aggregated = AggregatedPosterior(test_encoding)
         rows = unseen[: effort.evidence_rows]
@@ -231,7 +238,11 @@ def diagnose(
             codes=codes,
             pictures=_pictures(pair, seen[: effort.pictures], densities, seed=seed),
             labelled=label(
-                pair, unseen[: effort.export_rows], draws=effort.export_draws, seed=seed
+                pair,
+                unseen[: effort.export_rows],
+                draws=effort.export_draws,
+                prior=prior,
+                seed=seed,
             ),
             information=information(test_codes, test_aggregated, ex_post.distribution),
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
@@ -247,8 +258,17 @@ def _against_prior(codes: Codes, prior: dist.Distribution, *, size: int, seed: i
     return two_sample_test(chosen, draws, size=size, seed=seed)
 
 
-def _rows(data: Data) -> Tensor:
-    return all_rows(data)[0]
+def _encode(pair: Pair, x: Tensor) -> dist.Distribution:
+    return encode(pair.guide, x, site=pair.site, data_plate=pair.data_plate)
+
+
+def _check_amortized(pair: Pair, x: Tensor) -> None:
+    if not pair.follows(x):
+        raise ValueError(
+            "expected a pair that takes any number of rows, so that held-out data can be encoded; "
+            "got one with a plate or parameters of fixed size. For the rows it was trained on, "
+            "pyrovae.aggregate and pyrovae.log_evidence work; for others, write an amortized guide."
+        )
 
 
 def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:
@@ -264,7 +284,7 @@ def _pictures(
         with seeded(seed, number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
         samples[name] = _expected(pair.decode(x, z))
-    return Pictures(x, samples)
+    return Pictures(pair.observe(x), samples)
 
 
 def _expected(distribution: dist.Distribution) -> Tensor:

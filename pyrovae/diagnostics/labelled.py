@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import Array, to_arviz
-from pyrovae.evidence.importance import Weighted, weighted_draws
-from pyrovae.models.pair import Pair
+from pyrovae.evidence.importance import weighted_draws
+from pyrovae.models.pair import Pair, Weighted
 from pyrovae.randomness import seeded
 
 EVENT_DIMS = {0: (), 1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
@@ -39,7 +40,9 @@ class Labelled:
 
 
 @torch.no_grad()
-def label(pair: Pair, x: Tensor, *, draws: int, seed: int = 0) -> Labelled:
+def label(
+    pair: Pair, x: Tensor, *, draws: int, prior: dist.Distribution | None = None, seed: int = 0
+) -> Labelled:
     """Draws from guide, likelihood and prior for rows of data.
 
     The draws from the guide are independent, so there is one chain. ``sample_stats`` holds the log
@@ -49,6 +52,7 @@ def label(pair: Pair, x: Tensor, *, draws: int, seed: int = 0) -> Labelled:
         pair: model and guide.
         x: rows, shape ``(N, ...)``.
         draws: draws S for each row.
+        prior: what to draw from where the pair's p(z) is not one density for all rows.
         seed: names the draws.
     """
     blocks = list(weighted_draws(pair, x, draws=draws, seed=seed))
@@ -56,19 +60,21 @@ def label(pair: Pair, x: Tensor, *, draws: int, seed: int = 0) -> Labelled:
         *(torch.cat([getattr(b, field) for b in blocks], 1) for field in Weighted.__annotations__)
     )
     with seeded(seed, 1):
-        prior = pair.prior(x).sample(torch.Size([draws, len(x)])).view(posterior.z.shape)
+        source = pair.prior(x) if prior is None else prior
+        codes = source.sample(torch.Size([draws, len(x)])).view(posterior.z.shape)
         predictive = _predict(pair, x, posterior.z)
-        prior_predictive = _predict(pair, x, prior)
+        prior_predictive = _predict(pair, x, codes)
     log_weight = posterior.log_likelihood + posterior.log_prior - posterior.log_guide
-    z, event = pair.name, _event_dims(x.dim() - 1)
+    data = pair.observe(x)
+    z, event = pair.name, _event_dims(data.dim() - 1)
     groups = {
         "posterior": {z: _chain(posterior.z)},
         "log_likelihood": {"x": _chain(posterior.log_likelihood)},
         "sample_stats": {"log_weight": _chain(log_weight)},
         "posterior_predictive": {"x": _chain(predictive)},
-        "prior": {z: _chain(prior)},
+        "prior": {z: _chain(codes)},
         "prior_predictive": {"x": _chain(prior_predictive)},
-        "observed_data": {"x": x.cpu().numpy()},
+        "observed_data": {"x": data.cpu().numpy()},
     }
     return Labelled(
         groups,

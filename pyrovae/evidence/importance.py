@@ -104,7 +104,7 @@ def support_note(pair: Pair, x: Tensor, prior: dist.Distribution | None) -> tupl
         return ()  # there is no one density a row to compare with the prior
     with seeded(0):
         guide = pair.encode(rows)
-        source = pair.prior(rows[:1] if len(rows) < len(x) else x) if prior is None else prior
+        source = pair.prior(rows[:1] if pair.follows(rows) else rows) if prior is None else prior
         z = source.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
     inside = guide.support.check(z.expand(PROBES, len(rows), -1))
     share = 1 - float(inside.double().mean())

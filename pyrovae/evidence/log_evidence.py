@@ -7,12 +7,13 @@ from typing import Literal, get_args, overload
 
 import pyro.distributions as dist
 
-from pyrovae.batches import Data, all_rows
+from pyrovae.batches import Data
 from pyrovae.evidence.annealed import Annealing, annealed_evidence
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.evidence.sandwich import Sandwich, sandwich_evidence
 from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.models.rows import over_rows
 
 OneSided = Literal["importance", "prior", "annealed"]
 Method = Literal["importance", "prior", "annealed", "sandwich"]
@@ -29,8 +30,9 @@ def log_evidence(
     method: OneSided | Annealing = "importance",
     draws: int | None = None,
     prior: dist.Distribution | None = None,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
     observed: str | None = None,
+    data_plate: str | None = None,
     seed: int = 0,
 ) -> Evidence: ...
 
@@ -44,13 +46,14 @@ def log_evidence(
     method: Literal["sandwich"],
     draws: int | None = None,
     prior: dist.Distribution | None = None,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
     observed: str | None = None,
+    data_plate: str | None = None,
     seed: int = 0,
 ) -> Sandwich: ...
 
 
-def log_evidence(
+def log_evidence(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,
     data: Data,
@@ -58,8 +61,9 @@ def log_evidence(
     method: Method | Annealing = "importance",
     draws: int | None = None,
     prior: dist.Distribution | None = None,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
     observed: str | None = None,
+    data_plate: str | None = None,
     seed: int = 0,
 ) -> Evidence | Sandwich:
     """log p(x) of each data point, in nats, under the prior and the likelihood that the model has.
@@ -82,8 +86,10 @@ def log_evidence(
             :func:`~pyrovae.evidence.sandwich.sandwich_evidence`.
         draws: importance draws (by default 1000) or annealed chains (32) for each data point.
         prior: stands in the place of the model's p(z), as an ex-post prior does.
-        site: name of the latent site.
-        observed: name of the observed site; found by itself if there is just one.
+        site: name of the latent site, or of several as one vector. All latent sites of the guide
+            are drawn and weighed together; ``site`` says where ``prior`` stands.
+        observed: name of the observed site that is decoded; log p(x) is that of all of them.
+        data_plate: name of the plate over the data; found by its number of rows if not given.
         seed: names the draws; the result depends on it and not on how the data are batched.
 
     Returns:
@@ -109,8 +115,7 @@ def log_evidence(
         raise ValueError(
             f"expected a method out of {get_args(Method)}, or an Annealing; got {method!r}."
         )
-    x = all_rows(data)[0]
-    pair = Pair(model, guide, site, observed)
+    pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     result: Evidence | Sandwich
     with measuring(model, guide):
         if method == "importance" or method == "prior":
@@ -123,6 +128,11 @@ def log_evidence(
                 seed=seed,
             )
         else:
+            if not pair.follows(x):
+                raise ValueError(
+                    "expected a pair that takes any number of rows, to run chains side by side; "
+                    "got one with a plate of fixed size. Take method='importance'."
+                )
             annealing = method if isinstance(method, Annealing) else None
             both = sandwich_evidence if method == "sandwich" else annealed_evidence
             chains = CHAINS if draws is None else draws

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Batch, as_batch, repeat_rows, split_rows, take_rows
+from pyrovae.batches import Batch, as_batch, repeat_rows, take_rows
 from pyrovae.mixture import families
 from pyrovae.models.sites import Reader, Reading
 from pyrovae.models.state import PyroFunction, measuring, modules_of
@@ -104,6 +104,13 @@ class Pair:
         site = self._observed_site(readings[0])
         return families.concatenate([r.distribution(site, flatten=False) for r in readings])
 
+    def observe(self, x: Tensor | Batch) -> Tensor:
+        """The data at the observed site, one row each, shape ``(B, ...)``."""
+        batch = as_batch(x)
+        readings = self._read_model.read(batch)
+        site = self._observed_site(readings[0])
+        return torch.cat([reading.value(site) for reading in readings])
+
     def prior(self, x: Tensor | Batch) -> dist.Distribution:
         """p(z), batch shape ``(1,)``, which broadcasts against any number of codes.
 
@@ -148,12 +155,13 @@ class Pair:
         """
         batch = as_batch(x)
         at_once = max(1, ROWS // len(batch[0])) if self.follows(batch) else 1
-        if proposal is None and self._guide_only(batch):
+        if proposal is None and self.joint(batch):
             return _stack(
                 self._weigh_all(repeat_rows(batch, len(part)), len(part))
                 for part in torch.arange(draws).split(at_once)
             )
-        source = self.encode(batch) if proposal is None else proposal
+        with torch.random.fork_rng():
+            source = self.encode(batch) if proposal is None else proposal
         z = source.sample(torch.Size([draws]))
         scored = []
         for part in z.split(at_once):
@@ -167,10 +175,15 @@ class Pair:
         batch = as_batch(x)
         return self._read_guide.follows(batch) and self._read_model.follows(batch)
 
-    def blocks(self, x: Tensor | Batch, size: int) -> Iterator[Batch]:
-        """Batches of ``size`` rows; all rows in one where the pair takes nothing else."""
-        batch = as_batch(x)
-        return split_rows(batch, size) if self.follows(batch) else iter((batch,))
+    def joint(self, x: Tensor | Batch) -> bool:
+        """Whether the guide has other latent sites too, which are drawn with the one named."""
+        with torch.random.fork_rng():
+            reading = self._read_guide.read(as_batch(x))[0]
+        return bool(set(reading.latent) - set(self.sites))
+
+    def blocks(self, x: Tensor, size: int) -> Sequence[Tensor]:
+        """Blocks of ``size`` rows; all rows in one where the pair takes nothing else."""
+        return x.split(size) if self.follows(x) else (x,)
 
     @property
     def _read_model(self) -> Reader:
@@ -195,12 +208,6 @@ class Pair:
                     "the site that is drawn first with site=, or give those draws as data."
                 )
         return families.concatenate(parts), readings[0]
-
-    def _guide_only(self, batch: Batch) -> bool:
-        """Whether the guide has other latent sites, which have to be drawn with the one named."""
-        with torch.random.fork_rng():
-            reading = self._read_guide.read(batch)[0]
-        return bool(set(reading.latent) - set(self.sites))
 
     def _at_sites(self, reading: Reading) -> dist.Distribution:
         """The distribution at the latent sites as one over vectors."""
@@ -288,7 +295,7 @@ class Pair:
             if support and count * len(support) <= ASSIGNMENTS:
                 count *= len(support)
                 found[name] = support
-        rest = [name for name in others if name not in found]
+        rest = [name for name in others if name not in found and not _imputed(reading, name)]
         if rest:
             with torch.no_grad(), torch.random.fork_rng():
                 guide = self._read_guide.read(batch)[0]
@@ -336,6 +343,12 @@ def _density(reading: Reading, site: str) -> dist.Distribution:
             "with site=."
         )
     return reading.distribution(site)
+
+
+def _imputed(reading: Reading, name: str) -> bool:
+    """Whether a site holds what ``obs_mask=`` leaves out of an observed one; no site needs it."""
+    stem = name.removesuffix("_unobserved")
+    return stem != name and f"{stem}_observed" in reading.observed
 
 
 def _support(reading: Reading, name: str) -> list[Tensor]:

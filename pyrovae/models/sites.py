@@ -117,8 +117,13 @@ class Reading:
 
     def code(self, site: str) -> Tensor:
         """The value of each row at a site as a vector, shape ``(kept, D)``."""
+        return self.value(site).reshape(self.kept, -1)
+
+    def value(self, site: str) -> Tensor:
+        """The value of each row at a site, shape ``(kept, ...)``."""
         node = self.nodes[site]
-        return _as_code(node["value"], node["fn"], self.dim(site))[: self.kept]
+        whole = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)
+        return whole.movedim(len(node["fn"].batch_shape) + self.dim(site), 0)[: self.kept]
 
     def dim(self, site: str) -> int:
         """The batch dimension of the data plate at a site, counted from the right.
@@ -328,12 +333,6 @@ def _is_plate(node: Node) -> bool:
     return type(node["fn"]).__name__ == "_Subsample"
 
 
-def _as_code(value: Tensor, fn: dist.Distribution, dim: int) -> Tensor:
-    whole = value.expand(fn.batch_shape + fn.event_shape)
-    rows = fn.batch_shape[dim]
-    return whole.movedim(len(fn.batch_shape) + dim, 0).reshape(rows, -1)
-
-
 def _as_value(code: Tensor, fn: dist.Distribution, dim: int, site: str) -> Tensor:
     axis = len(fn.batch_shape) + dim
     others = torch.Size([n for i, n in enumerate(fn.batch_shape) if i != axis])
@@ -341,6 +340,6 @@ def _as_value(code: Tensor, fn: dist.Distribution, dim: int, site: str) -> Tenso
     if code.shape != (fn.batch_shape[axis], units):
         raise ValueError(
             f"expected codes of shape {(fn.batch_shape[axis], units)} at the model's site "
-            f"{site!r}; got {tuple(code.shape)}. Give guide and model the same number of latent units there."
+            f"{site!r}; got {tuple(code.shape)}. Give guide and model as many latent units there."
         )
     return code.reshape(-1, *others, *fn.event_shape).movedim(0, axis)
