@@ -149,8 +149,15 @@ def path_for(
     """The path at some data points, with the pair checked there.
 
     Raises:
-        ValueError: if the guide has another support than the prior.
+        ValueError: if the guide has another support than the prior, or the pair takes one number of
+            rows only.
     """
+    if not pair.follows(rows):
+        raise ValueError(
+            "expected a model and guide that take any number of rows, so that many chains go "
+            "through them at once; got a pair that takes all data or none. Use "
+            "method='importance'."
+        )
     with seeded(0):
         target = pair.prior(rows[:1]) if prior is None else prior
         easy = target.expand((len(rows),))

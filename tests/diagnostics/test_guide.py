@@ -134,6 +134,7 @@ def test_arviz_plots_the_transforms(simulated: Tensor) -> None:
             result.pit[:, 0].numpy(),
             eval_points=torch.linspace(0, 1, 101).numpy(),
             cdf=uniform.cdf,
+            rvs=uniform.rvs,
             difference=True,
             confidence_bands=True,
         )
