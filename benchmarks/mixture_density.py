@@ -4,10 +4,10 @@
     python benchmarks/mixture_density.py --cases 60000,40,2048 --json figures.json
 
 Every row is one case (components N, units D, queries B) in float32: codes with scales from 0.05 to
-0.3, queries drawn from the mixture. Times are the best of several runs. Ways that would take
-minutes are timed on fewer queries and scaled up, which is marked by ~; so is a way that holds B × N
-× D numbers in chunks. The floor is the bare product of a (B, 2D+1) and a (2D+1, N) matrix in
-chunks, which every way that uses matrix products must at least do.
+0.3, queries drawn from the mixture. Times are the best of several runs; ways that would take
+minutes are timed on fewer queries and scaled up, which is marked by ~. The floor is the bare
+product of a (B, 2D+1) and a (2D+1, N) matrix in chunks, which any way that uses matrix products
+must at least do.
 """
 
 from __future__ import annotations

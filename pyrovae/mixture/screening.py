@@ -23,8 +23,8 @@ from pyrovae.mixture.logdensity import constants, differences, keys, queries, ro
 #: What `DiagonalNormals.evaluate` may add to the error of float64 brute force, in nats, by the
 #: dtype of the result.
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
-#: Components in one block.
-BLOCK = 1024
+#: Components in one block: at most, and at most if there are few of them.
+BLOCK, SMALL_BLOCK = 1024, 256
 #: Bytes that one chunk of the work may hold.
 CHUNK_BYTES = 1 << 27
 #: Bytes of keys that are kept from call to call in float64.
@@ -66,7 +66,7 @@ class DiagonalNormals:
         self.size, self.dim = loc.shape
         self.centre = self.loc.sum(0, dtype=torch.float64) / max(1, self.size)
         self.features = 2 * self.dim + 1
-        self.block = max(1, min(BLOCK, self.size))
+        self.block = max(1, min(BLOCK, self.size, max(SMALL_BLOCK, self.size // 40)))
         self.blocks = -(-self.size // self.block)
         self._keys: dict[torch.dtype, Tensor] = {}
 
