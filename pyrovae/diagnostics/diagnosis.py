@@ -198,7 +198,8 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         observed: name of the observed site to decode; found by itself if there is just one.
         data_plate: name of the plate over the data; found by its number of rows if not given.
         prior: p(z) to compare with where the model's own is not one density for all rows, as
-            where it depends on labels; log p(x) stays that of the model.
+            where it depends on labels. The terms of the ELBO are then with it in the place of the
+            model's p(z); log p(x) stays that of the model.
         effort: how much is computed.
         seed: names all draws.
 
@@ -272,7 +273,7 @@ def _check_amortized(pair: Pair, x: Tensor) -> None:
 
 
 def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:
-    draws = [pair.log_joint(x[codes.index], z)[0] for z in codes.z.unbind(1)]
+    draws = [pair.log_likelihood(x[codes.index], z) for z in codes.z.unbind(1)]
     return torch.stack(draws, 1)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pyrovae.batches import Batch, as_batch, repeat_rows, take_rows
 from pyrovae.mixture import families
+from pyrovae.models.scoring import Scorer, total
 from pyrovae.models.sites import Reader, Reading
 from pyrovae.models.state import PyroFunction, measuring, modules_of
 
@@ -19,7 +19,6 @@ __all__ = ["Pair", "PyroFunction", "Weighted", "measuring", "modules_of"]
 
 ROWS = 16_384  # rows that go through the model at once
 COMPARED = 100  # rows over which a prior must be the same
-ASSIGNMENTS = 256  # of discrete latent sites, at most, that are summed over
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,19 @@ class Pair:
             z: one code for each row, shape ``(B, D)``.
         """
         batch = as_batch(x)
-        return self._score(batch, codes=self._split(batch, z))
+        return self._scorer.score(batch, codes=self._split(batch, z))
+
+    def log_likelihood(self, x: Tensor | Batch, z: Tensor) -> Tensor:
+        """log p(x | z) row by row, shape ``(B,)``, as the ELBO has it.
+
+        If the guide has more latent sites u, this is log p(x, u | z) − log q(u | z, x) at a draw of
+        them, whose mean is at most log p(x | z).
+        """
+        batch = as_batch(x)
+        codes = self._split(batch, z)
+        if self.joint(batch):
+            return self._with_guide(batch, codes)[1]
+        return self._scorer.score(batch, codes=codes)[0]
 
     def decode(self, x: Tensor | Batch, z: Tensor) -> dist.Distribution:
         """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``."""
@@ -156,10 +167,15 @@ class Pair:
         batch = as_batch(x)
         at_once = max(1, ROWS // len(batch[0])) if self.follows(batch) else 1
         if proposal is None and self.joint(batch):
-            return _stack(
-                self._weigh_all(repeat_rows(batch, len(part)), len(part))
-                for part in torch.arange(draws).split(at_once)
+            columns = zip(
+                *(
+                    [c.unflatten(0, (len(part), -1)) for c in self._with_guide(repeated)]
+                    for part in torch.arange(draws).split(at_once)
+                    for repeated in [repeat_rows(batch, len(part))]
+                ),
+                strict=True,
             )
+            return Weighted(*(torch.cat(column) for column in columns))
         with torch.random.fork_rng():
             source = self.encode(batch) if proposal is None else proposal
         z = source.sample(torch.Size([draws]))
@@ -193,6 +209,10 @@ class Pair:
     def _read_guide(self) -> Reader:
         return Reader(self.guide, "guide", self.data_plate)
 
+    @property
+    def _scorer(self) -> Scorer:
+        return Scorer(self._read_model, self._read_guide, self.sites)
+
     def _encode(self, batch: Batch) -> tuple[dist.Distribution, Reading]:
         readings = self._read_guide.read(batch)
         parts = [self._at_sites(reading) for reading in readings]
@@ -225,87 +245,28 @@ class Pair:
         sizes = [reading.code(site).shape[1] for site in self.sites]
         return dict(zip(self.sites, z.split(sizes, -1), strict=True))
 
-    def _weigh_all(self, batch: Batch, draws: int) -> Weighted:
-        """One draw of all of the guide's sites for each row of a batch that holds rows again."""
+    def _with_guide(
+        self, batch: Batch, codes: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One draw of all of the guide's sites for each row, with the terms of its weight.
+
+        Args:
+            batch: rows.
+            codes: what to put at the latent sites; drawn too if not given.
+
+        Returns:
+            codes, log p of all the rest over log q of it, log p and log q of the codes.
+        """
+        own = {name for site in self.sites for name in (site, f"{site}_unconstrained")}
         parts = []
-        for reading in self._read_guide.read(batch):
+        for reading in self._read_guide.read(batch, codes=codes):
             values = {name: reading.nodes[name]["value"] for name in reading.latent}
-            joint, prior = self._score(batch, values=values, indices=reading.indices)
-            inner = {name for site in self.sites for name in (site, f"{site}_unconstrained")}
-            q = {name: reading.log_density(name) for name in reading.latent}
-            joint, prior = joint[: reading.kept], prior[: reading.kept]
-            zero = torch.zeros_like(prior)
-            others = sum((value for name, value in q.items() if name not in inner), zero)
-            own = sum((value for name, value in q.items() if name in inner), zero)
-            parts.append((self._codes(reading), joint - others, prior, own))
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return Weighted(*(column.unflatten(0, (draws, -1)) for column in columns))
-
-    def _score(
-        self,
-        batch: Batch,
-        *,
-        codes: Mapping[str, Tensor] | None = None,
-        values: Mapping[str, Tensor] | None = None,
-        indices: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """log p of all but the latent sites, and log p of these."""
-        known = {**(codes or {}), **(values or {})}
-        readings = self._read_model.read(batch, codes=codes, values=values, indices=indices)
-        sums = self._sums(readings[0], set(known), batch)
-        terms = []
-        for assignment in itertools.product(*sums.values()):
-            if sums:
-                fixed = {**(values or {}), **dict(zip(sums, assignment, strict=True))}
-                readings = self._read_model.read(batch, codes=codes, values=fixed, indices=indices)
-            terms.append(self._terms(readings, {*known, *sums}, set(sums)))
-        if not sums:
-            return terms[0]
-        rest, prior = (torch.stack(column) for column in zip(*terms, strict=True))
-        joint, prior = (rest + prior).logsumexp(0), prior.logsumexp(0)
-        return joint - prior, prior
-
-    def _terms(
-        self, readings: Sequence[Reading], known: set[str], summed: set[str]
-    ) -> tuple[Tensor, Tensor]:
-        """log p at observed and other known sites, and log p at the latent and summed ones."""
-        own = {*self.sites, *summed}
-        rest, prior = [], []
-        for reading in readings:
-            observed = reading.observed
-            if not observed:
-                raise ValueError(
-                    "expected an observed site in the model; got none. Give a site obs=, and the "
-                    "data as an argument; observed= names one of several."
-                )
-            for site in self.sites:
-                reading.node(site)
-            others = [name for name in reading.latent if name in known - own]
-            rest.append(_total(reading, [*observed, *others]))
-            prior.append(_total(reading, [name for name in reading.latent if name in own]))
-        return torch.cat(rest), torch.cat(prior)
-
-    def _sums(self, reading: Reading, known: set[str], batch: Batch) -> dict[str, list[Tensor]]:
-        """Values to sum over at latent sites of the model that nothing is known of."""
-        others = [name for name in reading.latent if name not in {*known, *self.sites}]
-        found: dict[str, list[Tensor]] = {}
-        count = 1
-        for name in others:
-            support = _support(reading, name)
-            if support and count * len(support) <= ASSIGNMENTS:
-                count *= len(support)
-                found[name] = support
-        rest = [name for name in others if name not in found and not _imputed(reading, name)]
-        if rest:
-            with torch.no_grad(), torch.random.fork_rng():
-                guide = self._read_guide.read(batch)[0]
-            if wanted := [name for name in rest if name in guide.latent]:
-                raise ValueError(
-                    f"expected {list(self.sites)} to be all of the model's latent sites; got also "
-                    f"{wanted}, which can't be summed over. Name all of them as one: "
-                    f"site={(*self.sites, *wanted)}."
-                )
-        return found
+            joint, prior = self._scorer.score(batch, values=values, indices=reading.indices)
+            rest = joint[: reading.kept] - total(reading, set(reading.latent) - own)
+            guide = total(reading, set(reading.latent) & own)
+            parts.append((self._codes(reading), rest, prior[: reading.kept], guide))
+        z, rest, prior, guide = (torch.cat(column) for column in zip(*parts, strict=True))
+        return z, rest, prior, guide
 
     def _observed_site(self, reading: Reading) -> str:
         names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
@@ -343,34 +304,6 @@ def _density(reading: Reading, site: str) -> dist.Distribution:
             "with site=."
         )
     return reading.distribution(site)
-
-
-def _imputed(reading: Reading, name: str) -> bool:
-    """Whether a site holds what ``obs_mask=`` leaves out of an observed one; no site needs it."""
-    stem = name.removesuffix("_unobserved")
-    return stem != name and f"{stem}_observed" in reading.observed
-
-
-def _support(reading: Reading, name: str) -> list[Tensor]:
-    """All values of a discrete latent that has one value a row; empty for any other site."""
-    node = reading.nodes[name]
-    fn = node["fn"]
-    whole = isinstance(fn, dist.Independent | dist.MaskedDistribution)
-    if whole or node["mask"] is not None or not getattr(fn, "has_enumerate_support", False):
-        return []
-    if fn.batch_shape.numel() != reading.rows:
-        return []
-    return list(fn.enumerate_support(expand=True))
-
-
-def _total(reading: Reading, names: Iterable[str]) -> Tensor:
-    return torch.stack([reading.log_density(name) for name in names]).sum(0)
-
-
-def _stack(parts: Iterable[Weighted]) -> Weighted:
-    whole = list(parts)
-    fields = Weighted.__annotations__
-    return Weighted(*(torch.cat([getattr(part, field) for part in whole]) for field in fields))
 
 
 def _base(distribution: dist.Distribution) -> dist.Distribution:

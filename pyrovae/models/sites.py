@@ -239,11 +239,12 @@ class Reader:
         except _Ambiguous:
             return self._run(batch, indices, codes, values, self._growing(batch))
         except ValueError as error:
-            if not str(error).startswith("Shape mismatch inside plate"):
+            reason = str(error).splitlines()[0]
+            if not reason.startswith("Shape mismatch inside plate"):
                 raise
             raise ValueError(
                 f"expected the dimensions of one row to be event dimensions in the {self.where}; "
-                f"got: {error}. Declare them with .to_event(1), or give them a plate of their own."
+                f"got: {reason}. Declare them with .to_event(1), or give them a plate of their own."
             ) from error
         return reading
 
@@ -290,7 +291,7 @@ class _Place(Messenger):
         name = msg["name"]
         if _is_plate(msg):
             self._choose_rows(msg)
-        elif name in self.values:
+        elif name in self.values and not msg["is_observed"]:
             msg["value"], msg["done"] = self.values[name], True
         elif name in self.codes:
             reading = replace(self.blank, nodes={name: msg})
