@@ -158,14 +158,14 @@ def _batched(part: dist.Distribution, parameter: Tensor, rank: int) -> Tensor:
 
 def diagonal_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None:
     """Location and scale, each ``(N, D)``, if the components are diagonal normals; else None."""
-    base, dims = distribution, 0
-    while isinstance(base, torch.distributions.Independent):
-        base, dims = base.base_dist, dims + base.reinterpreted_batch_ndims
+    base, dims = innermost(distribution), len(distribution.event_shape)
     plain = isinstance(base, torch.distributions.Normal) and (
         type(base).log_prob is torch.distributions.Normal.log_prob
     )
     if not plain or len(base.batch_shape) != dims + 1:
         return None
+    if dims == 1:
+        return base.loc, base.scale
     return base.loc.reshape(len(base.loc), -1), base.scale.reshape(len(base.scale), -1)
 
 
@@ -203,15 +203,19 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
 
 def family(distribution: dist.Distribution) -> str:
     """The name of a family, without its wrapping: ``"Normal"`` for ``Normal(...).to_event(1)``."""
+    return type(innermost(distribution)).__name__
+
+
+def innermost(distribution: dist.Distribution) -> dist.Distribution:
+    """A distribution without its ``Independent`` wrapping."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
-    return type(distribution).__name__
+    return distribution
 
 
 def floating_parameter(distribution: dist.Distribution) -> Tensor:
     """A floating-point parameter of a distribution: it knows the dtype and the device."""
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
+    distribution = innermost(distribution)
     for name in _parameters(distribution):
         value: Tensor = getattr(distribution, name)
         if value.is_floating_point():

@@ -80,7 +80,8 @@ def _dense(
             return None
     if parameters is None:
         return differences(z, *held().exact_all)
-    loc, scale, log_weight = (t.double() for t in parameters)
+    loc, scale, log_weight = parameters
+    scale = scale.double()  # the rest is promoted by what it meets
     return differences(z, loc, scale, constants(scale, log_weight))
 
 

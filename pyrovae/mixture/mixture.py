@@ -86,6 +86,10 @@ class Mixture(dist.MixtureSameFamily):
         new._batch_shape = shape
         return new
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles build their own evaluator: theirs are other tensors."""
+        return {**self.__dict__, "_evaluators": {}}
+
     def __repr__(self) -> str:
         batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
         return (
@@ -156,17 +160,15 @@ class Mixture(dist.MixtureSameFamily):
         """
         if self._validate_args:
             self._validate_sample(value)
-        points = self._rows(value)
         normal = families.diagonal_normal(self.component_distribution)
         if normal is None:
-            return self._shaped(self._components().log_prob(points), value)
+            return self._shaped(self._components().log_prob(self._rows(value)), value)
         parameters = None
         raw = (*normal, self.mixture_distribution._param)
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in raw):
             parameters = (*normal, self.log_weights)
-        found = log_density(
-            points.reshape(-1, normal[0].shape[-1]), lambda: self._held(*normal), parameters
-        )
+        points = value if value.dim() == 2 and self.event_dim == 1 else self._flat(value)
+        found = log_density(points, lambda: self._held(*normal), parameters)
         return self._shaped(found, value)
 
     def score(self, z: Tensor) -> Tensor:
@@ -318,8 +320,13 @@ class Mixture(dist.MixtureSameFamily):
         dims = len(self.event_shape)
         return z.reshape(-1, *z.shape[z.dim() - dims :])
 
+    def _flat(self, z: Tensor) -> Tensor:
+        return z.reshape(-1, self.event_shape.numel())
+
     def _shaped(self, values: Tensor, z: Tensor) -> Tensor:
-        values = values.reshape(z.shape[: z.dim() - len(self.event_shape)])
+        shape = z.shape[: z.dim() - len(self.event_shape)]
+        if values.shape != shape:
+            values = values.reshape(shape)
         if not self.batch_shape:
             return values
         return values.expand(broadcast_shape(values.shape, self.batch_shape))
@@ -337,7 +344,8 @@ class Mixture(dist.MixtureSameFamily):
 
     def _held(self, loc: Tensor, scale: Tensor) -> DiagonalNormals:
         """The evaluator of the parameters as they are, kept until they change in place."""
-        raw = (loc, scale, self.mixture_distribution._param)
+        normal = families.innermost(self.component_distribution)
+        raw = (normal.loc, normal.scale, self.mixture_distribution._param)
         version = tuple(0 if t.is_inference() else t._version for t in raw)
         if version not in self._evaluators:
             self._evaluators.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -94,6 +96,20 @@ def test_parameters_changed_in_place_are_seen() -> None:
     loc += 3.0
     # Normal holds a broadcast view of loc: torch's own mixture follows it too
     assert mixture.log_prob(torch.zeros(2)) < before - 8
+
+
+def test_a_copy_follows_its_own_parameters() -> None:
+    """The evaluator is kept by the tensors' versions, which start anew in a copy."""
+    loc, z = torch.zeros(4, 2), torch.zeros(2)
+    mixture = Mixture(dist.Categorical(torch.ones(4)), dist.Normal(loc, 1.0).to_event(1))
+    for _ in range(3):
+        loc += 1.0
+    mixture.log_prob(z)
+    copied = copy.deepcopy(mixture)
+    for _ in range(3):
+        copied.component_distribution.base_dist.loc.add_(1.0)
+    expected = dist.Normal(torch.full((2,), 6.0), 1.0).to_event(1).log_prob(z)
+    torch.testing.assert_close(copied.log_prob(z), expected)
 
 
 def test_nuts_runs_with_a_mixture_as_prior() -> None:
