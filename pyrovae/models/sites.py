@@ -64,7 +64,7 @@ class Reading:
     def ambiguous(self) -> bool:
         """Whether it is open which of several plates around a site is over the data."""
         return self.growing is None and any(
-            sum(int(f.size) == self.rows for f in _frames(node)) > 1
+            sum(_size(f, node) == self.rows for f in _frames(node)) > 1
             and all(f.name != self.data_plate for f in _frames(node))
             for node in self.nodes.values()
         )
@@ -131,14 +131,15 @@ class Reading:
         Raises:
             ValueError: if no plate around the site, or more than one, has a row for each datum.
         """
-        frames = _frames(self.nodes[site])
+        node = self.nodes[site]
+        frames = _frames(node)
         named = [f for f in frames if f.name == self.data_plate]
-        found = [f for f in named or frames if int(f.size) == self.rows]
+        found = [f for f in named or frames if _size(f, node) == self.rows]
         if self.growing is not None and len(found) > 1:
             found = [f for f in found if f.name in self.growing]
         if len(found) == 1:
             return int(found[0].dim)
-        plates = {f.name: int(f.size) for f in frames}
+        plates = {f.name: _size(f, node) for f in frames}
         if len(found) > 1:
             raise ValueError(
                 f"expected one plate of {self.rows} rows around the {self.where}'s site {site!r}; "
@@ -258,7 +259,7 @@ class Reader:
             for node in longer.nodes.values()
             if node["type"] == "sample"
             for frame in node["cond_indep_stack"]
-            if int(frame.size) == len(index)
+            if frame.dim is not None and _size(frame, node) == len(index)
         )
 
 
@@ -328,6 +329,12 @@ def _sites(nodes: Mapping[str, Node]) -> dict[str, Node]:
 def _frames(node: Node) -> list[Any]:
     """The plates around a site that have a dimension."""
     return [frame for frame in node["cond_indep_stack"] if frame.dim is not None]
+
+
+def _size(frame: Any, node: Node) -> int:
+    """Rows of a plate around a site; ``pyro.plate("data")`` has as many as come."""
+    size, shape = int(frame.size), node["fn"].batch_shape
+    return int(shape[frame.dim]) if size < 0 and len(shape) >= -frame.dim else size
 
 
 def _is_plate(node: Node) -> bool:

@@ -136,6 +136,8 @@ class _Notes(Messenger):
             if rows in (size, full):  # or the plate chooses some of them by itself
                 return full
         found = {name: size for name, size, _ in self.frames}
+        if -1 in found.values():  # pyro.plate("data"), which has as many rows as come
+            return rows
         raise ValueError(
             f"expected a plate over the {rows} rows of a batch; got plates {found}. Write "
             'with pyro.plate("data", len(x)): around the latent and the observed site.'
