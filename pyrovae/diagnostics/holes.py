@@ -65,8 +65,9 @@ def share_below(values: Tensor, reference: Tensor, level: float = LEVEL) -> Esti
 
     .. math:: se^2 = s (1 - s) / n + (ds/dα)^2 α (1 - α) / m
 
-    where the derivative after the level α comes from the sample, and s in the first term has one
-    success and one failure added, so that a share of 0 is not taken for certain.
+    where the quantile is the one below which a new draw falls with probability α, the derivative
+    after the level α comes from the sample, and s in the first term has one success and one failure
+    added, so that a share of 0 is not taken for certain.
 
     Args:
         values: shape ``(n,)``.
@@ -77,10 +78,18 @@ def share_below(values: Tensor, reference: Tensor, level: float = LEVEL) -> Esti
     values, reference = values.double(), reference.double()
     spread = math.sqrt(level * (1 - level) / m)
     width = min(max(level / 2, spread), level)
-    levels = torch.tensor([level - width, level, level + width], dtype=torch.float64)
-    thresholds = torch.quantile(reference, levels.to(reference.device))
+    thresholds = (_quantile(reference, a) for a in (level - width, level, level + width))
     low, share, high = (float((values < t).double().mean()) for t in thresholds)
     slope = (high - low) / (2 * width)
     likely = (share * n + 1) / (n + 2)
     error = math.sqrt(likely * (1 - likely) / n + (slope * spread) ** 2)
     return Estimate(share, error, n)
+
+
+def _quantile(values: Tensor, level: float) -> Tensor:
+    """Below this a new draw falls with probability ``level``: order statistic level · (m + 1)."""
+    ordered = values.sort().values
+    position = min(max(level * (len(values) + 1) - 1, 0.0), len(values) - 1.0)
+    below = int(position)
+    above = min(below + 1, len(values) - 1)
+    return torch.lerp(ordered[below], ordered[above], position - below)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrovae.estimates import Estimate
 
 FOLDS = 5
+CORRECTION = math.sqrt(1 + FOLDS / (FOLDS - 1))
 
 Floats = NDArray[np.float64]
 
@@ -40,8 +41,9 @@ class TwoSample:
 def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) -> TwoSample:
     """Classifier two-sample test by gradient boosting with five-fold cross-validation.
 
-    Standard errors are over the points with the fitted classifiers given; that of the AUC is
-    DeLong's.
+    Standard errors are those over points (for the AUC DeLong's), times √(1 + k/(k−1)) for k folds:
+    classifiers of different folds share most of their training points, so that their errors are
+    not independent (Nadeau & Bengio 2003).
 
     Args:
         first, second: independent draws, shapes ``(n, D)`` and ``(m, D)``.
@@ -61,7 +63,7 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
     right = np.concatenate([scores[:count] < 0.5, scores[count:] >= 0.5])
     share = float(right.mean())
     likely = (right.sum() + 1) / (len(right) + 2)  # a share of 1 is not taken for certain
-    error = math.sqrt(likely * (1 - likely) / len(right))
+    error = CORRECTION * math.sqrt(likely * (1 - likely) / len(right))
     accuracy = Estimate(share, error, len(right), bound="lower")
     return TwoSample(accuracy, _auc(scores[:count], scores[count:]))
 
@@ -80,9 +82,9 @@ def _scores(points: Floats, labels: NDArray[np.int64], seed: int) -> Floats:
 
 
 def _auc(first: Floats, second: Floats) -> Estimate:
-    """Area under the curve with DeLong's standard error."""
+    """Area under the curve with DeLong's standard error, corrected for the folds."""
     n = len(first)
     wins = (second[:, None] > first) + 0.5 * (second[:, None] == first)
     value = float(wins.mean())
     variance = (wins.mean(0).var(ddof=1) + wins.mean(1).var(ddof=1)) / n
-    return Estimate(value, float(np.sqrt(variance)), 2 * n)
+    return Estimate(value, CORRECTION * float(np.sqrt(variance)), 2 * n)
