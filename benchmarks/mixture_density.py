@@ -272,6 +272,16 @@ def report_peak(size: int, dim: int, points: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds)
 
 
+def memory_rows() -> list[dict[str, object]]:
+    """Print and return the peak memory of the large cases."""
+    rows: list[dict[str, object]] = []
+    for case in MEMORY_CASES:
+        peak, seconds = peak_megabytes(*case)
+        rows.append({"case": case, "megabytes": peak, "seconds": seconds})
+        print(f"N, D, B = {case}: {seconds:.1f} s, peak of the whole process {peak:.0f} MB")
+    return rows
+
+
 def table(rows: list[Row]) -> None:
     """Print rows; the ratio is to the first way of a case."""
     ours: dict[tuple[int, int, int], float] = {}
@@ -307,12 +317,12 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
     chosen = [tuple(map(int, c.split(","))) for c in options.cases] if options.cases else CASES
+    memory = [] if options.cases else memory_rows()  # first: a child begins with its parent's peak
     every: list[Row] = []
     for case in chosen:
         rows = measure(*case, options.device, options.repeats)
         table(rows)
         every += rows
-    memory = []
     if not options.cases:
         for extra in (
             *(small(*case) for case in SMALL_CASES),
@@ -321,10 +331,6 @@ def main() -> None:
         ):
             table(extra)
             every += extra
-        for case in MEMORY_CASES:
-            peak, seconds = peak_megabytes(*case)
-            memory.append({"case": case, "megabytes": peak, "seconds": seconds})
-            print(f"N, D, B = {case}: {seconds:.1f} s, peak of the whole process {peak:.0f} MB")
     if options.json:
         options.json.write_text(json.dumps({"rows": [asdict(r) for r in every], "memory": memory}))
 
