@@ -29,8 +29,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.mixture.divergence import divergence
 from pyrovae.mixture.logdensity import constants, keys, queries
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.mixture.reduction import reduce
 
 CASES = [
     (1_000, 2, 2048),
@@ -249,6 +251,35 @@ def small(size: int, dim: int, points: int) -> list[Row]:
     return rows
 
 
+def reduction(size: int, dim: int, components: int) -> None:
+    """`reduce` against scikit-learn's GaussianMixture fitted to as many draws as there are codes."""
+    from sklearn.mixture import GaussianMixture
+
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(30, dim, generator=generator)
+    loc = centre[torch.randint(30, (size,), generator=generator)]
+    loc = loc + 0.4 * torch.randn(size, dim, generator=generator)
+    scale = 0.05 + 0.25 * torch.rand(size, dim, generator=generator)
+    mixture = Case(loc, scale, loc).mixture
+    start = CLOCK()
+    ours = reduce(mixture, components)
+    middle = CLOCK()
+    peer = GaussianMixture(components, covariance_type="diag", random_state=0, reg_covar=1e-6)
+    peer.fit(mixture.sample((size,)).numpy())
+    end = CLOCK()
+    values = (torch.as_tensor(t, dtype=loc.dtype) for t in (peer.means_, peer.covariances_))
+    means, variances = values
+    theirs = Mixture(
+        dist.Categorical(torch.as_tensor(peer.weights_, dtype=loc.dtype)),
+        dist.Normal(means, variances.sqrt()).to_event(1),
+    )
+    print(f"N = {size}, D = {dim} reduced to K = {components}: KL from the whole")
+    print(f"  pyrovae reduce               {ours.divergence} nats, {middle - start:.1f} s")
+    print(
+        f"  scikit-learn GaussianMixture {divergence(mixture, theirs)} nats, {end - middle:.1f} s"
+    )
+
+
 def peak_megabytes(size: int, dim: int, points: int) -> tuple[float, float]:
     """Peak memory of a process that evaluates one case, beyond that of making the case; seconds."""
     code = (
@@ -331,6 +362,7 @@ def main() -> None:
         ):
             table(extra)
             every += extra
+        reduction(20_000, 40, 100)
     if options.json:
         options.json.write_text(json.dumps({"rows": [asdict(r) for r in every], "memory": memory}))
 
