@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,18 +25,29 @@ def psis(log_weights: Array) -> tuple[Array, Array]:
 
     Returns:
         log_weights, smoothed and normalised to sum to one in each row, shape ``(N, S)``;
-        pareto_k, shape ``(N,)``; 0 where the largest weights are all equal, so that
-        there is no tail to fit.
+        pareto_k, shape ``(N,)``; infinite where there is no tail to fit, be it that draws are too
+        few or the largest weights all equal.
     """
-    try:
-        from arviz import psislw
-    except ImportError:  # ArviZ 1.x
-        from arviz_stats.base import array_stats
+    with np.errstate(all="ignore"):  # of very unequal weights
+        try:
+            from arviz import psislw
+        except ImportError:  # ArviZ 1.x
+            rows = [_psis_of_row(row) for row in log_weights]
+            smoothed, pareto_k = (np.stack(column) for column in zip(*rows, strict=True))
+        else:
+            smoothed, pareto_k = psislw(log_weights)
+    return smoothed, np.where(np.isnan(pareto_k), np.inf, pareto_k)
 
-        psislw = partial(array_stats.psislw, axis=-1)
-    with np.errstate(all="ignore"):  # of a tail of equal or very unequal weights
-        smoothed, pareto_k = psislw(log_weights)
-    return smoothed, np.where(np.isnan(pareto_k), 0.0, pareto_k)
+
+def _psis_of_row(log_weights: Array) -> tuple[Array, Array]:
+    """ArviZ 1.x: takes log likelihoods, the negatives of log weights, and raises without a tail."""
+    from arviz_stats.base import array_stats
+
+    try:
+        smoothed, pareto_k = array_stats.psislw(-log_weights)
+    except ValueError:  # too few draws, or a tail of equal weights
+        return log_weights - np.logaddexp.reduce(log_weights), np.array(np.inf)
+    return smoothed, np.asarray(pareto_k)
 
 
 def convergence(draws: Array) -> tuple[Array, Array]:
@@ -85,7 +95,7 @@ def to_arviz(
     named = {key: list(value) for key, value in dims.items()}
     labels = {key: list(value) for key, value in coords.items()}
     data = {group: dict(variables) for group, variables in groups.items()}
-    if hasattr(az, "InferenceData"):
+    if az.__version__.startswith("0."):  # 1.x has the name too, as a stub
         custom = {group: data.pop(group) for group in list(data) if group not in SCHEMA}
         result = az.from_dict(**data, dims=named, coords=labels) if data else az.InferenceData()
         for group, variables in custom.items():

@@ -80,7 +80,7 @@ def test_arviz_reads_it(diagnosis: Diagnosis, tmp_path: object) -> None:
     assert len(summary) == 24
     path = f"{tmp_path}/draws.nc"
     draws.to_netcdf(path)
-    if hasattr(az, "InferenceData"):
+    if az.__version__.startswith("0."):
         again = az.from_netcdf(path)
         assert np.array_equal(again["posterior"]["z"], draws["posterior"]["z"])
 

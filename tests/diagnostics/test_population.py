@@ -82,7 +82,7 @@ def test_total_responsibility_is_the_sum_over_points() -> None:
     assert torch.allclose(_total_responsibility(z, agg), total)
 
 
-@pytest.mark.parametrize(("n", "m"), [(5000, 5000), (400, 150)])
+@pytest.mark.parametrize(("n", "m"), [(5000, 5000), (1000, 600)])
 def test_share_below_against_normal_quantiles(n: int, m: int) -> None:
     # below the 1 % quantile of N(0, 1), q = −2.326, lies Φ(q + 1.5) of N(−1.5, 1)
     truth = float(torch.special.ndtr(torch.special.ndtri(torch.tensor(0.01)) + 1.5))
@@ -90,8 +90,8 @@ def test_share_below_against_normal_quantiles(n: int, m: int) -> None:
     for _ in range(200):
         estimate = share_below(torch.randn(n) - 1.5, torch.randn(m))
         inside += abs(estimate.value - truth) < 1.96 * estimate.standard_error
-    # binomial: 4 standard errors below 95 %; extreme quantiles of 150 points are rough
-    assert inside / 200 > (0.89 if m > 1000 else 0.8)
+    # binomial: 4 standard errors below 95 %; quantiles of 600 points are rougher
+    assert inside / 200 > (0.89 if m > 1000 else 0.85)
 
 
 def test_equal_densities_have_no_holes_and_a_ring_has_one() -> None:
