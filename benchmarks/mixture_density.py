@@ -252,7 +252,7 @@ def small(size: int, dim: int, points: int) -> list[Row]:
 
 
 def reduction(size: int, dim: int, components: int) -> None:
-    """`reduce` against scikit-learn's GaussianMixture fitted to as many draws as there are codes."""
+    """`reduce` against scikit-learn's GaussianMixture fitted to as many draws as codes."""
     from sklearn.mixture import GaussianMixture
 
     generator = torch.Generator().manual_seed(0)

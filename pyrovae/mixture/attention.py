@@ -34,7 +34,7 @@ def block_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         log-sum-exps, shape ``(H, B)``, and mean keys, shape ``(H, B, F)``; no gradient.
     """
     operator = _cpu_operator() if queries.device.type == "cpu" else None
-    if operator is None:
+    if operator is None or not queries.numel():  # the operator divides by the number of queries
         return fallback_log_sum_exp(queries, keys)
     heads = queries.detach().expand(1, len(keys), *queries.shape)
     values = keys.detach().unsqueeze(0)

@@ -145,10 +145,12 @@ class DiagonalNormals:
     def scores(self, z: Tensor, rows: slice) -> Tensor:
         """log w_n + log N(z; μ_n, σ_n²) of some components in float64, shape ``(B, n)``."""
         query = queries(z.double() - self.centre)
-        magnitude = query.abs().amax(0) @ self.largest_of_all
-        if float(magnitude) * roundoff(self.features, torch.float64) <= TOLERANCE[torch.float64]:
+        error = query.abs() @ self.largest_of_all * roundoff(self.features, torch.float64)
+        if bool((error <= TOLERANCE[torch.float64]).all()):
             return query @ self.keys(rows).mT
-        return differences(z.double(), *self.exact(rows))
+        given = self.exact(rows)
+        step = max(1, CHUNK_BYTES // (4 * 8 * given[0].numel()))
+        return torch.cat([differences(part, *given) for part in z.double().split(step)])
 
     def exact(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Location, scale and constant of some components in float64, for `differences`."""
@@ -269,6 +271,7 @@ class _Pass:
         self.error = self.magnitude.mT * roundoff(normals.features, dtype)
         self.error = self.error + (128 + normals.block / 128) * torch.finfo(dtype).eps
         self.level = torch.zeros_like(self.lse, dtype=torch.int8)
+        self.rounds, self.refined = 0, []
         self.overflow = not bool(self.lse.isfinite().all() and self.error.isfinite().all())
         if self.exclude is not None:
             blocks = torch.arange(normals.blocks, device=self.z.device).unsqueeze(-1)
@@ -286,15 +289,15 @@ class _Pass:
 
     def refine(self, chosen: Tensor, method: Callable[[int, Tensor], _Values]) -> None:
         """Evaluate the chosen pairs again by ``method``; record its values and error bound."""
-        level = 1 + int(self.level.max())
+        self.rounds += 1
         size = self.normals.block * (self.normals.dim if method == self.difference else 4)
         step = max(1, CHUNK_BYTES // (4 * 8 * size))
         for block in chosen.any(1).nonzero().flatten().tolist():
             for rows in chosen[block].nonzero().flatten().split(step):
                 self.lse[block, rows], self.error[block, rows], moments = method(block, rows)
-                self.level[block, rows] = level
+                self.level[block, rows] = self.rounds
                 if moments is not None:
-                    self.refined.append(_Refined(level, block, rows, *moments))
+                    self.refined.append(_Refined(self.rounds, block, rows, *moments))
 
     def expanded(self, block: int, rows: Tensor) -> _Values:
         """A block in float64 by the expanded form."""

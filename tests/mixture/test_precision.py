@@ -111,6 +111,20 @@ def test_private_operator_and_public_fallback_agree(dtype: torch.dtype) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_no_points_have_no_densities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The private operator would end the process."""
+    components = dist.Normal(torch.randn(20, 2), 0.1).to_event(1)
+    mixture = Mixture(dist.Categorical(torch.ones(20)), components, validate_args=False)
+    none = torch.zeros(3, 0, 2)
+    for pairs in (0, 1 << 20):
+        monkeypatch.setattr(gradients, "DENSE_PAIRS", pairs)
+        assert mixture.log_prob(none).shape == (3, 0)
+    assert mixture.score(none).shape == (3, 0, 2)
+    assert mixture.effective_components(none).shape == (3, 0)
+    assert mixture.responsibilities(none, top=2).index.shape == (3, 0, 2)
+    assert mixture.sample((0,)).shape == (0, 2)
+
+
 @pytest.mark.parametrize("size", [1, 60_000])
 @pytest.mark.parametrize("exponent", [-3, -1, 1])
 def test_sizes_and_scales_of_practice(size: int, exponent: int) -> None:
