@@ -21,6 +21,7 @@ STRIDE = 1024  # draws of each of them that are held at once
 PROBES = 1000  # draws from the prior that the guide's support is tried on
 
 
+@torch.no_grad()
 def importance_evidence(
     pair: Pair,
     x: Tensor,
@@ -56,6 +57,7 @@ def importance_evidence(
     )
 
 
+@torch.no_grad()
 def compare_priors(
     pair: Pair,
     x: Tensor,
