@@ -11,7 +11,7 @@ from pyrovae.batches import Data
 from pyrovae.evidence.annealed import Annealing, annealed_evidence
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence
-from pyrovae.evidence.sandwich import Sandwich, sandwich_evidence
+from pyrovae.evidence.sandwich import BothSides, Sandwich, sandwich_evidence
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 
@@ -43,7 +43,7 @@ def log_evidence(
     guide: PyroFunction,
     data: Data,
     *,
-    method: Literal["sandwich"],
+    method: Literal["sandwich"] | BothSides,
     draws: int | None = None,
     prior: dist.Distribution | None = None,
     site: str | tuple[str, ...] = "z",
@@ -58,7 +58,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     guide: PyroFunction,
     data: Data,
     *,
-    method: Method | Annealing = "importance",
+    method: Method | Annealing | BothSides = "importance",
     draws: int | None = None,
     prior: dist.Distribution | None = None,
     site: str | tuple[str, ...] = "z",
@@ -82,8 +82,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
         model, guide: any Pyro pair.
         data: rows, shape ``(N, ...)``; for ``"sandwich"`` they only say how many data points to
             simulate and of what shape.
-        method: as above; settings for both sides are those of
-            :func:`~pyrovae.evidence.sandwich.sandwich_evidence`.
+        method: as above; ``BothSides(Annealing(...))`` is a sandwich with settings of your own.
         draws: importance draws (by default 1000) or annealed chains (32) for each data point.
         prior: stands in the place of the model's p(z), as an ex-post prior does.
         site: name of the latent site, or of several as one vector. All latent sites of the guide
@@ -111,9 +110,10 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     >>> bool((estimate.values - exact.log_prob(x)).abs().max() < 1e-9)  # the guide is exact
     True
     """
-    if not isinstance(method, Annealing) and method not in get_args(Method):
+    if not isinstance(method, Annealing | BothSides) and method not in get_args(Method):
         raise ValueError(
-            f"expected a method out of {get_args(Method)}, or an Annealing; got {method!r}."
+            f"expected a method out of {get_args(Method)}, an Annealing or a BothSides; got "
+            f"{method!r}."
         )
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     result: Evidence | Sandwich
@@ -134,9 +134,11 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                     "got one with a plate of fixed size. Take method='importance'."
                 )
             annealing = method if isinstance(method, Annealing) else None
-            both = sandwich_evidence if method == "sandwich" else annealed_evidence
+            estimate = annealed_evidence if method != "sandwich" else sandwich_evidence
+            if isinstance(method, BothSides):
+                annealing, estimate = method.annealing, sandwich_evidence
             chains = CHAINS if draws is None else draws
-            result = both(pair, x, chains=chains, annealing=annealing, prior=prior, seed=seed)
+            result = estimate(pair, x, chains=chains, annealing=annealing, prior=prior, seed=seed)
     if concerns := result.concerns():
         warnings.warn("\n".join(concerns), stacklevel=2)
     return result

@@ -30,6 +30,17 @@ SPREAD = 10  # moves at β = 1 that part the backward chains of one data point f
 
 
 @dataclass(frozen=True)
+class BothSides:
+    """Annealing from both sides with settings of one's own, as ``method=`` of ``log_evidence``.
+
+    Args:
+        annealing: how chains go, forwards and backwards.
+    """
+
+    annealing: Annealing
+
+
+@dataclass(frozen=True)
 class Sandwich:
     """log p(x) of simulated data, bounded from below and from above.
 

@@ -13,7 +13,7 @@ from pyrovae.evidence.annealed import Annealing, Tuning, annealed_evidence, path
 from pyrovae.evidence.hmc import move
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence
-from pyrovae.evidence.sandwich import sandwich_evidence, simulate
+from pyrovae.evidence.sandwich import BothSides, sandwich_evidence, simulate
 from pyrovae.models.pair import Pair
 from pyrovae.randomness import seeded
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
@@ -162,6 +162,10 @@ def test_front_door_returns_both_sides() -> None:
     exact = linear_gaussian_vae(3, 1)
     vae = exact.vae()
     both = pv.log_evidence(vae.model, vae.guide, torch.empty(3, 3), method="sandwich", draws=2)
+    quick = pv.log_evidence(
+        vae.model, vae.guide, torch.empty(3, 3), method=BothSides(SHORT), draws=2
+    )
+    assert torch.allclose(quick.lower.values, both.lower.values)
     assert both.lower.bound == "lower" and both.upper.bound == "upper"
     assert both.gap().bound == "upper"
     assert torch.allclose(both.lower.values, exact.log_prob(both.x))  # the guide is exact
