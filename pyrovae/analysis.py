@@ -21,6 +21,7 @@ from pyrovae.models.likelihoods import NormalDecoder
 from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
 from pyrovae.models.priors import StandardNormal
 from pyrovae.models.vae import VAE
+from pyrovae.own_pair import PairOptions, make_pair
 from pyrovae.preflight import check_device, check_no_run, writable
 from pyrovae.randomness import seeded
 from pyrovae.training.fit import fit
@@ -44,6 +45,8 @@ class AnalysisOptions:
         resume: go on from the checkpoint in ``out``.
         progress: show a progress bar; by default if standard error is a terminal.
         effort: how much the diagnosis computes.
+        pair: a pair of one's own, in place of one that is built; ``likelihood``, ``latent`` and
+            ``hidden`` then say nothing.
     """
 
     likelihood: str | None = None
@@ -56,6 +59,7 @@ class AnalysisOptions:
     resume: bool = False
     progress: bool | None = None
     effort: Effort = field(default_factory=Effort)
+    pair: PairOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,16 @@ class Analysis:
     """What an analysis leaves behind.
 
     Args:
-        vae: the trained pair.
-        run: how its training went.
+        vae: the trained pair, unless it is one of one's own.
+        run: how its training went, if there was any.
         diagnosis: what was measured of it.
         report, netcdf, table: files that were written.
-        parameters: the trained parameters, as ``vae.load_state_dict`` takes them.
+        parameters: the trained parameters, as ``vae.load_state_dict`` takes them, or, of a pair of
+            one's own, as ``PairOptions.params`` does.
     """
 
-    vae: VAE
-    run: Fit
+    vae: VAE | None
+    run: Fit | None
     diagnosis: Diagnosis
     report: Path
     netcdf: Path
@@ -80,7 +85,7 @@ class Analysis:
 
 
 def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
-    """Train a VAE on a data set, measure its latent space and write a report.
+    """Train a pair on a data set, measure its latent space and write a report.
 
     Args:
         data: as :func:`pyrovae.datasets.load` returns it.
@@ -88,15 +93,17 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
 
     Raises:
         DataError: if the data do not suit the likelihood.
-        ValueError: if the device or the output folder cannot be used, or an interrupted run lies
-            in the folder and ``resume`` is not set.
+        ValueError: if the device or the output folder cannot be used, an interrupted run lies
+            in the folder and ``resume`` is not set, or a pair of one's own cannot be made.
     """
     options = options or AnalysisOptions()
     likelihood = options.likelihood or default_likelihood(data)
-    check(data, likelihood)
+    check(data, likelihood if options.pair is None else None)
     check_device(options.device)
     check_no_run(options.out, resume=options.resume)
     with writable(options.out):
+        if options.pair is not None:
+            return _analyze_own(data, options.pair, options)
         return _analyze(data, likelihood, options)
 
 
@@ -145,6 +152,52 @@ def _analyze(data: Dataset, likelihood: str, options: AnalysisOptions) -> Analys
     return Analysis(vae, run, diagnosis, report, netcdf, table, parameters)
 
 
+def _analyze_own(data: Dataset, which: PairOptions, options: AnalysisOptions) -> Analysis:
+    """The same with a pair of one's own, trained here or elsewhere."""
+    started = time.perf_counter()
+    parts = split(data, seed=options.seed)
+    with seeded(options.seed):
+        pair = make_pair(which, parts.train)
+    train, validation, held_out = (pair.arguments(part) for part in parts)
+    checkpoint, run = options.out / "checkpoint.pt", None
+    if which.fit:
+        run = fit(
+            pair.model,
+            pair.guide,
+            train,
+            validation=validation,
+            epochs=options.epochs,
+            patience=PATIENCE,
+            seed=options.seed,
+            device=options.device,
+            checkpoint=checkpoint,
+            resume=options.resume,
+            progress=options.progress,
+        )
+    diagnosis = diagnose(
+        pair.model,
+        pair.guide,
+        train,
+        held_out=held_out,
+        validation=validation,
+        site=which.site,
+        observed=which.observed,
+        data_plate=which.data_plate,
+        effort=options.effort,
+        seed=options.seed,
+    )
+    facts = {
+        "data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}",
+        "pair": which.name,
+        "parameters": "as they are" if which.params is None else str(which.params),
+        "trained": f"{options.epochs} epochs at most" if which.fit else "elsewhere",
+    } | _surroundings(options, time.perf_counter() - started)
+    report, netcdf, table = _write(options.out, diagnosis, run, facts)
+    parameters = _replace(options.out / "parameters.pt", pair.save)
+    checkpoint.unlink(missing_ok=True)
+    return Analysis(None, run, diagnosis, report, netcdf, table, parameters)
+
+
 def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOptions) -> VAE:
     """A multilayer-perceptron VAE for a data set, in the units of its training part.
 
@@ -190,13 +243,18 @@ def _binary(x: Tensor, *seeds: int) -> Tensor:
 def _facts(
     data: Dataset, likelihood: str, options: AnalysisOptions, seconds: float
 ) -> dict[str, str]:
-    packages = ("pyrovae", "torch", "pyro-ppl", "arviz")
     return {
         "data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}",
         "likelihood": likelihood,
         "latent units": str(options.latent),
         "hidden layers": " × ".join(map(str, options.hidden)),
         "epochs at most": str(options.epochs),
+    } | _surroundings(options, seconds)
+
+
+def _surroundings(options: AnalysisOptions, seconds: float) -> dict[str, str]:
+    packages = ("pyrovae", "torch", "pyro-ppl", "arviz")
+    return {
         "seed": str(options.seed),
         "device": options.device or "cpu",
         "wall time": f"{seconds:.0f} s",
@@ -205,7 +263,7 @@ def _facts(
 
 
 def _write(
-    out: Path, diagnosis: Diagnosis, run: Fit, facts: Mapping[str, str]
+    out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
 ) -> tuple[Path, Path, Path]:
     """Report, draws and table; each appears whole or not at all."""
     netcdf = _replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))

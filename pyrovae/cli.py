@@ -49,6 +49,7 @@ examples:
   pyrovae analyze data.npz:x_train                   one array of an archive
   pyrovae analyze table.csv --likelihood normal      one row per data point, all columns numbers
   pyrovae analyze images.npy --out run1 --resume     go on with a run that was interrupted
+  pyrovae analyze data.npy --pair mine:make          your own Pyro model and guide
 
 what is written to --out:
   report.html       start here: tables and plots in one file
@@ -120,6 +121,7 @@ def _analyze(given: dict[str, Any]) -> None:
     from pyrovae.datasets import load
 
     data = load(given.pop("data"), likelihood=given.get("likelihood"))
+    given |= _pair(given)
     with warnings.catch_warnings():
         # ArviZ 0.23 announces its coming refactor; whoever runs a command can't act on it.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
@@ -127,6 +129,36 @@ def _analyze(given: dict[str, Any]) -> None:
 
         analysis = analyze(data, AnalysisOptions(**given))
     _show(analysis)
+
+
+def _pair(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a pair of one's own as one, if there is one.
+
+    Raises:
+        ValueError: if options are given that have no meaning with it, or none without.
+    """
+    names = ("no_fit", "params", "site", "observed", "data_plate")
+    chosen = {name: given.pop(name) for name in names if name in given}
+    idle = [name for name in ("likelihood", "latent", "hidden") if name in given]
+    if "pair" not in given and chosen:
+        raise ValueError(
+            f"expected --pair with --{next(iter(chosen)).replace('_', '-')}; got none. Name the "
+            "pair: --pair package.module:factory"
+        )
+    if "pair" not in given:
+        return {}
+    if idle:
+        raise ValueError(
+            f"expected no --{idle[0]} with --pair, which has a model of its own; got one. Leave it "
+            "out."
+        )
+    from pyrovae.own_pair import PairOptions
+
+    fit = not chosen.pop("no_fit", False)
+    if "site" in chosen:
+        sites = tuple(chosen["site"].split(","))
+        chosen["site"] = sites if len(sites) > 1 else sites[0]
+    return {"pair": PairOptions(given["pair"], fit=fit, **chosen)}
 
 
 # -- what a person reads at the end --------------------------------------------------------------
@@ -201,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         help="digits (the default), or a .npy, .npz, .csv or .parquet file of at least 20 rows",
     )
     _add_model_options(analyze.add_argument_group("the model"))
+    _add_pair_options(analyze.add_argument_group("a pair of your own"))
     _add_run_options(analyze.add_argument_group("the run"))
     return parser
 
@@ -225,6 +258,31 @@ def _add_model_options(group: Any) -> None:
         metavar="SIZES",
         help="sizes of the hidden layers, from the data inwards (default 256,256)",
     )
+
+
+def _add_pair_options(group: Any) -> None:
+    group.add_argument(
+        "--pair",
+        metavar="MODULE:FACTORY",
+        help="a Pyro model and guide: a function, in a module in this folder or installed, that "
+        "takes the training data and returns (model, guide) or an object with both",
+    )
+    group.add_argument(
+        "--no-fit", action="store_true", help="measure the pair as it is, without training"
+    )
+    group.add_argument(
+        "--params",
+        type=Path,
+        metavar="FILE",
+        help="its parameters: a saved parameter store, a state_dict, or parameters.pt",
+    )
+    group.add_argument(
+        "--site",
+        metavar="NAME",
+        help="its latent site, or several with commas between (default z)",
+    )
+    group.add_argument("--observed", metavar="NAME", help="its observed site, if it has several")
+    group.add_argument("--data-plate", metavar="NAME", help="its plate over the data, if unclear")
 
 
 def _add_run_options(group: Any) -> None:

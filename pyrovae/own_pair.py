@@ -1,0 +1,230 @@
+"""A pair that someone else wrote, from its name: import, build, load its parameters, save them."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyrovae.batches import Batch, as_batch
+from pyrovae.datasets import Dataset
+from pyrovae.models.state import PyroFunction
+
+STORE = {"params", "constraints"}  # what a saved parameter store is made of
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Which pair to take, and what its sites are called.
+
+    Args:
+        factory: ``"package.module:factory"``, or the function itself. It is called with the
+            training part of the data and returns ``(model, guide)``, or an object with ``model``
+            and ``guide``; its ``arguments(data)``, if it has one, makes the pair's arguments from a
+            part of the data, a tuple of tensors; by default the pair takes the values.
+        fit: whether to train it.
+        params: file with its parameters: what ``pyro.get_param_store().save`` or, for a module,
+            ``torch.save(module.state_dict())`` wrote, or an earlier analysis.
+        site, observed, data_plate: as :func:`pyrovae.diagnose` takes them.
+    """
+
+    factory: str | Callable[[Dataset], Any]
+    fit: bool = True
+    params: Path | None = None
+    site: str | tuple[str, ...] = "z"
+    observed: str | None = None
+    data_plate: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the pair in a report."""
+        if isinstance(self.factory, str):
+            return self.factory
+        return getattr(self.factory, "__qualname__", type(self.factory).__name__)
+
+
+@dataclass(frozen=True)
+class OwnPair:
+    """A pair as its factory made it.
+
+    Args:
+        model, guide: the two functions.
+        arguments: the pair's arguments from a part of the data.
+        module: the module that holds the parameters, if there is one.
+    """
+
+    model: PyroFunction
+    guide: PyroFunction
+    arguments: Callable[[Dataset], Batch]
+    module: nn.Module | None = field(default=None)
+
+    def save(self, path: Path) -> None:
+        """Write all parameters: those of the parameter store and those of the module."""
+        state = pyro.get_param_store().get_state()
+        module = None if self.module is None else self.module.state_dict()
+        torch.save({"store": state, "module": module}, path)
+
+    def load(self, path: Path, batch: Batch) -> None:
+        """Read parameters into the parameter store and the modules alike.
+
+        Args:
+            path: file that this pair, Pyro's parameter store or ``torch.save`` has written.
+            batch: rows, with which the pair is run to see which modules it registers.
+
+        Raises:
+            ValueError: if it is no such file, or holds parameters of another pair.
+        """
+        state = _read(path)
+        whole = state if set(state) == {"store", "module"} else None
+        store = whole["store"] if whole else (state if set(state) == STORE else None)
+        module = whole["module"] if whole else (None if store else state)
+        if module is not None:
+            self._load_module(module, path)
+        if store is not None:
+            pyro.get_param_store().set_state(store)
+            with torch.no_grad(), torch.random.fork_rng(), _Fill(path):
+                pyro.poutine.trace(self.guide).get_trace(*batch)
+                pyro.poutine.trace(self.model).get_trace(*batch)
+
+    def _load_module(self, state: dict[str, Tensor], path: Path) -> None:
+        if self.module is None:
+            raise ValueError(
+                f"expected a saved parameter store in {str(path)!r}; got a module's state, and the "
+                "pair is not one module. Save it with pyro.get_param_store().save(...)."
+            )
+        try:
+            self.module.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"expected the parameters of this pair in {str(path)!r}; got others: {reason}"
+            ) from error
+
+
+class _Fill(Messenger):
+    """Copy what the parameter store holds into the modules that ``pyro.module`` registers."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def _pyro_post_param(self, msg: dict[str, Any]) -> None:
+        own = msg["args"][1] if len(msg["args"]) > 1 else None
+        stored = msg["value"]
+        if not isinstance(own, nn.Parameter) or own is stored:
+            return
+        if own.shape != stored.shape:
+            raise ValueError(
+                f"expected the parameters of this pair in {str(self.path)!r}; got "
+                f"{msg['name']!r} of shape {tuple(stored.shape)} for {tuple(own.shape)}."
+            )
+        own.copy_(stored)
+
+
+def make_pair(options: PairOptions, data: Dataset) -> OwnPair:
+    """Call a pair's factory, and load its parameters if there is a file of them.
+
+    Args:
+        options: which pair.
+        data: the training part of the data.
+
+    Raises:
+        ValueError: if the factory can't be imported or doesn't return a pair, or its parameters
+            can't be read.
+    """
+    factory = _import(options.factory) if isinstance(options.factory, str) else options.factory
+    made = factory(data)
+    if isinstance(made, tuple) and len(made) == 2:
+        model, guide = made
+    else:
+        model, guide = getattr(made, "model", None), getattr(made, "guide", None)
+    if not (callable(model) and callable(guide)):
+        raise ValueError(
+            f"expected {options.name} to return (model, guide), or an object with both; got "
+            f"{type(made).__name__}. Return two functions, or an object that has them."
+        )
+    arguments = getattr(made, "arguments", None) or (lambda part: part.values)
+    pair = OwnPair(model, guide, lambda part: as_batch(arguments(part)), _module(made))
+    if options.params is not None:
+        pair.load(options.params, pair.arguments(data))
+    return pair
+
+
+def _module(made: Any) -> nn.Module | None:
+    """The one module that holds both functions, if there is one."""
+    if isinstance(made, nn.Module):
+        return made
+    owners = [getattr(f, "__self__", f) for f in made] if isinstance(made, tuple) else [made]
+    modules = dict.fromkeys(o for o in owners if isinstance(o, nn.Module))
+    return next(iter(modules)) if len(modules) == 1 and len(owners) == len(made) else None
+
+
+def _import(name: str) -> Callable[[Dataset], Any]:
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ValueError(
+            f"expected package.module:factory as --pair; got {name!r}. Name the module, a colon "
+            "and the function in it that returns model and guide."
+        )
+    with _from_here():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ValueError(
+                f"expected a module {module_name!r} for --pair; got {type(error).__name__}: "
+                f"{error}. Run the command where the module lies, or install it."
+            ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+            raise ValueError(
+                f"expected {attribute!r} in {module_name!r} for --pair; got none. Callable there: "
+                f"{', '.join(names) or 'nothing'}."
+            )
+        found = getattr(found, part)
+    return found
+
+
+@contextmanager
+def _from_here() -> Iterator[None]:
+    """Modules in the current folder can be imported, as ``python -m`` has it."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from torch.distributions import constraints
+
+    known: list[Any] = [v for v in vars(constraints).values() if isinstance(v, type)]
+    try:
+        with torch.serialization.safe_globals(known):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(
+            f"expected a file of parameters as --params; got {str(path)!r}: {error.strerror}."
+        ) from error
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"expected parameters that pyro.get_param_store().save or torch.save has written in "
+            f"{str(path)!r}; got {type(error).__name__}."
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"expected a parameter store or a state_dict in {str(path)!r}; got "
+            f"{type(state).__name__}."
+        )
+    return state
