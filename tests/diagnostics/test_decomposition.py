@@ -52,9 +52,7 @@ def test_integration_over_the_plane(trained: tuple[Tensor, Tensor, Codes, Surger
     loc, scale, _, result = trained
     axis = torch.linspace(-8, 8, 1001)
     step = float(axis[1] - axis[0])
-    density = (
-        Normal(loc.T.unsqueeze(-1), scale.T.unsqueeze(-1)).log_prob(axis).exp()
-    )  # (D, N, G)
+    density = Normal(loc.T.unsqueeze(-1), scale.T.unsqueeze(-1)).log_prob(axis).exp()  # (D, N, G)
     joint = torch.einsum("na,nb->ab", density[0], density[1]) / len(loc)
     assert float(joint.sum()) * step**2 == pytest.approx(1.0, abs=1e-6)
     log_p = Normal(0.0, 1.0).log_prob(axis)
