@@ -50,15 +50,15 @@ def main() -> None:
     smooth = pv.fit_ex_post_prior(agg, held_out=pv.encode(vae.guide, validation))
     print(f"Prior for the new model: {smooth.choice}, {smooth.distribution.size} components.")
     with TemporaryDirectory() as folder:  # a file that is read without the VAE's code
-        agg.save(Path(folder) / "aggregated.pt")
-        kept = pv.AggregatedPosterior.load(Path(folder) / "aggregated.pt")
+        pv.save(smooth, Path(folder) / "prior.pt")
+        kept = pv.load(Path(folder) / "prior.pt").distribution
     print(f"Kept: {kept}.")
 
     decoder = vae.decoder.eval().requires_grad_(False)
 
     def half_seen(upper: Tensor) -> None:
         """A model of its own: one code, and the pixels that are seen."""
-        z = pyro.sample("z", smooth.distribution)
+        z = pyro.sample("z", kept)
         pixels = decoder(z.unsqueeze(0)).base_dist.logits[0]
         pyro.sample("upper", dist.Bernoulli(logits=pixels[:SEEN]).to_event(2), obs=upper)
 

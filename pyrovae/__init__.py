@@ -2,6 +2,7 @@
 
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
 from pyrovae.evidence.log_evidence import log_evidence
+from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.encoding import aggregate, encode
@@ -29,7 +30,9 @@ __all__ = [
     "encode",
     "fit",
     "fit_ex_post_prior",
+    "load",
     "log_evidence",
     "mlp_decoder",
     "mlp_encoder",
+    "save",
 ]

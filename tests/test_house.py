@@ -29,7 +29,7 @@ ROOMS = (
     ("diagnostics",),
     ("report",),
     ("testing",),
-    ("files", "datasets", "preflight", "own_pair", "analysis", "cli", "__main__"),
+    ("keep", "files", "datasets", "preflight", "own_pair", "analysis", "cli", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 

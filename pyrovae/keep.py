@@ -1,0 +1,134 @@
+"""Results in files that are read without the code of the pair they are about."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.mixture import families
+from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.mixture import Mixture
+
+FORMAT = 1
+PLAIN = (type(None), bool, int, float, str)
+MIXTURES = {"Mixture": Mixture, "MixtureSameFamily": dist.MixtureSameFamily}
+
+
+def save(result: Any, path: str | Path) -> None:
+    """Write a result to a file, whole or not at all; :func:`load` reads it.
+
+    The file holds tensors, numbers and names, no code: it can be read without unpickling objects.
+
+    Args:
+        result: an aggregated posterior, an ex-post prior, a diagnosis, an estimate of log p(x), or
+            any other result of this library.
+        path: where to.
+
+    Raises:
+        ValueError: if it holds a density that is not made of parameter tensors, as a flow.
+    """
+    target = Path(path)
+    draft = target.with_name(target.name + ".partial")
+    torch.save({"pyrovae": FORMAT, "result": _pack(result)}, draft)
+    os.replace(draft, target)
+
+
+def load(path: str | Path) -> Any:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        ValueError: if the file is none of its kind.
+
+    >>> import pyrovae as pv, tempfile
+    >>> agg = pv.AggregatedPosterior(dist.Normal(torch.zeros(5, 2), 1.0).to_event(1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pv.save(agg, folder + "/agg.pt")
+    ...     pv.load(folder + "/agg.pt")
+    AggregatedPosterior(components=5, event_shape=(2,), family=Normal)
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or state.get("pyrovae") != FORMAT:
+        raise ValueError(f"expected a file that pyrovae.save has written; got {str(path)!r}.")
+    return _unpack(state["result"])
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, np.ndarray):
+        return {"kind": "array", "value": torch.as_tensor(value)}
+    if isinstance(value, tuple | list):
+        return {"kind": type(value).__name__, "items": [_pack(item) for item in value]}
+    if isinstance(value, Mapping):
+        return {"kind": "dict", "items": [[_pack(k), _pack(v)] for k, v in value.items()]}
+    if isinstance(value, torch.distributions.Distribution):
+        return _pack_density(value)
+    if is_dataclass(value) and type(value).__module__.startswith("pyrovae."):
+        content = {f.name: _pack(getattr(value, f.name)) for f in fields(value)}
+        name = [type(value).__module__, type(value).__qualname__]
+        return {"kind": "result", "name": name, "fields": content}
+    raise ValueError(
+        f"expected a result of pyrovae, made of tensors and numbers; got {type(value).__name__}."
+    )
+
+
+def _pack_density(density: dist.Distribution) -> dict[str, Any]:
+    batch = list(density.batch_shape)
+    if isinstance(density, AggregatedPosterior):
+        weights = density.weights * density.mass
+        components = families.to_state(density.encoding)
+        return {"kind": "q_agg", "weights": weights, "components": components, "batch": batch}
+    if isinstance(density, torch.distributions.MixtureSameFamily):
+        name = "Mixture" if isinstance(density, Mixture) else "MixtureSameFamily"
+        return {
+            "kind": name,
+            "mixing": families.to_state(density.mixture_distribution),
+            "components": families.to_state(density.component_distribution),
+            "batch": batch,
+        }
+    return {"kind": "family", "state": families.to_state(density)}
+
+
+def _unpack(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    kind = state["kind"]
+    if kind == "array":
+        return state["value"].numpy()
+    if kind == "dict":
+        return {_unpack(key): _unpack(value) for key, value in state["items"]}
+    if kind in ("tuple", "list"):
+        items = [_unpack(item) for item in state["items"]]
+        return tuple(items) if kind == "tuple" else items
+    if kind == "family":
+        return families.from_state(state["state"])
+    if kind == "result":
+        content = {name: _unpack(value) for name, value in state["fields"].items()}
+        return _result_class(*state["name"])(**content)
+    components = families.from_state(state["components"])
+    if kind == "q_agg":
+        whole = AggregatedPosterior(components, state["weights"])
+    else:
+        whole = MIXTURES[kind](families.from_state(state["mixing"]), components)
+    batch = torch.Size(state["batch"])
+    return whole if whole.batch_shape == batch else whole.expand(batch)
+
+
+def _result_class(module: str, name: str) -> Any:
+    found = None
+    if module.startswith("pyrovae."):
+        found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise ValueError(f"expected a result of pyrovae; got {module}.{name}.")
+    return found

@@ -1,0 +1,94 @@
+"""What a workflow keeps: results in files that need neither the pair nor unpickled code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae.testing import linear_gaussian_vae
+
+EXACT = linear_gaussian_vae()
+TINY = pv.Effort(64, 6, 30, 3, 30, 4)
+
+
+def test_diagnosis(tmp_path: Path) -> None:
+    vae = EXACT.vae()
+    found = pv.diagnose(
+        vae.model, vae.guide, EXACT.sample(60), held_out=EXACT.sample(30, seed=1), effort=TINY
+    )
+    pv.save(found, tmp_path / "diagnosis.pt")
+    again = pv.load(tmp_path / "diagnosis.pt")
+    pd.testing.assert_frame_equal(again.summary(), found.summary())
+    assert again.advice == found.advice
+    z = found.codes.z[:5]
+    for name in ("aggregated", "prior"):
+        assert torch.equal(getattr(again, name).log_prob(z), getattr(found, name).log_prob(z))
+    before, after = (d.to_arviz().posterior["z"].values for d in (found, again))
+    assert (before == after).all()
+
+
+def test_ex_post_prior_and_weights(tmp_path: Path) -> None:
+    vae = EXACT.vae()
+    weights = torch.arange(40.0)
+    agg = pv.aggregate(vae.guide, EXACT.sample(40), weights=weights)
+    fitted = pv.fit_ex_post_prior(agg, held_out=pv.encode(vae.guide, EXACT.sample(20, seed=1)))
+    z = agg.sample((7,))
+    for number, kept in enumerate((agg, fitted)):
+        pv.save(kept, tmp_path / f"{number}.pt")
+    read, prior = (pv.load(tmp_path / f"{number}.pt") for number in (0, 1))
+    assert torch.allclose(read.log_prob(z), agg.log_prob(z), rtol=1e-12)
+    assert read.mass == pytest.approx(agg.mass, rel=1e-12)
+    assert prior.table == fitted.table
+    assert torch.equal(prior.distribution.log_prob(z), fitted.distribution.log_prob(z))
+
+
+@pytest.mark.parametrize(
+    "density",
+    [
+        dist.MultivariateNormal(torch.ones(2), 2 * torch.eye(2)),
+        dist.MixtureSameFamily(
+            dist.Categorical(torch.tensor([0.2, 0.8])),
+            dist.Normal(torch.eye(2), 1.0).to_event(1),
+        ),
+    ],
+    ids=lambda density: type(density).__name__,
+)
+def test_densities_of_pyro(density: dist.Distribution, tmp_path: Path) -> None:
+    pv.save({"p": density}, tmp_path / "p.pt")
+    z = torch.randn(5, 2)
+    assert torch.equal(pv.load(tmp_path / "p.pt")["p"].log_prob(z), density.log_prob(z))
+
+
+def test_a_file_is_read_in_another_process_without_the_pair(tmp_path: Path) -> None:
+    agg = pv.aggregate(EXACT.vae().guide, EXACT.sample(10))
+    pv.save(agg, tmp_path / "agg.pt")
+    code = "import pyrovae as pv; print(len(pv.load('agg.pt')))"
+    root = Path(pv.__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(root)},
+        check=True,
+    )
+    assert run.stdout == "10\n"
+
+
+def test_what_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"result of pyrovae.*got function"):
+        pv.save(lambda: 1, tmp_path / "f.pt")
+    flow = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [dist.transforms.ExpTransform()])
+    with pytest.raises(ValueError, match="made of parameter tensors; got Transformed"):
+        pv.save(flow, tmp_path / "f.pt")
+    torch.save({"a": 1}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"pyrovae\.save"):
+        pv.load(tmp_path / "other.pt")
+    assert list(tmp_path.iterdir()) == [tmp_path / "other.pt"]
