@@ -256,10 +256,9 @@ class Reader:
             longer = poutine.trace(self.function).get_trace(*take_rows(batch, index))
         return frozenset(
             frame.name
-            for node in longer.nodes.values()
-            if node["type"] == "sample"
-            for frame in node["cond_indep_stack"]
-            if frame.dim is not None and _size(frame, node) == len(index)
+            for node in _sites(longer.nodes).values()
+            for frame in _frames(node)
+            if _size(frame, node) == len(index)
         )
 
 
