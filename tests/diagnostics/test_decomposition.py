@@ -18,6 +18,7 @@ TERMS = ("rate", "index_code_mi", "marginal_kl", "total_correlation", "dimension
 @pytest.fixture(scope="module")
 def trained() -> tuple[Tensor, Tensor, Codes, Surgery]:
     """Means, scales, codes and terms of a VAE with two units, trained on 120 digits."""
+    dtype = torch.get_default_dtype()  # a fixture of a module is made before those of its tests
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     x = load("digits").values[:120].round().double()
@@ -31,6 +32,7 @@ def trained() -> tuple[Tensor, Tensor, Codes, Surgery]:
     codes = draw_codes(agg.encoding, size=10**6)
     prior = vae.prior()
     result = surgery(codes, torch.zeros_like(codes.log_guide), agg, prior)
+    torch.set_default_dtype(dtype)
     return agg.encoding.mean, agg.encoding.stddev, codes, result
 
 
