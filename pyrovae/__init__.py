@@ -1,10 +1,16 @@
 """The latent distribution of a variational autoencoder as a thing one can hold and measure."""
 
+from pyrovae.diagnostics.calibration import calibrate
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
+from pyrovae.diagnostics.exact import beside_nuts
+from pyrovae.diagnostics.gaps import inference_gaps
+from pyrovae.evidence.annealed import Annealing
 from pyrovae.evidence.log_evidence import log_evidence
+from pyrovae.evidence.sandwich import BothSides
 from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
+from pyrovae.mixture.reduction import reduce
 from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.networks import mlp_decoder, mlp_encoder
 from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
@@ -17,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "AggregatedPosterior",
+    "Annealing",
+    "BothSides",
     "Diagnosis",
     "Effort",
     "ExPostPrior",
@@ -26,13 +34,17 @@ __all__ = [
     "StandardNormal",
     "VampPrior",
     "aggregate",
+    "beside_nuts",
+    "calibrate",
     "diagnose",
     "encode",
     "fit",
     "fit_ex_post_prior",
+    "inference_gaps",
     "load",
     "log_evidence",
     "mlp_decoder",
     "mlp_encoder",
+    "reduce",
     "save",
 ]

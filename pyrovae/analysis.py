@@ -142,6 +142,7 @@ def _analyze(data: Dataset, likelihood: str, options: AnalysisOptions) -> Analys
         validation=validation,
         effort=options.effort,
         seed=options.seed,
+        progress=options.progress,
     )
     facts = _facts(data, likelihood, options, time.perf_counter() - started)
     report, netcdf, table = _write(options.out, diagnosis, run, facts)
@@ -185,6 +186,7 @@ def _analyze_own(data: Dataset, which: PairOptions, options: AnalysisOptions) ->
         data_plate=which.data_plate,
         effort=options.effort,
         seed=options.seed,
+        progress=options.progress,
     )
     facts = {
         "data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}",

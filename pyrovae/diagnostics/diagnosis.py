@@ -21,7 +21,8 @@ from pyrovae.diagnostics.memorisation import Memorisation, memorisation
 from pyrovae.diagnostics.surgery import Surgery, surgery
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.importance import compare_priors
+from pyrovae.evidence.importance import BLOCK, compare_priors
+from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
@@ -37,6 +38,7 @@ TERMS = (
     "elbo", "distortion", "rate", "index_code_mi", "marginal_kl",
     "total_correlation", "dimension_wise_kl",
 )  # fmt: skip
+STAGES = 4  # of a diagnosis beside the estimates of log p(x), which take most of the time
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -184,6 +186,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
     prior: dist.Distribution | None = None,
     effort: Effort | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Diagnosis:
     """Measure a trained pair: what its latent space holds, and where to sample from.
 
@@ -202,53 +205,62 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             model's p(z); log p(x) stays that of the model.
         effort: how much is computed.
         seed: names all draws.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
         ValueError: if the pair lacks the sites named, or the data have too few rows.
     """
     effort = effort or Effort()
     pair = Pair(model, guide, site, observed, data_plate)
-    data = (train, held_out) if validation is None else (train, held_out, validation)
-    pair, (seen, unseen, *rest) = over_rows(pair, *data)
-    half = len(unseen) // 2
-    choosing, unseen = (rest[0], unseen) if rest else (unseen[:half], unseen[half:])
-    with measuring(model, guide):
+    pair, seen, choosing, unseen = _parts(pair, train, held_out, validation)
+    steps = STAGES + -(-min(len(unseen), effort.evidence_rows) // BLOCK)
+    with measuring(model, guide), ticking("measuring", steps, progress=progress) as tick:
         _check_amortized(pair, seen)
         encoding = _encode(pair, seen)
         aggregated = AggregatedPosterior(encoding)
         ex_post = fit_ex_post_prior(aggregated, held_out=_encode(pair, choosing))
         prior = pair.prior(seen) if prior is None else prior
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
+        tick()
         codes = draw_codes(encoding, size=effort.codes, seed=seed)
         test_encoding = _encode(pair, unseen)
         test_codes = draw_codes(test_encoding, size=effort.codes, seed=seed + 1)
         test_aggregated = AggregatedPosterior(test_encoding)
-        rows = unseen[: effort.evidence_rows]
-        likelihoods = [_log_likelihood(pair, *of) for of in ((seen, codes), (unseen, test_codes))]
+        seen_terms = surgery(codes, _log_likelihood(pair, seen, codes), aggregated, prior)
+        tick()
+        likelihood = _log_likelihood(pair, unseen, test_codes)
+        unseen_terms = surgery(test_codes, likelihood, test_aggregated, prior, unseen=True)
+        tick()
+        memory = memorisation(codes, test_codes, densities, aggregated)
+        tick()
         return Diagnosis(
-            training=surgery(codes, likelihoods[0], aggregated, prior),
-            held_out=surgery(test_codes, likelihoods[1], test_aggregated, prior, unseen=True),
+            training=seen_terms,
+            held_out=unseen_terms,
             collapse=collapse(encoding, unit_rates(encoding, prior, codes)),
-            memorisation=memorisation(codes, test_codes, densities, aggregated),
+            memorisation=memory,
             ex_post=ex_post,
             evidence=compare_priors(
-                pair, rows, densities | {"prior": None}, draws=effort.evidence_draws, seed=seed
+                pair,
+                unseen[: effort.evidence_rows],
+                densities | {"prior": None},
+                draws=effort.evidence_draws,
+                seed=seed,
+                tick=tick,
             ),
             aggregated=aggregated,
             prior=prior,
             codes=codes,
             pictures=_pictures(pair, seen[: effort.pictures], densities, seed=seed),
-            labelled=label(
-                pair,
-                unseen[: effort.export_rows],
-                draws=effort.export_draws,
-                prior=prior,
-                seed=seed,
-            ),
+            labelled=_label(pair, unseen, prior, effort, seed),
             information=information(test_codes, test_aggregated, ex_post.distribution),
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
         )
+
+
+def _label(pair: Pair, x: Tensor, prior: dist.Distribution, effort: Effort, seed: int) -> Labelled:
+    rows = x[: effort.export_rows]
+    return label(pair, rows, draws=effort.export_draws, prior=prior, seed=seed)
 
 
 def _against_prior(codes: Codes, prior: dist.Distribution, *, size: int, seed: int) -> TwoSample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -65,12 +65,14 @@ def compare_priors(
     *,
     draws: int,
     seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Evidence]:
     """log p(x) under several priors with the same draws, so that their differences are paired.
 
     Args:
         pair, x, draws, seed: as :func:`importance_evidence`.
         priors: p(z) by name; ``None`` is the model's own.
+        tick: called after each ``BLOCK`` of data points.
 
     Raises:
         ValueError: with fewer than two draws.
@@ -84,6 +86,7 @@ def compare_priors(
                 weights[name].append(_log_weight(part, prior))
         for name, found in weights.items():
             columns[name].append(summarise(torch.cat(found).T))
+        tick()
     notes = {name: support_note(pair, x, prior) for name, prior in priors.items()}
     return {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
 

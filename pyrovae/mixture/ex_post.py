@@ -16,6 +16,13 @@ from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
 from pyrovae.randomness import seeded
 
+INFLATIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+REDUCTIONS = (100, 400, 1000)
+FULL_NORMALS = (
+    torch.distributions.MultivariateNormal,
+    torch.distributions.LowRankMultivariateNormal,
+)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -55,8 +62,8 @@ def fit_ex_post_prior(
     agg: AggregatedPosterior,
     *,
     held_out: dist.Distribution,
-    inflations: Sequence[float] = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
-    reductions: Sequence[int] = (100, 400, 1000),
+    inflations: Sequence[float] | None = None,
+    reductions: Sequence[int] | None = None,
     draws: int = 4,
     seed: int = 0,
 ) -> ExPostPrior:
@@ -74,13 +81,14 @@ def fit_ex_post_prior(
     components, and with as many components, smoother: a larger h.
 
     Args:
-        agg: the aggregated posterior of the training data. Components that are not normal cannot
-            be inflated: with them ask for ``inflations=(0.0,)``.
+        agg: the aggregated posterior of the training data.
         held_out: the encoding of at least two data points that the guide was not trained on.
             The table was used for the choice: report the chosen density on other data.
-        inflations: the amounts h to try, each ≥ 0.
+        inflations: the amounts h to try, each ≥ 0; by default 0 to 1, and 0 alone where the
+            components are not normal.
         reductions: the numbers of components to try, each ≥ 1; those above a third of the number of
-            data points are left out.
+            data points are left out; by default 100, 400 and 1,000, and none where the components
+            are not normal.
         draws: codes drawn from each held-out encoding; their log densities are averaged before the
             standard error over data is taken.
         seed: seed of these draws.
@@ -91,6 +99,9 @@ def fit_ex_post_prior(
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
     """
+    normal = is_normal(agg.component_distribution)
+    inflations = (INFLATIONS if normal else (0.0,)) if inflations is None else inflations
+    reductions = (REDUCTIONS if normal else ()) if reductions is None else reductions
     if not inflations or min(inflations) < 0:
         raise ValueError(f"expected amounts of at least 0; got {tuple(inflations)}.")
     sizes = [size for size in sorted(reductions) if 3 * size <= agg.size]
@@ -136,10 +147,7 @@ def inflate(agg: Mixture, amount: float) -> Mixture:
     if families.diagonal_normal(components) is not None:
         scale = (components.variance + added).sqrt()
         wider = dist.Normal(components.mean, scale).to_event(len(agg.event_shape))
-    elif isinstance(
-        components,
-        (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal),
-    ):
+    elif isinstance(components, FULL_NORMALS):
         covariance = components.covariance_matrix + torch.diag(added)
         wider = dist.MultivariateNormal(components.mean, covariance)
     else:
@@ -148,6 +156,11 @@ def inflate(agg: Mixture, amount: float) -> Mixture:
             f"{families.family(components)}."
         )
     return Mixture(agg.mixture_distribution, wider)
+
+
+def is_normal(components: dist.Distribution) -> bool:
+    """Whether components are normal, with whatever covariance."""
+    return families.diagonal_normal(components) is not None or isinstance(components, FULL_NORMALS)
 
 
 def _inflated(amount: float) -> str:

@@ -83,3 +83,11 @@ def test_bad_requests_say_what_to_do() -> None:
     discrete = AggregatedPosterior(dist.OneHotCategorical(logits=torch.randn(5, D)))
     with pytest.raises(ValueError, match="OneHotCategorical"):
         inflate(discrete, 0.1)
+
+
+def test_components_that_are_not_normal_are_left_as_they_are() -> None:
+    encoding = dist.LogNormal(torch.randn(40, 2), 0.3).to_event(1)
+    found = fit_ex_post_prior(AggregatedPosterior(encoding), held_out=encoding)
+    assert [row.name for row in found.table] == ["as it is"]
+    with pytest.raises(ValueError, match="LogNormal"):
+        fit_ex_post_prior(AggregatedPosterior(encoding), held_out=encoding, inflations=(0.1,))
