@@ -213,7 +213,8 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
     effort = effort or Effort()
     pair = Pair(model, guide, site, observed, data_plate)
     pair, seen, choosing, unseen = _parts(pair, train, held_out, validation)
-    steps = STAGES + -(-min(len(unseen), effort.evidence_rows) // BLOCK)
+    rows, draws = unseen[: effort.evidence_rows], effort.evidence_draws
+    steps = STAGES + -(-len(rows) // BLOCK)
     with measuring(model, guide), ticking("measuring", steps, progress=progress) as tick:
         _check_amortized(pair, seen)
         encoding = _encode(pair, seen)
@@ -240,12 +241,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             memorisation=memory,
             ex_post=ex_post,
             evidence=compare_priors(
-                pair,
-                unseen[: effort.evidence_rows],
-                densities | {"prior": None},
-                draws=effort.evidence_draws,
-                seed=seed,
-                tick=tick,
+                pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=tick
             ),
             aggregated=aggregated,
             prior=prior,
@@ -256,6 +252,17 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
         )
+
+
+def _parts(
+    pair: Pair, train: Data, held_out: Data, validation: Data | None
+) -> tuple[Pair, Tensor, Tensor, Tensor]:
+    """Rows seen in training, rows to choose on and rows to measure on."""
+    data = (train, held_out) if validation is None else (train, held_out, validation)
+    pair, (seen, unseen, *rest) = over_rows(pair, *data)
+    half = len(unseen) // 2
+    choosing, unseen = (rest[0], unseen) if rest else (unseen[:half], unseen[half:])
+    return pair, seen, choosing, unseen
 
 
 def _label(pair: Pair, x: Tensor, prior: dist.Distribution, effort: Effort, seed: int) -> Labelled:
