@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
 
 import pyro.distributions as dist
 import torch
@@ -88,17 +85,3 @@ class AggregatedPosterior(Mixture):
         encoding = families.convert(self.encoding, lambda t: t.to(device=device, dtype=dtype))
         weights = (self.weights.double() * self.mass).to(device=device)
         return AggregatedPosterior(encoding, weights)
-
-    def save(self, path: str | Path) -> None:
-        """Write to a file, whole or not at all; `load` reads it without unpickling objects."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        state = {"encoding": families.to_state(self.encoding), "weights": self.weights * self.mass}
-        torch.save(state, partial)
-        os.replace(partial, target)
-
-    @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """Read what `save` wrote."""
-        state = torch.load(path, map_location=device, weights_only=True)
-        return cls(families.from_state(state["encoding"]), state["weights"])

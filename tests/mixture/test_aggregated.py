@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.families import concatenate
 
@@ -56,8 +57,8 @@ def test_shards_of_unequal_size_merge_to_the_whole(agg: AggregatedPosterior) -> 
 def test_file_holds_the_same_density(agg: AggregatedPosterior, tmp_path: Path) -> None:
     z = agg.sample((4,))
     path = tmp_path / "aggregated posterior.pt"
-    agg.save(path)
-    again = AggregatedPosterior.load(path)
+    save(agg, path)
+    again = load(path)
     torch.testing.assert_close(again.log_prob(z), agg.log_prob(z))
     assert repr(again) == repr(agg)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
