@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import to_arviz
-from pyrovae.batches import Data, all_rows
+from pyrovae.batches import Data
 from pyrovae.evidence.sandwich import simulate
 from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.models.rows import over_rows
 from pyrovae.randomness import seeded
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def calibrate(
         raise ValueError(
             f"expected at least {5 * BINS} simulations, 5 for each bin of ranks; got {simulations}."
         )
-    rows, pair = all_rows(like)[0], Pair(model, guide, site, observed)
+    pair, (rows,) = over_rows(Pair(model, guide, site, observed), like)
     rows = rows[torch.arange(simulations) % len(rows)]
     with measuring(model, guide):
         x, z = simulate(pair, rows, seed=seed)

@@ -13,11 +13,12 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyrovae.arviz_adapter import convergence, to_arviz
-from pyrovae.batches import Data, all_rows
+from pyrovae.batches import Data
 from pyrovae.evidence.annealed import Annealing, path_for
 from pyrovae.evidence.hmc import Path
 from pyrovae.evidence.result import UNRELIABLE, Evidence, smooth, summarise
 from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.models.rows import over_rows
 from pyrovae.randomness import seeded
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def beside_nuts(
     """
     if chains < 2:
         raise ValueError(f"expected at least 2 chains for r-hat; got {chains}.")
-    x, pair = all_rows(data)[0], Pair(model, guide, site, observed)
+    pair, (x,) = over_rows(Pair(model, guide, site, observed), data)
     with measuring(model, guide):
         path = path_for(pair, x, Annealing(start="prior"), None)
         u = torch.stack(

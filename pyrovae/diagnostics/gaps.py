@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyrovae.batches import Data, all_rows
+from pyrovae.batches import Data
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import log_joint_of_draws
 from pyrovae.evidence.result import Evidence, smooth, summarise
 from pyrovae.mixture import families
 from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.models.rows import over_rows
 from pyrovae.randomness import seeded
 
 LEARNING_RATE = 0.05  # at the first step; falls to 0 along a cosine
@@ -91,7 +92,7 @@ def inference_gaps(
     Cremer et al. 2018, "Inference suboptimality in variational autoencoders"; Roeder et al. 2017
     for the gradient.
     """
-    x, pair = all_rows(data)[0], Pair(model, guide, site, observed)
+    pair, (x,) = over_rows(Pair(model, guide, site, observed), data)
     with measuring(model, guide):
         with torch.no_grad(), seeded(seed):
             start = families.convert(pair.encode(x), torch.Tensor.detach)

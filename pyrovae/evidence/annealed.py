@@ -170,7 +170,14 @@ def path_for(
                     f"expected a guide with the prior's support, {target.support}; got "
                     f"{easy.support}. Anneal from the prior: Annealing(start='prior')."
                 )
-        pair.log_joint(rows, easy.sample())  # checks shapes and values: validation is still on
+        z = easy.sample()
+        # Here validation is still on: shapes and values are checked.
+        once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
+        if not torch.allclose(once, again, equal_nan=True):
+            raise ValueError(
+                "expected log p(x, z) to be a function of z; got two values at one z: the model "
+                "draws other latent sites too. Use method='importance', which weighs all of them."
+            )
     return Path(pair, rows, easy, prior, target.support)
 
 

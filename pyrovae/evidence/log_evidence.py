@@ -128,11 +128,6 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                 seed=seed,
             )
         else:
-            if not pair.follows(x):
-                raise ValueError(
-                    "expected a pair that takes any number of rows, to run chains side by side; "
-                    "got one with a plate of fixed size. Take method='importance'."
-                )
             annealing = method if isinstance(method, Annealing) else None
             estimate = annealed_evidence if method != "sandwich" else sandwich_evidence
             if isinstance(method, BothSides):

@@ -133,7 +133,15 @@ def simulate(
     with seeded(seed):
         source = pair.prior(like) if prior is None else prior
         z = source.sample(torch.Size([len(like)])).reshape(len(like), -1)
-        return pair.decode(like, z).sample(), z
+        x = pair.decode(like, z).sample()
+    if x.shape != like.shape:
+        raise ValueError(
+            f"expected a pair of one argument, which its observed site takes as it is; got "
+            f"simulated data of shape {tuple(x.shape)} for arguments of shape "
+            f"{tuple(like.shape)}. Bind all other arguments beforehand, and name the site with "
+            "observed=."
+        )
+    return x, z
 
 
 def _backwards(

@@ -19,6 +19,7 @@ from registry import CASES, DATA, EXACT, LATENT, ROWS, Case
 from torch import Tensor, nn
 
 import pyrovae as pv
+from pyrovae.evidence.annealed import Annealing
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.mixture import Mixture
 
@@ -332,3 +333,31 @@ def test_a_prior_that_depends_on_labels_needs_another_to_compare_with() -> None:
         alone = pv.log_evidence(model, guide, (HELD_OUT, label[:12]), draws=30)
     assert found.evidence["prior"].values.shape == (6,)
     assert alone.values.isfinite().all()
+
+
+def test_annealing_takes_arguments_and_refuses_what_is_drawn_anew() -> None:
+    covariates = case_named("covariates_as_arguments")
+    short = Annealing(temperatures=5)
+    batch = tuple(argument[:6] for argument in covariates.batch(X))
+    found = pv.log_evidence(*covariates.make(), batch, method=short, draws=30)
+    assert torch.allclose(found.values, EXACT.log_prob(X[:6]), rtol=0, atol=1e-9)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_prior())
+            noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
+            mean = z @ EXACT.weight.T + EXACT.bias
+            pyro.sample("x", dist.Normal(mean, noise.unsqueeze(-1)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", EXACT.posterior(x))
+
+    with pytest.raises(ValueError, match="draws other latent sites too"):
+        pv.log_evidence(model, guide, X, method=short, draws=4)
+
+
+def test_simulated_data_need_a_pair_of_one_argument() -> None:
+    covariates = case_named("covariates_as_arguments")
+    with pytest.raises(ValueError, match="pair of one argument"):
+        pv.log_evidence(*covariates.make(), covariates.batch(X), method="sandwich", draws=4)
