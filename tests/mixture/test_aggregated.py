@@ -106,6 +106,7 @@ def test_a_family_that_cannot_be_concatenated_is_named() -> None:
 
 def test_a_file_that_names_no_distribution_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
-    torch.save({"encoding": {"family": "constraints"}, "weights": torch.ones(1)}, path)
+    result = {"kind": "family", "state": {"family": "constraints"}}
+    torch.save({"pyrovae": 1, "result": result}, path)
     with pytest.raises(ValueError, match=r"family of pyro\.distributions"):
-        AggregatedPosterior.load(path)
+        load(path)
