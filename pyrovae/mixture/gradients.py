@@ -42,33 +42,33 @@ def log_density(
         float32; what it adds to the error of float64 brute force is at most `TOLERANCE` and the
         rounding of the result.
     """
-    like = held().loc if parameters is None else parameters[0]
+    components = held() if parameters is None else parameters
+    like = components.loc if isinstance(components, DiagonalNormals) else components[0]
     dtype = torch.promote_types(torch.promote_types(z.dtype, like.dtype), torch.float32)
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
-        scores = _dense(z, held, parameters, TOLERANCE[dtype])
+        scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
             return scores.logsumexp(-1).to(dtype)
-    if parameters is None and not (torch.is_grad_enabled() and z.requires_grad):
-        return held().log_prob(z).to(dtype)
+    needs_score = torch.is_grad_enabled() and z.requires_grad
+    if isinstance(components, DiagonalNormals) and not needs_score:
+        return components.log_prob(z).to(dtype)
     given = parameters or (None, None, None)
     result: Tensor = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
     return result.to(dtype)
 
 
 def _dense(
-    z: Tensor,
-    held: Callable[[], DiagonalNormals],
-    parameters: Parameters | None,
-    tolerance: float,
+    z: Tensor, components: DiagonalNormals | Parameters, numbers: int, tolerance: float
 ) -> Tensor | None:
     """All scores in float64, shape ``(B, N)``; None if they need too many differences."""
     z = z.double()
-    triples = z.shape[0] * (held().loc if parameters is None else parameters[0]).numel()
+    triples = z.shape[0] * numbers
     if triples > FEW_TRIPLES:
-        if parameters is None:
-            key, centre, largest = held().all_keys(), held().centre, held().largest_of_all
+        if isinstance(components, DiagonalNormals):
+            key, centre = components.all_keys(), components.centre
+            largest = components.largest_of_all
         else:
-            loc, scale, log_weight = (t.double() for t in parameters)
+            loc, scale, log_weight = (t.double() for t in components)
             centre = loc.detach().mean(0)
             key = keys(loc - centre, scale, constants(scale, log_weight))
             largest = key.detach().abs().amax(0)
@@ -78,9 +78,9 @@ def _dense(
             return query @ key.mT
         if triples > DENSE_TRIPLES:
             return None
-    if parameters is None:
-        return differences(z, *held().exact_all)
-    loc, scale, log_weight = parameters
+    if isinstance(components, DiagonalNormals):
+        return differences(z, *components.exact_all)
+    loc, scale, log_weight = components
     scale = scale.double()  # the rest is promoted by what it meets
     return differences(z, loc, scale, constants(scale, log_weight))
 

@@ -129,8 +129,9 @@ class DiagonalNormals:
 
     @cached_property
     def exact_all(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`exact` of all components, kept: for small sets."""
-        return self.exact(slice(None))
+        """`exact` of all components, kept with units first in memory: for small sets."""
+        loc, scale, constant = self.exact(slice(None))
+        return loc.mT.contiguous().mT, scale.mT.contiguous().mT, constant
 
     @cached_property
     def largest_of_all(self) -> Tensor:
