@@ -67,6 +67,22 @@ MEASURES = {
     "total_correlation": "total correlation",
     "dimension_wise_kl": "dimension-wise KL",
     "active_units": "active units",
+    "log prior of codes": "log p(z) of codes",
+    "log q_agg of codes": "log q_agg(z) of codes",
+    "log ex_post of codes": "log ex-post prior of codes",
+    "effective components at codes": "components of q_agg that share a code",
+    "log q_agg − log prior": "log q_agg − log p of codes",
+    "I(x; z) from below": "I(x; z) for data to come, from below",
+    "I(x; z) from above": "I(x; z) for data to come, from above",
+    "share of prior draws outside q_agg": "share of prior draws in holes of q_agg",
+    "share of codes outside the prior": "share of codes the prior misses",
+    "accuracy, codes against prior": "accuracy, codes or prior? (0.5: equal)",
+    "AUC, codes against prior": "AUC, codes or prior? (0.5: equal)",
+    "log p(x) | prior": "log p(x), prior",
+    "log p(x) | q_agg": "log p(x), raw q_agg",
+    "log p(x) | ex_post": "log p(x), ex-post prior",
+    "log p(x) | q_agg − prior": "log p(x), raw q_agg − prior",
+    "log p(x) | ex_post − prior": "log p(x), ex-post prior − prior",
 }
 
 

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.evidence.result import Evidence
+from pyrovae.evidence.result import UNRELIABLE, Evidence
 from pyrovae.mixture import families
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import density_name
@@ -140,5 +140,9 @@ def _reliability(name: str, result: Evidence) -> str:
     start += f"the largest k̂ is {plain(float(known.max()), '.2f')}." if len(known) else ""
     if len(known) < len(result.pareto_k):
         start += f" For {count(len(result.pareto_k) - len(known))} there are too few draws to tell."
-    concerns = result.concerns() or ("Means and standard errors hold.",)
-    return " ".join((start, *concerns))
+    if not result.concerns():
+        return f"{start} Means and standard errors hold."
+    over = int((known > UNRELIABLE).sum())
+    if over:
+        start += f" For {count(over)} of {count(len(result.pareto_k))} it exceeds {UNRELIABLE}."
+    return f"{start} See the caution at the top."

@@ -60,7 +60,54 @@ MEASURES = {
     ),
 }
 
+NAMES = {
+    "log prior of codes": "log p(z) of codes",
+    "log q_agg of codes": "log q_agg(z) of codes",
+    "log ex_post of codes": "log ex-post prior of codes",
+    "log q_agg − log prior": "log q_agg − log p of codes",
+    "I(x; z) from below": "I(x; z), bound from below",
+    "I(x; z) from above": "I(x; z), bound from above",
+    "accuracy, codes against prior": "classifier's accuracy, codes against prior draws",
+    "AUC, codes against prior": "classifier's AUC, codes against prior draws",
+    "log p(x) | prior": "log p(x), prior p(z)",
+    "log p(x) | q_agg": "log p(x), raw q_agg",
+    "log p(x) | ex_post": "log p(x), ex-post prior",
+    "log p(x) | q_agg − prior": "log p(x), raw q_agg − prior",
+    "log p(x) | ex_post − prior": "log p(x), ex-post prior − prior",
+}
+
 FURTHER = (
+    Term(
+        "rate of a unit",
+        "Mean KL(q(z_d|x)‖p(z_d)) of one unit: what its part of the code costs. Below 0.01 nats it "
+        "carries nothing, whatever the variance of its means.",
+        "Lucas et al. 2019, Don't blame the ELBO!, arXiv:1911.02469",
+    ),
+    Term(
+        "population information I(x; z)",
+        "How much a code tells about its data point for all data to come, not only the N at hand. "
+        "Bounded from below by contrasting held-out points (InfoNCE, at most log N), from above by "
+        "the held-out rate under the ex-post prior.",
+        "Poole et al. 2019, On variational bounds of mutual information, arXiv:1905.06922",
+    ),
+    Term(
+        "effective components",
+        "exp of the entropy of a code's responsibilities: how many components of q_agg share it, "
+        "from 1 to N.",
+        "Hill 1973, Diversity and evenness, Ecology 54(2)",
+    ),
+    Term(
+        "holes",
+        "Places where the prior has mass and q_agg next to none: less than at all but 1 % of "
+        "held-out codes. If both densities agree, 1 % of prior draws fall there.",
+        "Rosca et al. 2018, Distribution matching in variational inference, arXiv:1802.06847",
+    ),
+    Term(
+        "two-sample test",
+        "A classifier, cross-validated, has to tell codes from prior draws. Accuracy and AUC of "
+        "0.5: it cannot; 1: the two never mix.",
+        "Lopez-Paz & Oquab 2017, Revisiting classifier two-sample tests, arXiv:1610.06545",
+    ),
     Term(
         "aggregated posterior q_agg",
         "1/N Σ q(z|x_n), the distribution of the codes of the whole data set.",
@@ -79,6 +126,12 @@ FURTHER = (
         "Burda et al. 2016, arXiv:1509.00519",
     ),
     Term(
+        "log p(x), Pareto-smoothed",
+        "The same with the largest weights replaced by quantiles of a Pareto distribution fitted "
+        "to them: less noise where 0.5 < k̂ < 0.7, and no longer a bound.",
+        "Vehtari et al. 2024, Pareto smoothed importance sampling, JMLR 25(72)",
+    ),
+    Term(
         "Pareto k̂",
         "The shape of the tail of a data point's importance weights. Above 0.7 the estimate and "
         "its standard error cannot be trusted.",
@@ -90,4 +143,4 @@ FURTHER = (
 
 def measure_name(measure: str) -> str:
     """How a measure is called in a table; its own name if the glossary does not know it."""
-    return MEASURES[measure].name if measure in MEASURES else measure
+    return MEASURES[measure].name if measure in MEASURES else NAMES.get(measure, measure)

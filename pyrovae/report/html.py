@@ -16,14 +16,14 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.report import answers, glossary, latent_plots, numbers, plots, sheets, tables
+from pyrovae.report import answers, findings, glossary, latent_plots, numbers, plots, sheets, tables
 from pyrovae.report.style import STYLE
 from pyrovae.training.history import Fit
 
 RESOLUTION = 170  # dots per inch of what is drawn as pixels within a vector image
 ALTERNATIVES = {
     "map": "Map of codes with contours of q_agg and of the prior",
-    "activity": "KL to the prior and variance of means of each unit",
+    "activity": "Rate, marginal KL and variance of means of each unit",
     "densities": "log q_agg against log p at held-out codes",
     "sheets": "Data beside samples from each density",
     "narrow": "Data beside samples from each density",
@@ -70,6 +70,8 @@ def render(
     return environment.get_template("page.html.jinja").render(
         diagnosis=diagnosis,
         advice=diagnosis.advice,
+        concerns=findings.concerns(diagnosis),
+        findings=findings,
         facts=dict(facts),
         run=run,
         netcdf=netcdf,
@@ -113,7 +115,7 @@ def write(path: str | os.PathLike[str], html: str) -> Path:
 
 def _together(text: str) -> str:
     """The text with numbers kept on one line with their signs and standard errors."""
-    return text.replace(" ± ", "\u00a0±\u00a0").replace("≥ ", "≥\u00a0")
+    return text.replace(" ± ", "\u00a0±\u00a0").replace("≥ ", "≥\u00a0").replace("≤ ", "≤\u00a0")
 
 
 def _sentence(run: Fit) -> str:

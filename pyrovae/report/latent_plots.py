@@ -135,10 +135,25 @@ def unit_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
 
 @styled
 def unit_activity(diagnosis: Diagnosis) -> Figure:
-    """KL(q_agg,d‖p_d) and the variance of means of every unit, collapsed units told apart."""
+    """Rate, KL(q_agg,d‖p_d) and variance of means of every unit, collapsed units told apart.
+
+    Rate and KL are left out where the prior's marginals are not known.
+    """
     activity, units = diagnosis.collapse, diagnosis.training.unit_kl
-    figure, axes = panels(1 if units is None else 2, height=3.0 if units is None else 4.6)
+    known = [
+        (estimates, label)
+        for estimates, label in (
+            (activity.unit_rate, "rate, nats"),
+            (units, r"KL($q_\mathrm{agg,d}$ ‖ $p_d$), nats"),
+        )
+        if estimates is not None
+    ]
+    figure, axes = panels(1 + len(known), height=2.8 + 1.7 * len(known))
     active = activity.active.cpu().numpy()
+    for ax, (estimates, label) in zip(axes, known, strict=False):
+        errors = np.array([estimate.standard_error for estimate in estimates])
+        _unit_points(ax, np.array([estimate.value for estimate in estimates]), errors, active)
+        ax.set_ylabel(label)
     ax = axes[-1]
     variance = activity.variance_of_means.double().cpu().numpy()
     _unit_points(ax, variance, activity.standard_error.double().cpu().numpy(), active)
@@ -148,10 +163,6 @@ def unit_activity(diagnosis: Diagnosis) -> Figure:
     low = min(ACTIVE, positive.min() if len(positive) else ACTIVE)
     ax.set_ylim(low / 3, max(variance.max(), ACTIVE) * 3)
     ax.set(xlabel="latent unit", ylabel="variance of means")
-    if units is not None:
-        kl = np.array([unit.value for unit in units])
-        _unit_points(axes[0], kl, np.array([unit.standard_error for unit in units]), active)
-        axes[0].set_ylabel(r"KL($q_\mathrm{agg,d}$ ‖ $p_d$), nats")
     for panel in axes:
         panel.set_xlim(-0.6, len(active) - 0.4)
         panel.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))

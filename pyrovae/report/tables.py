@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis
 from pyrovae.diagnostics.surgery import Surgery
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.result import UNRELIABLE
+from pyrovae.evidence.result import UNRELIABLE, Evidence
 from pyrovae.report.glossary import measure_name
 from pyrovae.report.numbers import MINUS, count, number, plain, show
 
@@ -63,7 +64,7 @@ def code_densities(diagnosis: Diagnosis) -> list[Row]:
 
 
 def evidence(diagnosis: Diagnosis) -> list[Row]:
-    """log p(x) by density: mean, paired difference from the prior, and k̂ above 0.7."""
+    """log p(x) by density: mean bound, Pareto-smoothed, difference from the prior, k̂ > 0.7."""
     base = diagnosis.evidence["prior"]
     rows = []
     for name, result in diagnosis.evidence.items():
@@ -71,24 +72,61 @@ def evidence(diagnosis: Diagnosis) -> list[Row]:
         over = int((~(result.pareto_k <= UNRELIABLE)).sum())
         size = len(result.pareto_k)
         reliable = Cell(f"{count(over)} of {count(size)}")
-        rows.append(Row(density_name(name), (cell(result.mean()), gain, reliable)))
+        cells = (cell(result.mean()), cell(_smoothed(result)), gain, reliable)
+        rows.append(Row(density_name(name), cells))
     return rows
 
 
+def _smoothed(result: Evidence) -> Estimate | None:
+    if result.smoothed is None:
+        return None
+    return replace(result, values=result.smoothed, bound=None).mean()
+
+
 def units(diagnosis: Diagnosis) -> list[Row]:
-    """Activity and marginal KL of every latent unit of the training data."""
+    """Activity, rate and marginal KL of every latent unit of the training data."""
     activity, kl = diagnosis.collapse, diagnosis.training.unit_kl
+    rates, by_rate = activity.unit_rate, activity.active_by_rate
     rows = []
     for unit, active in enumerate(activity.active.tolist()):
         variance, error = activity.variance_of_means[unit], activity.standard_error[unit]
         cells = (
-            Cell("active" if active else "collapsed"),
+            Cell(_state(active, None if by_rate is None else bool(by_rate[unit]))),
             Cell(number(float(variance), float(error))),
-            Cell(number(float(activity.mean_scale[unit]), 0.0)),
+            Cell(MISSING) if rates is None else Cell(show(rates[unit])),
             Cell(MISSING) if kl is None else Cell(show(kl[unit])),
+            Cell(number(float(activity.mean_scale[unit]), 0.0)),
         )
         rows.append(Row(str(unit), cells))
     return rows
+
+
+def _state(active: bool, by_rate: bool | None) -> str:
+    if by_rate is None or by_rate == active:
+        return "active" if active else "collapsed"
+    return f"active by {'variance' if active else 'KL'} only"
+
+
+def information(diagnosis: Diagnosis) -> list[Row]:
+    """I(x; z) of the population from both sides, and the limit of the side from below."""
+    found = diagnosis.information
+    return [
+        Row("I(x; z), bound from below", (cell(found.lower),)),
+        Row("log N, the limit of the bound from below", (Cell(f"{found.log_n:.3f}"),)),
+        Row("I(x; z), bound from above", (cell(found.upper),)),
+    ]
+
+
+def against_prior(diagnosis: Diagnosis) -> list[Row]:
+    """Holes on either side and the two-sample test, beside the values of equal densities."""
+    found, test = diagnosis.holes, diagnosis.two_sample
+    level = Cell(f"{found.level:g}")
+    return [
+        Row("share of prior draws outside q_agg", (cell(found.prior_outside), level)),
+        Row("share of held-out codes outside the prior", (cell(found.aggregated_outside), level)),
+        Row("classifier's accuracy, codes against prior draws", (cell(test.accuracy), Cell("0.5"))),
+        Row("classifier's AUC, codes against prior draws", (cell(test.auc), Cell("0.5"))),
+    ]
 
 
 def everything(diagnosis: Diagnosis) -> list[Row]:

@@ -137,7 +137,7 @@ def test_collapsed_units_are_told_apart(case):
     diagnosis = case("image", 10)
     collapsed = int((~diagnosis.collapse.active).sum())
     assert 0 < collapsed < 10  # so that the plot has both kinds
-    labels = latent_plots.unit_activity(diagnosis).axes[1].get_legend_handles_labels()[1]
+    labels = latent_plots.unit_activity(diagnosis).axes[-1].get_legend_handles_labels()[1]
     assert [label.split()[0] for label in labels] == ["0.01", "active", "collapsed"]
     assert "collapsed: " in latent_plots.latent_map(diagnosis).axes[0].get_title()
 
