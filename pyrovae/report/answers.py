@@ -145,4 +145,4 @@ def _reliability(name: str, result: Evidence) -> str:
     over = int((known > UNRELIABLE).sum())
     if over:
         start += f" For {count(over)} of {count(len(result.pareto_k))} it exceeds {UNRELIABLE}."
-    return f"{start} See the caution at the top."
+    return start

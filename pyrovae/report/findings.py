@@ -68,23 +68,21 @@ def components(diagnosis: Diagnosis) -> str:
 def holes(diagnosis: Diagnosis) -> list[str]:
     """What the shares of draws outside of the other density mean, in sentences."""
     found = diagnosis.holes
-    level = f"{plain(100 * found.level, '.3g')} %"
     prior, codes = found.prior_outside, found.aggregated_outside
+    alike = f"beyond doubt more than the {100 * found.level:g} % of equal densities"
     return [
-        (
-            f"{_percent(prior)} of prior draws fall into holes, where q_agg has next to no mass: "
-            "the decoder was never trained on codes from there, and what it makes of them is "
-            "anyone's guess."
+        f"{_percent(prior)} of prior draws fall where q_agg has next to no mass, "
+        + (
+            f"{alike}: holes, from which the decoder was never trained to decode, so that samples "
+            "from there may look like no data."
             if _more(prior, found.level)
-            else f"{_percent(prior)} of prior draws fall where q_agg has next to no mass, not more "
-            f"beyond doubt than the {level} of equal densities: no holes were found."
+            else f"not {alike}: no clear sign of holes."
         ),
-        (
-            f"{_percent(codes)} of held-out codes lie where the prior has next to no mass: "
-            "sampling from the prior hardly ever reaches data like these."
+        f"{_percent(codes)} of held-out codes lie where the prior has next to no mass, "
+        + (
+            f"{alike}: sampling from the prior hardly ever makes data like these."
             if _more(codes, found.level)
-            else f"{_percent(codes)} of held-out codes lie where the prior has next to no mass, "
-            f"not more beyond doubt than {level}: sampling from the prior reaches them."
+            else f"not {alike}: no clear sign of data that the prior leaves out."
         ),
     ]
 

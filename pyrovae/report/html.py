@@ -115,6 +115,7 @@ def write(path: str | os.PathLike[str], html: str) -> Path:
 
 def _together(text: str) -> str:
     """The text with numbers kept on one line with their signs and standard errors."""
+    text = text.replace("log N = ", "log\u00a0N\u00a0=\u00a0").replace(" %", "\u00a0%")
     return text.replace(" ± ", "\u00a0±\u00a0").replace("≥ ", "≥\u00a0").replace("≤ ", "≤\u00a0")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -157,14 +158,17 @@ def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
     table, choice = diagnosis.ex_post.table, diagnosis.ex_post.choice
     amounts = sorted({row.amount for row in table})
     figure, (ax,) = panels()
-    for components in dict.fromkeys(row.components for row in table):
+    shapes = itertools.cycle("o^vsDP")
+    for components, shape in zip(
+        dict.fromkeys(row.components for row in table), shapes, strict=False
+    ):
         rows = [row for row in table if row.components == components]
         ax.errorbar(
             [amounts.index(row.amount) for row in rows],
             [row.held_out.value for row in rows],
             yerr=[row.held_out.standard_error for row in rows],
-            color=COLOURS["ex_post"], marker="o", markersize=4, capsize=2,
-            label=f"{components:,} components (± 1 standard error)",
+            color=COLOURS["ex_post"], marker=shape, markersize=5, capsize=2,
+            label=f"{components:,} components",
         )  # fmt: skip
     for row in table:
         if row.name == choice:

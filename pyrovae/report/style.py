@@ -78,7 +78,13 @@ def legend_above(figure: Figure, *axes: Axes, columns: int = 3) -> None:
     unique = {label: handle for handle, label in reversed(found)}
     labels = list(dict.fromkeys(label for _, label in found))
     figure.legend(
-        [unique[label] for label in labels], labels, loc="outside upper center", ncols=columns
+        [unique[label] for label in labels],
+        labels,
+        loc="outside upper center",
+        ncols=columns,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        handlelength=1.8,
     )
 
 

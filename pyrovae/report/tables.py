@@ -183,7 +183,7 @@ def _values(equation: _Equation) -> str:
 
 def _sum(terms: list[str], sign: int) -> str:
     joint = f" {MINUS} " if sign < 0 else " + "
-    return (f"{MINUS}" if sign < 0 else "") + joint.join(terms)
+    return (f"{MINUS}\u2060" if sign < 0 else "") + joint.join(terms)
 
 
 def _error(equation: _Equation) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pyrovae.estimates import Estimate
-from pyrovae.report import answers, html
+from pyrovae.report import answers, findings, html, tables
 from pyrovae.report.numbers import number, show
 
 FACTS = {"data": "toy, 40 rows", "likelihood": "bernoulli", "wall time": "1 s"}
@@ -97,6 +97,76 @@ def test_four_answers_of_this_data(case):
     assert show(diagnosis.evidence["prior"].mean()) in found[2].text
     active = int(diagnosis.collapse.active.sum())
     assert "D = 10, not" in found[3].verdict and f"{active} of the 10 units" in found[3].text
+
+
+def test_concerns_stand_below_the_advice_and_are_not_repeated(case, page):
+    diagnosis, text = case(*CASES[0]), text_of(page(CASES[0]))
+    found = findings.concerns(diagnosis)
+    assert found and len(found) <= len(diagnosis.concerns)
+    start, end = text.index(diagnosis.advice), text.index("What was run")
+    assert all(text.count(concern) == 1 and concern in text[start:end] for concern in found
+               if concern != diagnosis.information.statement)  # fmt: skip
+    assert text.count("the few largest weights") <= 1
+
+
+def test_concerns_that_differ_in_numbers_only_are_one():
+    sentences = [
+        "Saturated.",
+        "log p(x) under p: for 2 of 9 data points k̂ > 0.7: more.",
+        "log p(x) under q: for 3 of 9 data points k̂ > 0.7: more.",
+        "log p(x) under p: a note.",
+        "log p(x) under q: a note.",
+        "log p(x) under r: another note: with a colon.",
+    ]
+    assert findings.grouped(sentences) == [
+        "Saturated.",
+        "log p(x): for 2 (p) and 3 (q) of 9 data points k̂ > 0.7: more.",
+        "log p(x) under p and q: a note.",
+        "log p(x) under r: another note: with a colon.",
+    ]
+    assert findings.grouped(["log p(x) under p: for 2 of 9 data points no."]) == [
+        "log p(x) under p: for 2 of 9 data points no."
+    ]
+
+
+def test_holes_are_called_so_only_where_they_are_beyond_doubt(case):
+    diagnosis = case("image", 10)
+    for value, error, words in ((0.3, 0.05, "holes, from which"), (0.07, 0.09, "no clear sign")):
+        share = Estimate(value, error, 120)
+        changed = replace(diagnosis, holes=replace(diagnosis.holes, prior_outside=share))
+        assert words in findings.holes(changed)[0]
+
+
+def test_classifier_that_guesses_is_said_to(case):
+    diagnosis = case("image", 10)
+    for value, words in ((0.9, "codes and prior draws differ"), (0.51, "cannot tell")):
+        test = replace(diagnosis.two_sample, accuracy=Estimate(value, 0.02, 200, bound="lower"))
+        assert words in findings.two_sample(replace(diagnosis, two_sample=test))
+
+
+def test_units_on_which_the_criteria_differ_are_named(case):
+    diagnosis = case("image", 10)
+    activity = diagnosis.collapse
+    active = activity.active_by_rate
+    for flipped in ((), (3,), (3, 5)):
+        changed = active.clone()
+        changed[list(flipped)] ^= True
+        changed = replace(diagnosis, collapse=replace(activity, active=changed))
+        names = {(): "the same units", (3,): "for unit 3.", (3, 5): "for units 3 and 5."}
+        assert names[flipped] in findings.activity_by_rate(changed)
+        states = [row.cells[0].text.endswith("only") for row in tables.units(changed)]
+        assert [unit for unit, odd in enumerate(states) if odd] == list(flipped)
+
+
+def test_smoothed_values_stand_beside_the_bound_and_carry_no_sign(case):
+    diagnosis = case("image", 10)
+    bound, smoothed, *_ = tables.evidence(diagnosis)[0].cells
+    assert bound.text == show(diagnosis.evidence["prior"].mean())
+    mean = float(diagnosis.evidence["prior"].smoothed.mean())
+    assert smoothed.text.startswith(number(mean, 1e-9)[:4]) and "≥" not in smoothed.text
+    missing = replace(diagnosis.evidence["prior"], smoothed=None)
+    changed = replace(diagnosis, evidence={"prior": missing})
+    assert tables.evidence(changed)[0].cells[1].text == tables.MISSING
 
 
 def test_saturated_index_code_mi_is_called_so(case):
