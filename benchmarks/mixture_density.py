@@ -143,8 +143,14 @@ def peers(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
     return ways
 
 
-def timed(run: Callable[[Tensor], Tensor], z: Tensor, repeats: int) -> tuple[float, bool, Tensor]:
-    """Best time, whether it was scaled up from fewer queries, and the values."""
+def timed(
+    run: Callable[[Tensor], Tensor], z: Tensor, repeats: int, *, linear: bool = False
+) -> tuple[float, bool, Tensor]:
+    """Best time, whether it was scaled up from fewer queries, and the values.
+
+    Args:
+        linear: the way's cost is in proportion to the queries, so that it may be scaled up.
+    """
 
     def once(points: Tensor) -> tuple[float, Tensor]:
         start = CLOCK()
@@ -155,7 +161,7 @@ def timed(run: Callable[[Tensor], Tensor], z: Tensor, repeats: int) -> tuple[flo
 
     once(z[:16])
     probe, values = once(z[:64])
-    if probe * len(z) / 64 > PATIENCE:
+    if linear and probe * len(z) / 64 > PATIENCE:
         return probe * len(z) / 64, True, values
     times, values = zip(*(once(z) for _ in range(repeats)), strict=True)
     return min(times), False, values[0]
@@ -177,7 +183,8 @@ def measure(size: int, dim: int, points: int, device: str, repeats: int) -> list
     rows = []
     with torch.no_grad():
         for way, run in peers(case).items():
-            seconds, scaled, values = timed(run, case.z, repeats)
+            linear = way.startswith("torch")
+            seconds, scaled, values = timed(run, case.z, repeats, linear=linear)
             error = float((values[: len(truth)].double() - truth).abs().max())
             floor = way.startswith("matrix")
             rows.append(Row(way, size, dim, points, seconds, scaled, None if floor else error))
