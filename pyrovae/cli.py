@@ -186,6 +186,8 @@ def _show(analysis: Analysis) -> None:
     console = Console(highlight=False)
     console.print(_table(analysis.diagnosis.summary()))
     console.print(analysis.diagnosis.advice, markup=False)
+    for concern in analysis.diagnosis.concerns:
+        console.print(f"Careful: {concern}", markup=False, style="yellow")
     console.print()
     console.print(f"draws for ArviZ: {analysis.netcdf}", soft_wrap=True, markup=False)
     console.print(f"report: {analysis.report}", soft_wrap=True, markup=False)
