@@ -22,6 +22,7 @@ import pyrovae as pv
 from pyrovae.evidence.annealed import Annealing
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.report import html
 
 TINY = pv.Effort(
     codes=64, evidence_rows=6, evidence_draws=30, export_rows=3, export_draws=30, pictures=4
@@ -123,6 +124,8 @@ def test_diagnose(case: Case) -> None:
     assert np.isfinite(table["value"]).all()
     assert found.pictures.samples["prior"].shape == (4, DATA)
     assert found.to_arviz() is not None
+    if not case.exact or case is CASES[0]:  # the exact ones are all the same to the report
+        assert "Sample from" in html.render(found, facts={"data": case.name})
     if case.exact:
         value = table.loc[("held-out", "log p(x) | prior"), "value"]
         assert value == pytest.approx(float(EXACT.log_prob(HELD_OUT[6:12]).mean()), abs=1e-9)
