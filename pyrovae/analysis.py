@@ -10,19 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import pyrovae.report.html as html
+from pyrovae.batches import Data, Transform
 from pyrovae.datasets import Dataset, check, default_likelihood, split
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
 from pyrovae.models.likelihoods import NormalDecoder
 from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
+from pyrovae.models.pair import PyroFunction
 from pyrovae.models.priors import StandardNormal
 from pyrovae.models.vae import VAE
 from pyrovae.own_pair import PairOptions, make_pair
-from pyrovae.preflight import check_device, check_no_run, writable
+from pyrovae.preflight import CHECKPOINT, check_device, check_no_run, writable
 from pyrovae.randomness import seeded
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
@@ -101,14 +104,82 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check(data, likelihood if options.pair is None else None)
     check_device(options.device)
     check_no_run(options.out, resume=options.resume)
-    with writable(options.out):
-        if options.pair is not None:
-            return _analyze_own(data, options.pair, options)
-        return _analyze(data, likelihood, options)
-
-
-def _analyze(data: Dataset, likelihood: str, options: AnalysisOptions) -> Analysis:
     started = time.perf_counter()
+    with writable(options.out):
+        if options.pair is None:
+            task = _recipe(data, likelihood, options)
+        else:
+            task = _own_pair(data, options.pair, options)
+        run = _train(task, options)
+        diagnosis = diagnose(
+            task.model,
+            task.guide,
+            task.train,
+            held_out=task.held_out,
+            validation=task.validation,
+            effort=options.effort,
+            seed=options.seed,
+            progress=options.progress,
+            **task.sites,
+        )
+        facts = {"data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}"}
+        facts |= task.facts | _surroundings(options, time.perf_counter() - started)
+        written = _write(options.out, diagnosis, run, facts)
+        parameters = _replace(options.out / "parameters.pt", task.save)
+        (options.out / CHECKPOINT).unlink(missing_ok=True)
+    return Analysis(task.vae, run, diagnosis, *written, parameters)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A pair with the rows it is trained on and measured on.
+
+    Args:
+        train, validation, held_out: rows to measure on.
+        fitted: rows to train and to stop on, or ``None`` for a pair that was trained elsewhere.
+        save: writes the parameters to a file.
+        facts: what the report says of the pair.
+        sites: names of the pair's sites, as ``diagnose`` takes them.
+    """
+
+    model: PyroFunction
+    guide: PyroFunction
+    train: Data
+    validation: Data
+    held_out: Data
+    fitted: tuple[Data, Data] | None
+    save: Callable[[Path], object]
+    facts: dict[str, str]
+    sites: dict[str, Any] = field(default_factory=dict)
+    transform: Transform | None = None
+    vae: VAE | None = None
+
+
+def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
+    if task.fitted is None:
+        return None
+    train, validation = task.fitted
+    run = fit(
+        task.model,
+        task.guide,
+        train,
+        validation=validation,
+        transform=task.transform,
+        epochs=options.epochs,
+        patience=PATIENCE,
+        seed=options.seed,
+        device=options.device,
+        checkpoint=options.out / CHECKPOINT,
+        resume=options.resume,
+        progress=options.progress,
+    )
+    if task.vae is not None:
+        task.vae.cpu()  # where the data are
+    return run
+
+
+def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
+    """A multilayer-perceptron VAE."""
     parts = split(data, seed=options.seed)
     grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
     # Grey values are probabilities: drawn anew for each minibatch in training, once for measuring.
@@ -116,88 +187,52 @@ def _analyze(data: Dataset, likelihood: str, options: AnalysisOptions) -> Analys
         _binary(part.values, options.seed, number) if grey else part.values
         for number, part in enumerate(parts)
     )
-    checkpoint = options.out / "checkpoint.pt"
     with seeded(options.seed):
         vae = build(data, train, likelihood, options)
-    run = fit(
-        vae.model,
-        vae.guide,
-        parts.train.values,
-        validation=parts.validation.values,
-        transform=_binarise if grey else None,
-        epochs=options.epochs,
-        patience=PATIENCE,
-        seed=options.seed,
-        device=options.device,
-        checkpoint=checkpoint,
-        resume=options.resume,
-        progress=options.progress,
-    )
-    vae.cpu()  # where the data are
-    diagnosis = diagnose(
+    return _Task(
         vae.model,
         vae.guide,
         train,
-        held_out=held_out,
-        validation=validation,
-        effort=options.effort,
-        seed=options.seed,
-        progress=options.progress,
+        validation,
+        held_out,
+        fitted=(parts.train.values, parts.validation.values),
+        save=lambda path: torch.save(vae.state_dict(), path),
+        facts={
+            "likelihood": likelihood,
+            "latent units": str(options.latent),
+            "hidden layers": " × ".join(map(str, options.hidden)),
+            "epochs at most": str(options.epochs),
+        },
+        transform=_binarise if grey else None,
+        vae=vae,
     )
-    facts = _facts(data, likelihood, options, time.perf_counter() - started)
-    report, netcdf, table = _write(options.out, diagnosis, run, facts)
-    parameters = _replace(
-        options.out / "parameters.pt", lambda path: torch.save(vae.state_dict(), path)
-    )
-    checkpoint.unlink()
-    return Analysis(vae, run, diagnosis, report, netcdf, table, parameters)
 
 
-def _analyze_own(data: Dataset, which: PairOptions, options: AnalysisOptions) -> Analysis:
-    """The same with a pair of one's own, trained here or elsewhere."""
-    started = time.perf_counter()
+def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _Task:
+    """A pair of one's own, to be trained here or trained elsewhere."""
     parts = split(data, seed=options.seed)
     with seeded(options.seed):
         pair = make_pair(which, parts.train)
     train, validation, held_out = (pair.arguments(part) for part in parts)
-    checkpoint, run = options.out / "checkpoint.pt", None
-    if which.fit:
-        run = fit(
-            pair.model,
-            pair.guide,
-            train,
-            validation=validation,
-            epochs=options.epochs,
-            patience=PATIENCE,
-            seed=options.seed,
-            device=options.device,
-            checkpoint=checkpoint,
-            resume=options.resume,
-            progress=options.progress,
-        )
-    diagnosis = diagnose(
+    return _Task(
         pair.model,
         pair.guide,
         train,
-        held_out=held_out,
-        validation=validation,
-        site=which.site,
-        observed=which.observed,
-        data_plate=which.data_plate,
-        effort=options.effort,
-        seed=options.seed,
-        progress=options.progress,
+        validation,
+        held_out,
+        fitted=(train, validation) if which.fit else None,
+        save=pair.save,
+        facts={
+            "pair": which.name,
+            "parameters": "as they are" if which.params is None else str(which.params),
+            "trained": f"{options.epochs} epochs at most" if which.fit else "elsewhere",
+        },
+        sites={
+            "site": which.site,
+            "observed": which.observed,
+            "data_plate": which.data_plate,
+        },
     )
-    facts = {
-        "data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}",
-        "pair": which.name,
-        "parameters": "as they are" if which.params is None else str(which.params),
-        "trained": f"{options.epochs} epochs at most" if which.fit else "elsewhere",
-    } | _surroundings(options, time.perf_counter() - started)
-    report, netcdf, table = _write(options.out, diagnosis, run, facts)
-    parameters = _replace(options.out / "parameters.pt", pair.save)
-    checkpoint.unlink(missing_ok=True)
-    return Analysis(None, run, diagnosis, report, netcdf, table, parameters)
 
 
 def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOptions) -> VAE:
@@ -240,18 +275,6 @@ def _binarise(x: Tensor, generator: torch.Generator) -> Tensor:
 def _binary(x: Tensor, *seeds: int) -> Tensor:
     with seeded(*seeds):
         return torch.bernoulli(x)
-
-
-def _facts(
-    data: Dataset, likelihood: str, options: AnalysisOptions, seconds: float
-) -> dict[str, str]:
-    return {
-        "data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}",
-        "likelihood": likelihood,
-        "latent units": str(options.latent),
-        "hidden layers": " × ".join(map(str, options.hidden)),
-        "epochs at most": str(options.epochs),
-    } | _surroundings(options, seconds)
 
 
 def _surroundings(options: AnalysisOptions, seconds: float) -> dict[str, str]:

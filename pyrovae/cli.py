@@ -123,7 +123,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def _interrupted(words: Sequence[str], given: dict[str, Any]) -> str:
-    if not (given.get("out", Path("pyrovae-report")) / "checkpoint.pt").exists():
+    from pyrovae.preflight import CHECKPOINT
+
+    if not (given.get("out", Path("pyrovae-report")) / CHECKPOINT).exists():
         return "interrupted before the first epoch was over; nothing is kept."
     again = shlex.join([*words, *([] if given.get("resume") else ["--resume"])])
     return f"interrupted; the last epoch is kept. Go on with: pyrovae {again}"

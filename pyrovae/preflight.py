@@ -9,6 +9,8 @@ from tempfile import TemporaryFile
 
 import torch
 
+CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
+
 
 def check_device(device: str | None) -> None:
     """Raise unless torch can compute on the device.
@@ -40,7 +42,7 @@ def check_no_run(out: Path, *, resume: bool) -> None:
     Raises:
         ValueError: naming the checkpoint.
     """
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise ValueError(
             f"expected no interrupted run in --out; got {str(checkpoint)!r}. "

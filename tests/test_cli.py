@@ -230,7 +230,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Li
 
     def install(act: Callable[[AnalysisOptions], Any]) -> Library:
         stand_in = Library(act)
-        monkeypatch.setattr(pyrovae.analysis, "_analyze", stand_in)
+        monkeypatch.setattr(pyrovae.analysis, "_recipe", stand_in)
         return stand_in
 
     return install
