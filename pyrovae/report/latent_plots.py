@@ -166,7 +166,7 @@ def unit_activity(diagnosis: Diagnosis) -> Figure:
     for panel in axes:
         panel.set_xlim(-0.6, len(active) - 0.4)
         panel.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
-    legend_above(figure, *axes)
+    legend_above(figure, *axes, columns=2)
     return figure
 
 
