@@ -18,11 +18,12 @@ from torch import Tensor, nn
 import pyrovae.report.html as html
 from pyrovae.batches import Data, Transform
 from pyrovae.datasets import Dataset, check, default_likelihood, split
-from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
+from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.models.likelihoods import NormalDecoder
 from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
-from pyrovae.models.pair import PyroFunction
+from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.priors import StandardNormal
+from pyrovae.models.rows import over_rows
 from pyrovae.models.vae import VAE
 from pyrovae.own_pair import PairOptions, make_pair
 from pyrovae.preflight import CHECKPOINT, check_device, check_no_run, writable
@@ -214,6 +215,10 @@ def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _T
     with seeded(options.seed):
         pair = make_pair(which, parts.train)
     train, validation, held_out = (pair.arguments(part) for part in parts)
+    sites = Pair(pair.model, pair.guide, which.site, which.observed, which.data_plate)
+    with torch.no_grad(), measuring(pair.model, pair.guide):
+        over, (rows,) = over_rows(sites, train)
+        check_pair(over, rows)  # now, not after an hour of training
     return _Task(
         pair.model,
         pair.guide,

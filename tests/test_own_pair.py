@@ -133,3 +133,4 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     for word in words:
         assert word in error
     assert "Traceback" not in error
+    assert not (folder / "out").exists()  # found before training, and nothing is left behind

@@ -216,7 +216,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
     rows, draws = unseen[: effort.evidence_rows], effort.evidence_draws
     steps = STAGES + -(-len(rows) // BLOCK)
     with measuring(model, guide), ticking("measuring", steps, progress=progress) as tick:
-        _check_amortized(pair, seen)
+        check_pair(pair, seen, prior=prior)
         encoding = _encode(pair, seen)
         aggregated = AggregatedPosterior(encoding)
         ex_post = fit_ex_post_prior(aggregated, held_out=_encode(pair, choosing))
@@ -282,13 +282,29 @@ def _encode(pair: Pair, x: Tensor) -> dist.Distribution:
     return encode(pair.guide, x, site=pair.site, data_plate=pair.data_plate)
 
 
-def _check_amortized(pair: Pair, x: Tensor) -> None:
+def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None) -> None:
+    """Raise unless all that a diagnosis reads of a pair is there, by reading it for two rows.
+
+    Args:
+        pair: model and guide.
+        x: rows, shape ``(N, ...)``.
+        prior: as :func:`diagnose` takes it.
+
+    Raises:
+        ValueError: naming the site or the plate that is missing or cannot be told.
+    """
     if not pair.follows(x):
         raise ValueError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "
             "got one with a plate or parameters of fixed size. For the rows it was trained on, "
             "pyrovae.aggregate and pyrovae.log_evidence work; for others, write an amortized guide."
         )
+    rows = x[:2]
+    z = pair.encode(rows).sample()
+    pair.log_likelihood(rows, z)
+    pair.decode(rows, z)
+    if prior is None:
+        pair.prior(rows)
 
 
 def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:
