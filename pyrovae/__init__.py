@@ -12,6 +12,7 @@ from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.encoding import aggregate, encode
+from pyrovae.models.hierarchical import Branches, HierarchicalVAE
 from pyrovae.models.networks import mlp_decoder, mlp_encoder
 from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
 from pyrovae.models.vae import VAE
@@ -25,12 +26,14 @@ __all__ = [
     "AggregatedPosterior",
     "Annealing",
     "BothSides",
+    "Branches",
     "Diagnosis",
     "Effort",
     "ExPostPrior",
     "Fit",
     "FlowPrior",
     "GaussianMixture",
+    "HierarchicalVAE",
     "StandardNormal",
     "VampPrior",
     "aggregate",

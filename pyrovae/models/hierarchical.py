@@ -1,0 +1,137 @@
+"""The variational autoencoder of two latent layers as a Pyro pair."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae.models.statements import as_prior, check_codes, check_rows, data_plate, register
+
+
+class HierarchicalVAE(nn.Module):
+    """A variational autoencoder of two latent layers: p(z2) p(z1 | z2) p(x | z1, z2).
+
+    The guide is q(z2 | x) q(z1 | x, z2). All five are modules whose forward returns a distribution
+    (Tomczak & Welling 2018, HVAE). The prior stands at the top: a
+    :class:`~pyrovae.models.priors.VampPrior` takes ``encoder``, the one of q(z2 | x). Measures take
+    the top latent by ``site="z2"``, and both layers as one vector by ``site=("z2", "z1")``.
+
+    Args:
+        encoder: maps rows ``(B, ...)`` to q(z2 | x), batch shape ``(B,)``, event shape ``(D2,)``.
+        decoder: maps ``z1, z2``, shapes ``(B, D1)`` and ``(B, D2)``, to p(x | z1, z2), batch shape
+            ``(B,)``, event shape that of a row.
+        prior: maps nothing to p(z2), batch shape ``()``, event shape ``(D2,)``.
+        inner_encoder: maps ``x, z2`` to q(z1 | x, z2), batch shape ``(B,)``, event shape ``(D1,)``.
+        conditional: maps ``z2`` to p(z1 | z2), batch shape ``(B,)``, event shape ``(D1,)``.
+        name: under which the parameters stand in Pyro's parameter store.
+
+    >>> import pyrovae as pv
+    >>> hvae = pv.HierarchicalVAE(
+    ...     pv.mlp_encoder((8, 8), 2),
+    ...     Branches((nn.Identity(), nn.Identity()), pv.mlp_decoder(3 + 2, (8, 8))),
+    ...     pv.StandardNormal(2),
+    ...     inner_encoder=Branches((nn.Flatten(), nn.Identity()), pv.mlp_encoder((64 + 2,), 3)),
+    ...     conditional=pv.mlp_encoder((2,), 3),
+    ... )
+    >>> z2, z1 = hvae.guide(torch.zeros(5, 8, 8))
+    >>> z2.shape, z1.shape
+    (torch.Size([5, 2]), torch.Size([5, 3]))
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: nn.Module,
+        *,
+        inner_encoder: nn.Module,
+        conditional: nn.Module,
+        name: str = "hierarchical_vae",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior = prior
+        self.inner_encoder = inner_encoder
+        self.conditional = conditional
+        self.name = name
+
+    def model(self, x: Tensor, *, size: int | None = None) -> Tensor:
+        """p(z2) p(z1 | z2) p(x | z1, z2) for each row of ``x``.
+
+        Args:
+            x: rows, shape ``(B, ...)``.
+            size: number of rows of the whole data set when ``x`` is a minibatch of it; the rows'
+                log densities are then scaled by size/B, and the ELBO is unbiased for the whole.
+
+        Returns:
+            ``x``.
+        """
+        register(self.name, self)
+        with data_plate(x, size):
+            prior: dist.Distribution = self.prior()
+            z2 = pyro.sample("z2", prior)
+            check_codes(z2, prior, encoder="encoder", prior="prior")
+            conditional: dist.Distribution = self.conditional(z2)
+            check_rows("conditional", conditional, x)
+            z1 = pyro.sample("z1", conditional)
+            check_codes(z1, conditional, encoder="inner encoder", prior="conditional")
+            likelihood: dist.Distribution = self.decoder(z1, z2)
+            check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
+            return pyro.sample("x", likelihood, obs=x)
+
+    def guide(self, x: Tensor, *, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """q(z2 | x) q(z1 | x, z2) for each row of ``x``; arguments as :meth:`model`.
+
+        Returns:
+            z2 and z1, one of each a row, shapes ``(B, D2)`` and ``(B, D1)``.
+        """
+        register(self.name, self)
+        with data_plate(x, size):
+            top: dist.Distribution = self.encoder(x)
+            check_rows("encoder", top, x)
+            z2 = pyro.sample("z2", top)
+            inner: dist.Distribution = self.inner_encoder(x, z2)
+            check_rows("inner encoder", inner, x)
+            z1 = pyro.sample("z1", inner)
+        return z2, z1
+
+    def with_prior(self, prior: nn.Module | dist.Distribution) -> HierarchicalVAE:
+        """The same networks, shared, under another prior p(z2).
+
+        Args:
+            prior: a module whose forward returns p(z2), or p(z2) itself.
+        """
+        return HierarchicalVAE(
+            self.encoder,
+            self.decoder,
+            as_prior(prior),
+            inner_encoder=self.inner_encoder,
+            conditional=self.conditional,
+            name=self.name,
+        )
+
+
+class Branches(nn.Module):
+    """A module of one vector as one of several inputs, each of which first goes its own way.
+
+    Args:
+        branches: one module for each input; their outputs, ``(B, F_i)``, are laid end to end.
+        trunk: maps ``(B, F_1 + F_2 + ...)`` to what is returned: a tensor or a distribution.
+
+    >>> both = Branches((nn.Flatten(), nn.Linear(2, 5)), nn.Linear(4 + 5, 3))
+    >>> both(torch.zeros(7, 2, 2), torch.zeros(7, 2)).shape
+    torch.Size([7, 3])
+    """
+
+    def __init__(self, branches: tuple[nn.Module, ...], trunk: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.trunk = trunk
+
+    def forward(self, *inputs: Tensor) -> Tensor | dist.Distribution:
+        ends = [branch(value) for branch, value in zip(self.branches, inputs, strict=True)]
+        found: Tensor | dist.Distribution = self.trunk(torch.cat(ends, -1))
+        return found
