@@ -9,9 +9,9 @@ from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.evidence.sandwich import BothSides
 from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.encoding import aggregate, encode
+from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
 from pyrovae.models.networks import mlp_decoder, mlp_encoder
 from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior

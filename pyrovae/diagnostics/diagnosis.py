@@ -25,8 +25,8 @@ from pyrovae.evidence.importance import BLOCK, compare_priors
 from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.encoding import encode
+from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.randomness import seeded

@@ -14,8 +14,8 @@ from pyrovae.diagnostics.information import _total_responsibility, information
 from pyrovae.diagnostics.memorisation import memorisation
 from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.ex_post import inflate
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.models.ex_post import inflate
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 

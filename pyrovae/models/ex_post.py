@@ -17,7 +17,8 @@ from pyrovae.mixture.reduction import reduce
 from pyrovae.randomness import seeded
 
 INFLATIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-REDUCTIONS = (100, 400, 1000)
+REDUCTIONS = (10, 25, 50, 100, 200, 400, 1000)
+FULL_REDUCTIONS = (1, 2, 5, 10, 25, 50)
 FULL_NORMALS = (
     torch.distributions.MultivariateNormal,
     torch.distributions.LowRankMultivariateNormal,
@@ -32,6 +33,7 @@ class Candidate:
         name: what it is, in words.
         amount: the inflation h of the variances; 0 where nothing was added.
         components: number of components.
+        parameters: how many numbers describe the density; fewer is simpler.
         held_out: mean log density of held-out codes, with its standard error over held-out data.
         difference: the same minus that of the best candidate, paired by data point.
     """
@@ -39,6 +41,7 @@ class Candidate:
     name: str
     amount: float
     components: int
+    parameters: int
     held_out: Estimate
     difference: Estimate
 
@@ -64,6 +67,7 @@ def fit_ex_post_prior(
     held_out: dist.Distribution,
     inflations: Sequence[float] | None = None,
     reductions: Sequence[int] | None = None,
+    full_reductions: Sequence[int] | None = None,
     draws: int = 4,
     seed: int = 0,
 ) -> ExPostPrior:
@@ -74,11 +78,13 @@ def fit_ex_post_prior(
 
     .. math:: q_h(z) = \sum_n w_n N(z; μ_n, σ_n^2 + h \operatorname{Var}_m(μ_m)),
 
-    and mixtures of far fewer components fitted to all of them (`pyrovae.mixture.reduction.reduce`).
+    and mixtures of far fewer components, of diagonal or full covariance, fitted to all of them
+    (`pyrovae.mixture.reduction.reduce`).
 
     The choice follows the one-standard-error rule: the *simplest* candidate whose held-out mean log
     density is within one standard error (of the paired difference) of the best. Simpler means fewer
-    components, and with as many components, smoother: a larger h.
+    numbers that describe it: K(2D + 1) − 1 for K diagonal normals, K(D + D(D + 1)/2 + 1) − 1 for
+    full ones; and with as many, smoother: a larger h.
 
     Args:
         agg: the aggregated posterior of the training data.
@@ -86,9 +92,11 @@ def fit_ex_post_prior(
             The table was used for the choice: report the chosen density on other data.
         inflations: the amounts h to try, each ≥ 0; by default 0 to 1, and 0 alone where the
             components are not normal.
-        reductions: the numbers of components to try, each ≥ 1; those above a third of the number of
-            data points are left out; by default 100, 400 and 1,000, and none where the components
+        reductions: the numbers K of components to try, each ≥ 1; those above a third of the number
+            of data points N are left out; by default 10 to 1,000, and none where the components
             are not normal.
+        full_reductions: the same for full covariances, those with K D above N/2 left out; by
+            default 1 to 50.
         draws: codes drawn from each held-out encoding; their log densities are averaged before the
             standard error over data is taken.
         seed: seed of these draws.
@@ -102,17 +110,21 @@ def fit_ex_post_prior(
     normal = is_normal(agg.component_distribution)
     inflations = (INFLATIONS if normal else (0.0,)) if inflations is None else inflations
     reductions = (REDUCTIONS if normal else ()) if reductions is None else reductions
+    if full_reductions is None:
+        full_reductions = FULL_REDUCTIONS if normal and len(agg.event_shape) == 1 else ()
     if not inflations or min(inflations) < 0:
         raise ValueError(f"expected amounts of at least 0; got {tuple(inflations)}.")
-    sizes = [size for size in sorted(reductions) if 3 * size <= agg.size]
     with seeded(seed), torch.no_grad():
         codes = held_out.sample((draws,))
     tried = {_inflated(h): (h, inflate(agg, h)) for h in sorted(inflations)}
-    for size in sizes:
-        tried[f"reduced to {size} components"] = (
-            0.0,
-            reduce(agg, size, draws=2, seed=seed).mixture,
-        )
+    for size in sorted(reductions):
+        if 3 * size <= agg.size:
+            small = reduce(agg, size, draws=2, seed=seed).mixture
+            tried[f"reduced to {size} components"] = (0.0, small)
+    for size in sorted(full_reductions):
+        if 2 * size * agg.event_shape.numel() <= agg.size:
+            small = reduce(agg, size, covariance="full", draws=2, seed=seed).mixture
+            tried[f"reduced to {size} components of full covariance"] = (0.0, small)
     candidates = [candidate for _, candidate in tried.values()]
     values = [_mean_log_density(candidate, codes) for candidate in candidates]
     best = max(range(len(values)), key=lambda i: float(values[i].mean()))
@@ -121,6 +133,7 @@ def fit_ex_post_prior(
             name=name,
             amount=amount,
             components=candidate.size,
+            parameters=_parameters(candidate),
             held_out=mean_estimate(value),
             difference=mean_estimate(value - values[best]),
         )
@@ -167,6 +180,16 @@ def _inflated(amount: float) -> str:
     return f"variances inflated by {amount:g} Var(μ)" if amount else "as it is"
 
 
+def _parameters(mixture: Mixture) -> int:
+    """How many numbers describe a mixture of normals; of others, those of their means."""
+    dim = mixture.event_shape.numel()
+    if isinstance(mixture.component_distribution, FULL_NORMALS):
+        spread = dim * (dim + 1) // 2
+    else:
+        spread = dim if is_normal(mixture.component_distribution) else 0
+    return mixture.size * (dim + spread + 1) - 1
+
+
 def _mean_log_density(density: Mixture, codes: Tensor) -> Tensor:
     """Mean over draws of the log density of each data point's codes, shape ``(M,)``."""
     with torch.no_grad():
@@ -178,4 +201,4 @@ def _simplest(table: Sequence[Candidate]) -> int:
     close = [
         i for i, row in enumerate(table) if -row.difference.value <= row.difference.standard_error
     ]
-    return min(close, key=lambda i: (table[i].components, -table[i].amount))
+    return min(close, key=lambda i: (table[i].parameters, -table[i].amount))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.ex_post import fit_ex_post_prior, inflate
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.models.ex_post import fit_ex_post_prior, inflate
 
 D = 4
 
@@ -46,7 +46,11 @@ def test_memorised_density_is_smoothed() -> None:
 def test_choice_is_the_smoothest_within_one_standard_error() -> None:
     agg, held_out = AggregatedPosterior(narrow_kernels(500)), narrow_kernels(30)
     found = fit_ex_post_prior(
-        agg, held_out=held_out, inflations=torch.linspace(0.1, 0.5, 30).tolist()
+        agg,
+        held_out=held_out,
+        inflations=torch.linspace(0.1, 0.5, 30).tolist(),
+        reductions=(),
+        full_reductions=(),
     )
     close = [r for r in found.table if -r.difference.value <= r.difference.standard_error]
     chosen = next(r for r in found.table if r.name == found.choice)
@@ -62,8 +66,10 @@ def test_reduced_mixtures_are_candidates_and_fewer_components_are_simpler() -> N
         return dist.Normal(loc, 0.02).to_event(1)
 
     agg = AggregatedPosterior(encoding(300))
-    found = fit_ex_post_prior(agg, held_out=encoding(300), reductions=(3, 30, 101))
-    assert [row.components for row in found.table] == [300] * 8 + [3, 30]
+    found = fit_ex_post_prior(
+        agg, held_out=encoding(300), reductions=(3, 30, 101), full_reductions=(2,)
+    )
+    assert [row.components for row in found.table] == [300] * 8 + [3, 30, 2]
     assert found.choice == "reduced to 3 components" and found.distribution.size == 3
 
 
