@@ -13,7 +13,8 @@ from pyrovae.mixture.reduction import reduce
 from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
-from pyrovae.models.networks import mlp_decoder, mlp_encoder
+from pyrovae.models.likelihoods import binarise
+from pyrovae.models.networks import conv_decoder, conv_encoder, mlp_decoder, mlp_encoder
 from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
 from pyrovae.models.vae import VAE
 from pyrovae.training.fit import fit
@@ -38,7 +39,10 @@ __all__ = [
     "VampPrior",
     "aggregate",
     "beside_nuts",
+    "binarise",
     "calibrate",
+    "conv_decoder",
+    "conv_encoder",
     "diagnose",
     "encode",
     "fit",

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.mixture.families import innermost
 from pyrovae.models.discretized import DiscretizedLogistic
 
 
@@ -30,12 +31,13 @@ class BernoulliDecoder(nn.Module):
 
 
 class NormalDecoder(nn.Module):
-    """p(x | z) = N(x; m + s·f(z), (s·σ)²): network f, one learned σ, units m and s of the data.
+    """p(x | z) = N(x; m + s·f(z), (s·σ)²): network f, learned σ, units m and s of the data.
 
     Args:
         network: f, maps codes ``(..., D)`` to ``(..., prod(event_shape))``.
         event_shape: shape of one row.
         location, scale: m and s, which broadcast against a row; by default 0 and 1.
+        per_unit: whether each entry of a row has a σ of its own; otherwise all share one.
     """
 
     location: Tensor
@@ -48,11 +50,12 @@ class NormalDecoder(nn.Module):
         *,
         location: Tensor | None = None,
         scale: Tensor | None = None,
+        per_unit: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.event_shape = event_shape
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.zeros(event_shape if per_unit else ()))
         self.register_buffer("location", torch.zeros(()) if location is None else location)
         self.register_buffer("scale", torch.ones(()) if scale is None else scale)
 
@@ -103,10 +106,125 @@ class LogisticDecoder(nn.Module):
         return DiscretizedLogistic(loc, scale, self.levels).to_event(len(self.event_shape))
 
 
-LIKELIHOODS: dict[str, Callable[[nn.Module, torch.Size], nn.Module]] = {
+class NegativeBinomialDecoder(nn.Module):
+    """p(x | z, ℓ) = Π NB(x_j; mean ℓ·softmax(f(z))_j, inverse dispersion θ_j), for counts x.
+
+    The network says how a row's total ℓ, its library size, is shared between the entries; what is
+    known of ℓ itself is not modelled. The variance is mean + mean²/θ, with one θ learned for each
+    entry (Lopez et al. 2018).
+
+    Args:
+        network: f, maps codes ``(..., D)`` to log shares ``(..., prod(event_shape))``, up to a
+            constant for each row.
+        event_shape: shape of one row.
+    """
+
+    def __init__(self, network: nn.Module, event_shape: torch.Size) -> None:
+        super().__init__()
+        self.network = network
+        self.event_shape = event_shape
+        self.log_inverse_dispersion = nn.Parameter(torch.zeros(event_shape))
+
+    def forward(self, z: Tensor, total: Tensor) -> dist.Distribution:
+        """p(x | z, ℓ).
+
+        Args:
+            z: codes, shape ``(..., D)``.
+            total: ℓ > 0, broadcasts against ``(...)``.
+
+        Raises:
+            ValueError: for a total that is not positive, while arguments are checked.
+        """
+        if dist.is_validation_enabled() and not bool((total > 0).all()):
+            raise ValueError(
+                f"expected a positive total in each row; got {float(total.min()):g}. Leave out "
+                "rows without counts."
+            )
+        shares = self.network(z).log_softmax(-1).unflatten(-1, self.event_shape)
+        offset = total.log().reshape(*total.shape, *[1] * len(self.event_shape))
+        logits = shares + offset - self.log_inverse_dispersion
+        inverse_dispersion = self.log_inverse_dispersion.exp().expand_as(logits)
+        likelihood = dist.NegativeBinomial(inverse_dispersion, logits=logits)
+        return likelihood.to_event(len(self.event_shape))
+
+
+LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": BernoulliDecoder,
     "normal": NormalDecoder,
     "categorical": CategoricalDecoder,
     "logistic": LogisticDecoder,
+    "negative_binomial": NegativeBinomialDecoder,
 }
 """Likelihoods by the name that recipes and the command line know."""
+
+
+def likelihood_of(decoder: nn.Module, z: Tensor, x: Tensor) -> dist.Distribution:
+    """p(x | z), given the rows' totals where the decoder is one of counts.
+
+    Args:
+        decoder: maps codes to p(x | z), or codes and totals if it is a
+            :class:`NegativeBinomialDecoder`.
+        z: codes, shape ``(..., B, D)``.
+        x: rows, shape ``(B, ...)``.
+    """
+    if isinstance(decoder, NegativeBinomialDecoder):
+        return decoder(z, x.flatten(1).sum(1))
+    return decoder(z)
+
+
+def check_values(likelihood: dist.Distribution, x: Tensor) -> None:
+    """Raise, while arguments are checked, if a row has a value that the likelihood excludes.
+
+    Args:
+        likelihood: batch shape ``(..., B)``.
+        x: rows, shape ``(B, ...)``.
+
+    Raises:
+        ValueError: saying what values are expected, one that was found, and what to do.
+    """
+    kind = type(innermost(likelihood)).__name__
+    if kind not in _VALUES or not dist.is_validation_enabled():
+        return
+    good = innermost(likelihood).support.check(x)
+    if not bool(good.all()):
+        expected, remedy = _VALUES[kind]
+        found = float(x.expand(good.shape)[~good][0])
+        raise ValueError(f"expected {expected} in x; got {found:g}. {remedy}")
+
+
+_VALUES = {
+    "Bernoulli": (
+        "zeros and ones",
+        "Draw them from grey values in [0, 1]: anew for each minibatch by fit(..., "
+        "transform=pyrovae.binarise), once for what is measured.",
+    ),
+    "Categorical": (
+        "numbers of categories, 0, 1, …",
+        "Number the categories from 0 and give the decoder their count, categories=.",
+    ),
+    "DiscretizedLogistic": (
+        "grey levels 0, 1, …, 255",
+        "Multiply grey values in [0, 1] by 255 and round them, or take a normal likelihood.",
+    ),
+    "NegativeBinomial": (
+        "counts 0, 1, 2, …",
+        "Give the counts themselves, neither normalised nor as logarithms, or take a normal "
+        "likelihood.",
+    ),
+}
+
+
+def binarise(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Zeros and ones, drawn with grey values for probabilities.
+
+    As ``fit(..., transform=pyrovae.binarise)`` it is dynamic binarisation: drawn anew for each
+    minibatch in training, and the same each epoch for validation (Burda et al. 2016).
+
+    Args:
+        x: grey values in [0, 1].
+        generator: what to draw from.
+
+    >>> binarise(torch.tensor([0.0, 1.0]), torch.Generator())
+    tensor([0., 1.])
+    """
+    return torch.bernoulli(x, generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -96,11 +97,22 @@ def gated_mlp(sizes: Sequence[int]) -> nn.Sequential:
 
 
 def mlp_encoder(
-    data_shape: Sequence[int], latent: int, *, hidden: Sequence[int] = (256, 256)
+    data_shape: Sequence[int],
+    latent: int,
+    *,
+    hidden: Sequence[int] = (256, 256),
+    gated: bool = False,
 ) -> NormalEncoder:
-    """A multilayer perceptron from a flattened row to a diagonal Gaussian over ``latent`` units."""
+    """A multilayer perceptron from a flattened row to a diagonal Gaussian over ``latent`` units.
+
+    Args:
+        data_shape: shape of one row.
+        latent: number of latent units D.
+        hidden: sizes of the hidden layers, from the row inwards.
+        gated: whether the hidden layers are gated.
+    """
     sizes = (math.prod(data_shape), *hidden, 2 * latent)
-    return NormalEncoder(nn.Sequential(nn.Flatten(), *mlp(sizes)))
+    return NormalEncoder(nn.Sequential(nn.Flatten(), *_perceptron(sizes, gated)))
 
 
 def mlp_decoder(
@@ -109,20 +121,114 @@ def mlp_decoder(
     likelihood: str = "bernoulli",
     *,
     hidden: Sequence[int] = (256, 256),
+    gated: bool = False,
     categories: int | None = None,
+    **options: Any,
 ) -> nn.Module:
     """A multilayer perceptron from a code to a distribution over one row.
 
     Args:
         latent: number of latent units D.
         data_shape: shape of one row.
-        likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"`` or ``"logistic"``.
+        likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"``, ``"logistic"`` or
+            ``"negative_binomial"``.
         hidden: sizes of the hidden layers, from the code outwards.
+        gated: whether the hidden layers are gated.
         categories: number of categories of a categorical likelihood.
+        options: further arguments of the likelihood in :mod:`pyrovae.models.likelihoods`, such as
+            ``per_unit=True`` of a normal one.
 
     Raises:
         ValueError: for an unknown likelihood, or categories that are missing or out of place.
     """
+    outputs = math.prod(data_shape) * _outputs(likelihood, categories)
+    network = _perceptron((latent, *hidden, outputs), gated)
+    return LIKELIHOODS[likelihood](network, torch.Size(data_shape), **options)
+
+
+def conv_encoder(
+    data_shape: Sequence[int], latent: int, *, channels: Sequence[int] = (32, 64)
+) -> NormalEncoder:
+    """Convolutions from an image to a diagonal Gaussian over ``latent`` units.
+
+    Each layer halves height and width, rounded up.
+
+    Args:
+        data_shape: shape of one image, ``(H, W)`` or ``(C, H, W)``, of any size.
+        latent: number of latent units D.
+        channels: of the layers, from the image inwards.
+
+    Raises:
+        ValueError: for rows that are no images.
+    """
+    depth, sizes = _pyramid(data_shape, channels)
+    layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (depth, *sizes[0]))]
+    for inputs, outputs in itertools.pairwise((depth, *channels)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.SiLU()]
+    layers += [nn.Flatten(), nn.Linear(channels[-1] * math.prod(sizes[-1]), 2 * latent)]
+    return NormalEncoder(nn.Sequential(*layers))
+
+
+def conv_decoder(
+    latent: int,
+    data_shape: Sequence[int],
+    likelihood: str = "bernoulli",
+    *,
+    channels: Sequence[int] = (64, 32),
+    categories: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Transposed convolutions from a code to a distribution over one image.
+
+    Each layer doubles height and width, to the sizes that :func:`conv_encoder` passes through.
+
+    Args:
+        latent: number of latent units D.
+        data_shape: shape of one image, ``(H, W)`` or ``(C, H, W)``, of any size.
+        likelihood, categories, options: as :func:`mlp_decoder`.
+        channels: of the layers, from the code outwards.
+
+    Raises:
+        ValueError: for rows that are no images, and as :func:`mlp_decoder`.
+    """
+    depth, sizes = _pyramid(data_shape, channels)
+    outputs = _outputs(likelihood, categories)
+    sizes = sizes[::-1]
+    layers: list[nn.Module] = [
+        nn.Linear(latent, channels[0] * math.prod(sizes[0])),
+        nn.Unflatten(1, (channels[0], *sizes[0])),
+    ]
+    ends = zip(
+        itertools.pairwise((*channels, depth * outputs)), itertools.pairwise(sizes), strict=True
+    )
+    for (inner, outer), (small, large) in ends:
+        extra = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
+        grow = nn.ConvTranspose2d(inner, outer, 3, stride=2, padding=1, output_padding=extra)
+        layers += [nn.SiLU(), grow]
+    network = _FromCodes(nn.Sequential(*layers), outputs)
+    return LIKELIHOODS[likelihood](network, torch.Size(data_shape), **options)
+
+
+class _FromCodes(nn.Module):
+    """A network that makes images as one from ``(..., D)`` to ``(..., C·H·W·outputs)``."""
+
+    def __init__(self, network: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.network = network
+        self.outputs = outputs
+
+    def forward(self, z: Tensor) -> Tensor:
+        images = self.network(z.reshape(-1, z.shape[-1]))
+        by_pixel = images.unflatten(1, (-1, self.outputs)).movedim(2, -1)
+        return by_pixel.reshape(*z.shape[:-1], -1)
+
+
+def _perceptron(sizes: Sequence[int], gated: bool) -> nn.Sequential:
+    return gated_mlp(sizes) if gated else mlp(sizes)
+
+
+def _outputs(likelihood: str, categories: int | None) -> int:
+    """How many outputs of the network an entry of a row needs."""
     if likelihood not in LIKELIHOODS:
         raise ValueError(
             f"expected a likelihood among {', '.join(LIKELIHOODS)}; got {likelihood!r}."
@@ -132,6 +238,21 @@ def mlp_decoder(
             f"expected categories= with a categorical likelihood and with no other; got "
             f"categories={categories} with {likelihood!r}."
         )
-    outputs = math.prod(data_shape) * (2 if likelihood == "logistic" else categories or 1)
-    network = mlp((latent, *hidden, outputs))
-    return LIKELIHOODS[likelihood](network, torch.Size(data_shape))
+    return 2 if likelihood == "logistic" else categories or 1
+
+
+def _pyramid(
+    data_shape: Sequence[int], channels: Sequence[int]
+) -> tuple[int, list[tuple[int, int]]]:
+    """Channels of an image, and its height and width before and after each layer."""
+    if len(data_shape) not in (2, 3) or not channels:
+        raise ValueError(
+            "expected images of shape (H, W) or (C, H, W) and at least one layer of channels; got "
+            f"shape {tuple(data_shape)} and channels {tuple(channels)}. For other rows take "
+            "mlp_encoder and mlp_decoder."
+        )
+    depth = 1 if len(data_shape) == 2 else data_shape[0]
+    sizes = [(data_shape[-2], data_shape[-1])]
+    for _ in channels:
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return depth, sizes

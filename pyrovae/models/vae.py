@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyrovae.models.likelihoods import check_values, likelihood_of
 from pyrovae.models.statements import as_prior, check_codes, check_rows, data_plate, register
 
 
@@ -19,6 +20,7 @@ class VAE(nn.Module):
     Args:
         encoder: maps rows ``(B, ...)`` to q(z | x), batch shape ``(B,)``, event shape ``(D,)``.
         decoder: maps codes ``(B, D)`` to p(x | z), batch shape ``(B,)``, event shape that of a row.
+            One of counts also gets the total of each row, on which all is then conditional.
         prior: maps nothing to p(z), batch shape ``()``, event shape ``(D,)``.
         name: under which the parameters stand in Pyro's parameter store.
 
@@ -53,8 +55,9 @@ class VAE(nn.Module):
             prior: dist.Distribution = self.prior()
             z = pyro.sample("z", prior)
             check_codes(z, prior, encoder="encoder", prior="prior")
-            likelihood: dist.Distribution = self.decoder(z)
+            likelihood = likelihood_of(self.decoder, z, x)
             check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
+            check_values(likelihood, x)
             return pyro.sample("x", likelihood, obs=x)
 
     def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
