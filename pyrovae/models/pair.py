@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -17,7 +19,8 @@ from pyrovae.models.state import PyroFunction, measuring, modules_of
 
 __all__ = ["Pair", "PyroFunction", "Weighted", "measuring", "modules_of"]
 
-ROWS = 16_384  # rows that go through the model at once
+ROWS = 16_384  # rows that go through the model at once, at most
+ROWS_BYTES = 1 << 24  # of data that go through the model at once; more is slow to allocate
 COMPARED = 100  # rows over which a prior must be the same
 
 
@@ -63,6 +66,9 @@ class Pair:
     site: str | tuple[str, ...] = "z"
     observed: str | None = None
     data_plate: str | None = None
+    _known: dict[tuple[object, ...], bool] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -165,7 +171,7 @@ class Pair:
             proposal: where z is drawn from in the guide's place, batch shape ``(B,)``.
         """
         batch = as_batch(x)
-        at_once = max(1, ROWS // len(batch[0])) if self.follows(batch) else 1
+        at_once = max(1, _rows_at_once(batch) // len(batch[0])) if self.follows(batch) else 1
         if proposal is None and self.joint(batch):
             columns = zip(
                 *(
@@ -179,9 +185,12 @@ class Pair:
         with torch.random.fork_rng():
             source = self.encode(batch) if proposal is None else proposal
         z = source.sample(torch.Size([draws]))
-        scored = []
+        scored: list[list[Tensor]] = []
+        repeated = repeat_rows(batch, min(at_once, draws))
         for part in z.split(at_once):
-            scores = self.log_joint(repeat_rows(batch, len(part)), part.flatten(0, 1))
+            rows = take_rows(repeated, slice(0, len(part) * len(batch[0])))
+            with _unchecked() if scored else nullcontext():  # the data are those of the first part
+                scores = self.log_joint(rows, part.flatten(0, 1))
             scored.append([score.view(part.shape[:2]) for score in scores])
         likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
         return Weighted(z, likelihood, prior, source.log_prob(z))
@@ -189,13 +198,21 @@ class Pair:
     def follows(self, x: Tensor | Batch) -> bool:
         """Whether model and guide take any number of rows; if not, always give all rows."""
         batch = as_batch(x)
-        return self._read_guide.follows(batch) and self._read_model.follows(batch)
+        key = ("follows", *_kinds(batch))
+        if key not in self._known:
+            both = self._read_guide.follows(batch) and self._read_model.follows(batch)
+            self._known[key] = both
+        return self._known[key]
 
     def joint(self, x: Tensor | Batch) -> bool:
         """Whether the guide has other latent sites too, which are drawn with the one named."""
-        with torch.random.fork_rng():
-            reading = self._read_guide.read(as_batch(x))[0]
-        return bool(set(reading.latent) - set(self.sites))
+        batch = as_batch(x)
+        key = ("joint", *_kinds(batch))
+        if key not in self._known:
+            with torch.random.fork_rng():
+                reading = self._read_guide.read(batch)[0]
+            self._known[key] = bool(set(reading.latent) - set(self.sites))
+        return self._known[key]
 
     def blocks(self, x: Tensor, size: int) -> Sequence[Tensor]:
         """Blocks of ``size`` rows; all rows in one where the pair takes nothing else."""
@@ -284,6 +301,24 @@ class Pair:
                 "name the one that is meant with observed=."
             )
         return names[0]
+
+
+def _rows_at_once(batch: Batch) -> int:
+    size = max(array[:1].numel() * array.element_size() for array in batch)
+    return max(1, min(ROWS, ROWS_BYTES // max(1, size)))
+
+
+def _kinds(batch: Batch) -> list[object]:
+    """What a pair's answers to a batch can depend on, but for the numbers in it."""
+    return [(tuple(array.shape[1:]), array.dtype, array.device) for array in batch]
+
+
+def _unchecked() -> AbstractContextManager[object]:
+    """Without checks of arguments, which cost as much as a likelihood itself."""
+    unchecked: AbstractContextManager[object] = pyro.settings.context(
+        validate_distributions_pyro=False, validate_distributions_torch=False
+    )
+    return unchecked
 
 
 def _density(reading: Reading, site: str) -> dist.Distribution:
