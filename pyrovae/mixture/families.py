@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 Edit = Callable[[Sequence[Tensor]], Tensor]
+
+
+@runtime_checkable
+class Editable(Protocol):
+    """A batch of distributions made of something else than parameters, which edits itself."""
+
+    @property
+    def like(self) -> Tensor:
+        """A floating-point tensor, for dtype and device."""
+
+    def rebuild(self, parts: Sequence[Any], edit: Edit) -> dist.Distribution:
+        """The batch of which every tensor is ``edit`` of those in all parts, this one among them.
+
+        The tensors have the batch dimensions in front.
+        """
 
 
 def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
@@ -55,6 +70,8 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
     if isinstance(first, torch.distributions.Independent):
         base = _rebuild([part.base_dist for part in parts], edit)
         return dist.Independent(base, first.reinterpreted_batch_ndims)
+    if isinstance(first, Editable):
+        return first.rebuild(parts, edit)
     names = _parameters(first)
     rank = len(first.batch_shape)
     tensors = {
@@ -116,14 +133,21 @@ def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
     """
     if len(distributions) == 1:
         return distributions[0]
-    whole = all(isinstance(part, torch.distributions.Independent) for part in distributions)
-    bases = [part.base_dist if whole else part for part in distributions]
-    if not whole or len({type(base) for base in bases}) > 1 or any(b.event_shape for b in bases):
+    if not joinable(distributions):
         raise ValueError(
             "expected independent units of one family, to be one vector; got "
             f"{', '.join(family(part) for part in distributions)}. Take the sites one by one."
         )
+    bases = [part.base_dist for part in distributions]
     return dist.Independent(_rebuild(bases, lambda tensors: torch.cat(list(tensors), 1)), 1)
+
+
+def joinable(distributions: Sequence[dist.Distribution]) -> bool:
+    """Whether `join` takes these: vectors of independent units of one family."""
+    if not all(isinstance(part, torch.distributions.Independent) for part in distributions):
+        return False
+    bases = [part.base_dist for part in distributions]
+    return len({type(base) for base in bases}) == 1 and not any(b.event_shape for b in bases)
 
 
 ALTERNATIVES = (
@@ -216,6 +240,8 @@ def innermost(distribution: dist.Distribution) -> dist.Distribution:
 def floating_parameter(distribution: dist.Distribution) -> Tensor:
     """A floating-point parameter of a distribution: it knows the dtype and the device."""
     distribution = innermost(distribution)
+    if isinstance(distribution, Editable):
+        return distribution.like
     for name in _parameters(distribution):
         value: Tensor = getattr(distribution, name)
         if value.is_floating_point():
@@ -228,6 +254,11 @@ def to_state(distribution: dist.Distribution) -> dict[str, Any]:
     if isinstance(distribution, torch.distributions.Independent):
         dims = distribution.reinterpreted_batch_ndims
         return {"family": "Independent", "dims": dims, "base": to_state(distribution.base_dist)}
+    if isinstance(distribution, Editable):
+        raise ValueError(
+            f"expected a family that is made of parameter tensors; got {family(distribution)}, "
+            "which runs a function of the pair. Keep the parameters of the pair instead."
+        )
     rank = len(distribution.batch_shape)
     tensors = {
         name: _batched(distribution, getattr(distribution, name), rank).detach().clone()

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from pyrovae.batches import Batch, as_batch, repeat_rows, take_rows
 from pyrovae.mixture import families
+from pyrovae.models.ancestral import Ancestral, code_at, density
 from pyrovae.models.scoring import Scorer, total
 from pyrovae.models.sites import Reader, Reading
 from pyrovae.models.state import PyroFunction, measuring, modules_of
+from pyrovae.randomness import seeded
 
 __all__ = ["Pair", "PyroFunction", "Weighted", "measuring", "modules_of"]
 
@@ -87,7 +89,22 @@ class Pair:
             ValueError: if the guide has no such site, the site is in no data plate or is discrete,
                 or its parameters depend on draws of other sites.
         """
-        return self._encode(as_batch(x))[0]
+        batch = as_batch(x)
+        readings = self._read_guide.read(batch)
+        with torch.random.fork_rng():
+            again = self._read_guide.read(batch)[0] if len(readings[0].latent) > 1 else readings[0]
+        if self._given_all(readings[0], again):
+            return families.concatenate([self._at_sites(reading) for reading in readings])
+        if len(self.sites) > 1:
+            joint = Ancestral.read(self._read_guide, batch, self.sites)
+            if _settled(joint, self._codes(readings[0])):
+                return joint
+        others = [name for name in readings[0].latent if self.sites != (name,)]
+        raise ValueError(
+            f"expected q({', '.join(self.sites)} | x) to depend on nothing but the data; got a "
+            f"guide whose parameters there depend on the draws of {others}. Name the site that is "
+            "drawn first with site=, or give those draws as data."
+        )
 
     def log_joint(self, x: Tensor | Batch, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) row by row, each of shape ``(B,)``.
@@ -140,12 +157,15 @@ class Pair:
         batch = as_batch(x)
         if self.follows(batch):
             batch = take_rows(batch, slice(0, COMPARED))
-        first, again = (self._read_model.read(batch)[0] for _ in range(2))
-        density = self._at_sites(first)
+        first, again = (self._read_model.read(batch, until=self.sites)[0] for _ in range(2))
         code = self._codes(first)[:1].expand(first.kept, -1)
-        values = density.log_prob(code)
-        other = self._at_sites(again).log_prob(code)
-        if not (torch.allclose(values, values[:1].expand_as(values)) and _equal(values, other)):
+        found: dist.Distribution | None = None
+        if self._given_all(first, again):
+            found = self._at_sites(first)
+        elif len(self.sites) > 1:
+            joint = Ancestral.read(self._read_model, batch, self.sites)
+            found = joint if _settled(joint, code) else None
+        if found is None or not _alike(found.log_prob(code)):
             others = [name for name in first.latent if name not in self.sites]
             raise ValueError(
                 f"expected one prior p({', '.join(self.sites)}) for all rows; got one that depends "
@@ -153,7 +173,7 @@ class Pair:
                 "aggregated posterior with a prior of your own by passing prior=."
             )
         try:
-            return families.take(density, slice(0, 1))
+            return families.take(found, slice(0, 1))
         except ValueError:  # not made of parameter tensors: a mixture, a flow
             return self._at_sites(self._read_model.read(take_rows(batch, slice(0, 1)))[0])
 
@@ -230,28 +250,21 @@ class Pair:
     def _scorer(self) -> Scorer:
         return Scorer(self._read_model, self._read_guide, self.sites)
 
-    def _encode(self, batch: Batch) -> tuple[dist.Distribution, Reading]:
-        readings = self._read_guide.read(batch)
-        parts = [self._at_sites(reading) for reading in readings]
-        if len(readings[0].latent) > 1:
-            with torch.random.fork_rng():
-                again = self._read_guide.read(batch)[0]
-            code = self._codes(readings[0])
-            if not _equal(parts[0].log_prob(code), self._at_sites(again).log_prob(code)):
-                others = [name for name in readings[0].latent if name != self.site]
-                raise ValueError(
-                    f"expected q({', '.join(self.sites)} | x) to depend on nothing but the data; "
-                    f"got a guide whose parameters there depend on the draws of {others}. Name "
-                    "the site that is drawn first with site=, or give those draws as data."
-                )
-        return families.concatenate(parts), readings[0]
+    def _given_all(self, reading: Reading, again: Reading) -> bool:
+        """Whether the sites are one vector of independent units, the same in two runs."""
+        both = [[density(run, site) for site in self.sites] for run in (reading, again)]
+        code = self._codes(reading)
+        if len(self.sites) > 1 and not families.joinable(both[0]):
+            return False
+        values, other = (families.join(parts).log_prob(code) for parts in both)
+        return _equal(values, other)
 
     def _at_sites(self, reading: Reading) -> dist.Distribution:
         """The distribution at the latent sites as one over vectors."""
-        return families.join([_density(reading, site) for site in self.sites])
+        return families.join([density(reading, site) for site in self.sites])
 
     def _codes(self, reading: Reading) -> Tensor:
-        return torch.cat([reading.code(site) for site in self.sites], -1)
+        return code_at(reading, self.sites)
 
     def _split(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
         """The part of a code that belongs to each site."""
@@ -321,30 +334,17 @@ def _unchecked() -> AbstractContextManager[object]:
     return unchecked
 
 
-def _density(reading: Reading, site: str) -> dist.Distribution:
-    """The density at a latent site; behind an autoguide's point, that of its auxiliary site."""
-    fn = _base(reading.node(site)["fn"])
-    if isinstance(fn, dist.Delta):
-        inner = f"{site}_unconstrained"
-        if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
-            raise ValueError(
-                f"expected a density at the {reading.where}'s site {site!r}; got a point. Draw it "
-                "from a distribution with pyro.sample, such as a Normal."
-            )
-        return reading.distribution(inner)
-    if fn.support.is_discrete:
-        raise ValueError(
-            f"expected a continuous latent at the {reading.where}'s site {site!r}; got "
-            f"{type(fn).__name__}, which is discrete. Name a continuous one of {reading.latent} "
-            "with site=."
-        )
-    return reading.distribution(site)
+def _settled(joint: Ancestral, code: Tensor) -> bool:
+    """Whether a joint density is one of the rows and of nothing that is drawn on the way."""
+    found = []
+    for seed in range(2):
+        with seeded(seed):
+            found.append(joint.log_prob(code))
+    return _equal(*found)
 
 
-def _base(distribution: dist.Distribution) -> dist.Distribution:
-    while isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
-        distribution = distribution.base_dist
-    return distribution
+def _alike(values: Tensor) -> bool:
+    return torch.allclose(values, values[:1].expand_as(values))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -6,8 +6,10 @@ others count as event dimensions of one row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -179,6 +181,7 @@ class Reader:
         codes: Mapping[str, Tensor] | None = None,
         values: Mapping[str, Tensor] | None = None,
         indices: Tensor | None = None,
+        until: Collection[str] = (),
     ) -> list[Reading]:
         """Run the function, more than once where its plate takes a few rows at a time.
 
@@ -187,15 +190,17 @@ class Reader:
             codes: values to put at latent sites, a vector for each row, shape ``(B, D)``.
             values: the same in the shape of the site.
             indices: the rows that a subsampling plate has to choose; chosen in order if not given.
+            until: the sites after which nothing is needed; the run ends when all have been passed.
         """
-        first = self._run(batch, indices, codes or {}, values or {})
+        place = partial(_Place, codes=codes or {}, values=values or {}, until=frozenset(until))
+        first = self._run(batch, indices, place)
         if isinstance(first, Reading):
             return [first]
         readings = []
         for part in torch.arange(len(batch[0])).split(first):
             padded = part[torch.arange(first) % len(part)]
             here = {name: code[padded] for name, code in (codes or {}).items()}
-            reading = self._run(batch, padded, here, values or {})
+            reading = self._run(batch, padded, partial(place, codes=here))
             if isinstance(reading, Reading):
                 readings.append(replace(reading, kept=len(part)))
         return readings
@@ -221,24 +226,24 @@ class Reader:
         self,
         batch: Batch,
         indices: Tensor | None,
-        codes: Mapping[str, Tensor],
-        values: Mapping[str, Tensor],
+        place: Callable[..., _Place],
         growing: frozenset[str] | None = None,
     ) -> Reading | int:
         """One run, or the size of the plate if it takes only so many rows at a time."""
         rows = len(batch[0])
         count = rows if indices is None else len(indices)
         blank = Reading({}, count, count, self.where, self.data_plate, growing, indices)
-        place = _Place(blank, rows, codes, values)
+        tracing = poutine.trace(place(blank, rows)(self.function))
         try:
-            trace = poutine.trace(place(self.function)).get_trace(*batch)
-            reading = replace(blank, nodes=_sites(trace.nodes))
+            with suppress(_Passed):
+                tracing(*batch)
+            reading = replace(blank, nodes=_sites(tracing.trace.nodes))
             if reading.ambiguous:
                 raise _Ambiguous
         except _Window as window:
             return window.size
         except _Ambiguous:
-            return self._run(batch, indices, codes, values, self._growing(batch))
+            return self._run(batch, indices, place, self._growing(batch))
         except ValueError as error:
             reason = str(error).splitlines()[0]
             if not reason.startswith("Shape mismatch inside plate"):
@@ -274,18 +279,30 @@ class _Ambiguous(Exception):
     """Several plates have as many rows as the batch."""
 
 
+class _Passed(Exception):
+    """All sites that are needed have been passed."""
+
+
 class _Place(Messenger):
-    """Put values at latent sites, and rows into subsampling plates."""
+    """Put values at latent sites and rows into subsampling plates; stop after the last site."""
 
     def __init__(
         self,
         blank: Reading,
         rows: int,
+        *,
         codes: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
+        until: frozenset[str],
     ) -> None:
         super().__init__()
         self.blank, self.rows, self.codes, self.values = blank, rows, codes, values
+        self.until, self.ahead = until, set(until)
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        self.ahead.discard(msg["name"])
+        if self.until and not self.ahead:
+            raise _Passed
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Iterator
@@ -224,6 +225,13 @@ def chain(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(top, 1.0).to_event(1))
 
 
+def chain_of_three(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", normal(x))
+        z = pyro.sample("z", dist.Normal(top, 1.0).to_event(1))
+        pyro.sample("last", dist.Normal(z, 1.0).to_event(1))
+
+
 def fixed_plate(x: Tensor) -> None:
     with pyro.plate("people", ROWS):
         pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
@@ -239,7 +247,12 @@ def fixed_plate(x: Tensor) -> None:
         ),
         (no_plate, {}, "plate over the data around the guide's site 'z'; got none"),
         (chain, {}, r"depend on the draws of \['top'\].*site="),
-        (chain, {"site": ("top", "z")}, "depend on the draws"),
+        (chain_of_three, {"site": ("z", "last")}, r"depend on the draws of \['top'"),
+        (
+            guide_in_plate(("a", normal), ("b", lambda x: dist.Dirichlet(x.exp()))),
+            {"site": ("a", "b")},
+            "sites whose units have one support, each its own",
+        ),
         (
             guide_in_plate(("z", lambda x: dist.Categorical(logits=x))),
             {},
@@ -249,11 +262,6 @@ def fixed_plate(x: Tensor) -> None:
             guide_in_plate(("z", lambda x: dist.Delta(x, event_dim=1))),
             {},
             "density at the guide's site 'z'; got a point",
-        ),
-        (
-            guide_in_plate(("a", normal), ("b", lambda x: dist.Laplace(x, 1.0).to_event(1))),
-            {"site": ("a", "b")},
-            "one family.*Normal, Laplace.*one by one",
         ),
         (
             guide_in_plate(("z", lambda x: dist.LKJCholesky(3, torch.ones(len(x))))),
@@ -281,6 +289,26 @@ def test_a_family_that_cannot_be_laid_end_to_end() -> None:
 
 def test_a_top_latent_can_be_aggregated_alone() -> None:
     assert len(pv.aggregate(chain, X, site="top")) == ROWS
+
+
+def test_a_latent_and_what_depends_on_it_can_be_aggregated_as_one() -> None:
+    agg = pv.aggregate(chain, X, site=("z", "top"), batch_size=7)
+    z = agg.sample((5,))
+    top, below = z[:, None, LATENT:], z[:, None, :LATENT]
+    by_row = dist.Normal(X[:, :LATENT], 1.0).to_event(1).log_prob(top)
+    by_row = by_row + dist.Normal(top, 1.0).to_event(1).log_prob(below)
+    assert torch.allclose(agg.log_prob(z), by_row.logsumexp(-1) - math.log(ROWS), atol=1e-12)
+
+
+def test_sites_of_several_families_can_be_aggregated_as_one() -> None:
+    sites = (("a", normal), ("b", lambda x: dist.LogNormal(x, 1.0).to_event(1)))
+    agg = pv.aggregate(guide_in_plate(*sites), X, site=("a", "b"))
+    z = agg.sample((5,))
+    by_row = normal(X).log_prob(z[:, None, :LATENT])
+    by_row = by_row + dist.LogNormal(X, 1.0).to_event(1).log_prob(z[:, None, LATENT:])
+    assert torch.allclose(agg.log_prob(z), by_row.logsumexp(-1) - math.log(ROWS), atol=1e-12)
+    assert agg.support.check(z).all()
+    assert not agg.support.check(-z).any()
 
 
 def test_two_plates_of_one_size_are_told_apart() -> None:

@@ -1,0 +1,229 @@
+"""Several latent sites as one vector, where some of them depend on the draws of others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrovae.batches import Batch, take_rows
+from pyrovae.mixture.families import Edit
+from pyrovae.models.sites import Reader, Reading
+from pyrovae.models.state import measuring
+from pyrovae.randomness import seeded
+
+ROWS = 16_384  # rows that go through the function at once
+
+
+class Ancestral(dist.TorchDistribution):
+    r"""The joint density of several latent sites of a model or guide, for each row of its data.
+
+    .. math:: q(u, v | x) = q(u | x) \, q(v | x, u)
+
+    It is the function itself, run as far as its last site: `sample` reads what is drawn at the
+    sites, `log_prob` puts the parts of a code there and adds up their log densities. So it is exact
+    for any number of sites of any families, in any order; moments and the marginals of single units
+    have no closed form. It goes with the function: once that is trained on, this density is
+    another.
+
+    Args:
+        reader: how to run the function.
+        batch: its arguments, each of shape ``(*batch_shape, ...)``.
+        sites: names of the latent sites, in the order in which they make up a code.
+        sizes: number of units at each site.
+        like: a tensor of the dtype of codes, on their device.
+        support: of a code.
+        batch_shape: that of the distribution.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        reader: Reader,
+        batch: Batch,
+        sites: tuple[str, ...],
+        *,
+        sizes: tuple[int, ...],
+        like: Tensor,
+        support: constraints.Constraint,
+        batch_shape: Sequence[int],
+    ) -> None:
+        self.reader, self.batch, self.sites = reader, batch, sites
+        self.sizes, self.like, self._support = sizes, like, support
+        super().__init__(torch.Size(batch_shape), torch.Size([sum(sizes)]), validate_args=False)
+
+    @classmethod
+    def read(cls, reader: Reader, batch: Batch, sites: tuple[str, ...]) -> Ancestral:
+        """The density at some sites of a function, for the rows of ``batch``.
+
+        Raises:
+            ValueError: if the function takes one number of rows only, or a site is discrete, in no
+                data plate or of a support that is not the same for all units.
+        """
+        if not reader.follows(batch):
+            raise ValueError(
+                f"expected a {reader.where} that takes any number of rows, to have the sites "
+                f"{', '.join(sites)}, of which one depends on another, as one vector; got one with "
+                "a plate or parameters of fixed size. Name a single site."
+            )
+        with torch.no_grad(), torch.random.fork_rng():
+            reading = reader.read(take_rows(batch, slice(0, 2)), until=sites)[0]
+        densities = [density(reading, site) for site in sites]
+        sizes = tuple(part.event_shape[0] for part in densities)
+        return cls(
+            reader,
+            batch,
+            sites,
+            sizes=sizes,
+            like=reading.code(sites[0]).new_zeros(()),
+            support=_joint_support([part.support for part in densities], sizes),
+            batch_shape=batch[0].shape[:1],
+        )
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """The support of a code."""
+        return self._support
+
+    @property
+    def mean(self) -> Tensor:
+        """Not known in closed form."""
+        raise NotImplementedError(
+            f"expected moments in closed form; got the sites {', '.join(self.sites)}, of which one "
+            "depends on another. Average draws instead."
+        )
+
+    variance = mean
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Ancestral:
+        """The same densities for more rows; no tensor is copied."""
+        rank, shape = len(self.batch_shape), torch.Size(batch_shape)
+        return self._of(tuple(a.expand(shape + a.shape[rank:]) for a in self.batch), shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log density of codes, differentiable in them and in the function's parameters.
+
+        Args:
+            value: codes, shape ``(..., D)``, broadcast against the batch shape.
+
+        Returns:
+            shape ``(...)``.
+        """
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        codes = value.to(self.like.dtype).expand(shape + self.event_shape)
+        codes = codes.reshape(-1, *self.event_shape)
+        found = [codes.new_zeros(0)]
+        with measuring(self.reader.function):
+            for rows, part in self._blocks(shape):
+                placed = dict(zip(self.sites, codes[part].split(self.sizes, -1), strict=True))
+                for reading in self.reader.read(rows, codes=placed, until=self.sites):
+                    terms = [density(reading, s).log_prob(reading.code(s)) for s in self.sites]
+                    found.append(torch.stack(terms).sum(0))
+        dtype = torch.promote_types(value.dtype, self.like.dtype)
+        return torch.cat(found).to(dtype).reshape(shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws, shape ``sample_shape + batch_shape + (D,)``."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        seed = int(torch.randint(1 << 62, ()))  # measuring leaves the random state as it finds it
+        found = [self.like.new_zeros(0, *self.event_shape)]
+        with measuring(self.reader.function), seeded(seed):
+            for rows, _ in self._blocks(shape):
+                found += [code_at(r, self.sites) for r in self.reader.read(rows, until=self.sites)]
+        return torch.cat(found).reshape(shape + self.event_shape)
+
+    def rebuild(self, parts: Sequence[Ancestral], edit: Edit) -> Ancestral:
+        """The same of edited rows; see `pyrovae.mixture.families.Editable`.
+
+        Raises:
+            ValueError: if the parts are of several functions, or of several sites.
+        """
+        if any((part.reader, part.sites) != (self.reader, self.sites) for part in parts):
+            raise ValueError(
+                "expected parts of one function and its same sites; got several. Encode all data "
+                "by one guide."
+            )
+        columns = list(zip(*(part.batch for part in parts), strict=True))
+        # The rows go through the function: they keep their dtype when parameters are cast.
+        batch = tuple(edit(column).to(column[0].dtype) for column in columns)
+        event = self.batch[0].dim() - len(self.batch_shape)
+        return self._of(batch, batch[0].shape[: batch[0].dim() - event])
+
+    def _of(self, batch: Batch, batch_shape: torch.Size) -> Ancestral:
+        return Ancestral(
+            self.reader,
+            batch,
+            self.sites,
+            sizes=self.sizes,
+            like=self.like,
+            support=self._support,
+            batch_shape=batch_shape,
+        )
+
+    def _blocks(self, shape: torch.Size) -> Iterator[tuple[Batch, slice]]:
+        """For codes of a shape, a block at a time: their rows, and which codes they are."""
+        rank = len(self.batch_shape)
+        rows = tuple(a.reshape(-1, *a.shape[rank:]) for a in self.batch)
+        number = torch.arange(math.prod(self.batch_shape), device=rows[0].device)
+        index = number.view(self.batch_shape).expand(shape).reshape(-1)
+        for start in range(0, len(index), ROWS):
+            part = slice(start, start + ROWS)
+            yield take_rows(rows, index[part]), part
+
+
+def code_at(reading: Reading, sites: Sequence[str]) -> Tensor:
+    """The values at some sites as one vector a row, shape ``(kept, D)``."""
+    return torch.cat([reading.code(site) for site in sites], -1)
+
+
+def density(reading: Reading, site: str) -> dist.Distribution:
+    """The density at a latent site; behind an autoguide's point, that of its auxiliary site."""
+    fn = _base(reading.node(site)["fn"])
+    if isinstance(fn, dist.Delta):
+        inner = f"{site}_unconstrained"
+        if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
+            raise ValueError(
+                f"expected a density at the {reading.where}'s site {site!r}; got a point. Draw it "
+                "from a distribution with pyro.sample, such as a Normal."
+            )
+        return reading.distribution(inner)
+    if fn.support.is_discrete:
+        raise ValueError(
+            f"expected a continuous latent at the {reading.where}'s site {site!r}; got "
+            f"{type(fn).__name__}, which is discrete. Name a continuous one of {reading.latent} "
+            "with site=."
+        )
+    return reading.distribution(site)
+
+
+def _base(distribution: dist.Distribution) -> dist.Distribution:
+    while isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _joint_support(
+    supports: Sequence[constraints.Constraint], sizes: Sequence[int]
+) -> constraints.Constraint:
+    """The support of several vectors laid end to end."""
+    units = []
+    for support in supports:
+        unit = support
+        while isinstance(unit, constraints.independent):
+            unit = unit.base_constraint
+        if unit.event_dim or any(isinstance(bound, Tensor) for bound in vars(unit).values()):
+            raise ValueError(
+                f"expected sites whose units have one support, each its own; got {support}. "
+                "Take the sites one by one."
+            )
+        units.append(unit)
+    if all(unit is units[0] for unit in units):
+        return constraints.independent(units[0], 1)
+    return constraints.independent(constraints.cat(units, -1, list(sizes)), 1)

@@ -1,0 +1,127 @@
+"""A linear-Gaussian pair of two latent layers, in which everything is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+
+TOP, INNER, DATA = 2, 3, 4
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+@dataclass(frozen=True)
+class TwoLayers:
+    """p(z2) = N(m, I), p(z1 | z2) = N(A z2 + a, s²I), p(x | z1, z2) = N(B z1 + C z2 + b, t²I).
+
+    All of (z2, z1, x) is one normal; a conditional of it comes from its mean and covariance.
+    """
+
+    a_matrix: Tensor
+    b_matrix: Tensor
+    c_matrix: Tensor
+    offsets: tuple[Tensor, Tensor, Tensor]
+    deviations: tuple[float, float]
+
+    def joint(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of (z2, z1, x)."""
+        top, inner, data = self.offsets
+        s, t = self.deviations
+        # each part as a linear function of independent noise for each layer
+        first = torch.cat([torch.eye(TOP), torch.zeros(TOP, INNER + DATA)], 1)
+        second = self.a_matrix @ first
+        second[:, TOP : TOP + INNER] += s * torch.eye(INNER)
+        third = self.b_matrix @ second + self.c_matrix @ first
+        third[:, TOP + INNER :] += t * torch.eye(DATA)
+        inner = self.a_matrix @ top + inner
+        mean = torch.cat([top, inner, self.b_matrix @ inner + self.c_matrix @ top + data])
+        factor = torch.cat([first, second, third])
+        return mean, factor @ factor.T
+
+    def given(self, wanted: slice, known: slice, values: Tensor) -> dist.MultivariateNormal:
+        """The exact conditional of a part of (z2, z1, x) given another, one for each row."""
+        mean, covariance = self.joint()
+        gain = torch.linalg.solve(covariance[known, known], covariance[known, wanted]).T
+        left = covariance[wanted, wanted] - gain @ covariance[known, wanted]
+        return dist.MultivariateNormal(mean[wanted] + (values - mean[known]) @ gain.T, left)
+
+    def marginal(self, wanted: slice) -> dist.MultivariateNormal:
+        mean, covariance = self.joint()
+        return dist.MultivariateNormal(mean[wanted], covariance[wanted, wanted])
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.marginal(X).log_prob(x)
+
+    def sample(self, rows: int) -> Tensor:
+        return self.marginal(X).sample(torch.Size([rows]))
+
+    def posterior(self, x: Tensor) -> dist.MultivariateNormal:
+        """p(z2, z1 | x)."""
+        return self.given(LATENT, X, x)
+
+    def prior(self) -> dist.MultivariateNormal:
+        """p(z2, z1)."""
+        return self.marginal(LATENT)
+
+    def pair(self, *, widen: float = 1.0, shift: float = 0.0) -> pv.HierarchicalVAE:
+        """The exact pair, with the guide's covariances and means distorted if told so."""
+
+        def distorted(exact: dist.MultivariateNormal) -> dist.Distribution:
+            tril = widen * exact.scale_tril
+            rows = tril.expand(*exact.loc.shape, tril.shape[-1])
+            return dist.MultivariateNormal(exact.loc + shift, scale_tril=rows)
+
+        def inner(x: Tensor, z2: Tensor) -> dist.Distribution:
+            known = torch.cat([z2, x], -1)
+            mean, covariance = self.joint()
+            index = torch.tensor([*range(TOP), *range(TOP + INNER, TOP + INNER + DATA)])
+            gain = torch.linalg.solve(covariance[index][:, index], covariance[index, Z1]).T
+            left = covariance[Z1, Z1] - gain @ covariance[index, Z1]
+            loc = mean[Z1] + (known - mean[index]) @ gain.T
+            return distorted(dist.MultivariateNormal(loc, left))
+
+        s, t = self.deviations
+        return pv.HierarchicalVAE(
+            Function(lambda x: distorted(self.given(Z2, X, x))),
+            Function(
+                lambda z1, z2: dist.Normal(
+                    z1 @ self.b_matrix.T + z2 @ self.c_matrix.T + self.offsets[2], t
+                ).to_event(1)
+            ),
+            Function(lambda: dist.Normal(self.offsets[0], 1.0).to_event(1)),
+            inner_encoder=Function(inner),
+            conditional=Function(
+                lambda z2: dist.Normal(z2 @ self.a_matrix.T + self.offsets[1], s).to_event(1)
+            ),
+        )
+
+
+Z2, Z1 = slice(0, TOP), slice(TOP, TOP + INNER)
+LATENT, X = slice(0, TOP + INNER), slice(TOP + INNER, TOP + INNER + DATA)
+
+
+def two_layers(seed: int = 0) -> TwoLayers:
+    torch.manual_seed(seed)
+    return TwoLayers(
+        torch.randn(INNER, TOP),
+        torch.randn(DATA, INNER),
+        torch.randn(DATA, TOP),
+        (torch.randn(TOP), torch.randn(INNER), torch.randn(DATA)),
+        (0.7, 0.5),
+    )
