@@ -12,6 +12,7 @@ from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
+from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
 from pyrovae.models.likelihoods import binarise
 from pyrovae.models.networks import conv_decoder, conv_encoder, mlp_decoder, mlp_encoder
@@ -31,6 +32,7 @@ __all__ = [
     "Diagnosis",
     "Effort",
     "ExPostPrior",
+    "ExemplarPrior",
     "Fit",
     "FlowPrior",
     "GaussianMixture",

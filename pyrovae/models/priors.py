@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.models.state import measuring
 from pyrovae.randomness import seeded
 
 
@@ -64,13 +65,17 @@ class VampPrior(nn.Module):
             occur if not given. Starting values at a bound begin a twentieth of the way inside it.
 
     Raises:
-        ValueError: if a starting value lies outside the bounds.
+        ValueError: if there is none, one lies outside the bounds, or the encoder does not take
+            them.
     """
 
     def __init__(
         self, encoder: nn.Module, inputs: Tensor, *, bounds: tuple[float, float] | None = None
     ) -> None:
         super().__init__()
+        if len(inputs) < 1:
+            raise ValueError("expected at least one pseudo-input; got none.")
+        check_inputs(encoder, inputs)
         self.encoder = encoder
         self.bounds = bounds
         self.raw = nn.Parameter(inputs.clone() if bounds is None else _inside(inputs, bounds))
@@ -99,6 +104,46 @@ class VampPrior(nn.Module):
         with seeded(seed):
             rows = torch.randperm(len(data))[:components]
         return cls(encoder, data[rows], bounds=bounds)
+
+    @classmethod
+    def at_random(
+        cls,
+        encoder: nn.Module,
+        like: Tensor,
+        components: int,
+        *,
+        bounds: tuple[float, float] | None = None,
+        seed: int = 0,
+    ) -> VampPrior:
+        """Start from draws with the mean and the standard deviation of each entry of the data.
+
+        They are normal, and within bounds truncated to them, as the paper starts them.
+
+        Args:
+            encoder, bounds: as of the class.
+            like: rows of data, shape ``(N, *event_shape)``, N ≥ 2.
+            components: number of pseudo-inputs K, which may be larger than N.
+            seed: names the draws.
+
+        Raises:
+            ValueError: for fewer than one pseudo-input or two rows.
+        """
+        if components < 1 or len(like) < 2:
+            raise ValueError(
+                f"expected at least one pseudo-input and two rows to draw them like; got "
+                f"{components} and {len(like)}."
+            )
+        low, high = bounds or (-torch.inf, torch.inf)
+        location, scale = like.mean(0), like.std(0)
+        normal = dist.Normal(0.0, 1.0)
+        with seeded(seed):
+            uniform = torch.rand(components, *location.shape, dtype=torch.float64)
+        least, greatest = (
+            normal.cdf(((bound - location) / scale).double()) for bound in (low, high)
+        )
+        standard = normal.icdf(least + (greatest - least) * uniform.to(location.device))
+        drawn = location + torch.where(scale > 0, scale * standard.to(scale), 0.0)
+        return cls(encoder, drawn.clamp(low, high), bounds=bounds)  # what is outside is rounding
 
     @property
     def inputs(self) -> Tensor:
@@ -145,6 +190,31 @@ class FlowPrior(nn.Module):
         reverse = dist.transforms.Permute(self.order)
         steps = [step for coupling in self.couplings for step in (coupling, reverse)]
         return dist.TransformedDistribution(self.base(), steps)
+
+
+def check_inputs(encoder: nn.Module, rows: Tensor) -> dist.Distribution:
+    """What an encoder makes of the first two rows, batch shape ``(2,)``, event shape ``(D,)``.
+
+    Raises:
+        ValueError: if the encoder does not take such rows, or returns no distribution over vectors.
+    """
+    few = rows[:2]
+    try:
+        with torch.no_grad(), measuring(encoder):
+            found: dist.Distribution = encoder(few)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected rows that the encoder takes; got shape {tuple(few.shape[1:])}, dtype "
+            f"{few.dtype}: {error}. Give rows like the data's."
+        ) from error
+    batch, event = tuple(found.batch_shape), tuple(found.event_shape)
+    if batch != (len(few),) or len(event) != 1:
+        raise ValueError(
+            f"expected the encoder to return a distribution with batch shape ({len(few)},) and "
+            f"event shape (D,); got {batch} and {event}. Declare the units of a code as event "
+            "dimensions with .to_event(1)."
+        )
+    return found
 
 
 def _inside(inputs: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyrovae.models.exemplar_prior import prior_of
 from pyrovae.models.likelihoods import check_values, likelihood_of
 from pyrovae.models.statements import as_prior, check_codes, check_rows, data_plate, register
 
@@ -39,11 +40,13 @@ class VAE(nn.Module):
         self.prior = prior
         self.name = name
 
-    def model(self, x: Tensor, *, size: int | None = None) -> Tensor:
+    def model(self, x: Tensor, index: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """p(z) p(x | z) for each row of ``x``.
 
         Args:
             x: rows, shape ``(B, ...)``.
+            index: numbers of the rows, shape ``(B,)``, which an
+                :class:`~pyrovae.models.exemplar_prior.ExemplarPrior` needs in training.
             size: number of rows of the whole data set when ``x`` is a minibatch of it; the rows'
                 log densities are then scaled by size/B, and the ELBO is unbiased for the whole.
 
@@ -52,7 +55,7 @@ class VAE(nn.Module):
         """
         register(self.name, self)
         with data_plate(x, size):
-            prior: dist.Distribution = self.prior()
+            prior = prior_of(self.prior, index)
             z = pyro.sample("z", prior)
             check_codes(z, prior, encoder="encoder", prior="prior")
             likelihood = likelihood_of(self.decoder, z, x)
@@ -60,7 +63,7 @@ class VAE(nn.Module):
             check_values(likelihood, x)
             return pyro.sample("x", likelihood, obs=x)
 
-    def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
+    def guide(self, x: Tensor, index: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """q(z | x) for each row of ``x``; arguments as :meth:`model`.
 
         Returns:

@@ -1,0 +1,266 @@
+"""The exemplar prior: the training data through the encoder, each datum left out for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyrovae.mixture.logdensity import constants, keys, queries
+from pyrovae.mixture.mixture import Mixture
+from pyrovae.models.priors import check_inputs
+
+ROWS = 4096  # exemplars that go through the encoder at once
+
+
+class ExemplarPrior(nn.Module):
+    r"""p(z) = 1/N Σ_n N(z; μ(x_n), σ² I): a component for each exemplar, one σ learned for all.
+
+    The means are those of the encoder that the guide uses. ``forward`` returns this density over
+    all N; in evaluation mode its parameters are constants, encoded once and kept until a parameter
+    changes. In training a :class:`~pyrovae.models.vae.VAE` calls :meth:`leaving_out`, so that no
+    datum is explained by itself, which needs the rows' numbers as a second argument of the pair::
+
+        prior = pv.ExemplarPrior(encoder, train, neighbours=10)
+        vae = pv.VAE(encoder, decoder, prior)
+        numbers = torch.arange(len(train))
+        pv.fit(vae.model, vae.guide, (train, numbers), validation=(val, torch.arange(len(val))))
+        pv.diagnose(vae.model, vae.guide, train, held_out=test)
+
+    Numbers count the exemplars, whatever a transform does to the rows; −1 is a row that is none of
+    them. In evaluation mode they say nothing and may be left out. What is then measured on training
+    data has their own exemplars in the prior, as the model has.
+
+    Training encodes exemplars anew in each step, with gradient:
+
+    ================== =========================== =================================================
+    option             exemplars in a step         the objective, against leave-one-out over all N
+    ================== =========================== =================================================
+    none               all N                       the same
+    ``subsample=M``    M drawn without replacement a lower bound in expectation over the draws
+    ``neighbours=k``   at most k for each row      a lower bound for each row
+    ================== =========================== =================================================
+
+    Neighbours are looked up by a code's distance to a cache of means: those of the exemplars used
+    are written to it each step, and all of it is encoded again after every N rows. The neighbours
+    of all rows of the batch count for each row, those not looked up as zero. An old cache makes the
+    bound looser, never wrong.
+
+    Args:
+        encoder: the pair's own, x → q(z | x).
+        exemplars: x_n as the encoder is to see them, shape ``(N, *event_shape)``. They are not part
+            of ``state_dict``: build the prior from the same data again.
+        neighbours: k, 1 to N − 1.
+        subsample: M, 2 to N.
+
+    Raises:
+        ValueError: for fewer than two exemplars, ones that do not go through the encoder, or
+            numbers out of range.
+
+    Norouzi, Fleet & Norouzi 2020, "Exemplar VAE".
+    """
+
+    means: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        exemplars: Tensor,
+        *,
+        neighbours: int | None = None,
+        subsample: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(exemplars) < 2:
+            raise ValueError(
+                f"expected at least 2 exemplars, one of which is left out; got {len(exemplars)}."
+            )
+        _check_options(len(exemplars), neighbours, subsample)
+        encoded = check_inputs(encoder, exemplars).mean
+        self.encoder = encoder
+        self.exemplars = exemplars.detach()
+        self.neighbours, self.subsample = neighbours, subsample
+        self.log_scale = nn.Parameter(encoded.new_zeros(()))
+        self.register_buffer("means", encoded.new_zeros(len(exemplars), encoded.shape[-1]))
+        self.register_buffer("seen", torch.tensor(len(exemplars)))  # the cache is yet to be filled
+        self._held: tuple[list[Tensor], Mixture] | None = None
+
+    def forward(self) -> dist.Distribution:
+        every = torch.arange(len(self.exemplars))
+        if self.training:
+            return self._mixture(self._encode(every))
+        tensors = [*self.encoder.parameters(), *self.encoder.buffers(), self.log_scale]
+        if self._held is None or not _equal(self._held[0], tensors):
+            with torch.inference_mode(False), torch.no_grad():
+                kept = [tensor.clone() for tensor in tensors]
+                self._held = kept, self._mixture(self._encode(every))
+        return self._held[1]
+
+    def leaving_out(self, index: Tensor | None) -> LeaveOneOut:
+        """p(z) as training sees it: for each row without the exemplar that it is.
+
+        Args:
+            index: numbers of the exemplars that the rows are, shape ``(B,)``; −1 for none.
+
+        Raises:
+            ValueError: if there are no numbers, or some that are none of an exemplar.
+        """
+        if index is None:
+            raise ValueError(
+                "expected the numbers of the rows too, by which an exemplar prior leaves each out "
+                "for itself in training; got rows alone. Train on (x, torch.arange(len(x))), or "
+                "call .eval() on the pair first if this is no training."
+            )
+        return LeaveOneOut(self, index)
+
+    def log_prob_without(self, z: Tensor, index: Tensor) -> Tensor:
+        """log density at each code without one exemplar, or its bound: see the class.
+
+        Args:
+            z: codes, shape ``(B, D)``.
+            index: exemplars to leave out, shape ``(B,)``; −1 for none.
+
+        Returns:
+            shape ``(B,)``, differentiable in z, the encoder and σ.
+        """
+        number = index.unsqueeze(1)
+        chosen = self._choose(z, number)
+        means = self._encode(chosen)
+        if self.neighbours is not None:
+            self.means[chosen] = means.detach()
+        own = chosen == number
+        if self.subsample is None:
+            size = len(self.exemplars) - (index >= 0).double()
+        else:
+            size = len(chosen) - own.sum(1).double()
+        centre = means.detach().mean(0).double()
+        scale = self.log_scale.double().exp().expand(means.shape)
+        constant = constants(scale, torch.zeros_like(scale[:, 0]))
+        key = keys(means.double() - centre, scale, constant)
+        scores = (queries(z.double() - centre) @ key.mT).masked_fill(own, -torch.inf)
+        return (scores.logsumexp(1) - size.log()).to(z.dtype)
+
+    def sample_without(self, index: Tensor) -> Tensor:
+        """One draw for each number from the mixture of all other exemplars, shape ``(B, D)``."""
+        own = (index >= 0).long()
+        uniform = torch.rand(index.shape, dtype=torch.float64, device=index.device)
+        drawn = (uniform * (len(self.exemplars) - own)).long()
+        means = self._encode(drawn + own * (drawn >= index).long())
+        return torch.normal(means, self.log_scale.exp().expand_as(means))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles encode their own."""
+        return {**self.__dict__, "_held": None}
+
+    def _choose(self, z: Tensor, number: Tensor) -> Tensor:
+        """The exemplars of this step, shape ``(M,)``."""
+        size = len(self.exemplars)
+        if self.subsample is not None:
+            return torch.randperm(size)[: self.subsample].to(z.device)
+        every = torch.arange(size, device=z.device)
+        if self.neighbours is None:
+            return every
+        with torch.no_grad():
+            if int(self.seen) >= size:
+                self.means.copy_(self._encode(every))
+                self.seen.zero_()
+            self.seen += len(z)
+            distance = torch.cdist(z.to(self.means), self.means)
+            distance.masked_fill_(every == number, torch.inf)
+            return distance.topk(self.neighbours, largest=False).indices.unique()
+
+    def _encode(self, index: Tensor) -> Tensor:
+        """μ(x_n) of some exemplars, shape ``(M, D)``."""
+        parts = index.to(self.exemplars.device).split(ROWS)
+        found = [self.encoder(self.exemplars[part].to(self.log_scale)).mean for part in parts]
+        return torch.cat(found)
+
+    def _mixture(self, means: Tensor) -> Mixture:
+        components = dist.Normal(means, self.log_scale.exp().expand_as(means)).to_event(1)
+        return Mixture(dist.Categorical(logits=means.new_zeros(len(means))), components)
+
+
+class LeaveOneOut(TorchDistribution):
+    """An exemplar prior for some of its own exemplars: to each the mixture of all others.
+
+    ``sample`` draws from it; ``log_prob`` is its log density, or the bound that the prior's options
+    say.
+
+    Args:
+        prior: the exemplar prior.
+        index: exemplars to leave out, shape ``(B,)``; −1 for none.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self, prior: ExemplarPrior, index: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.prior, self.index = prior, index
+        super().__init__(index.shape, prior.means.shape[1:], validate_args)
+        size = len(prior.exemplars)
+        if self._validate_args and (
+            index.is_floating_point() or not bool(((index >= -1) & (index < size)).all())
+        ):
+            raise ValueError(
+                f"expected numbers of exemplars, whole numbers from 0 to {size - 1}, or -1 for a "
+                f"row that is none; got {index.dtype} from {float(index.min()):g} to "
+                f"{float(index.max()):g}. Number the rows of the exemplars: torch.arange({size})."
+            )
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LeaveOneOut:
+        """The same for a batch of independent codes for each row."""
+        return LeaveOneOut(self.prior, self.index.expand(batch_shape), False)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws, shape ``sample_shape + batch_shape + (D,)``."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        with torch.no_grad():
+            return self.prior.sample_without(self.index.expand(shape[:-1]).flatten()).view(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log density, differentiable in the value and the prior's parameters."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape[:-1], self.index.shape)
+        codes = value.expand(*shape, value.shape[-1]).flatten(0, -2)
+        return self.prior.log_prob_without(codes, self.index.expand(shape).flatten()).view(shape)
+
+
+def prior_of(prior: nn.Module, index: Tensor | None) -> dist.Distribution:
+    """p(z), or for an exemplar prior in training what is left without the rows themselves.
+
+    Args:
+        prior: a module whose forward returns p(z).
+        index: numbers of the rows, shape ``(B,)``, if there are any.
+    """
+    if isinstance(prior, ExemplarPrior) and prior.training:
+        return prior.leaving_out(index)
+    return prior()
+
+
+def _check_options(size: int, neighbours: int | None, subsample: int | None) -> None:
+    if neighbours is not None and subsample is not None:
+        raise ValueError(
+            f"expected neighbours= or subsample=, not both; got {neighbours} and {subsample}."
+        )
+    if neighbours is not None and not 1 <= neighbours < size:
+        raise ValueError(
+            f"expected 1 to {size - 1} neighbours among {size} exemplars; got {neighbours}."
+        )
+    if subsample is not None and not 2 <= subsample <= size:
+        raise ValueError(f"expected a subsample of 2 to {size} of the exemplars; got {subsample}.")
+
+
+def _equal(kept: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    return len(kept) == len(now) and all(
+        one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
+        for one, other in zip(kept, now, strict=True)
+    )
