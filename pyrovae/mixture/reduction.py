@@ -22,6 +22,12 @@ from pyrovae.randomness import seeded
 START = 10
 #: Rounding errors of more nats than this in an assignment call for float64.
 LOOSE = 0.5
+#: Components whose second moments are held at once.
+ROWS = 8192
+FULL = (
+    torch.distributions.MultivariateNormal,
+    torch.distributions.LowRankMultivariateNormal,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def reduce(
     components: int,
     *,
     covariance: Literal["diagonal", "full"] = "diagonal",
+    shrinkage: float = 0.0,
     rounds: int = 60,
     tolerance: float = 2e-3,
     draws: int = 4096,
@@ -72,26 +79,36 @@ def reduce(
     Every round increases Σ_i w_i log Σ_j π_j exp E_{q_i}[log N_j] ≤ E[log reduced]. The start is
     k-means++ on means, in units of the mixture's standard deviations.
 
+    Many new components rest on few old ones each, and covariances fitted to them do not hold for
+    others. Shrinkage pulls each towards the mean of all, by weight of evidence,
+
+    .. math:: S_j ← \frac{N π_j S_j + ν \bar S}{N π_j + ν}, \qquad \bar S = \sum_j π_j S_j
+
+    with N = 1/Σ w_i² the effective number of components; then the bound need not increase.
+
     Args:
         mixture: components over vectors with mean and variance; normals for full covariances.
         components: K, from 1 to N.
         covariance: "diagonal", or "full" for ``MultivariateNormal`` components.
+        shrinkage: ν ≥ 0, how many old components the common covariance counts for in a new one.
         rounds: the largest number of rounds.
         tolerance: the gain of a round, in nats, below which it is the last.
         draws: draws for the estimate of the divergence.
         seed: seed of the start and of these draws.
 
     Raises:
-        ValueError: for a K outside 1 … N, or events that are not vectors.
+        ValueError: for a K outside 1 … N, a negative ν, or events that are not vectors.
 
     Goldberger & Roweis 2004; Vasconcelos & Lippman 1998; Runnalls 2007; Hershey & Olsen 2007.
     """
     if not 1 <= components <= mixture.size:
         raise ValueError(f"expected 1 to {mixture.size} components; got {components}.")
+    if shrinkage < 0:
+        raise ValueError(f"expected a shrinkage of at least 0; got {shrinkage}.")
     if len(mixture.event_shape) != 1:
         raise ValueError(f"expected a mixture over vectors; got events {mixture.event_shape}.")
     with torch.no_grad():
-        problem = _Full(mixture) if covariance == "full" else _Diagonal(mixture)
+        problem = (_Full if covariance == "full" else _Diagonal)(mixture, shrinkage)
         found = problem.start(components, seed)
         bounds: list[float] = []
         converged = False
@@ -110,7 +127,8 @@ def reduce(
 class _Diagonal:
     """The components of a mixture as weighted data, in units of its standard deviations."""
 
-    def __init__(self, mixture: Mixture) -> None:
+    def __init__(self, mixture: Mixture, shrinkage: float) -> None:
+        self.shrinkage = shrinkage
         alive = mixture.log_weights > -math.inf
         of = take(mixture.component_distribution, alive.nonzero().squeeze(-1))
         self.components = of
@@ -120,6 +138,7 @@ class _Diagonal:
         self.mean = (of.mean.double() - self.shift) / self.unit
         self.variance = of.variance.double() / self.unit.square()
         self.moments = queries(self.mean, self.variance)
+        self.count = 1 / float(self.log_weight.exp().square().sum())
 
     def start(self, components: int, seed: int) -> _Normals:
         """k-means++ centres among some of the means, all with one variance."""
@@ -160,7 +179,17 @@ class _Diagonal:
         second, first = mean[0, :, :dim].double(), mean[0, :, dim : 2 * dim].double()
         log_weight = mass[0].double().log_softmax(-1)
         bound = float(self.log_weight.exp() @ total) - float(self.unit.log().sum())
-        return _Normals(log_weight, first, second - first.square()), bound
+        return self.shrunk(_Normals(log_weight, first, second - first.square())), bound
+
+    def shrunk(self, normals: _Normals) -> _Normals:
+        """The same with covariances pulled towards their mean."""
+        if not self.shrinkage:
+            return normals
+        weight = normals.log_weight.exp()
+        common = torch.tensordot(weight, normals.covariance, 1)
+        count = (self.count * weight).view(-1, *[1] * common.dim())
+        pulled = (count * normals.covariance + self.shrinkage * common) / (count + self.shrinkage)
+        return _Normals(normals.log_weight, normals.mean, pulled)
 
     def as_mixture(self, normals: _Normals) -> Mixture:
         """The result in the units and the dtype of the original."""
@@ -171,53 +200,53 @@ class _Diagonal:
 
 
 class _Full(_Diagonal):
-    """The same with full covariances, one new component at a time."""
+    """The same with full covariances, in float64: data are (E[z zᵀ], E[z], 1)."""
 
     def covariance(self, variance: Tensor, like: Tensor) -> Tensor:
         return torch.diag(variance).expand(len(like), -1, -1)
 
     def round(self, normals: _Normals) -> tuple[_Normals, float]:
-        count, dim = normals.mean.shape
-        eye = torch.eye(dim).to(normals.mean)
+        dim = len(self.unit)
         factor = torch.linalg.cholesky(normals.covariance)
-        whiten = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+        precision = torch.cholesky_inverse(factor)
+        linear = (precision @ normals.mean.unsqueeze(-1)).squeeze(-1)
         constant = constants(factor.diagonal(dim1=-2, dim2=-1), normals.log_weight)
-        precision = whiten.mT @ whiten
-        scores = torch.empty(len(self.mean), count).to(normals.mean)
-        for j in range(count):
-            square = ((self.mean - normals.mean[j]) @ whiten[j].mT).square().sum(-1)
-            scores[:, j] = constant[j] - 0.5 * square
-        scores -= 0.5 * self.trace(precision)
-        total = scores.logsumexp(-1)
-        share = (scores + (self.log_weight - total).unsqueeze(-1)).exp()
-        mass = share.sum(0)
-        first = (share.mT @ self.mean) / mass.unsqueeze(-1)
-        spread = self.mean_covariance(share.mT / mass.unsqueeze(-1))
-        for j in range(count):
-            centred = self.mean - first[j]
-            spread[j] += (share[:, j, None] * centred).mT @ centred / mass[j]
-        bound = float(self.log_weight.exp() @ total) - float(self.unit.log().sum())
-        return _Normals((mass / mass.sum()).log(), first, spread), bound
+        constant = constant - 0.5 * (linear * normals.mean).sum(-1)
+        row, column = self.triangle
+        square = precision[:, row, column] * torch.where(row == column, -0.5, -1.0)
+        key = torch.cat([square, linear, constant.unsqueeze(-1)], -1)
+        sums, bound = torch.zeros_like(key), -float(self.unit.log().sum())
+        for rows in torch.arange(len(self.mean), device=row.device).split(ROWS):
+            data, log_weight = self.second_moments(rows), self.log_weight[rows]
+            scores = data @ key.mT
+            total = scores.logsumexp(-1)
+            sums += (scores + (log_weight - total).unsqueeze(-1)).exp().mT @ data
+            bound += float(log_weight.exp() @ total)
+        sums = sums[sums[:, -1] > 0]  # one that nothing is assigned to is left out
+        mass = sums[:, -1]
+        mean = sums[:, len(row) : -1] / mass.unsqueeze(-1)
+        covariance = torch.empty(len(mean), dim, dim).to(mean)
+        covariance[:, row, column] = sums[:, : len(row)] / mass.unsqueeze(-1)
+        covariance[:, column, row] = covariance[:, row, column]
+        covariance -= mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        return self.shrunk(_Normals((mass / mass.sum()).log(), mean, covariance)), bound
 
     @cached_property
-    def matrices(self) -> Tensor | None:
-        """Covariances of the original components, ``(N, D, D)``; None if they are diagonal."""
-        if not hasattr(self.components, "covariance_matrix"):
-            return None
-        given: Tensor = self.components.covariance_matrix.double()
-        return given / (self.unit.unsqueeze(-1) * self.unit)
+    def triangle(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the entries of a symmetric matrix that are not said twice."""
+        row, column = torch.tril_indices(len(self.unit), len(self.unit), device=self.unit.device)
+        return row, column
 
-    def trace(self, precision: Tensor) -> Tensor:
-        """tr(P_j Σ_i), shape ``(N, K)``."""
-        if self.matrices is None:
-            return self.variance @ precision.diagonal(dim1=-2, dim2=-1).mT
-        return self.matrices.flatten(1) @ precision.flatten(1).mT
-
-    def mean_covariance(self, share: Tensor) -> Tensor:
-        """Σ_i s_ji Σ_i for rows of shares, shape ``(K, D, D)``."""
-        if self.matrices is None:
-            return torch.diag_embed(share @ self.variance)
-        return (share @ self.matrices.flatten(1)).unflatten(-1, self.matrices.shape[1:])
+    def second_moments(self, rows: Tensor) -> Tensor:
+        """(E[z_a z_b] for a ≥ b, E[z], 1) of some of the original components."""
+        mean, (row, column) = self.mean[rows], self.triangle
+        moments = mean[:, row] * mean[:, column]
+        if isinstance(self.components, FULL):
+            given = take(self.components, rows).covariance_matrix.double()
+            moments += given[:, row, column] / (self.unit[row] * self.unit[column])
+        else:
+            moments[:, row == column] += self.variance[rows]
+        return torch.cat([moments, mean, torch.ones_like(mean[:, :1])], -1)
 
     def as_mixture(self, normals: _Normals) -> Mixture:
         loc = (normals.mean * self.unit + self.shift).to(self.dtype)

@@ -14,6 +14,8 @@ from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
+from pyrovae.models.state import PyroFunction
+from pyrovae.models.under_prior import UnderPrior
 from pyrovae.randomness import seeded
 
 INFLATIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -59,6 +61,18 @@ class ExPostPrior:
     distribution: Mixture
     choice: str
     table: tuple[Candidate, ...]
+
+    def in_model(self, model: PyroFunction, *, site: str = "z") -> UnderPrior:
+        """The model with this prior at its latent site, all else shared; the guide stays the same.
+
+        ``log_evidence(found.in_model(model), guide, x)`` is log p(x) under the ex-post prior. For a
+        ``VAE``, ``vae.with_prior(found.distribution)`` gives model and guide in one.
+
+        Args:
+            model: the Pyro model whose guide was aggregated.
+            site: name of its latent site.
+        """
+        return UnderPrior(model, self.distribution, site=site)
 
 
 def fit_ex_post_prior(

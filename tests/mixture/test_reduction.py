@@ -97,6 +97,32 @@ def test_full_components_can_be_reduced() -> None:
         torch.testing.assert_close(torch.tensor(one.bounds), torch.tensor(other.bounds))
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_shrinkage_pulls_towards_one_common_covariance(covariance: str) -> None:
+    mixture = correlated()
+    spread = []
+    for shrinkage in (0.0, 20.0, 1e9):
+        parts = reduce(mixture, 8, covariance=covariance, shrinkage=shrinkage).mixture
+        of = parts.component_distribution
+        covariances = of.covariance_matrix if covariance == "full" else of.variance
+        spread.append(float(covariances.std(0).mean()))
+        assert parts.size == 8
+    assert spread[0] > spread[1] > spread[2] and spread[2] < 1e-6
+
+
+def test_shrunk_full_covariances_hold_for_other_draws() -> None:
+    """Few old components for each new one: held-out density gains by 10 standard errors."""
+    loc = torch.randn(2 * N, 8) @ torch.randn(8, 8)
+    seen, unseen = loc[:N], loc[N:]
+    mixture = Mixture(dist.Categorical(torch.ones(N)), dist.Normal(seen, 0.1).to_event(1))
+    raw, pulled = (
+        reduce(mixture, 40, covariance="full", shrinkage=s).mixture.log_prob(unseen)
+        for s in (0.0, 20.0)
+    )
+    gain = pulled - raw
+    assert gain.mean() > 10 * gain.std() / math.sqrt(N)
+
+
 def test_components_of_weight_zero_have_no_say() -> None:
     loc = torch.cat([torch.zeros(5, D), torch.full((5, D), 1e3)])
     weights = torch.cat([torch.ones(5), torch.zeros(5)])
@@ -113,6 +139,8 @@ def test_seed_decides() -> None:
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="expected 1 to 400 components; got 401"):
         reduce(correlated(), 401)
+    with pytest.raises(ValueError, match="shrinkage of at least 0; got -1"):
+        reduce(correlated(), 2, shrinkage=-1.0)
     numbers = Mixture(dist.Categorical(torch.ones(3)), dist.Normal(torch.zeros(3), 1.0))
     with pytest.raises(ValueError, match="over vectors"):
         reduce(numbers, 2)

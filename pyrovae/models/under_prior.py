@@ -1,0 +1,78 @@
+"""A pair under another prior: another distribution at the latent site, all else shared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine.messenger import Messenger
+
+from pyrovae.models.state import PyroFunction
+
+
+class UnderPrior:
+    """A Pyro model that draws its code from a distribution of your choice.
+
+    Parameters, likelihood, plates and masks are those of the model, whatever it is made of. The new
+    model is used wherever the old one is: in ``log_evidence`` with the same guide, in ``Pair``,
+    under Pyro's handlers, to sample.
+
+    Args:
+        model: any Pyro model.
+        prior: p(z) for one row, batch shape ``()``, event shape that of the site.
+        site: name of the latent site.
+
+    Raises:
+        ValueError: when it runs, if the model has no such site or its event shape does not fit.
+
+    >>> import pyro, torch
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    ...         return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+    >>> shifted = UnderPrior(model, dist.Normal(torch.full((2,), 9.0), 0.1).to_event(1))
+    >>> trace = pyro.poutine.trace(shifted).get_trace(torch.zeros(5, 2))
+    >>> bool((trace.nodes["z"]["value"] > 7).all())
+    True
+    """
+
+    def __init__(self, model: PyroFunction, prior: dist.Distribution, *, site: str = "z") -> None:
+        self.fn = model
+        self.prior = prior
+        self.site = site
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        replacing = _Replacing(self.site, self.prior)
+        with replacing:
+            result = self.fn(*args, **kwargs)
+        if not replacing.met:
+            raise ValueError(
+                f"expected a site {self.site!r} in the model, to stand under another prior; got "
+                "none. Give the name of its latent site with site=."
+            )
+        return result
+
+
+class _Replacing(Messenger):
+    """Puts a distribution in the place of the one at a site, with the same batch shape and mask."""
+
+    def __init__(self, site: str, prior: dist.Distribution) -> None:
+        super().__init__()
+        self.site = site
+        self.prior = prior
+        self.met = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != self.site:
+            return
+        self.met = True
+        old, new = msg["fn"], self.prior
+        if old.event_shape != new.event_shape:
+            raise ValueError(
+                f"expected a prior of the event shape at site {self.site!r}, "
+                f"{tuple(old.event_shape)}; got {tuple(new.event_shape)}. Draw the code as one "
+                "vector a row in the model, with .to_event(1)."
+            )
+        new = new.expand(old.batch_shape)
+        masked = isinstance(old, dist.MaskedDistribution)
+        msg["fn"] = new.mask(old._mask) if masked else new
