@@ -87,7 +87,7 @@ def compare_priors(
         for name, found in weights.items():
             columns[name].append(summarise(torch.cat(found).T))
         tick()
-    notes = {name: support_note(pair, x, prior) for name, prior in priors.items()}
+    notes = support_notes(pair, x, priors)
     return {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
 
 
@@ -102,16 +102,26 @@ def _log_weight(part: Weighted, prior: dist.Distribution | None) -> Tensor:
 
 
 @torch.no_grad()
-def support_note(pair: Pair, x: Tensor, prior: dist.Distribution | None) -> tuple[str, ...]:
-    """A sentence if the guide leaves out a part of the space that the prior gives mass to."""
+def support_notes(
+    pair: Pair, x: Tensor, priors: Mapping[str, dist.Distribution | None]
+) -> dict[str, tuple[str, ...]]:
+    """A sentence for each prior that gives mass to a part of the space the guide leaves out."""
     rows = pair.blocks(x, BLOCK)[0]
-    if pair.joint(rows):
-        return ()  # there is no one density a row to compare with the prior
+    if pair.joint(rows):  # there is no one density a row to compare with the prior
+        return dict.fromkeys(priors, ())
     with seeded(0):
         guide = pair.encode(rows)
-        source = pair.prior(rows[:1] if pair.follows(rows) else rows) if prior is None else prior
-        z = source.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
-    inside = guide.support.check(z.expand(PROBES, len(rows), -1))
+        own = None
+        if None in priors.values():
+            own = pair.prior(rows[:1] if pair.follows(rows) else rows)
+    sources = {name: own if prior is None else prior for name, prior in priors.items()}
+    return {name: _support_note(guide, p) for name, p in sources.items() if p is not None}
+
+
+def _support_note(guide: dist.Distribution, prior: dist.Distribution) -> tuple[str, ...]:
+    with seeded(0):
+        z = prior.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
+    inside = guide.support.check(z.expand(PROBES, guide.batch_shape[0], -1))
     share = 1 - float(inside.double().mean())
     if share == 0:
         return ()
@@ -152,12 +162,8 @@ def _parts(
 ) -> Iterator[Weighted]:
     for part, start in enumerate(range(0, draws, STRIDE)):
         with torch.no_grad(), seeded(*seeds, part):
-            weighted = _weigh(pair, rows, source, min(STRIDE, draws - start))
+            weighted = pair.weigh(rows, min(STRIDE, draws - start), proposal=source)
         yield weighted
-
-
-def _weigh(pair: Pair, rows: Tensor, source: dist.Distribution | None, draws: int) -> Weighted:
-    return pair.weigh(rows, draws, proposal=source)
 
 
 def log_joint_of_draws(pair: Pair, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.evidence import importance
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import smooth, summarise
-from pyrovae.models.pair import Pair
+from pyrovae.models.pair import Pair, Weighted
 from pyrovae.testing import linear_gaussian_vae
 
 
@@ -130,8 +129,13 @@ def test_thousands_of_draws_are_held_a_part_at_a_time(monkeypatch: pytest.Monkey
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.3), exact.sample(20)
     held: list[int] = []
-    weigh = importance._weigh
-    monkeypatch.setattr(importance, "_weigh", lambda *a: held.append(len(a[1]) * a[3]) or weigh(*a))
+    weigh = Pair.weigh
+
+    def noted(pair: Pair, rows: Tensor, draws: int, **rest: object) -> Weighted:
+        held.append(len(rows) * draws)
+        return weigh(pair, rows, draws, **rest)
+
+    monkeypatch.setattr(Pair, "weigh", noted)
     result = pv.log_evidence(vae.model, vae.guide, x, draws=20_000)
     assert max(held) <= 16 * 1024
     assert sum(held) == 20 * 20_000
