@@ -7,6 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.models.exemplar_prior import prior_of
+from pyrovae.models.likelihoods import check_values
 from pyrovae.models.statements import as_prior, check_codes, check_rows, data_plate, register
 
 
@@ -58,11 +60,13 @@ class HierarchicalVAE(nn.Module):
         self.conditional = conditional
         self.name = name
 
-    def model(self, x: Tensor, *, size: int | None = None) -> Tensor:
+    def model(self, x: Tensor, index: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """p(z2) p(z1 | z2) p(x | z1, z2) for each row of ``x``.
 
         Args:
             x: rows, shape ``(B, ...)``.
+            index: numbers of the rows, shape ``(B,)``, which an
+                :class:`~pyrovae.models.exemplar_prior.ExemplarPrior` needs in training.
             size: number of rows of the whole data set when ``x`` is a minibatch of it; the rows'
                 log densities are then scaled by size/B, and the ELBO is unbiased for the whole.
 
@@ -71,7 +75,7 @@ class HierarchicalVAE(nn.Module):
         """
         register(self.name, self)
         with data_plate(x, size):
-            prior: dist.Distribution = self.prior()
+            prior = prior_of(self.prior, index)
             z2 = pyro.sample("z2", prior)
             check_codes(z2, prior, encoder="encoder", prior="prior")
             conditional: dist.Distribution = self.conditional(z2)
@@ -80,9 +84,12 @@ class HierarchicalVAE(nn.Module):
             check_codes(z1, conditional, encoder="inner encoder", prior="conditional")
             likelihood: dist.Distribution = self.decoder(z1, z2)
             check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
+            check_values(likelihood, x)
             return pyro.sample("x", likelihood, obs=x)
 
-    def guide(self, x: Tensor, *, size: int | None = None) -> tuple[Tensor, Tensor]:
+    def guide(
+        self, x: Tensor, index: Tensor | None = None, *, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """q(z2 | x) q(z1 | x, z2) for each row of ``x``; arguments as :meth:`model`.
 
         Returns:

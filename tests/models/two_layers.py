@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
+from pyrovae.randomness import seeded
 
 TOP, INNER, DATA = 2, 3, 4
 
@@ -44,11 +45,11 @@ class TwoLayers:
         top, inner, data = self.offsets
         s, t = self.deviations
         # each part as a linear function of independent noise for each layer
-        first = torch.cat([torch.eye(TOP), torch.zeros(TOP, INNER + DATA)], 1)
+        first = torch.cat([torch.eye(TOP).to(top), torch.zeros(TOP, INNER + DATA).to(top)], 1)
         second = self.a_matrix @ first
-        second[:, TOP : TOP + INNER] += s * torch.eye(INNER)
+        second[:, TOP : TOP + INNER] += s * torch.eye(INNER).to(top)
         third = self.b_matrix @ second + self.c_matrix @ first
-        third[:, TOP + INNER :] += t * torch.eye(DATA)
+        third[:, TOP + INNER :] += t * torch.eye(DATA).to(top)
         inner = self.a_matrix @ top + inner
         mean = torch.cat([top, inner, self.b_matrix @ inner + self.c_matrix @ top + data])
         factor = torch.cat([first, second, third])
@@ -68,8 +69,9 @@ class TwoLayers:
     def log_prob(self, x: Tensor) -> Tensor:
         return self.marginal(X).log_prob(x)
 
-    def sample(self, rows: int) -> Tensor:
-        return self.marginal(X).sample(torch.Size([rows]))
+    def sample(self, rows: int, *, seed: int = 0) -> Tensor:
+        with seeded(seed):
+            return self.marginal(X).sample(torch.Size([rows]))
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z2, z1 | x)."""
@@ -116,12 +118,15 @@ Z2, Z1 = slice(0, TOP), slice(TOP, TOP + INNER)
 LATENT, X = slice(0, TOP + INNER), slice(TOP + INNER, TOP + INNER + DATA)
 
 
-def two_layers(seed: int = 0) -> TwoLayers:
-    torch.manual_seed(seed)
-    return TwoLayers(
-        torch.randn(INNER, TOP),
-        torch.randn(DATA, INNER),
-        torch.randn(DATA, TOP),
-        (torch.randn(TOP), torch.randn(INNER), torch.randn(DATA)),
-        (0.7, 0.5),
-    )
+def two_layers(prior: Tensor | None = None) -> TwoLayers:
+    """A pair with fixed random weights in float64; ``prior`` is the mean m of z2."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    matrices = random(INNER, TOP), random(DATA, INNER), random(DATA, TOP)
+    offsets = random(TOP), random(INNER), random(DATA)
+    if prior is not None:
+        offsets = (prior.to(offsets[0]), *offsets[1:])
+    return TwoLayers(*matrices, offsets, (0.7, 0.5))

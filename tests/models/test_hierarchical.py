@@ -1,0 +1,401 @@
+"""Two latent layers against their exact answers: log p(x), the top latent, and both as one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from two_layers import INNER, TOP, Z2, X, two_layers
+
+import pyrovae as pv
+from pyrovae.diagnostics.codes import draw_codes
+from pyrovae.estimates import two_stage_mean
+from pyrovae.evidence.annealed import Annealing
+from pyrovae.evidence.importance import compare_priors
+from pyrovae.evidence.sandwich import BothSides
+from pyrovae.mixture.divergence import divergence
+from pyrovae.models.ancestral import Ancestral
+from pyrovae.models.pair import Pair, measuring
+from pyrovae.randomness import seeded
+from pyrovae.training.fit import adam
+
+BOTH = ("z2", "z1")
+ROWS = 10
+EXACT = two_layers()
+DATA = EXACT.sample(ROWS)
+
+
+def brute_force(components: dist.Distribution, z: Tensor) -> Tensor:
+    """log density of an equal mixture, all of it at once."""
+    return components.log_prob(z.unsqueeze(-2)).logsumexp(-1) - math.log(ROWS)
+
+
+# -- log p(x) --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [None, 50])
+def test_the_elbo_of_the_exact_guide_is_log_p(size: int | None) -> None:
+    pair = EXACT.pair()
+    elbo = -Trace_ELBO().loss(pair.model, pair.guide, DATA, size=size)
+    expected = float(EXACT.log_prob(DATA).sum()) * (1 if size is None else size / ROWS)
+    assert elbo == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("site", ["z2", "z1", BOTH, ("z1", "z2")])
+def test_importance_under_the_exact_guide_is_exact(site: Any) -> None:
+    pair = EXACT.pair()
+    found = pv.log_evidence(pair.model, pair.guide, DATA, site=site, draws=5)
+    assert torch.allclose(found.values, EXACT.log_prob(DATA), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("site", ["z2", BOTH])
+def test_importance_under_another_guide(site: Any) -> None:
+    pair = EXACT.pair(widen=1.3, shift=0.2)
+    found = pv.log_evidence(pair.model, pair.guide, DATA, site=site, draws=4000)
+    z = (found.values - EXACT.log_prob(DATA)) / found.standard_error
+    assert float(z.abs().max()) < 4.5
+    assert float(z.abs().max()) > 0.1  # its errors are not those of the exact guide
+
+
+def test_another_prior_stands_at_the_top() -> None:
+    pair = EXACT.pair(widen=1.2)
+    other = dist.Normal(torch.tensor([0.5, -1.0]), 1.0).to_event(1)
+    truth = two_layers(prior=other.mean).log_prob(DATA)
+    replaced = pair.with_prior(other)
+    assert replaced.decoder is pair.decoder
+    by_prior = pv.log_evidence(pair.model, pair.guide, DATA, site="z2", prior=other, draws=4000)
+    by_pair = pv.log_evidence(replaced.model, pair.guide, DATA, site="z2", draws=4000)
+    with measuring(pair.model, pair.guide):
+        several = compare_priors(
+            Pair(pair.model, pair.guide, "z2"), DATA, {"own": None, "other": other}, draws=4000
+        )
+    assert torch.equal(by_prior.values, several["other"].values)
+    assert torch.allclose(by_prior.values, by_pair.values, rtol=0, atol=1e-9)
+    z = (by_prior.values - truth) / by_prior.standard_error
+    assert float(z.abs().max()) < 4.5
+    z = (several["own"].values - EXACT.log_prob(DATA)) / several["own"].standard_error
+    assert float(z.abs().max()) < 4.5
+
+
+def test_annealing_takes_both_layers_as_one() -> None:
+    pair = EXACT.pair(widen=1.5, shift=0.3)
+    both = BothSides(Annealing(temperatures=40, leapfrog=2, progress=False))
+    found = pv.log_evidence(pair.model, pair.guide, DATA[:3], site=BOTH, method=both, draws=40)
+    truth = EXACT.log_prob(found.x)
+    z = (found.lower.values - truth) / found.lower.standard_error
+    assert float(z.abs().max()) < 4.5
+    # backward chains of one row start from one point, so that their errors are not independent
+    assert float((found.upper.values - truth).abs().max()) < 0.6
+
+
+@pytest.mark.parametrize("method", ["annealed", "sandwich", "prior"])
+def test_what_needs_both_layers_says_so(method: Any) -> None:
+    pair = EXACT.pair()
+    with pytest.raises(ValueError, match=r"got also \['z1'\].*site=\('z2', 'z1'\)"):
+        pv.log_evidence(pair.model, pair.guide, DATA, site="z2", method=method, draws=4)
+
+
+# -- the top latent --------------------------------------------------------------------------------
+
+
+def test_the_top_latent_is_encoded_and_aggregated() -> None:
+    pair = EXACT.pair()
+    top = EXACT.given(Z2, X, DATA)
+    found = pv.encode(pair.guide, DATA, site="z2", batch_size=4)
+    assert torch.allclose(found.mean, top.mean, atol=1e-12)
+    assert torch.allclose(found.covariance_matrix, top.covariance_matrix, atol=1e-12)
+    agg = pv.aggregate(pair.guide, DATA, site="z2")
+    z = agg.sample((20,))
+    assert torch.allclose(agg.log_prob(z), brute_force(top, z), atol=1e-12)
+
+
+def test_the_top_latent_is_diagnosed() -> None:
+    pair = EXACT.pair()
+    tiny = pv.Effort(
+        codes=64, evidence_rows=4, evidence_draws=30, export_rows=3, export_draws=30, pictures=4
+    )
+    held_out = EXACT.sample(12)
+    found = pv.diagnose(pair.model, pair.guide, DATA, held_out=held_out, site="z2", effort=tiny)
+    truth = float(EXACT.log_prob(held_out[6:10]).mean())
+    assert found.evidence["prior"].mean().value == pytest.approx(truth, abs=1e-9)
+    # The exact guide: elbo = log p(x) at every draw, where the inner layer counts as observed.
+    assert found.held_out.elbo.value == pytest.approx(
+        float(EXACT.log_prob(held_out[6:]).mean()), abs=1e-9
+    )
+    assert found.to_arviz() is not None
+
+
+# -- both layers as one ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widen", [1.0, 1.4])
+def test_the_joint_encoding_is_the_joint_posterior(widen: float) -> None:
+    pair = EXACT.pair(widen=widen)
+    found = pv.encode(pair.guide, DATA, site=BOTH, batch_size=4)
+    assert isinstance(found, Ancestral)
+    assert (found.batch_shape, found.event_shape) == ((ROWS,), (TOP + INNER,))
+    z = found.sample(torch.Size([3]))
+    if widen == 1.0:
+        assert torch.allclose(found.log_prob(z), EXACT.posterior(DATA).log_prob(z), atol=1e-10)
+    top = EXACT.given(Z2, X, DATA)
+    wide = dist.MultivariateNormal(top.mean, widen**2 * top.covariance_matrix)
+    inner = pair.inner_encoder(DATA, z[0][:, :TOP])
+    by_hand = wide.log_prob(z[0][:, :TOP]) + inner.log_prob(z[0][:, TOP:])
+    assert torch.allclose(found.log_prob(z[0]), by_hand, atol=1e-10)
+
+
+def test_draws_of_the_joint_encoding_have_its_moments() -> None:
+    posterior = EXACT.posterior(DATA[:2])
+    z = pv.encode(EXACT.pair().guide, DATA[:2], site=BOTH).sample(torch.Size([20_000]))
+    error = posterior.stddev / math.sqrt(len(z))
+    assert float(((z.mean(0) - posterior.mean) / error).abs().max()) < 4.5
+    centred = z - posterior.mean
+    products = centred.unsqueeze(-1) * centred.unsqueeze(-2)
+    error = products.std(0) / math.sqrt(len(z))
+    assert float(((products.mean(0) - posterior.covariance_matrix) / error).abs().max()) < 4.5
+
+
+def test_the_joint_aggregated_posterior_is_brute_force() -> None:
+    guide = EXACT.pair().guide
+    agg = pv.aggregate(guide, DATA, site=BOTH, batch_size=3)
+    posterior = EXACT.posterior(DATA)
+    z = agg.sample((6, 5))
+    assert torch.allclose(agg.log_prob(z), brute_force(posterior, z), atol=1e-10)
+    turned = pv.aggregate(guide, DATA, site=("z1", "z2"))
+    swapped = torch.cat([z[..., TOP:], z[..., :TOP]], -1)
+    assert torch.allclose(turned.log_prob(swapped), agg.log_prob(z), atol=1e-10)
+    shares = (posterior.log_prob(z.unsqueeze(-2)) - math.log(ROWS)).softmax(-1)
+    best = agg.responsibilities(z, top=2)
+    assert torch.allclose(best.weight, shares.topk(2).values, atol=1e-10)
+    assert torch.equal(best.index[..., 0], shares.argmax(-1))
+    parts = [agg[:4], agg[4:]]
+    assert torch.allclose(pv.AggregatedPosterior.merge(parts).log_prob(z), agg.log_prob(z))
+    z = z.requires_grad_()
+    (gradient,) = torch.autograd.grad(agg.log_prob(z).sum(), z)
+    (expected,) = torch.autograd.grad(brute_force(posterior, z).sum(), z)
+    assert torch.allclose(gradient, expected, atol=1e-8)
+    assert torch.allclose(agg.score(z.detach()), expected, atol=1e-8)
+
+
+def test_the_joint_prior_is_exact() -> None:
+    pair = EXACT.pair()
+    found = Pair(pair.model, pair.guide, BOTH).prior(DATA)
+    z = EXACT.prior().sample(torch.Size([7]))
+    assert torch.allclose(found.log_prob(z), EXACT.prior().log_prob(z), atol=1e-12)
+    assert found.expand((7,)).log_prob(z).shape == (7,)
+    assert found.sample(torch.Size([3, 4])).shape == (3, 4, 1, TOP + INNER)
+
+
+def test_the_terms_of_the_joint_are_those_of_the_normals() -> None:
+    pair = EXACT.pair()
+    encoding = pv.encode(pair.guide, DATA, site=BOTH)
+    agg = pv.aggregate(pair.guide, DATA, site=BOTH)
+    prior = Pair(pair.model, pair.guide, BOTH).prior(DATA)
+    posterior, exact_prior = EXACT.posterior(DATA), EXACT.prior()
+    draws = posterior.sample(torch.Size([20_000]))
+    log_agg = brute_force(posterior, draws)
+    by_draw = {
+        "mi": (posterior.log_prob(draws) - log_agg).mean(1),
+        "kl": (log_agg - exact_prior.log_prob(draws)).mean(1),
+    }
+    mi, kl, log_prior = [], [], []
+    for seed in range(60):  # two draws at each of a few rows, again and again
+        codes = draw_codes(encoding, size=2 * ROWS, seed=seed)
+        mi.append(codes.log_guide - agg.log_prob(codes.z))
+        kl.append(agg.log_prob(codes.z) - prior.log_prob(codes.z))
+        log_prior.append(codes.log_guide - prior.log_prob(codes.z))
+    for values, truth in ((mi, by_draw["mi"]), (kl, by_draw["kl"])):
+        found = two_stage_mean(torch.cat(values, 1), population=ROWS)
+        error = math.hypot(found.standard_error, float(truth.std()) / math.sqrt(len(truth)))
+        assert abs(found.value - float(truth.mean())) < 4.5 * error
+    rate = two_stage_mean(torch.cat(log_prior, 1), population=ROWS)
+    expected = float(kl_divergence(posterior, exact_prior).mean())
+    assert abs(rate.value - expected) < 4.5 * rate.standard_error
+    overall = divergence(agg, prior, draws=4000)
+    error = math.hypot(overall.standard_error, float(by_draw["kl"].std()) / math.sqrt(20_000))
+    assert abs(overall.value - float(by_draw["kl"].mean())) < 4.5 * error
+
+
+def test_a_joint_density_leaves_the_pair_as_it_is() -> None:
+    vae = small()
+    network = nn.Sequential(nn.Dropout(0.5), vae.encoder.network)
+    vae.encoder.network = network
+    agg = pv.aggregate(vae.guide, IMAGES[:6], site=BOTH)
+    z = agg.sample((3,))
+    assert not torch.equal(z, agg.sample((3,)))
+    pyro.clear_param_store()
+    before = torch.get_rng_state()
+    assert torch.equal(agg.log_prob(z), agg.log_prob(z))  # nothing is dropped
+    assert torch.equal(before, torch.get_rng_state())
+    assert not dict(pyro.get_param_store().items())
+    assert network.training
+
+
+def test_a_joint_density_goes_without_data_or_moments() -> None:
+    vae = small()
+    agg = pv.aggregate(vae.guide, IMAGES[:6], site=BOTH)
+    assert agg.encoding.log_prob(torch.zeros(0, 6, 5)).shape == (0, 6)
+    assert agg.sample((0,)).shape == (0, 5)
+    assert agg.component(2).batch_shape == ()
+    assert agg.component(2).log_prob(torch.zeros(4, 5)).shape == (4,)
+    assert agg.to(dtype=torch.float64).log_prob(torch.zeros(1, 5)).isfinite().all()
+    with pytest.raises(NotImplementedError, match="Average draws"):
+        _ = agg.mean
+    with pytest.raises(ValueError, match="marginals are not known"):
+        agg.marginal(0)
+    with pytest.raises(ValueError, match="parameters of the pair"):
+        pv.save(agg, "nowhere.pt")
+    with pytest.raises(ValueError, match="one guide"):
+        pv.AggregatedPosterior.merge([agg, pv.aggregate(small(1).guide, IMAGES[:6], site=BOTH)])
+
+
+# -- training --------------------------------------------------------------------------------------
+
+with seeded(0):
+    SHARES = torch.rand(4, 9, dtype=torch.float64)[torch.arange(160) % 4]
+    IMAGES = torch.bernoulli(SHARES).view(160, 3, 3)
+
+
+def small(seed: int = 0, *, pseudo_inputs: int = 0, **changed: nn.Module) -> pv.HierarchicalVAE:
+    torch.manual_seed(seed)
+    encoder = pv.mlp_encoder((3, 3), 2, hidden=(8,))
+    prior: nn.Module = pv.StandardNormal(2)
+    if pseudo_inputs:
+        prior = pv.VampPrior.from_data(encoder, IMAGES, pseudo_inputs, bounds=(0.0, 1.0))
+    modules = {
+        "encoder": encoder,
+        "decoder": pv.Branches(
+            (nn.Identity(), nn.Identity()), pv.mlp_decoder(5, (3, 3), hidden=(8,))
+        ),
+        "prior": prior,
+        "inner_encoder": pv.Branches(
+            (nn.Flatten(), nn.Identity()), pv.mlp_encoder((11,), 3, hidden=(8,))
+        ),
+        "conditional": pv.mlp_encoder((2,), 3, hidden=(8,)),
+    }
+    return pv.HierarchicalVAE(**(modules | changed)).to(torch.get_default_dtype())
+
+
+@pytest.mark.parametrize("pseudo_inputs", [0, 5])
+def test_fit_improves_the_elbo(pseudo_inputs: int) -> None:
+    vae = small(pseudo_inputs=pseudo_inputs)
+    before = [parameter.detach().clone() for parameter in vae.parameters()]
+    run = pv.fit(
+        vae.model,
+        vae.guide,
+        IMAGES[:128],
+        validation=IMAGES[128:],
+        epochs=12,
+        batch_size=16,
+        optimizer=adam(1e-2),
+        progress=False,
+    )
+    assert run.history.train[-1] > run.history.train[0] + 0.2
+    assert not any(torch.equal(*both) for both in zip(before, vae.parameters(), strict=True))
+    found = pv.log_evidence(vae.model, vae.guide, IMAGES[128:], site="z2", draws=200)
+    assert found.mean().value > run.history.train[0]
+
+
+def test_gradients_reach_every_parameter() -> None:
+    vae = small(pseudo_inputs=4)
+    Trace_ELBO().differentiable_loss(vae.model, vae.guide, IMAGES[:10]).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+def test_a_vamp_prior_is_the_top_prior() -> None:
+    vae = small(pseudo_inputs=4)
+    with torch.no_grad():
+        found = Pair(vae.model, vae.guide, "z2").prior(IMAGES[:3])
+        z = torch.randn(6, 2)
+        components = vae.encoder(vae.prior.inputs)
+        expected = components.log_prob(z.unsqueeze(1)).logsumexp(-1) - math.log(4)
+    assert torch.allclose(found.log_prob(z), expected, atol=1e-12)
+
+
+def test_an_exemplar_prior_is_the_top_prior() -> None:
+    vae = small()
+    vae.prior = pv.ExemplarPrior(vae.encoder, IMAGES[:20], neighbours=3)
+    rows, numbers = IMAGES[:20], torch.arange(20)
+    with pytest.raises(ValueError, match="numbers of the rows"):
+        vae.model(rows)
+    run = pv.fit(vae.model, vae.guide, (rows, numbers), epochs=3, batch_size=5, progress=False)
+    assert all(math.isfinite(value) for value in run.history.train)
+    assert float(vae.prior.log_scale.detach()) != 0.0
+    with measuring(vae.model, vae.guide):
+        found = Pair(vae.model, vae.guide, "z2").prior(rows)
+    z = torch.randn(5, 2)
+    components = dist.Normal(vae.encoder(rows).mean, vae.prior.log_scale.exp()).to_event(1)
+    expected = components.log_prob(z.unsqueeze(1)).logsumexp(-1) - math.log(20)
+    assert torch.allclose(found.log_prob(z), expected, atol=1e-9)
+
+
+def test_two_pairs_keep_their_own_parameters() -> None:
+    first, second = small(0), small(1)
+    before = {name: value.clone() for name, value in second.state_dict().items()}
+    for pair in (first, second, first):
+        pair.model(IMAGES[:3])
+        pair.guide(IMAGES[:3])
+    assert all(torch.equal(second.state_dict()[name], before[name]) for name in before)
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+class Point(nn.Module):
+    def forward(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(x, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prior": pv.StandardNormal(3)}, r"prior's event shape \(3,\); got 2"),
+        ({"conditional": pv.mlp_encoder((2,), 4)}, r"conditional's event shape \(4,\); got 3"),
+        (
+            {"decoder": pv.Branches((nn.Identity(), nn.Identity()), pv.mlp_decoder(5, (4,)))},
+            r"expected the decoder to return.*event shape \(3, 3\); got \(3,\) and \(4,\)",
+        ),
+        (
+            {
+                "inner_encoder": pv.Branches(
+                    (nn.Flatten(), nn.Identity()), nn.Sequential(nn.Linear(11, 3), Point())
+                )
+            },
+            "expected the inner encoder to return",
+        ),
+    ],
+)
+def test_modules_that_do_not_fit_are_named(changed: dict[str, nn.Module], message: str) -> None:
+    vae = small(**changed)
+    with pytest.raises(ValueError, match=message):
+        Trace_ELBO().loss(vae.model, vae.guide, IMAGES[:3])
+
+
+def test_grey_values_need_another_likelihood() -> None:
+    vae = small()
+    with pytest.raises(ValueError, match=r"zeros and ones in x; got 0\.5"):
+        vae.model(torch.full((2, 3, 3), 0.5))
+
+
+def test_size_smaller_than_the_batch_is_an_error() -> None:
+    with pytest.raises(ValueError, match="size"):
+        small().model(IMAGES[:3], size=2)
+
+
+def test_layers_of_fixed_size_are_taken_one_by_one() -> None:
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(ROWS, 2))
+        with pyro.plate("data", ROWS):
+            z2 = pyro.sample("z2", dist.Normal(loc, 1.0).to_event(1))
+            pyro.sample("z1", dist.Normal(z2, 1.0).to_event(1))
+
+    assert len(pv.aggregate(guide, DATA, site="z2")) == ROWS
+    with pytest.raises(ValueError, match=r"fixed size.*single site"):
+        pv.aggregate(guide, DATA, site=BOTH)
