@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.attention import block_log_sum_exp
 from pyrovae.mixture.families import take
+from pyrovae.mixture.full_normals import FullMixture
 from pyrovae.mixture.logdensity import constants, keys, queries, roundoff
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import seeded
@@ -252,7 +253,7 @@ class _Full(_Diagonal):
         loc = (normals.mean * self.unit + self.shift).to(self.dtype)
         covariance = normals.covariance * self.unit.unsqueeze(-1) * self.unit
         weights = dist.Categorical(logits=normals.log_weight.to(self.dtype))
-        return Mixture(weights, dist.MultivariateNormal(loc, covariance.to(self.dtype)))
+        return FullMixture(weights, dist.MultivariateNormal(loc, covariance.to(self.dtype)))
 
 
 def _spread(points: Tensor, weight: Tensor, count: int) -> tuple[list[int], Tensor]:
