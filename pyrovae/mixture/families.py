@@ -257,7 +257,8 @@ def to_state(distribution: dist.Distribution) -> dict[str, Any]:
     if isinstance(distribution, Editable):
         raise ValueError(
             f"expected a family that is made of parameter tensors; got {family(distribution)}, "
-            "which runs a function of the pair. Keep the parameters of the pair instead."
+            "which is a function of the pair and has none of its own. Keep the pair, or name a "
+            "single site."
         )
     rank = len(distribution.batch_shape)
     tensors = {

@@ -29,7 +29,7 @@ class Ancestral(dist.TorchDistribution):
     sites, `log_prob` puts the parts of a code there and adds up their log densities. So it is exact
     for any number of sites of any families, in any order; moments and the marginals of single units
     have no closed form. It goes with the function: once that is trained on, this density is
-    another.
+    another. The aggregated posterior of N data points at M codes sends N·M rows through it.
 
     Args:
         reader: how to run the function.

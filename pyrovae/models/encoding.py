@@ -27,8 +27,9 @@ def encode(
         guide: any Pyro guide with a latent site in a data plate.
         data: rows, shape ``(N, ...)``: a tensor, an array, a ``Dataset`` or a ``DataLoader``; a
             tuple where the guide takes more arguments, ``guide(x, y)``.
-        site: name of the latent site; of several, to take them as one vector, where the guide
-            draws each of them given the data only.
+        site: name of the latent site; of several, to take them as one vector. Where one of these
+            depends on the draws of another, the result is an
+            :class:`~pyrovae.models.ancestral.Ancestral`, which goes on running the guide.
         data_plate: name of the plate over the data; by default the one with as many rows as a
             batch.
         batch_size: rows that go through the guide at once; the result does not depend on it. A
@@ -39,7 +40,8 @@ def encode(
         event of more dimensions, or more plates than the data's, are laid out as one vector.
 
     Raises:
-        ValueError: if the guide has no such site, or its family cannot be concatenated.
+        ValueError: if the guide has no such site, the site depends on draws at one that is not
+            named, or its family cannot be concatenated.
     """
     pair = Pair(_no_model, guide, site, data_plate=data_plate)
     with torch.no_grad(), measuring(guide):

@@ -85,9 +85,12 @@ class Pair:
     def encode(self, x: Tensor | Batch) -> dist.Distribution:
         """q(z | x), batch shape ``(B,)``, event shape ``(D,)``, for rows ``x``, shape ``(B, ...)``.
 
+        Several sites that are drawn given the data only, of one family, are of that family; all
+        others an :class:`~pyrovae.models.ancestral.Ancestral`.
+
         Raises:
             ValueError: if the guide has no such site, the site is in no data plate or is discrete,
-                or its parameters depend on draws of other sites.
+                or its parameters depend on draws of sites that are not named.
         """
         batch = as_batch(x)
         readings = self._read_guide.read(batch)

@@ -247,6 +247,32 @@ def two_latent_sites_as_one() -> tuple[Any, Any]:
     return model, guide
 
 
+@pair(names={"site": "top"})
+def top_latent_of_two_layers() -> tuple[Any, Any]:
+    """A layer between code and data, whose noise is taken from that of the data."""
+    width = 0.2
+    rest = EXACT.noise**2 * torch.eye(DATA, dtype=torch.float64)
+    rest = rest - width**2 * EXACT.weight @ EXACT.weight.T
+    whitened = torch.linalg.solve(rest, EXACT.weight)
+    variance = 1 / (1 / width**2 + (whitened * EXACT.weight).sum(0))
+
+    def model(x: Tensor) -> None:
+        shift = pyro.param("shift", torch.zeros(LATENT))
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", standard(LATENT).to_event(1))
+            inner = pyro.sample("inner", dist.Normal(top + shift, width).to_event(1))
+            mean = inner @ EXACT.weight.T + EXACT.bias
+            pyro.sample("x", dist.MultivariateNormal(mean, rest), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(*posterior(x)).to_event(1))
+            loc = variance * (top / width**2 + (x - EXACT.bias) @ whitened)
+            pyro.sample("inner", dist.Normal(loc, variance.sqrt()).to_event(1))
+
+    return model, guide
+
+
 @pair()
 def event_of_two_dimensions() -> tuple[Any, Any]:
     def model(x: Tensor) -> None:

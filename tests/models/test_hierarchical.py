@@ -250,7 +250,7 @@ def test_a_joint_density_goes_without_data_or_moments() -> None:
         _ = agg.mean
     with pytest.raises(ValueError, match="marginals are not known"):
         agg.marginal(0)
-    with pytest.raises(ValueError, match="parameters of the pair"):
+    with pytest.raises(ValueError, match="Keep the pair"):
         pv.save(agg, "nowhere.pt")
     with pytest.raises(ValueError, match="one guide"):
         pv.AggregatedPosterior.merge([agg, pv.aggregate(small(1).guide, IMAGES[:6], site=BOTH)])
