@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pyrovae.batches import Batch, take_rows
 from pyrovae.mixture.families import Edit
 from pyrovae.models.sites import Reader, Reading
-from pyrovae.models.state import measuring
+from pyrovae.models.state import apart, measuring
 from pyrovae.randomness import seeded
 
 ROWS = 16_384  # rows that go through the function at once
@@ -120,7 +120,7 @@ class Ancestral(dist.TorchDistribution):
         codes = value.to(self.like.dtype).expand(shape + self.event_shape)
         codes = codes.reshape(-1, *self.event_shape)
         found = [codes.new_zeros(0)]
-        with measuring(self.reader.function):
+        with apart(), measuring(self.reader.function):
             for rows, part in self._blocks(shape):
                 placed = dict(zip(self.sites, codes[part].split(self.sizes, -1), strict=True))
                 for reading in self.reader.read(rows, codes=placed, until=self.sites):
@@ -134,7 +134,7 @@ class Ancestral(dist.TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         seed = int(torch.randint(1 << 62, ()))  # measuring leaves the random state as it finds it
         found = [self.like.new_zeros(0, *self.event_shape)]
-        with measuring(self.reader.function), seeded(seed):
+        with apart(), measuring(self.reader.function), seeded(seed):
             for rows, _ in self._blocks(shape):
                 found += [code_at(r, self.sites) for r in self.reader.read(rows, until=self.sites)]
         return torch.cat(found).reshape(shape + self.event_shape)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine import runtime
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -79,6 +80,19 @@ def called_modules(*functions: PyroFunction) -> Iterator[dict[nn.Module, None]]:
         handle.remove()
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Run Pyro functions out of sight of the handlers and plates that are in force."""
+    stack, plates = runtime._PYRO_STACK, runtime._DIM_ALLOCATOR._stack
+    saved = list(stack), list(plates)
+    stack.clear()
+    plates.clear()
+    try:
+        yield
+    finally:
+        stack[:], plates[:] = saved
 
 
 def modules_of(function: PyroFunction) -> list[nn.Module]:

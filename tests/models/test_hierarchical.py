@@ -256,6 +256,22 @@ def test_a_joint_density_goes_without_data_or_moments() -> None:
         pv.AggregatedPosterior.merge([agg, pv.aggregate(small(1).guide, IMAGES[:6], site=BOTH)])
 
 
+def test_a_joint_density_stands_in_another_model() -> None:
+    agg = pv.aggregate(EXACT.pair().guide, DATA, site=BOTH)
+
+    def model() -> None:
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", agg)
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=torch.zeros(4, TOP + INNER))
+
+    trace = pyro.poutine.trace(model).get_trace()
+    trace.compute_log_prob()
+    assert set(trace.stochastic_nodes) == {"z", "data"}
+    assert not trace.param_nodes
+    assert torch.equal(trace.nodes["z"]["log_prob"], agg.log_prob(trace.nodes["z"]["value"]))
+    assert trace.nodes["x"]["log_prob"].shape == (4,)
+
+
 # -- training --------------------------------------------------------------------------------------
 
 with seeded(0):
