@@ -33,6 +33,7 @@ from pyrovae.mixture.divergence import divergence
 from pyrovae.mixture.logdensity import constants, keys, queries
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
+from pyrovae.mixture.screening import evaluate
 
 CASES = [
     (1_000, 2, 2048),
@@ -133,7 +134,7 @@ def peers(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
     mixture = case.mixture
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "pyrovae log_prob": mixture.log_prob,
-        "pyrovae log_prob and score": lambda z: mixture.diagonal_normals().evaluate(z).log_prob,
+        "pyrovae log_prob and score": lambda z: evaluate(mixture.diagonal_normals(), z).log_prob,
         "matrix product (floor)": chunked(case, lambda query, key: (query @ key)[:, 0]),
         "addmm + logsumexp, chunked": chunked(case, lambda query, key: (query @ key).logsumexp(-1)),
         "torch MixtureSameFamily, chunked": torch_mixture(case),

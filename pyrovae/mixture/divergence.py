@@ -14,7 +14,8 @@ from pyrovae.mixture import families
 from pyrovae.mixture.attention import block_log_sum_exp
 from pyrovae.mixture.logdensity import constants, keys, queries
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.screening import DiagonalNormals
+from pyrovae.mixture.normals import DiagonalNormals
+from pyrovae.mixture.screening import log_prob
 from pyrovae.randomness import seeded
 
 #: (component, component, unit) triples that are held at once.
@@ -166,7 +167,7 @@ def _normals(mixture: Mixture) -> DiagonalNormals:
 
 def _expected(normals: DiagonalNormals, loc: Tensor, variance: Tensor) -> Tensor:
     """log Σ_j w_j exp E_{N(loc, variance)}[log N_j], shape ``(R,)``."""
-    return normals.log_prob(loc, variance=variance)
+    return log_prob(normals, loc, variance=variance)
 
 
 def _log_affinities(normals: DiagonalNormals, loc: Tensor, variance: Tensor) -> Tensor:

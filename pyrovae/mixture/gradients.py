@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
-from pyrovae.mixture.screening import BLOCK, CHUNK_BYTES, TOLERANCE, DiagonalNormals
+from pyrovae.mixture.normals import BLOCK, CHUNK_BYTES, TOLERANCE, DiagonalNormals
+from pyrovae.mixture.screening import evaluate, log_prob
 
 Parameters = Sequence[Tensor]
 
@@ -51,7 +52,7 @@ def log_density(
             return scores.logsumexp(-1).to(dtype)
     needs_score = torch.is_grad_enabled() and z.requires_grad
     if isinstance(components, DiagonalNormals) and not needs_score:
-        return components.log_prob(z).to(dtype)
+        return log_prob(components, z).to(dtype)
     given = parameters or (None, None, None)
     result: Tensor = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
     return result.to(dtype)
@@ -97,7 +98,7 @@ class _LargeLogDensity(torch.autograd.Function):
         log_weight: Tensor | None,
         held: Callable[[], DiagonalNormals],
     ) -> Tensor:
-        evaluation = held().evaluate(z)
+        evaluation = evaluate(held(), z)
         score = evaluation.score.to(z.dtype)
         ctx.save_for_backward(z, loc, scale, log_weight, evaluation.log_prob, score)
         return evaluation.log_prob
@@ -153,7 +154,7 @@ def parameter_gradients(
     points = max(1, CHUNK_BYTES // (8 * 4 * BLOCK))
     for start in range(0, len(z) and len(parameters[0]), BLOCK):
         rows = slice(start, start + BLOCK)
-        block = DiagonalNormals(*(parameter[rows] for parameter in parameters))
+        block = DiagonalNormals(*(parameter[rows] for parameter in parameters), ordered=False)
         if block.size == 0:
             continue
         moments = torch.zeros_like(block.all_keys())

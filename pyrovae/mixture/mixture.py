@@ -17,7 +17,8 @@ from pyrovae.mixture import families
 from pyrovae.mixture.exemplars import top_scores, total_scores
 from pyrovae.mixture.general import Components
 from pyrovae.mixture.gradients import log_density
-from pyrovae.mixture.screening import DiagonalNormals
+from pyrovae.mixture.normals import DiagonalNormals
+from pyrovae.mixture.screening import evaluate, log_prob
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Mixture(dist.MixtureSameFamily):
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient."""
         if (normals := self.diagonal_normals()) is not None:
             flat = self._rows(z).reshape(-1, normals.dim)
-            return normals.evaluate(flat).score.to(self._dtype(z)).reshape(z.shape)
+            return evaluate(normals, flat).score.to(self._dtype(z)).reshape(z.shape)
         with torch.enable_grad():
             points = z.detach().requires_grad_()
             density = Mixture.expand(self, ()).log_prob(points).sum()
@@ -266,7 +267,7 @@ class Mixture(dist.MixtureSameFamily):
             if normals is None:
                 total, expected = total_scores(self._components(), _precise(rows))
             else:
-                found = normals.evaluate(rows.reshape(len(rows), normals.dim))
+                found = evaluate(normals, rows.reshape(len(rows), normals.dim))
                 total, expected = found.log_prob, found.expected
             return self._plain((total - expected).clamp(min=0.0).exp(), z)
 
@@ -310,7 +311,7 @@ class Mixture(dist.MixtureSameFamily):
             position[evaluator.index] = torch.arange(evaluator.size, device=rows.device)
             exclude = position[exclude]
         if isinstance(evaluator, DiagonalNormals):
-            return evaluator.log_prob(rows.reshape(len(rows), evaluator.dim), exclude=exclude)
+            return log_prob(evaluator, rows.reshape(len(rows), evaluator.dim), exclude=exclude)
         return total_scores(evaluator, _precise(rows), exclude)[0]
 
     def _plain(self, values: Tensor, z: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyrovae.mixture import gradients, screening
+from pyrovae.mixture import gradients, normals
 from pyrovae.mixture.mixture import Mixture
 
 
 @pytest.fixture(params=["differences", "expanded", "fused"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of the three ways in which the log density is computed."""
-    monkeypatch.setattr(screening, "BLOCK", 4)
+    monkeypatch.setattr(normals, "GROUP", 4)
     if request.param != "differences":
         monkeypatch.setattr(gradients, "FEW_TRIPLES", 0)
     if request.param == "fused":

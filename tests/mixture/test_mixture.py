@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae.mixture import gradients, screening
+from pyrovae.mixture import gradients, normals
 from pyrovae.mixture.families import diagonal_normal
 from pyrovae.mixture.mixture import Mixture
 
@@ -63,8 +63,8 @@ def test_density_is_the_same_in_any_blocks(
     z = mixture.sample((9,))
     monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 1500)
     monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
-    monkeypatch.setattr(screening, "BLOCK", 7)
-    monkeypatch.setattr(screening, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(normals, "GROUP", 7)
+    monkeypatch.setattr(normals, "CHUNK_BYTES", 3000)
     torch.testing.assert_close(mixture.log_prob(z), reference(mixture).log_prob(z))
     if mixture.support.is_discrete:
         return

@@ -1,0 +1,203 @@
+"""Chosen pairs of a group of components and a point, evaluated in float64 and summed by point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pyrovae.mixture.logdensity import queries
+from pyrovae.mixture.normals import DiagonalNormals
+
+#: Bytes of one batch of pairs: they are made and reduced while they are in the cache.
+BATCH_BYTES = 1 << 21
+#: Numbers that are held before they are added to the sums.
+PENDING = 1 << 20
+#: Points that are taken together against one group, at most.
+WIDTH = 64
+
+#: Scores and expected log densities, shapes ``(..., D)`` and ``(...)``.
+_Given = tuple[Tensor, Tensor]
+
+
+class Sum:
+    """A running log-sum-exp for each of B points, with the mean of what comes along.
+
+    Args:
+        points: B.
+        dim: units D of the score.
+        moments: whether scores and expected log densities are summed too.
+        device: where.
+    """
+
+    def __init__(self, points: int, dim: int, *, moments: bool, device: torch.device) -> None:
+        self.largest = torch.full((points,), -math.inf, dtype=torch.float64, device=device)
+        self.mass = torch.zeros_like(self.largest)
+        self.expected = torch.zeros_like(self.largest)
+        self.score = self.mass.new_zeros(points, dim if moments else 0)
+
+    def add(self, rows: Tensor, log_sum: Tensor, given: _Given | None) -> None:
+        """Add e^log_sum to some points, any of them more than once; shapes ``(P, ...)``."""
+        largest = self.largest.scatter_reduce(0, rows, log_sum, "amax")
+        shift = torch.where(largest > -math.inf, largest, 0.0)
+        kept, share = (self.largest - shift).exp(), (log_sum - shift[rows]).exp()
+        self.largest, self.mass = largest, (self.mass * kept).index_add_(0, rows, share)
+        if given is not None:
+            score, expected = (self._weighted(part, share) for part in given)
+            self.score = (self.score * kept.unsqueeze(-1)).index_add_(0, rows, score)
+            self.expected = (self.expected * kept).index_add_(0, rows, expected)
+
+    def put(self, rows: Tensor, other: Sum) -> None:
+        """Take the sums of some points from elsewhere."""
+        self.largest[rows], self.mass[rows] = other.largest, other.mass
+        self.score[rows], self.expected[rows] = other.score, other.expected
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-sum-exps, mean scores and mean expected log densities."""
+        mean = self.score / self.mass.unsqueeze(-1)
+        return self.largest + self.mass.log(), mean, self.expected / self.mass
+
+    @staticmethod
+    def _weighted(values: Tensor, share: Tensor) -> Tensor:
+        share = share.view(-1, *(1,) * (values.dim() - 1))
+        return torch.where(share > 0, share * values, 0.0)
+
+
+class Moments:
+    """Points as queries, and what a group of components tells about them.
+
+    Args:
+        normals: the components.
+        z: points in float64, shape ``(B, D)``.
+        variance: makes scores expectations under N(z, variance), shape ``(B, D)``.
+        exclude: for each point a component to leave out, shape ``(B,)``.
+        moments: whether scores and expected log densities are wanted too.
+    """
+
+    def __init__(
+        self,
+        normals: DiagonalNormals,
+        z: Tensor,
+        variance: Tensor | None,
+        exclude: Tensor | None,
+        *,
+        moments: bool,
+    ) -> None:
+        self.normals, self.z, self.exclude, self.wanted = normals, z, exclude, moments
+        self.variance = None if variance is None else variance.double()
+        self.centred = z - normals.centre
+        self.query = queries(self.centred, self.variance)
+
+    def scores(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Component log densities by the expanded form, ``(e, m, M)``, and keys, ``(e, M, F)``."""
+        key = self.normals.keys_of_groups(groups)
+        return self._without_excluded(self.query[rows] @ key.mT, groups, rows), key
+
+    def expanded(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, _Given | None]:
+        """Log-sum-exps and moments of groups ``(e,)`` at points ``(e, m)`` by the expanded form."""
+        scores, key = self.scores(groups, rows)
+        if not self.wanted:
+            return scores.logsumexp(-1), None
+        return scores.logsumexp(-1), self.of_mean(_share(scores) @ key, rows)
+
+    def of_mean(self, mean: Tensor, rows: Tensor) -> _Given:
+        """Score E_r[pμ] − z E_r[p] and expected log density from mean keys, ``(..., F)``."""
+        dim = self.normals.dim
+        score = mean[..., dim : 2 * dim] + 2 * self.centred[rows] * mean[..., :dim]
+        return score, (mean * self.query[rows]).sum(-1)
+
+    def differences(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Component log densities from (z − μ)/σ, ``(e, m, M)``, with these and the scales."""
+        loc, scale, constant = self.normals.exact_groups(groups)
+        difference = (self.z[rows].unsqueeze(2) - loc.unsqueeze(1)) / scale.unsqueeze(1)
+        square = difference.square().sum(-1)
+        if self.variance is not None:
+            square = square + self.variance[rows] @ scale.pow(-2).mT
+        scores = torch.add(constant.unsqueeze(1), square, alpha=-0.5)
+        return self._without_excluded(scores, groups, rows), difference, scale
+
+    def from_differences(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, _Given | None]:
+        """The same as `expanded`, from differences, which do not cancel."""
+        scores, difference, scale = self.differences(groups, rows)
+        if not self.wanted:
+            return scores.logsumexp(-1), None
+        share = _share(scores)
+        pull = torch.einsum("emn,emnd->emd", share, -difference / scale.unsqueeze(1))
+        return scores.logsumexp(-1), (pull, torch.where(share > 0, share * scores, 0.0).sum(-1))
+
+    def _without_excluded(self, scores: Tensor, groups: Tensor, rows: Tensor) -> Tensor:
+        if self.exclude is None:
+            return scores
+        inside = torch.arange(self.normals.group, device=scores.device)
+        number = (groups.unsqueeze(-1) * self.normals.group + inside).unsqueeze(1)
+        return scores.masked_fill(number == self.exclude[rows].unsqueeze(-1), -math.inf)
+
+
+def evaluate_pairs(of: Moments, chosen: Tensor, total: Sum, *, differences: bool) -> None:
+    """Add the chosen pairs (group, point) to the points' sums.
+
+    Args:
+        of: the points and components.
+        chosen: shape ``(G, B)``.
+        total: where to add.
+        differences: from differences instead of the expanded form.
+    """
+    method = of.from_differences if differences else of.expanded
+    pending: list[tuple[Tensor, ...]] = []
+    held = 0
+    for groups, rows, valid in batches(of.normals, chosen, differences=differences):
+        log_sum, given = method(groups, rows)
+        pending.append((rows[valid], log_sum[valid], *(part[valid] for part in given or ())))
+        held += log_sum.numel() * (2 + of.wanted * of.normals.dim)
+        if held > PENDING:
+            _flush(pending, total)
+            held = 0
+    if pending:
+        _flush(pending, total)
+
+
+def _flush(pending: list[tuple[Tensor, ...]], total: Sum) -> None:
+    rows, log_sum, *given = (torch.cat(column) for column in zip(*pending, strict=True))
+    total.add(rows, log_sum, (given[0], given[1]) if given else None)
+    pending.clear()
+
+
+def batches(
+    normals: DiagonalNormals, chosen: Tensor, *, differences: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Chosen pairs as batches of groups ``(e,)``, each with points ``(e, m)`` of which some count.
+
+    Args:
+        normals: the components.
+        chosen: shape ``(G, B)``.
+        differences: whether differences of all units will be held.
+
+    Returns:
+        groups, points, and which of these are chosen and not filled in.
+    """
+    group, point = chosen.nonzero(as_tuple=True)
+    if not len(group):
+        return
+    count = group.bincount(minlength=len(chosen))
+    typical = len(group) / int((count > 0).sum())
+    width = min(WIDTH, 1 << round(math.log2(typical)))
+    entries = (count + width - 1) // width
+    position = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group]
+    entry = (entries.cumsum(0) - entries)[group] + position // width
+    slots = torch.full((int(entries.sum()), width), -1, device=group.device)
+    slots[entry, position % width] = point
+    of_entry = torch.arange(len(chosen), device=group.device).repeat_interleave(entries)
+    numbers = (width + normals.group) * normals.features + 3 * width * normals.group
+    if differences:
+        numbers += 2 * width * normals.group * normals.dim
+    step = max(1, BATCH_BYTES // (8 * numbers))
+    for start in range(0, len(slots), step):
+        rows = slots[start : start + step]
+        yield of_entry[start : start + step], rows.clamp(min=0), rows >= 0
+
+
+def _share(scores: Tensor) -> Tensor:
+    empty = scores.amax(-1, keepdim=True) == -math.inf
+    return scores.softmax(-1).masked_fill(empty, 0.0)
