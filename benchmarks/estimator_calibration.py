@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import torch
 from rich.console import Console
@@ -32,7 +33,7 @@ from pyrovae.diagnostics.calibration import calibrate
 from pyrovae.diagnostics.codes import draw_codes
 from pyrovae.diagnostics.collapse import collapse, unit_rates
 from pyrovae.diagnostics.exact import beside_nuts
-from pyrovae.diagnostics.gaps import inference_gaps
+from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.holes import holes
 from pyrovae.diagnostics.information import information
 from pyrovae.diagnostics.memorisation import memorisation
@@ -46,6 +47,7 @@ from pyrovae.evidence.sandwich import sandwich_evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.pair import Pair
+from pyrovae.randomness import seeded
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 COVERAGE = (0.92, 0.98)
@@ -352,6 +354,64 @@ def guides(repetitions: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def inference(repetitions: int, size: int = 40, at_once: int = 50) -> list[Row]:
+    """Where the ELBO is lost; every ``size`` data points are one repetition.
+
+    x | z ~ N(Wz, s²I) with columns that are not orthogonal: p(z|x) = N(m, Λ⁻¹) has a precision Λ
+    with entries off the diagonal, and the best Gaussian of independent units is N(m, 1/Λ_dd).
+    """
+    weight = torch.tensor([[1.0, 0.4], [0.3, 0.9], [-0.5, 0.6], [0.2, 0.2]])
+    noise, shift, scale = 0.8, 0.5, torch.tensor([0.6, 1.4])
+    precision = torch.eye(2) + weight.T @ weight / noise**2
+    best = precision.diagonal().rsqrt()
+    posterior = dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision)
+
+    def loss(location: Tensor, deviation: Tensor) -> float:
+        wide = dist.MultivariateNormal(location, torch.diag(deviation.square()))
+        return float(kl_divergence(wide, posterior))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T, noise).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        mean = torch.linalg.solve(precision, weight.T @ x.T / noise**2).T
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mean + shift * best, scale * best).to_event(1))
+
+    approximation = loss(torch.zeros(2), best)
+    amortization = loss(shift * best, scale * best) - approximation
+    evidence = dist.MultivariateNormal(torch.zeros(4), weight @ weight.T + noise**2 * torch.eye(4))
+    found: dict[str, list[Estimate]] = {"amortization": [], "approximation": [], "inference": []}
+    for start in range(0, repetitions, at_once):
+        with seeded(start):
+            x = evidence.sample(torch.Size([at_once * size]))
+        gaps = inference_gaps(model, guide, x, draws=500, seed=start)
+        for i in range(0, len(x), size):
+            part = Gaps(*(replace_values(e, i, size) for e in (gaps.guide, gaps.family)), None,
+                        replace_values(gaps.evidence, i, size))  # fmt: skip
+            for name, column in found.items():
+                column.append(getattr(part, name)())
+    truth = (amortization, approximation, amortization + approximation)
+    return [
+        of(f"{name} gap", estimates, value)
+        for (name, estimates), value in zip(found.items(), truth, strict=True)
+    ]
+
+
+def activity(repetitions: int, units: int = 400, size: int = 5000) -> list[Row]:
+    """The number of active units, where half of them lie closely above the limit of 0.01."""
+    variance = torch.linspace(0.007, 0.013, units)
+    found = []
+    for seed in range(repetitions):
+        with seeded(seed):
+            means = variance.sqrt() * torch.randn(size, units)
+        encoding = dist.Normal(means, torch.ones(size, units)).to_event(1)
+        found.append(collapse(encoding).active_units)
+    return [of(f"active units, {units // 2} of {units}", found, units / 2)]
+
+
 def classifier(repetitions: int) -> list[Row]:
     """The two-sample test between samples of the same density."""
     generator = torch.Generator().manual_seed(0)
@@ -397,6 +457,8 @@ PROBLEMS: dict[str, Callable[[int], list[Row]]] = {
     "terms": terms,
     "population": population,
     "guides": guides,
+    "inference": inference,
+    "activity": activity,
     "classifier": classifier,
 }
 

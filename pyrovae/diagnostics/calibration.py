@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import to_arviz
-from pyrovae.batches import Data
-from pyrovae.evidence.sandwich import simulate
+from pyrovae.batches import Data, all_rows, take_rows
+from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.models.rows import over_rows
 from pyrovae.randomness import seeded
 
 if TYPE_CHECKING:
@@ -108,8 +107,9 @@ def calibrate(
     like: Data,
     *,
     simulations: int = 1000,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
     observed: str | None = None,
+    data_plate: str | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Rank the codes of simulated data among guide draws (Talts et al. 2018; Yao et al. 2018).
@@ -123,28 +123,34 @@ def calibrate(
 
     Args:
         model, guide: any Pyro pair.
-        like: rows that say of what shape the data are; values enter only if the prior depends on
-            them.
+        like: rows that say of what shape the data are; arguments that are not observed, such as
+            labels, stay as they are.
         simulations: N, data points to simulate; at least 100, so that the χ² test holds.
-        site, observed: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
+        site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names the draws.
 
     Raises:
-        ValueError: with fewer than 100 simulations.
+        ValueError: with fewer than 100 simulations, or where data cannot be simulated.
     """
     if simulations < 5 * BINS:
         raise ValueError(
             f"expected at least {5 * BINS} simulations, 5 for each bin of ranks; got {simulations}."
         )
-    pair, (rows,) = over_rows(Pair(model, guide, site, observed), like)
-    rows = rows[torch.arange(simulations) % len(rows)]
+    pair = Pair(model, guide, site, observed, data_plate)
     with measuring(model, guide):
-        x, z = simulate(pair, rows, seed=seed)
+        rows = all_rows(like)
+        chosen = torch.arange(simulations, device=rows[0].device) % len(rows[0])
+        if not pair.follows(rows):
+            raise ValueError(
+                "expected a pair that takes any number of rows, to simulate as many as are asked "
+                "for; got one with a plate or parameters of fixed size. Write an amortized guide."
+            )
+        x, z = simulate(pair, take_rows(rows, chosen), seed=seed)
         with seeded(seed, 1):
             ranks = (pair.encode(x).sample(torch.Size([DRAWS])) < z).sum(0)
             pit = (ranks + torch.rand_like(z)) / (DRAWS + 1)
     p_values = _uniformity(ranks)
-    return Calibration(ranks, pit.cpu(), p_values, _holm(p_values), site)
+    return Calibration(ranks, pit.cpu(), p_values, _holm(p_values), pair.name)
 
 
 def _uniformity(ranks: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from pyrovae.arviz_adapter import convergence, to_arviz
 from pyrovae.batches import Data
 from pyrovae.evidence.annealed import Annealing, path_for
 from pyrovae.evidence.hmc import Path
+from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import UNRELIABLE, Evidence, smooth, summarise
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
@@ -104,7 +106,7 @@ class Beside:
         )
 
 
-def beside_nuts(
+def beside_nuts(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,
     data: Data,
@@ -112,9 +114,11 @@ def beside_nuts(
     draws: int = 500,
     warmup: int = 300,
     chains: int = 4,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
     observed: str | None = None,
+    data_plate: str | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Beside:
     """Draw from p(z|x) of a few data points by NUTS and compare the guide with it.
 
@@ -126,20 +130,23 @@ def beside_nuts(
         data: a few rows, shape ``(N, ...)``.
         draws, warmup: of each chain.
         chains: at least 2, each from a draw of the prior's own, so that r-hat can tell.
-        site, observed: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
+        site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names all draws.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        ValueError: with fewer than two chains.
+        ValueError: with fewer than two chains, or if a chain never moves.
     """
     if chains < 2:
         raise ValueError(f"expected at least 2 chains for r-hat; got {chains}.")
-    pair, (x,) = over_rows(Pair(model, guide, site, observed), data)
+    pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         path = path_for(pair, x, Annealing(start="prior"), None)
-        u = torch.stack(
-            [_chain(path, draws, warmup, seeds=(seed, chain)) for chain in range(chains)]
-        )
+        with ticking("NUTS", chains * (warmup + draws), progress=progress) as tick:
+            u = torch.stack(
+                [_chain(path, draws, warmup, (seed, chain), tick) for chain in range(chains)]
+            )
+        _check_moved(u)
         with torch.no_grad(), seeded(seed, chains):
             evidence = _evidence(path, u.flatten(0, 1))
             q = pair.encode(x)
@@ -161,11 +168,24 @@ def beside_nuts(
         pareto_k=smooth(weights)[1],
         evidence=evidence,
         draws=codes,
-        site=site,
+        site=pair.name,
     )
 
 
-def _chain(path: Path, draws: int, warmup: int, *, seeds: tuple[int, ...]) -> Tensor:
+def _check_moved(u: Tensor) -> None:
+    """Raise if a chain stood still; positions have the shape ``(chains, draws, N, D)``."""
+    still = int((u == u[:, :1]).flatten(1).all(1).sum())
+    if still:
+        raise ValueError(
+            f"expected NUTS to move; got {still} of {len(u)} chains in which no move was ever "
+            "accepted. log p(x, z) jumps, or its gradient in z is wrong or not a number: check the "
+            "decoder for rounding, sampling or detached tensors."
+        )
+
+
+def _chain(
+    path: Path, draws: int, warmup: int, seeds: tuple[int, ...], tick: Callable[[], None]
+) -> Tensor:
     """One chain of NUTS over the positions of all data points, shape ``(draws, N, D)``."""
 
     def potential(sites: dict[str, Tensor]) -> Tensor:
@@ -179,6 +199,7 @@ def _chain(path: Path, draws: int, warmup: int, *, seeds: tuple[int, ...]) -> Te
             warmup_steps=warmup,
             initial_params={"u": path.sample(1)[0]},
             disable_progbar=True,
+            hook_fn=lambda *_: tick(),
         )
         sampler.run()
         found: Tensor = sampler.get_samples()["u"]

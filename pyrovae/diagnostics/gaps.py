@@ -14,6 +14,7 @@ from torch.distributions import constraints, transform_to
 from pyrovae.batches import Data
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import log_joint_of_draws
+from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence, smooth, summarise
 from pyrovae.mixture import families
 from pyrovae.models.pair import Pair, PyroFunction, measuring
@@ -58,17 +59,23 @@ class Gaps:
         """Mean loss that no Gaussian recovers."""
         return None if self.full is None else self.evidence.minus(self.full)
 
+    def concerns(self) -> tuple[str, ...]:
+        """Why log p(x), and with it the gaps, should not be believed, in sentences."""
+        return self.evidence.concerns()
 
-def inference_gaps(
+
+def inference_gaps(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,
     data: Data,
     *,
     steps: int = 500,
     draws: int = 2000,
-    site: str = "z",
+    site: str | tuple[str, ...] = "z",
     observed: str | None = None,
+    data_plate: str | None = None,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Gaps:
     r"""Split log p(x) − ELBO of a few data points into approximation and amortization gap.
 
@@ -83,17 +90,25 @@ def inference_gaps(
         data: a few rows, shape ``(N, ...)`` with N ≥ 2.
         steps: of Adam, for all data points together.
         draws: fresh draws with which each ELBO is estimated.
-        site, observed: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
+        site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names the draws.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        ValueError: if the guide's distribution has no gradients after its parameters.
+        ValueError: if the guide's distribution has no gradients after its parameters, or the pair
+            takes one number of rows only.
 
     Cremer et al. 2018, "Inference suboptimality in variational autoencoders"; Roeder et al. 2017
     for the gradient.
     """
-    pair, (x,) = over_rows(Pair(model, guide, site, observed), data)
+    pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
+        if not pair.follows(x):
+            raise ValueError(
+                "expected a model and guide that take any number of rows, so that many draws go "
+                "through them at once; got a pair that takes all data or none. Write an amortized "
+                "guide."
+            )
         with torch.no_grad(), seeded(seed):
             start = families.convert(pair.encode(x), torch.Tensor.detach)
         if not start.has_rsample:
@@ -101,20 +116,28 @@ def inference_gaps(
                 "expected a guide with reparametrised draws; got "
                 f"{families.family(start)}. Its ELBO cannot be climbed along gradients."
             )
-        best = _climb(pair, x, start, steps=steps, seed=seed)
+        gaussian = families.family(start) in ("Normal", "MultivariateNormal")
+        with ticking("optimising q(z|x)", steps * (1 + gaussian), progress=progress) as tick:
+            best = _climb(pair, x, start, steps=steps, seed=seed, tick=tick)
+            wide, full = best, None
+            if gaussian:
+                diagonal = torch.diag_embed(best.stddev)
+                wide = dist.MultivariateNormal(best.mean, scale_tril=diagonal)
+                wide = _climb(pair, x, wide, steps=steps, seed=seed, tick=tick)
+                full = _elbo(pair, x, wide, draws, seed=seed)
         guided, family = (_elbo(pair, x, q, draws, seed=seed) for q in (start, best))
-        full, proposal = None, best
-        if families.family(start) in ("Normal", "MultivariateNormal"):
-            diagonal = torch.diag_embed(best.stddev)
-            wide = dist.MultivariateNormal(best.mean, scale_tril=diagonal)
-            proposal = _climb(pair, x, wide, steps=steps, seed=seed)
-            full = _elbo(pair, x, proposal, draws, seed=seed)
-        weights = _log_weights(pair, x, proposal, draws, seed=seed + 1)
+        weights = _log_weights(pair, x, wide, draws, seed=seed + 1)
     return Gaps(guided, family, full, summarise(weights.T))
 
 
 def _climb(
-    pair: Pair, x: Tensor, start: dist.Distribution, *, steps: int, seed: int
+    pair: Pair,
+    x: Tensor,
+    start: dist.Distribution,
+    *,
+    steps: int,
+    seed: int,
+    tick: Callable[[], None],
 ) -> dist.Distribution:
     """The member of a family with the highest ELBO, for every data point at once."""
     parameters, build = _free(start)
@@ -134,6 +157,7 @@ def _climb(
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
+            tick()
     return build([p.detach() for p in parameters])
 
 

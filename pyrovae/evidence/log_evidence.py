@@ -7,7 +7,7 @@ from typing import Literal, get_args, overload
 
 import pyro.distributions as dist
 
-from pyrovae.batches import Data
+from pyrovae.batches import Data, all_rows
 from pyrovae.evidence.annealed import Annealing, annealed_evidence
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence
@@ -115,7 +115,9 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
             f"expected a method out of {get_args(Method)}, an Annealing or a BothSides; got "
             f"{method!r}."
         )
-    pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
+    whole = Pair(model, guide, site, observed, data_plate)
+    pair, (x,) = over_rows(whole, data)
+    chains = CHAINS if draws is None else draws
     result: Evidence | Sandwich
     with measuring(model, guide):
         if method == "importance" or method == "prior":
@@ -127,13 +129,16 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                 proposal="guide" if method == "importance" else "prior",
                 seed=seed,
             )
+        elif method == "sandwich" or isinstance(method, BothSides):
+            annealing = method.annealing if isinstance(method, BothSides) else None
+            result = sandwich_evidence(
+                whole, all_rows(data), chains=chains, annealing=annealing, prior=prior, seed=seed
+            )
         else:
             annealing = method if isinstance(method, Annealing) else None
-            estimate = annealed_evidence if method != "sandwich" else sandwich_evidence
-            if isinstance(method, BothSides):
-                annealing, estimate = method.annealing, sandwich_evidence
-            chains = CHAINS if draws is None else draws
-            result = estimate(pair, x, chains=chains, annealing=annealing, prior=prior, seed=seed)
+            result = annealed_evidence(
+                pair, x, chains=chains, annealing=annealing, prior=prior, seed=seed
+            )
     if concerns := result.concerns():
         warnings.warn("\n".join(concerns), stacklevel=2)
     return result

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
+from pyrovae.batches import Batch
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.annealed import (
     Annealing,
@@ -23,7 +23,9 @@ from pyrovae.evidence.annealed import (
 from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence, join, summarise
+from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair
+from pyrovae.models.rows import over_rows
 from pyrovae.randomness import seeded
 
 SPREAD = 10  # moves at β = 1 that part the backward chains of one data point from each other
@@ -45,13 +47,13 @@ class Sandwich:
     """log p(x) of simulated data, bounded from below and from above.
 
     Args:
-        x: the simulated data, shape ``(N, ...)``.
+        x: the simulated data, shape ``(N, ...)``; a tuple where the pair takes more arguments.
         z: the codes they were made from, shape ``(N, D)``: exact draws from p(z | x).
         lower: annealed forwards, from q to the posterior.
         upper: annealed backwards, from the exact posterior draw.
     """
 
-    x: Tensor
+    x: Tensor | Batch
     z: Tensor
     lower: Evidence
     upper: Evidence
@@ -66,12 +68,12 @@ class Sandwich:
 
     def __str__(self) -> str:
         sides = f"{self.lower.mean()}, {self.upper.mean()}; gap {self.gap()}"
-        return "\n".join([f"{sides} over {len(self.x)} simulated data points", *self.concerns()])
+        return "\n".join([f"{sides} over {len(self.z)} simulated data points", *self.concerns()])
 
 
 def sandwich_evidence(
     pair: Pair,
-    like: Tensor,
+    like: Tensor | Batch,
     *,
     chains: int,
     annealing: Annealing | None = None,
@@ -91,7 +93,7 @@ def sandwich_evidence(
     Args:
         pair: model and guide.
         like: rows, shape ``(N, ...)``, that say how many data points to simulate and of what shape.
-            Their values enter only where the model's prior depends on them.
+            Arguments that are not observed, such as labels, stay as they are.
         chains, annealing, prior, seed: as :func:`~pyrovae.evidence.annealed.annealed_evidence`.
             The backward chains of one data point share their starting point; ten moves at β = 1
             part them.
@@ -99,7 +101,8 @@ def sandwich_evidence(
     if chains < 2:
         raise ValueError(f"expected at least 2 chains for a standard error; got {chains}.")
     annealing = annealing or Annealing()
-    x, z = simulate(pair, like, prior=prior, seed=seed)
+    simulated, z = simulate(pair, like, prior=prior, seed=seed)
+    pair, (x,) = over_rows(pair, simulated)
     blocks = list(zip(split_blocks(x, chains), split_blocks(z, chains), strict=True))
     lower, upper = [], []
     total = len(blocks) * (3 * annealing.temperatures + 1)
@@ -112,36 +115,8 @@ def sandwich_evidence(
             lower.append(replace(summarise(weights.T), acceptance=accepted))
             with seeded(seed, index, 2):
                 upper.append(_backwards(path, codes, chains, annealing, tuning, tick))
-    return Sandwich(x, z, check_moved(join(lower)), join(upper))
-
-
-@torch.no_grad()
-def simulate(
-    pair: Pair, like: Tensor, *, prior: dist.Distribution | None = None, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Data of the model's own making, and their codes.
-
-    Args:
-        pair: model and guide.
-        like: rows, shape ``(N, ...)``, that say how many and of what shape.
-        prior: p(z) in the place of the model's own.
-        seed: names the draws.
-
-    Returns:
-        x, shape ``(N, ...)``, and z, shape ``(N, D)``.
-    """
-    with seeded(seed):
-        source = pair.prior(like) if prior is None else prior
-        z = source.sample(torch.Size([len(like)])).reshape(len(like), -1)
-        x = pair.decode(like, z).sample()
-    if x.shape != like.shape:
-        raise ValueError(
-            f"expected a pair of one argument, which its observed site takes as it is; got "
-            f"simulated data of shape {tuple(x.shape)} for arguments of shape "
-            f"{tuple(like.shape)}. Bind all other arguments beforehand, and name the site with "
-            "observed=."
-        )
-    return x, z
+    made = simulated[0] if len(simulated) == 1 else simulated
+    return Sandwich(made, z, check_moved(join(lower)), join(upper))
 
 
 def _backwards(

@@ -388,7 +388,17 @@ def test_annealing_takes_arguments_and_refuses_what_is_drawn_anew() -> None:
         pv.log_evidence(model, guide, X, method=short, draws=4)
 
 
-def test_simulated_data_need_a_pair_of_one_argument() -> None:
+def test_simulated_data_take_the_place_of_the_argument_that_is_observed() -> None:
     covariates = case_named("covariates_as_arguments")
-    with pytest.raises(ValueError, match="pair of one argument"):
-        pv.log_evidence(*covariates.make(), covariates.batch(X), method="sandwich", draws=4)
+    batch = covariates.batch(X)
+    found = pv.calibrate(*covariates.make(), batch, simulations=100)
+    assert found.calibrated  # the guide is exact
+
+    def changed(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([LATENT]).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=2 * x[:, 0])
+
+    _, guide = covariates.make()
+    with pytest.raises(ValueError, match="one argument that the site 'x' observes as it is"):
+        pv.calibrate(changed, lambda x: guide(x, x[:, 0]), X, simulations=100)

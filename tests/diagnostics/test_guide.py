@@ -1,5 +1,7 @@
 """The guide against the best of its family, the exact posterior, and its own simulations."""
 
+from typing import Any
+
 import arviz as az
 import matplotlib.pyplot as plt
 import pyro
@@ -196,3 +198,57 @@ def test_a_diagnosis_says_which_numbers_not_to_believe() -> None:
     said = " ".join(result.concerns)
     assert "Index-code MI is saturated" in said
     assert "log p(x) under the model's prior: for " in said and "k̂ > 0.7" in said
+
+
+def two_sites(x: Tensor) -> None:
+    """The same model with a site for each of its units, and a second plate of as many rows."""
+    with pyro.plate("rows", len(x), dim=-1):
+        one = pyro.sample("one", dist.Normal(torch.zeros(len(x)), 1.0))
+        two = pyro.sample("two", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(one.unsqueeze(-1) + two, 0.5).to_event(1), obs=x)
+
+
+def two_sites_guide(x: Tensor) -> None:
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("one", dist.Normal(0.3 * x[:, 0], 0.9))
+        pyro.sample("two", dist.Normal(0.3 * x, 0.9).to_event(1))
+
+
+def test_several_sites_are_checked_as_one_vector() -> None:
+    x = torch.tensor([[1.0], [-2.0]])
+    pair: dict[str, Any] = {"site": ("one", "two"), "data_plate": "rows"}
+    gaps = inference_gaps(two_sites, two_sites_guide, x, steps=20, draws=200, **pair)
+    same = inference_gaps(correlated, diagonal, x, steps=20, draws=200)
+    assert torch.allclose(gaps.guide.values, same.guide.values)
+    beside = beside_nuts(
+        two_sites, two_sites_guide, x, draws=20, warmup=20, chains=2, progress=False, **pair
+    )
+    assert beside.mean.shape == (2, 2) and beside.site == "one_two"
+    found = calibrate(two_sites, two_sites_guide, x, simulations=2000, **pair)
+    assert found.ranks.shape == (2000, 2) and not found.calibrated  # 0.9 is too wide
+
+
+def test_nuts_that_never_moves_is_an_error_in_words() -> None:
+    def no_gradient(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            root = (0 * z).sqrt()  # its gradient at 0 is not a number
+            pyro.sample("x", dist.Normal((z + root).sum(-1, keepdim=True), 0.5).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="expected NUTS to move; got 2 of 2 chains"):
+        beside_nuts(no_gradient, diagonal, torch.zeros(1, 1), draws=5, warmup=3, chains=2)
+
+
+def test_a_pair_of_fixed_size_is_refused_in_words() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.zeros(3, 1), 1.0).to_event(1))
+
+    for check in (inference_gaps, beside_nuts, calibrate):
+        with pytest.raises(ValueError, match="any number of rows"):
+            check(model, guide, torch.zeros(3, 1))

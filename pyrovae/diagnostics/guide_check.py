@@ -1,0 +1,137 @@
+"""The guide itself, checked: its gaps, the exact posterior beside it, its simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from pyrovae.batches import Batch, take_rows
+from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
+from pyrovae.diagnostics.exact import Beside, beside_nuts
+from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.estimates import Estimate, mean_estimate
+from pyrovae.models.pair import Pair
+
+T = TypeVar("T")
+
+NUTS_DRAWS, NUTS_WARMUP, NUTS_CHAINS = 300, 200, 4
+
+
+@dataclass(frozen=True)
+class GuideCheck:
+    """What was found of the guide; ``None`` where it was not asked for, or could not be had.
+
+    Args:
+        calibration: ranks of the codes of simulated data among the guide's draws.
+        gaps: where the ELBO of a few data points is lost.
+        beside: the guide beside NUTS at a few data points.
+        refused: why a check could not be had, by its name.
+    """
+
+    calibration: Calibration | None
+    gaps: Gaps | None
+    beside: Beside | None
+    refused: dict[str, str]
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """What should not be believed of these checks, and which could not be had, in sentences."""
+        missing = [f"No {name}: {reason}" for name, reason in self.refused.items()]
+        gaps = () if self.gaps is None else self.gaps.concerns()
+        beside = () if self.beside is None else self.beside.concerns()
+        return (
+            *missing,
+            *(f"Gaps: {_lower(concern)}" for concern in gaps),
+            *(f"Guide beside NUTS: {_lower(concern)}" for concern in beside),
+        )
+
+    def estimates(self) -> Iterator[tuple[str, Estimate]]:
+        """Measures and their estimates over the data points that were checked."""
+        if self.gaps is not None:
+            yield "log p(x) − ELBO", self.gaps.inference()
+            yield "amortization gap", self.gaps.amortization()
+            yield "approximation gap", self.gaps.approximation()
+            if (beyond := self.gaps.beyond_gaussian()) is not None:
+                yield "gap beyond any Gaussian", beyond
+        if self.beside is not None and len(self.beside.kl) > 1:
+            yield "KL(q(z|x)‖p(z|x)) beside NUTS", mean_estimate(self.beside.kl, over="data")
+        if self.calibration is not None:
+            calibrated = float((self.calibration.adjusted >= ALARM).sum())
+            size = len(self.calibration.ranks)
+            yield "calibrated units", Estimate(calibrated, 0.0, size, "draws")
+
+
+def check_guide(
+    pair: Pair,
+    batch: Batch,
+    *,
+    simulations: int,
+    gap_rows: int,
+    nuts_rows: int,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> GuideCheck:
+    """Check a guide on held-out rows; what the pair does not allow is said in words.
+
+    Args:
+        pair: model and guide.
+        batch: held-out rows.
+        simulations: data points to simulate for calibration, at least 100; 0 for none.
+        gap_rows: data points whose gaps are measured; 0 for none.
+        nuts_rows: data points that NUTS is run for; 0 for none.
+        seed: names the draws.
+        progress: show progress bars; by default if stderr is a terminal.
+    """
+    both = (pair.model, pair.guide)
+    sites: dict[str, Any] = {
+        "site": pair.site, "observed": pair.observed, "data_plate": pair.data_plate,
+    }  # fmt: skip
+    gap_batch, nuts_batch = (take_rows(batch, slice(0, n)) for n in (gap_rows, nuts_rows))
+    refused: dict[str, str] = {}
+
+    def attempt(name: str, size: int, check: Callable[[], T]) -> T | None:
+        if not size:
+            return None
+        try:
+            with torch.enable_grad():
+                return check()
+        except ValueError as error:
+            if not str(error).startswith("expected"):
+                raise  # not one of the library's own: a bug
+            refused[name] = str(error)
+        except NotImplementedError as error:  # a distribution that can't be drawn from
+            refused[name] = f"a distribution of the pair lacks a method: {error or 'sample'}"
+        return None
+
+    calibration = attempt(
+        "simulation-based calibration",
+        simulations,
+        lambda: calibrate(*both, batch, simulations=simulations, seed=seed, **sites),
+    )
+    gaps = attempt(
+        "gaps of the ELBO",
+        gap_rows,
+        lambda: inference_gaps(*both, gap_batch, seed=seed, progress=progress, **sites),
+    )
+    beside = attempt(
+        "comparison with NUTS",
+        nuts_rows,
+        lambda: beside_nuts(
+            *both,
+            nuts_batch,
+            draws=NUTS_DRAWS,
+            warmup=NUTS_WARMUP,
+            chains=NUTS_CHAINS,
+            seed=seed,
+            progress=progress,
+            **sites,
+        ),
+    )
+    return GuideCheck(calibration, gaps, beside, refused)
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
