@@ -25,6 +25,7 @@ from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.pair import Pair, measuring
 from pyrovae.randomness import seeded
 from pyrovae.training.fit import adam
+from pyrovae.training.objectives import elbo
 
 BOTH = ("z2", "z1")
 ROWS = 10
@@ -46,6 +47,17 @@ def test_the_elbo_of_the_exact_guide_is_log_p(size: int | None) -> None:
     elbo = -Trace_ELBO().loss(pair.model, pair.guide, DATA, size=size)
     expected = float(EXACT.log_prob(DATA).sum()) * (1 if size is None else size / ROWS)
     assert elbo == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_objective_of_fit_is_log_p_less_the_divergence_of_each_layer() -> None:
+    other, exact = EXACT.pair(widen=1.3, shift=0.2), EXACT.pair()
+    z2 = torch.zeros(ROWS, TOP)  # both inner posteriors are shifted alike by it
+    lost = kl_divergence(other.encoder(DATA), exact.encoder(DATA))
+    lost = lost + kl_divergence(other.inner_encoder(DATA, z2), exact.inner_encoder(DATA, z2))
+    expected = float((EXACT.log_prob(DATA) - lost).mean())
+    rows = DATA.repeat(500, 1)
+    found = torch.stack([elbo(other.model, other.guide, rows) for _ in range(30)]) / len(rows)
+    assert abs(float(found.mean()) - expected) < 4.5 * float(found.std()) / math.sqrt(30)
 
 
 @pytest.mark.parametrize("site", ["z2", "z1", BOTH, ("z1", "z2")])
