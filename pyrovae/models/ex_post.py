@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -13,18 +13,23 @@ from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.reduction import reduce
+from pyrovae.models.smoothing import (
+    FULL_NORMALS,
+    Inflated,
+    InflatedByUnit,
+    Recipe,
+    Reduced,
+    is_normal,
+)
 from pyrovae.models.state import PyroFunction
 from pyrovae.models.under_prior import UnderPrior
 from pyrovae.randomness import seeded
 
-INFLATIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+INFLATIONS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 REDUCTIONS = (10, 25, 50, 100, 200, 400, 1000)
-FULL_REDUCTIONS = (1, 2, 5, 10, 25, 50)
-FULL_NORMALS = (
-    torch.distributions.MultivariateNormal,
-    torch.distributions.LowRankMultivariateNormal,
-)
+FULL_REDUCTIONS = (1, 10, 25, 50, 100, 200)
+AVERAGED = (50, 100, 200)
+STARTS = 4
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,16 @@ class Candidate:
 
     Args:
         name: what it is, in words.
-        amount: the inflation h of the variances; 0 where nothing was added.
-        components: number of components.
+        family: "inflated", "reduced", "reduced, full" or "flow".
+        amount: the inflation h of the variances; 0 where nothing was added, or one for each unit.
+        components: number of components; 0 for a flow.
         parameters: how many numbers describe the density; fewer is simpler.
         held_out: mean log density of held-out codes, with its standard error over held-out data.
         difference: the same minus that of the best candidate, paired by data point.
     """
 
     name: str
+    family: str
     amount: float
     components: int
     parameters: int
@@ -58,7 +65,7 @@ class ExPostPrior:
         table: one row per candidate, as they were tried.
     """
 
-    distribution: Mixture
+    distribution: dist.Distribution
     choice: str
     table: tuple[Candidate, ...]
 
@@ -79,11 +86,10 @@ def fit_ex_post_prior(
     agg: AggregatedPosterior,
     *,
     held_out: dist.Distribution,
-    inflations: Sequence[float] | None = None,
-    reductions: Sequence[int] | None = None,
-    full_reductions: Sequence[int] | None = None,
+    candidates: Sequence[Recipe] | None = None,
     draws: int = 4,
     seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
 ) -> ExPostPrior:
     r"""Choose a smoothed or reduced aggregated posterior by the log density of held-out codes.
 
@@ -92,122 +98,104 @@ def fit_ex_post_prior(
 
     .. math:: q_h(z) = \sum_n w_n N(z; μ_n, σ_n^2 + h \operatorname{Var}_m(μ_m)),
 
-    and mixtures of far fewer components, of diagonal or full covariance, fitted to all of them
-    (`pyrovae.mixture.reduction.reduce`).
+    mixtures of far fewer components, of diagonal or full covariance, fitted to all of them, and
+    averages of several such fits; on request a normalising flow.
 
     The choice follows the one-standard-error rule: the *simplest* candidate whose held-out mean log
     density is within one standard error (of the paired difference) of the best. Simpler means fewer
     numbers that describe it: K(2D + 1) − 1 for K diagonal normals, K(D + D(D + 1)/2 + 1) − 1 for
-    full ones; and with as many, smoother: a larger h.
+    full ones, the weights of a flow; and with as many, smoother: a larger h.
 
     Args:
         agg: the aggregated posterior of the training data.
         held_out: the encoding of at least two data points that the guide was not trained on.
             The table was used for the choice: report the chosen density on other data.
-        inflations: the amounts h to try, each ≥ 0; by default 0 to 1, and 0 alone where the
-            components are not normal.
-        reductions: the numbers K of components to try, each ≥ 1; those above a third of the number
-            of data points N are left out; by default 10 to 1,000, and none where the components
-            are not normal.
-        full_reductions: the same for full covariances, those with K D above N/2 left out; by
-            default 1 to 50.
+        candidates: what to try, of ``Inflated``, ``InflatedByUnit``, ``Reduced`` and ``Flow``; by
+            default `default_candidates`.
         draws: codes drawn from each held-out encoding; their log densities are averaged before the
             standard error over data is taken.
-        seed: seed of these draws.
+        seed: seed of these draws and of the fits.
+        tick: called after each candidate.
 
     Raises:
-        ValueError: for a negative amount, no amount, or components that cannot be inflated.
+        ValueError: for no candidate, or one that the components do not allow.
 
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
     """
-    normal = is_normal(agg.component_distribution)
-    inflations = (INFLATIONS if normal else (0.0,)) if inflations is None else inflations
-    reductions = (REDUCTIONS if normal else ()) if reductions is None else reductions
-    if full_reductions is None:
-        full_reductions = FULL_REDUCTIONS if normal and len(agg.event_shape) == 1 else ()
-    if not inflations or min(inflations) < 0:
-        raise ValueError(f"expected amounts of at least 0; got {tuple(inflations)}.")
-    with seeded(seed), torch.no_grad():
-        codes = held_out.sample((draws,))
-    tried = {_inflated(h): (h, inflate(agg, h)) for h in sorted(inflations)}
-    for size in sorted(reductions):
-        if 3 * size <= agg.size:
-            small = reduce(agg, size, draws=2, seed=seed).mixture
-            tried[f"reduced to {size} components"] = (0.0, small)
-    for size in sorted(full_reductions):
-        if 2 * size * agg.event_shape.numel() <= agg.size:
-            small = reduce(agg, size, covariance="full", draws=2, seed=seed).mixture
-            tried[f"reduced to {size} components of full covariance"] = (0.0, small)
-    candidates = [candidate for _, candidate in tried.values()]
-    values = [_mean_log_density(candidate, codes) for candidate in candidates]
+    recipes = default_candidates(agg) if candidates is None else tuple(candidates)
+    if not recipes:
+        raise ValueError("expected at least one candidate; got none. Try [Inflated(0.2)].")
+    densities, values = [], []
+    with torch.no_grad():
+        with seeded(seed):
+            codes = held_out.sample(torch.Size([draws]))
+        for recipe in recipes:
+            densities.append(recipe.fit(agg, seed=seed))
+            values.append(densities[-1].log_prob(codes).double().mean(0))
+            tick()
     best = max(range(len(values)), key=lambda i: float(values[i].mean()))
     table = tuple(
-        Candidate(
-            name=name,
-            amount=amount,
-            components=candidate.size,
-            parameters=_parameters(candidate),
-            held_out=mean_estimate(value),
-            difference=mean_estimate(value - values[best]),
-        )
-        for (name, (amount, candidate)), value in zip(tried.items(), values, strict=True)
+        _row(recipe, density, value, values[best])
+        for recipe, density, value in zip(recipes, densities, values, strict=True)
     )
     chosen = _simplest(table)
-    return ExPostPrior(candidates[chosen], table[chosen].name, table)
+    return ExPostPrior(densities[chosen], table[chosen].name, table)
 
 
-def inflate(agg: Mixture, amount: float) -> Mixture:
-    """The mixture with ``amount`` times the variance of its means added to every component.
+def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
+    """What is tried if nothing is said: all that is cheap for the components there are.
 
-    Args:
-        agg: a mixture with normal components.
-        amount: h ≥ 0, in units of the variance of the means, per unit.
-
-    Raises:
-        ValueError: if the components are not normal.
+    Nothing but the mixture itself where components are not normal. Reductions leave at least three
+    data points to a component. Full covariances are shrunk by three data points for every four
+    units, less where fits are averaged, which smooths too (amounts found on codes of silhouettes).
     """
-    if amount == 0:
-        return agg
-    components = agg.component_distribution
-    added = amount * agg.mean_variance
-    if families.diagonal_normal(components) is not None:
-        scale = (components.variance + added).sqrt()
-        wider = dist.Normal(components.mean, scale).to_event(len(agg.event_shape))
-    elif isinstance(components, FULL_NORMALS):
-        covariance = components.covariance_matrix + torch.diag(added)
-        wider = dist.MultivariateNormal(components.mean, covariance)
-    else:
-        raise ValueError(
-            "expected normal components, whose variances can be inflated; got "
-            f"{families.family(components)}."
-        )
-    return Mixture(agg.mixture_distribution, wider)
+    if not is_normal(agg.component_distribution):
+        return (Inflated(),)
+    found: list[Recipe] = [Inflated(amount) for amount in INFLATIONS]
+    if len(agg.event_shape) != 1:
+        return tuple(found)
+    if families.diagonal_normal(agg.component_distribution) is not None and agg.size > 1:
+        found.append(InflatedByUnit())
+    dim = agg.event_shape.numel()
+    found += [Reduced(size, shrinkage=3.0) for size in REDUCTIONS if 3 * size <= agg.size]
+    for sizes, starts, share in ((FULL_REDUCTIONS, 1, 0.75), (AVERAGED, STARTS, 0.4)):
+        found += [
+            Reduced(size, covariance="full", shrinkage=share * dim, starts=starts)
+            for size in sizes
+            if 3 * size <= agg.size
+        ]
+    return tuple(found)
 
 
-def is_normal(components: dist.Distribution) -> bool:
-    """Whether components are normal, with whatever covariance."""
-    return families.diagonal_normal(components) is not None or isinstance(components, FULL_NORMALS)
+def _row(recipe: Recipe, density: dist.Distribution, value: Tensor, best: Tensor) -> Candidate:
+    family = {Inflated: "inflated", InflatedByUnit: "inflated", Reduced: "reduced"}
+    full = isinstance(recipe, Reduced) and recipe.covariance == "full"
+    return Candidate(
+        name=recipe.name,
+        family="reduced, full" if full else family.get(type(recipe), "flow"),
+        amount=recipe.amount if isinstance(recipe, Inflated) else 0.0,
+        components=density.size if isinstance(density, Mixture) else 0,
+        parameters=_parameters(density),
+        held_out=mean_estimate(value),
+        difference=mean_estimate(value - best),
+    )
 
 
-def _inflated(amount: float) -> str:
-    return f"variances inflated by {amount:g} Var(μ)" if amount else "as it is"
-
-
-def _parameters(mixture: Mixture) -> int:
-    """How many numbers describe a mixture of normals; of others, those of their means."""
-    dim = mixture.event_shape.numel()
-    if isinstance(mixture.component_distribution, FULL_NORMALS):
+def _parameters(density: dist.Distribution) -> int:
+    """How many numbers describe a density; of components that are not normal, their means."""
+    if isinstance(density, torch.distributions.TransformedDistribution):
+        modules = [t for t in density.transforms if isinstance(t, torch.nn.Module)]
+        own = sum(p.numel() for module in modules for p in module.parameters())
+        return own + _parameters(density.base_dist)
+    if not isinstance(density, Mixture):
+        return 0  # the fixed base of a flow
+    dim = density.event_shape.numel()
+    if isinstance(density.component_distribution, FULL_NORMALS):
         spread = dim * (dim + 1) // 2
     else:
-        spread = dim if is_normal(mixture.component_distribution) else 0
-    return mixture.size * (dim + spread + 1) - 1
-
-
-def _mean_log_density(density: Mixture, codes: Tensor) -> Tensor:
-    """Mean over draws of the log density of each data point's codes, shape ``(M,)``."""
-    with torch.no_grad():
-        return density.log_prob(codes).double().mean(0)
+        spread = dim if is_normal(density.component_distribution) else 0
+    return density.size * (dim + spread + 1) - 1
 
 
 def _simplest(table: Sequence[Candidate]) -> int:

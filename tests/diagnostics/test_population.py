@@ -15,7 +15,7 @@ from pyrovae.diagnostics.memorisation import memorisation
 from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.models.ex_post import inflate
+from pyrovae.models.smoothing import inflate
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 
