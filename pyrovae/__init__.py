@@ -17,6 +17,7 @@ from pyrovae.models.hierarchical import Branches, HierarchicalVAE
 from pyrovae.models.likelihoods import binarise
 from pyrovae.models.networks import conv_decoder, conv_encoder, mlp_decoder, mlp_encoder
 from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
+from pyrovae.models.smoothing import Flow, Inflated, InflatedByUnit, Reduced
 from pyrovae.models.vae import VAE
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
@@ -34,9 +35,13 @@ __all__ = [
     "ExPostPrior",
     "ExemplarPrior",
     "Fit",
+    "Flow",
     "FlowPrior",
     "GaussianMixture",
     "HierarchicalVAE",
+    "Inflated",
+    "InflatedByUnit",
+    "Reduced",
     "StandardNormal",
     "VampPrior",
     "aggregate",
