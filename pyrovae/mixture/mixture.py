@@ -13,12 +13,11 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae.mixture import families
+from pyrovae.mixture import families, screening
 from pyrovae.mixture.exemplars import top_scores, total_scores
 from pyrovae.mixture.general import Components
 from pyrovae.mixture.gradients import log_density
 from pyrovae.mixture.normals import DiagonalNormals
-from pyrovae.mixture.screening import evaluate, log_prob
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class Mixture(dist.MixtureSameFamily):
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient."""
         if (normals := self.diagonal_normals()) is not None:
             flat = self._rows(z).reshape(-1, normals.dim)
-            return evaluate(normals, flat).score.to(self._dtype(z)).reshape(z.shape)
+            return screening.evaluate(normals, flat).score.to(self._dtype(z)).reshape(z.shape)
         with torch.enable_grad():
             points = z.detach().requires_grad_()
             density = Mixture.expand(self, ()).log_prob(points).sum()
@@ -243,11 +242,14 @@ class Mixture(dist.MixtureSameFamily):
             raise ValueError(f"expected at least one component to return; got top={top}.")
         with torch.no_grad():
             evaluator = self.diagonal_normals() or self._components()
-            rows = self._rows(z)
-            index, score = top_scores(evaluator, rows, min(top, evaluator.size))
+            rows, k = self._rows(z), min(top, evaluator.size)
+            if isinstance(evaluator, DiagonalNormals) and k <= evaluator.groups and len(rows):
+                index, score, total = screening.top(evaluator, self._flat(z), k)
+            else:
+                (index, score), total = top_scores(evaluator, rows, k), self._total(rows)
             if evaluator.index is not None:
                 index = evaluator.index[index]
-            weight = (score - self._total(rows).unsqueeze(-1)).exp()
+            weight = (score - total.unsqueeze(-1)).exp()
             shape = z.shape[: z.dim() - len(self.event_shape)] + index.shape[-1:]
             return Responsibilities(index.reshape(shape), weight.to(self._dtype(z)).reshape(shape))
 
@@ -267,7 +269,7 @@ class Mixture(dist.MixtureSameFamily):
             if normals is None:
                 total, expected = total_scores(self._components(), _precise(rows))
             else:
-                found = evaluate(normals, rows.reshape(len(rows), normals.dim))
+                found = screening.evaluate(normals, rows.reshape(len(rows), normals.dim))
                 total, expected = found.log_prob, found.expected
             return self._plain((total - expected).clamp(min=0.0).exp(), z)
 
@@ -311,7 +313,9 @@ class Mixture(dist.MixtureSameFamily):
             position[evaluator.index] = torch.arange(evaluator.size, device=rows.device)
             exclude = position[exclude]
         if isinstance(evaluator, DiagonalNormals):
-            return log_prob(evaluator, rows.reshape(len(rows), evaluator.dim), exclude=exclude)
+            return screening.log_prob(
+                evaluator, rows.reshape(len(rows), evaluator.dim), exclude=exclude
+            )
         return total_scores(evaluator, _precise(rows), exclude)[0]
 
     def _plain(self, values: Tensor, z: Tensor) -> Tensor:

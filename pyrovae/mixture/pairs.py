@@ -164,6 +164,41 @@ def _flush(pending: list[tuple[Tensor, ...]], total: Sum) -> None:
     pending.clear()
 
 
+def best_of_pairs(
+    of: Moments, chosen: Tensor, k: int, cancels: Tensor, total: Sum | None
+) -> tuple[Tensor, Tensor]:
+    """Numbers and scores of the k best components among the chosen pairs, ``(B, k)``.
+
+    Args:
+        of: the points and components.
+        chosen: at least k components for every point, shape ``(G, B)``.
+        k: how many.
+        cancels: where scores are to be made from differences, shape ``(G, B)``.
+        total: where to add all scores of the chosen pairs, if wanted.
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for differences in (False, True):
+        method = of.differences if differences else of.scores
+        mask = chosen & (cancels if differences else ~cancels)
+        for groups, rows, valid in batches(of.normals, mask, differences=differences):
+            scores = method(groups, rows)[0]
+            best = scores.topk(min(k, of.normals.group))
+            number = groups.view(-1, 1, 1) * of.normals.group + best.indices
+            found.append((rows[valid], best.values[valid], number[valid]))
+            if total is not None:
+                total.add(rows[valid], scores.logsumexp(-1)[valid], None)
+    point, score, number = (torch.cat(column) for column in zip(*found, strict=True))
+    order = point.argsort(stable=True)
+    point, score, number = point[order], score[order], number[order]
+    count = point.bincount(minlength=len(of.z))
+    place = torch.arange(len(point), device=point.device) - (count.cumsum(0) - count)[point]
+    shape = (len(of.z), int(count.max()), score.shape[-1])
+    scores, numbers = score.new_full(shape, -math.inf), number.new_zeros(shape)
+    scores[point, place], numbers[point, place] = score, number
+    largest = scores.flatten(1).topk(k)
+    return numbers.flatten(1).gather(1, largest.indices), largest.values
+
+
 def batches(
     normals: DiagonalNormals, chosen: Tensor, *, differences: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pyrovae.mixture.attention import block_log_sum_exp, block_log_sums
 from pyrovae.mixture.logdensity import roundoff
 from pyrovae.mixture.normals import BLOCK, CHUNK_BYTES, NOTHING, TOLERANCE, DiagonalNormals
-from pyrovae.mixture.pairs import Moments, Sum, evaluate_pairs
+from pyrovae.mixture.pairs import Moments, Sum, best_of_pairs, evaluate_pairs
 
 #: Scores that are held at once, on a CPU (they fit its cache) and elsewhere.
 TILE, LARGE_TILE = 1 << 17, 1 << 25
@@ -66,7 +66,8 @@ def log_prob(
         z: points, shape ``(B, D)``.
         variance: with it, the log density of component n is replaced by its expectation under
             N(z, variance), shape ``(B, D)``.
-        exclude: for each point a component to leave out, as an index into ``normals``, ``(B,)``.
+        exclude: for each point a component to leave out, as an index into ``normals`` or −1 for
+            none, shape ``(B,)``.
     """
     return _passes(normals, z, variance, exclude, moments=False).log_prob
 
@@ -79,6 +80,28 @@ def evaluate(normals: DiagonalNormals, z: Tensor) -> Evaluation:
         z: points, shape ``(B, D)``.
     """
     return _passes(normals, z, None, None, moments=True)
+
+
+def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k components with the largest scores at each point, and the log density.
+
+    Args:
+        normals: the components, at least k groups of them.
+        z: points, shape ``(B, D)``.
+        k: how many.
+
+    Returns:
+        indices into ``normals`` and log w_n + log N(z; μ_n, σ_n²), largest first, shape ``(B, k)``;
+        log densities, shape ``(B,)``; in float64.
+    """
+    step = max(1, CHUNK_BYTES // (normals.groups * (64 + 16 * min(k, normals.group))))
+    found = []
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        for part in z.detach().split(step):
+            of = _Pass(normals, part, None, None, moments=False)
+            found.append((*of.top(k), of.total.result()[0]))
+    index, score, total = (torch.cat(column) for column in zip(*found, strict=True))
+    return index, score, total
 
 
 def _passes(
@@ -135,24 +158,36 @@ class _Pass:
         for way, dtype in enumerate(SEARCHES):
             if way < level or (dtype == torch.float32 and self.loose):
                 continue
-            chosen = self.search(dtype)
+            chosen, _ = self.search(dtype)
             if int(chosen.sum()) <= SPREAD * chosen.numel():
                 self.add(chosen)
                 return way
         self.everything()
         return len(SEARCHES)
 
-    def search(self, dtype: torch.dtype) -> Tensor:
-        """The pairs (group, point) that may matter, shape ``(G, B)``.
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """Numbers and scores of the k components with the largest, ``(B, k)``; fills the total."""
+        for dtype in SEARCHES[self.loose :]:
+            chosen, leading = self.search(dtype, k)
+            if int(leading.sum()) <= SPREAD * leading.numel():
+                break
+        if int(chosen.sum()) <= SPREAD * chosen.numel():
+            return best_of_pairs(self.moments, chosen | leading, k, self.cancels(), self.total)
+        self.everything()
+        return best_of_pairs(self.moments, leading, k, self.cancels(), None)
 
-        The others add up to less than the tolerance, relative to what is certain to be there.
+    def search(self, dtype: torch.dtype, k: int = 1) -> tuple[Tensor, Tensor]:
+        """The pairs (group, point) that may matter, and those that may hold one of the k best.
+
+        Pairs that don't matter add up to less than the tolerance, relative to what is certain to be
+        there; both of shape ``(G, B)``.
         """
         best = group_maxima(self.normals, self.moments.query, dtype).double()
         error = self.magnitude * roundoff(self.normals.features, dtype)
-        unusable = ~(error < math.inf) | best.isnan() | (best == math.inf)
+        unusable = ~(error < math.inf) | ~best.isfinite()
         certain = torch.where(unusable, -math.inf, best - error)
         if self.exclude is not None:
-            own = (self.exclude // self.normals.group).unsqueeze(0)
+            own = self.own_group
             without = Sum(len(own[0]), self.normals.dim, moments=False, device=own.device)
             self.add(torch.zeros_like(unusable).scatter_(0, own, True), without)
             certain.scatter_(0, own, without.result()[0].unsqueeze(0) - self.tolerance)
@@ -164,15 +199,27 @@ class _Pass:
             limit = self.tolerance / part
             left_out = torch.where(rest <= limit, rest, 0.0).sum(0)
             cut = torch.where(left_out <= self.tolerance, cut.clamp(min=limit), cut)
-        return ~(rest <= cut)
+        kth = certain.topk(min(k, len(certain)), 0).values[-1] if k > 1 else certain.amax(0)
+        return ~(rest <= cut), unusable | ~(best + error < kth)
+
+    @property
+    def own_group(self) -> Tensor:
+        """The group of the component that each point leaves out, ``(1, B)``; any if it is none."""
+        if self.exclude is None:
+            raise ValueError("expected components to leave out; got none.")
+        return (self.exclude // self.normals.group).clamp(min=0).unsqueeze(0)
 
     def add(self, chosen: Tensor, total: Sum | None = None) -> None:
         """Evaluate the chosen pairs in float64, from differences where that cancels."""
-        error = self.magnitude * roundoff(self.normals.features, torch.float64)
-        cancels = ~(error <= self.tolerance)
+        cancels = self.cancels()
         total = self.total if total is None else total
         evaluate_pairs(self.moments, chosen & ~cancels, total, differences=False)
         evaluate_pairs(self.moments, chosen & cancels, total, differences=True)
+
+    def cancels(self) -> Tensor:
+        """The pairs for which the expanded form is not exact enough, shape ``(G, B)``."""
+        error = self.magnitude * roundoff(self.normals.features, torch.float64)
+        return ~(error <= self.tolerance)
 
     def everything(self) -> None:
         """All blocks by the fused kernel, in float64; those for which its error matters again."""
@@ -208,7 +255,7 @@ class _Pass:
         """
         unusable = ~(error <= UNUSABLE) | lse.isnan() | (lse == math.inf)
         if self.exclude is not None:
-            unusable.scatter_(0, (self.exclude // self.normals.group // span).unsqueeze(0), True)
+            unusable.scatter_(0, self.own_group // span, True)
         total = torch.where(unusable, -math.inf, lse - error).logsumexp(0)
         cost = lse + error + error.expm1().log() - total
         return unusable | ~(cost <= math.log(self.tolerance / len(lse)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae.mixture import exemplars, normals
+from pyrovae.mixture import exemplars, normals, screening
 from pyrovae.mixture.mixture import Mixture
 
 N, D = 45, 3
@@ -46,6 +46,31 @@ def test_top_responsibilities(mixture: Mixture) -> None:
     torch.testing.assert_close(found.weight, expected.values)
     assert (found.index == expected.indices)[found.weight > 0].all()
     assert mixture.responsibilities(z[0, 0], top=10**6).weight.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("spread", [1.0, -1.0], ids=["searched", "everything"])
+@pytest.mark.parametrize("scale", [1e-7, 0.05, 1.0, 30.0])
+@pytest.mark.float32
+def test_top_responsibilities_of_many(
+    scale: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups are searched in float32, laid out anew, with copies and weights of zero among them."""
+    monkeypatch.setattr(screening, "SPREAD", spread)
+    monkeypatch.setattr(normals, "GROUP", 16)
+    loc = torch.randn(1500, D)
+    loc[700:712] = loc[0]
+    weights = torch.rand(1500)
+    weights[::5] = 0.0
+    mixture = Mixture(dist.Categorical(weights), dist.Normal(loc, scale).to_event(1))
+    z = torch.cat([mixture.sample((40,)), 30 * torch.randn(3, D), loc[:1]])
+    joint = dist.Normal(loc.double(), mixture.component(0).base_dist.scale.double()).to_event(1)
+    scores = joint.log_prob(z.double().unsqueeze(1)) + mixture.log_weights.double()
+    expected = scores.softmax(-1).topk(9)
+    found = mixture.responsibilities(z, top=9)
+    torch.testing.assert_close(found.weight.double(), expected.values, atol=1e-4, rtol=1e-4)
+    named = scores.softmax(-1).gather(1, found.index)
+    torch.testing.assert_close(named, expected.values, atol=1e-6, rtol=1e-5)
+    assert all(len(set(row)) == 9 for row in found.index.tolist())
 
 
 @pytest.mark.float32
