@@ -10,6 +10,7 @@ from pyrovae.evidence.sandwich import BothSides
 from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.reduction import reduce
+from pyrovae.models.discretized import bits_per_dimension
 from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.exemplar_prior import ExemplarPrior
@@ -47,6 +48,7 @@ __all__ = [
     "aggregate",
     "beside_nuts",
     "binarise",
+    "bits_per_dimension",
     "calibrate",
     "conv_decoder",
     "conv_encoder",

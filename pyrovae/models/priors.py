@@ -135,14 +135,15 @@ class VampPrior(nn.Module):
             )
         low, high = bounds or (-torch.inf, torch.inf)
         location, scale = like.mean(0), like.std(0)
+        divisor = torch.where(scale > 0, scale, 1.0)
         normal = dist.Normal(0.0, 1.0)
         with seeded(seed):
             uniform = torch.rand(components, *location.shape, dtype=torch.float64)
         least, greatest = (
-            normal.cdf(((bound - location) / scale).double()) for bound in (low, high)
+            normal.cdf(((bound - location) / divisor).double()) for bound in (low, high)
         )
         standard = normal.icdf(least + (greatest - least) * uniform.to(location.device))
-        drawn = location + torch.where(scale > 0, scale * standard.to(scale), 0.0)
+        drawn = location + scale * standard.to(scale)
         return cls(encoder, drawn.clamp(low, high), bounds=bounds)  # what is outside is rounding
 
     @property
