@@ -18,8 +18,8 @@ from pyrovae.mixture.normals import DiagonalNormals
 from pyrovae.mixture.screening import log_prob
 from pyrovae.randomness import seeded
 
-#: (component, component, unit) triples that are held at once.
-TRIPLES = 1 << 22
+#: (component, component, unit) triples that are held at once: they fit the cache.
+TRIPLES = 1 << 19
 #: Components in one block of the passes over all pairs.
 ROWS = 4096
 
