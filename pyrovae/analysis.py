@@ -22,7 +22,7 @@ from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnos
 from pyrovae.models.likelihoods import NormalDecoder
 from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
 from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.models.priors import StandardNormal
+from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
 from pyrovae.models.rows import over_rows
 from pyrovae.models.vae import VAE
 from pyrovae.own_pair import PairOptions, make_pair
@@ -31,6 +31,8 @@ from pyrovae.randomness import seeded
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
 
+PRIORS = ("standard", "mixture", "vamp", "flow")
+COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
 
@@ -41,6 +43,9 @@ class AnalysisOptions:
     Args:
         likelihood: a name in ``pyrovae.datasets.LIKELIHOODS``; chosen by the data if None.
         latent: number of latent units D.
+        prior: ``"standard"``, ``"mixture"``, ``"vamp"`` or ``"flow"``, trained with the rest.
+        components: of a mixture (by default 20) or a VampPrior (by default 100, at most a tenth of
+            the training data).
         hidden: sizes of the hidden layers, from the data inwards.
         epochs: passes over the training data at most; training stops early.
         seed: names split, initial weights, minibatches and all draws.
@@ -49,12 +54,14 @@ class AnalysisOptions:
         resume: go on from the checkpoint in ``out``.
         progress: show a progress bar; by default if standard error is a terminal.
         effort: how much the diagnosis computes.
-        pair: a pair of one's own, in place of one that is built; ``likelihood``, ``latent`` and
-            ``hidden`` then say nothing.
+        pair: a pair of one's own, in place of one that is built; ``likelihood``, ``latent``,
+            ``hidden``, ``prior`` and ``components`` then say nothing.
     """
 
     likelihood: str | None = None
     latent: int = 10
+    prior: str = "standard"
+    components: int | None = None
     hidden: tuple[int, ...] = (256, 256)
     epochs: int = 300
     seed: int = 0
@@ -103,6 +110,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     options = options or AnalysisOptions()
     likelihood = options.likelihood or default_likelihood(data)
     check(data, likelihood if options.pair is None else None)
+    check_prior(options)
     check_device(options.device)
     check_no_run(options.out, resume=options.resume)
     started = time.perf_counter()
@@ -138,6 +146,7 @@ class _Task:
     Args:
         train, validation, held_out: rows to measure on.
         fitted: rows to train and to stop on, or ``None`` for a pair that was trained elsewhere.
+        back: brings the pair, trained on another device, to where the rows are.
         save: writes the parameters to a file.
         facts: what the report says of the pair.
         sites: names of the pair's sites, as ``diagnose`` takes them.
@@ -149,6 +158,7 @@ class _Task:
     validation: Data
     held_out: Data
     fitted: tuple[Data, Data] | None
+    back: Callable[[], object]
     save: Callable[[Path], object]
     facts: dict[str, str]
     sites: dict[str, Any] = field(default_factory=dict)
@@ -174,8 +184,8 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
         resume=options.resume,
         progress=options.progress,
     )
-    if task.vae is not None:
-        task.vae.cpu()  # where the data are
+    if options.device is not None:
+        task.back()
     return run
 
 
@@ -197,10 +207,12 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
         validation,
         held_out,
         fitted=(parts.train.values, parts.validation.values),
+        back=vae.cpu,
         save=lambda path: torch.save(vae.state_dict(), path),
         facts={
             "likelihood": likelihood,
             "latent units": str(options.latent),
+            "prior": _prior_in_words(vae.prior),
             "hidden layers": " × ".join(map(str, options.hidden)),
             "epochs at most": str(options.epochs),
         },
@@ -226,6 +238,7 @@ def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _T
         validation,
         held_out,
         fitted=(train, validation) if which.fit else None,
+        back=lambda: pair.to(train[0].device, tuple(a[:2].to(options.device) for a in train)),
         save=pair.save,
         facts={
             "pair": which.name,
@@ -261,7 +274,55 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
     else:
         categories = int(data.values.max()) + 1 if likelihood == "categorical" else None
         decoder = mlp_decoder(latent, shape, likelihood, hidden=outward, categories=categories)
-    return VAE(encoder, decoder, StandardNormal(latent))
+    return VAE(encoder, decoder, _prior(encoder, train, options))
+
+
+def check_prior(options: AnalysisOptions) -> None:
+    """Raise unless the prior is known and fits its options.
+
+    Raises:
+        ValueError: for an unknown prior, or components of one that has none.
+    """
+    if options.prior not in PRIORS:
+        raise ValueError(f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}.")
+    if options.components is not None and options.prior not in COMPONENTS:
+        raise ValueError(
+            f"expected components with a prior that has some, {' or '.join(COMPONENTS)}; got "
+            f"{options.components} with {options.prior!r}. Leave them out, or name such a prior."
+        )
+    if options.prior == "flow" and options.latent < 2:
+        raise ValueError(
+            "expected at least 2 latent units with the prior 'flow', which couples them; got "
+            f"{options.latent}. Take 'mixture'."
+        )
+
+
+def _prior(encoder: nn.Module, train: Tensor, options: AnalysisOptions) -> nn.Module:
+    """The prior that the options name; a VampPrior stays within the range of the data."""
+    if options.prior == "standard":
+        return StandardNormal(options.latent)
+    if options.prior == "flow":
+        return FlowPrior(options.latent)
+    components = options.components or COMPONENTS[options.prior]
+    if options.prior == "mixture":
+        return GaussianMixture(options.latent, components)
+    if options.components is None:
+        components = max(1, min(components, len(train) // 10))
+    low, high = float(train.min()), float(train.max())
+    bounds = (low, high) if low < high else None
+    return VampPrior.from_data(encoder, train, components, bounds=bounds, seed=options.seed)
+
+
+def _prior_in_words(prior: nn.Module) -> str:
+    match prior:
+        case VampPrior():
+            return f"VampPrior of {len(prior.inputs)} pseudo-inputs"
+        case GaussianMixture():
+            return f"mixture of {len(prior.loc)} Gaussians"
+        case FlowPrior():
+            return "normalising flow"
+        case _:
+            return "standard normal"
 
 
 def _units(train: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pyrovae.analysis import Analysis
 
+GAP_ROWS, NUTS_ROWS = 16, 4  # data points that --check-guide looks at
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 ABOUT = """\
@@ -49,6 +50,8 @@ examples:
   pyrovae analyze data.npz:x_train                   one array of an archive
   pyrovae analyze table.csv --likelihood normal      one row per data point, all columns numbers
   pyrovae analyze images.npy --out run1 --resume     go on with a run that was interrupted
+  pyrovae analyze images.npy --prior vamp            a prior that learns pseudo-inputs
+  pyrovae analyze table.csv --check-guide            the guide beside the exact posterior, too
   pyrovae analyze data.npy --pair mine:make          your own Pyro model and guide
 
 what is written to --out:
@@ -144,7 +147,10 @@ def _analyze(given: dict[str, Any]) -> None:
         # ArviZ 0.23 announces its coming refactor; whoever runs a command can't act on it.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         from pyrovae.analysis import AnalysisOptions, analyze
+        from pyrovae.diagnostics.diagnosis import Effort
 
+        if given.pop("check_guide", False):
+            given["effort"] = Effort(gap_rows=GAP_ROWS, nuts_rows=NUTS_ROWS)
         analysis = analyze(data, AnalysisOptions(**given))
     _show(analysis)
 
@@ -157,7 +163,8 @@ def _pair(given: dict[str, Any]) -> dict[str, Any]:
     """
     names = ("no_fit", "params", "site", "observed", "data_plate")
     chosen = {name: given.pop(name) for name in names if name in given}
-    idle = [name for name in ("likelihood", "latent", "hidden") if name in given]
+    built = ("likelihood", "latent", "prior", "components", "hidden")
+    idle = [name for name in built if name in given]
     if "pair" not in given and chosen:
         raise ValueError(
             f"expected --pair with --{next(iter(chosen)).replace('_', '-')}; got none. Name the "
@@ -188,6 +195,8 @@ def _show(analysis: Analysis) -> None:
     console = Console(highlight=False)
     console.print(_table(analysis.diagnosis.summary()))
     console.print(analysis.diagnosis.advice, markup=False)
+    if (calibration := analysis.diagnosis.guide.calibration) is not None:
+        console.print(f"The guide: {calibration.statement}", markup=False)
     for concern in analysis.diagnosis.concerns:
         console.print(f"Careful: {concern}", markup=False, style="yellow")
     console.print()
@@ -206,6 +215,8 @@ def _table(summary: Any) -> Table:
     for row in summary.to_dict("records"):
         difference = " − " in row["measure"]
         value = number(row["value"], row["standard_error"], signed=difference)
+        if row["data"] == "simulated":  # said in a sentence below
+            continue
         cells.setdefault(row["measure"], {})[row["data"]] = sides.get(row["bound"], "") + value
     table = Table(title="What the latent space holds (nats ± standard error)", title_justify="left")
     table.add_column("measure")
@@ -273,6 +284,19 @@ def _add_model_options(group: Any) -> None:
         help="number of latent units (default 10)",
     )
     group.add_argument(
+        "--prior",
+        metavar="NAME",
+        help="p(z), trained with the rest: standard (normal, the default), mixture (of Gaussians), "
+        "vamp (of the encodings of learned pseudo-inputs) or flow",
+    )
+    group.add_argument(
+        "--components",
+        type=_whole("--components", 1),
+        metavar="K",
+        help="number of Gaussians of a mixture (default 20), or of pseudo-inputs of vamp "
+        "(default 100, at most a tenth of the training data)",
+    )
+    group.add_argument(
         "--hidden",
         type=_sizes,
         metavar="SIZES",
@@ -323,6 +347,12 @@ def _add_run_options(group: Any) -> None:
         type=Path,
         metavar="DIR",
         help="folder for the report, made if need be (default pyrovae-report)",
+    )
+    group.add_argument(
+        "--check-guide",
+        action="store_true",
+        help="also measure, on a few held-out data points, where the ELBO is lost and how the "
+        "guide compares with the exact posterior by NUTS; takes minutes",
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default cpu)")
     group.add_argument(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyrovae.batches import Batch, as_batch
 from pyrovae.datasets import Dataset
-from pyrovae.models.state import PyroFunction
+from pyrovae.models.state import PyroFunction, called_modules
 
 STORE = {"params", "constraints"}  # what a saved parameter store is made of
 
@@ -73,6 +73,23 @@ class OwnPair:
         state = pyro.get_param_store().get_state()
         module = None if self.module is None else self.module.state_dict()
         torch.save({"store": state, "module": module}, path)
+
+    def to(self, device: torch.device, batch: Batch) -> None:
+        """Bring all parameters to a device: those of modules and those of the parameter store.
+
+        Args:
+            device: where to.
+            batch: rows on the device where the pair is now, with which it is run to see which
+                modules it calls.
+        """
+        functions = (self.guide, self.model)
+        with torch.no_grad(), torch.random.fork_rng(), called_modules(*functions) as called:
+            for function in functions:
+                pyro.poutine.trace(function).get_trace(*batch)
+        for module in called:
+            module.to(device)
+        for _, parameter in pyro.get_param_store().named_parameters():
+            parameter.data = parameter.data.to(device)
 
     def load(self, path: Path, batch: Batch) -> None:
         """Read parameters into the parameter store and the modules alike.

@@ -22,7 +22,7 @@ from pyrovae.diagnostics.memorisation import Memorisation, memorisation
 from pyrovae.diagnostics.surgery import Surgery, surgery
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.importance import BLOCK, compare_priors
+from pyrovae.evidence.importance import BLOCK, compare_priors, left_out
 from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
@@ -323,7 +323,8 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
         prior: as :func:`diagnose` takes it.
 
     Raises:
-        ValueError: naming the site or the plate that is missing or cannot be told.
+        ValueError: naming the site or the plate that is missing or cannot be told, or if the
+            guide's support is not the prior's.
     """
     if not pair.follows(x):
         raise ValueError(
@@ -332,11 +333,18 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
             "pyrovae.aggregate and pyrovae.log_evidence work; for others, write an amortized guide."
         )
     rows = x[:2]
-    z = pair.encode(rows).sample()
+    guide = pair.encode(rows)
+    z = guide.sample()
     pair.log_likelihood(rows, z)
     pair.decode(rows, z)
-    if prior is None:
-        pair.prior(rows)
+    source = pair.prior(rows) if prior is None else prior
+    if share := left_out(guide, source):
+        raise ValueError(
+            f"expected a guide whose support is the prior's; got one that leaves out {share:.0%} "
+            "of the prior's draws. There q_agg has no density to compare with, and posterior mass "
+            "is missed without a sign. Use a guide such as a Normal, or transform it to the "
+            "prior's support."
+        )
 
 
 def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:

@@ -39,7 +39,10 @@ class GuideCheck:
     @property
     def concerns(self) -> tuple[str, ...]:
         """What should not be believed of these checks, and which could not be had, in sentences."""
-        missing = [f"No {name}: {reason}" for name, reason in self.refused.items()]
+        missing = [
+            f"{name[0].upper()}{name[1:]} could not be had: {reason}"
+            for name, reason in self.refused.items()
+        ]
         gaps = () if self.gaps is None else self.gaps.concerns()
         beside = () if self.beside is None else self.beside.concerns()
         return (

@@ -118,11 +118,16 @@ def support_notes(
     return {name: _support_note(guide, p) for name, p in sources.items() if p is not None}
 
 
-def _support_note(guide: dist.Distribution, prior: dist.Distribution) -> tuple[str, ...]:
+def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
+    """The share of the prior's draws that lie outside the guide's support, over its rows."""
     with seeded(0):
         z = prior.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
     inside = guide.support.check(z.expand(PROBES, guide.batch_shape[0], -1))
-    share = 1 - float(inside.double().mean())
+    return 1 - float(inside.double().mean())
+
+
+def _support_note(guide: dist.Distribution, prior: dist.Distribution) -> tuple[str, ...]:
+    share = left_out(guide, prior)
     if share == 0:
         return ()
     return (

@@ -138,6 +138,18 @@ FURTHER = (
         "Vehtari et al. 2024, Pareto smoothed importance sampling, JMLR 25(72); Yao et al. 2018, "
         "Yes, but did it work?, arXiv:1802.02538",
     ),
+    Term(
+        "amortization gap, approximation gap",
+        "log p(x) − ELBO in two parts: what the encoder loses against the best member of its "
+        "family for that data point, and what that member loses against the posterior.",
+        "Cremer et al. 2018, Inference suboptimality in variational autoencoders, arXiv:1801.03558",
+    ),
+    Term(
+        "simulation-based calibration",
+        "A code drawn from the prior must rank uniformly among draws of the guide at the data "
+        "decoded from it, if the guide is the posterior.",
+        "Talts et al. 2018, arXiv:1804.06788; Yao et al. 2018, arXiv:1802.02538",
+    ),
 )
 
 

@@ -16,7 +16,19 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.report import answers, findings, glossary, latent_plots, numbers, plots, sheets, tables
+from pyrovae.diagnostics.guide_check import GuideCheck
+from pyrovae.report import (
+    answers,
+    findings,
+    glossary,
+    guide_plots,
+    guide_words,
+    latent_plots,
+    numbers,
+    plots,
+    sheets,
+    tables,
+)
 from pyrovae.report.style import STYLE
 from pyrovae.training.history import Fit
 
@@ -32,6 +44,10 @@ ALTERNATIVES = {
     "candidates": "Held-out log density of each candidate for the ex-post prior",
     "marginals": "Marginals of q_agg and of the prior",
     "features": "Histograms of features, data and draws",
+    "pseudo": "Data beside the pseudo-inputs of the prior",
+    "calibration": "Ranks of true codes among guide draws, less uniform ones, by unit",
+    "gaps": "Amortization and approximation gap of each data point",
+    "beside": "Means and standard deviations by NUTS and by the guide",
     "training": "Training objective and validation ELBO by epoch",
 }
 
@@ -80,6 +96,7 @@ def render(
         active_units=answers.active_units(diagnosis),
         reliability=answers.reliability(diagnosis),
         tables=tables,
+        guide_words=guide_words,
         glossary=glossary,
         pictures=_pictures(diagnosis, run),
         count=numbers.count,
@@ -147,9 +164,23 @@ def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
         drawn["marginals"] = latent_plots.unit_marginals(diagnosis)
     if not sheets.is_image(tuple(diagnosis.pictures.data.shape[1:])):
         drawn["features"] = sheets.feature_marginals(diagnosis)
+    if diagnosis.pictures.pseudo_inputs is not None:
+        drawn["pseudo"] = sheets.pseudo_inputs(diagnosis)
+    drawn |= _of_guide(diagnosis.guide)
     if run is not None:
         drawn["training"] = plots.training_curve(run)
     return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in drawn.items()}
+
+
+def _of_guide(found: GuideCheck) -> dict[str, Figure]:
+    drawn = {}
+    if found.calibration is not None:
+        drawn["calibration"] = guide_plots.calibration(found.calibration)
+    if found.gaps is not None:
+        drawn["gaps"] = guide_plots.gaps(found.gaps)
+    if found.beside is not None:
+        drawn["beside"] = guide_plots.beside(found.beside)
+    return drawn
 
 
 def _uri(figure: Figure) -> str:

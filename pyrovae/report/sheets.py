@@ -50,11 +50,25 @@ def sample_sheets(diagnosis: Diagnosis, *, columns: int = 4) -> Figure:
         columns: sheets side by side.
     """
     pictures = diagnosis.pictures
-    sheets = {"data": pictures.data, **pictures.samples}
+    return _sheets({"data": pictures.data, **pictures.samples}, columns)
+
+
+@styled
+def pseudo_inputs(diagnosis: Diagnosis) -> Figure:
+    """Data beside the pseudo-inputs of a VampPrior, drawn as `sample_sheets` draws them."""
+    inputs = diagnosis.pictures.pseudo_inputs
+    if inputs is None:
+        raise ValueError("expected a pair whose prior is a VampPrior; got none.")
+    data = diagnosis.pictures.data
+    found = inputs.reshape(len(inputs), *data.shape[1:])
+    return _sheets({"data": data[: len(inputs)], "pseudo-inputs": found}, 2)
+
+
+def _sheets(sheets: dict[str, Tensor], columns: int) -> Figure:
     columns = min(columns, len(sheets))
     rows = -(-len(sheets) // columns)
     side = WIDTH / 2
-    images = is_image(tuple(pictures.data.shape[1:]))
+    images = is_image(tuple(sheets["data"].shape[1:]))
     height = rows * (side + (0.2 if images else 0.6))
     figure, axes = panels(rows, columns, height=height, width=columns * side)
     if images:
