@@ -22,7 +22,7 @@ class FullMixture(Mixture):
               \qquad P_n = Σ_n^{-1}, \quad Q_n = (-P_{ab}, \; -P_{aa}/2)
 
     so all components at all points are one product of matrices, in float64 whatever the dtype, of
-    D(D + 3)/2 + 1 terms, with points relative to the mixture's mean: some thirty times as fast as
+    D(D + 3)/2 + 1 terms, with points relative to the mixture's mean: some fifteen times as fast as
     triangular solves. Differentiable in z; where the parameters ask for gradients, it is slow.
     """
 

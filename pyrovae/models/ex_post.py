@@ -28,8 +28,9 @@ from pyrovae.randomness import seeded
 INFLATIONS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 REDUCTIONS = (10, 25, 50, 100, 200, 400, 1000)
 FULL_REDUCTIONS = (1, 10, 25, 50, 100, 200)
-AVERAGED = (50, 100, 200)
-STARTS = 4
+AVERAGED = (100, 400)
+FULL_AVERAGED = (50, 200)
+STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,11 @@ def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
     if families.diagonal_normal(agg.component_distribution) is not None and agg.size > 1:
         found.append(InflatedByUnit())
     dim = agg.event_shape.numel()
-    found += [Reduced(size, shrinkage=3.0) for size in REDUCTIONS if 3 * size <= agg.size]
-    for sizes, starts, share in ((FULL_REDUCTIONS, 1, 0.75), (AVERAGED, STARTS, 0.4)):
-        found += [
-            Reduced(size, covariance="full", shrinkage=share * dim, starts=starts)
-            for size in sizes
-            if 3 * size <= agg.size
-        ]
+    tried = [Reduced(size, shrinkage=3.0) for size in REDUCTIONS]
+    tried += [Reduced(size, "full", 0.75 * dim) for size in FULL_REDUCTIONS]
+    tried += [Reduced(size, shrinkage=1.0, starts=STARTS) for size in AVERAGED]
+    tried += [Reduced(size, "full", 0.4 * dim, STARTS) for size in FULL_AVERAGED]
+    found += [recipe for recipe in tried if 3 * recipe.components <= agg.size]
     return tuple(found)
 
 
