@@ -109,9 +109,11 @@ class LogisticDecoder(nn.Module):
 class NegativeBinomialDecoder(nn.Module):
     """p(x | z, ℓ) = Π NB(x_j; mean ℓ·softmax(f(z))_j, inverse dispersion θ_j), for counts x.
 
-    The network says how a row's total ℓ, its library size, is shared between the entries; what is
-    known of ℓ itself is not modelled. The variance is mean + mean²/θ, with one θ learned for each
-    entry (Lopez et al. 2018).
+    The network says how a row's total ℓ, its library size, is shared between the entries. The
+    variance is mean + mean²/θ, with one θ learned for each entry (Lopez et al. 2018). ℓ itself is
+    not modelled: a :class:`~pyrovae.models.vae.VAE` takes it from the row, and all it says of p(x)
+    is p(x | ℓ). For rows that a measure simulates, a sandwich or a calibration, that is another ℓ
+    than they were drawn with; there write a pair with ℓ as an argument of its own.
 
     Args:
         network: f, maps codes ``(..., D)`` to log shares ``(..., prod(event_shape))``, up to a
