@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
+from torch import nn
 
 import pyrovae.analysis
 from pyrovae.cli import BAD_INPUT, OK, main
@@ -106,6 +108,27 @@ def test_trained_elsewhere_with_parameters_in_the_store(folder: Path) -> None:
     found = pyro.poutine.trace(other.guide).get_trace(x).nodes["code"]["fn"].mean
     assert torch.equal(found, trained)
     assert pyro.param("noise").item() != 0.5
+
+
+@pytest.mark.parametrize("factory", ["mine:make", "mine:functions"])
+def test_a_pair_is_moved_with_its_modules_and_its_store(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, factory: str
+) -> None:
+    data = Dataset("rows", torch.randn(20, 3))
+    pair = make_pair(PairOptions(factory), data)
+    moved: list[str] = []
+    move, to = nn.Module.to, torch.device("cpu")
+
+    def noted(module: nn.Module, *where: Any) -> nn.Module:
+        moved.append(f"{type(module).__name__} {where[0]}")
+        return move(module, *where)
+
+    monkeypatch.setattr(nn.Module, "to", noted)
+    pair.to(to, pair.arguments(data))
+    assert "Both cpu" in moved
+    store = dict(pyro.get_param_store().named_parameters())
+    assert {"both$$$encoder.weight", "noise"} <= store.keys()
+    assert all(parameter.is_leaf and parameter.device == to for parameter in store.values())
 
 
 @pytest.mark.parametrize(
