@@ -39,7 +39,7 @@ class Mixture(dist.MixtureSameFamily):
     .. math:: q(z) = \sum_n w_n q_n(z)
 
     It is a ``pyro.distributions.MixtureSameFamily`` and takes the same arguments. For components
-    that are diagonal normals, `log_prob` is one fused pass with an error of at most 1e-4 nats in
+    that are diagonal normals, `log_prob` is one pass with an error of at most 1e-4 nats in
     float32 (1e-9 relative to the size of the terms in float64) whatever the scales; other families
     are evaluated exactly, block by block. Neither holds a number for every pair of point and
     component. `sample` draws an index first and then that component only. `expand` is lazy: a plate
