@@ -21,6 +21,7 @@ import pyrovae.analysis
 from pyrovae.analysis import AnalysisOptions
 from pyrovae.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
 from pyrovae.datasets import Dataset
+from pyrovae.diagnostics.diagnosis import Effort
 
 TABLE = np.random.default_rng(0).normal(size=(60, 3))
 
@@ -117,6 +118,18 @@ BAD_INPUTS = {
     "epochs": Refusal(lambda f: ["digits", "--epochs", "ten"], ("--epochs", "≥ 1", "'ten'")),
     "seed": Refusal(lambda f: ["digits", "--seed", "-1"], ("--seed", "≥ 0", "'-1'")),
     "hidden": Refusal(lambda f: ["digits", "--hidden", "64,,"], ("--hidden", "'64,,'")),
+    "unknown prior": Refusal(
+        lambda f: ["digits", "--prior", "vampire"], ("standard, mixture, vamp, flow", "'vampire'")
+    ),
+    "components of none": Refusal(
+        lambda f: ["digits", "--components", "5"], ("mixture or vamp", "'standard'")
+    ),
+    "pseudo-inputs": Refusal(
+        lambda f: ["digits", "--prior", "vamp", "--components", "9999"], ("1 to 1258", "9999")
+    ),
+    "flow of one unit": Refusal(
+        lambda f: ["digits", "--prior", "flow", "--latent", "1"], ("at least 2 latent units",)
+    ),
     "unknown option": Refusal(lambda f: ["digits", "--fast"], ("--fast", "--help")),
     "two data sets": Refusal(lambda f: ["digits", "a.npy"], ("a.npy", "--help")),
 }
@@ -246,13 +259,16 @@ def test_options_not_given_are_the_library_s(library: Callable[..., Library]) ->
 def test_options_given_reach_the_library(library: Callable[..., Library]) -> None:
     stand_in = library(raising(ValueError("expected an end; got one.")))
     words = (
-        "digits --likelihood normal --latent 3 --hidden 64,32 --epochs 7 --seed 5 --out o/p "
-        "--device cpu --resume"
+        "digits --likelihood normal --latent 3 --prior vamp --components 7 --check-guide "
+        "--hidden 64,32 --epochs 7 --seed 5 --out o/p --device cpu --resume"
     )
     assert run(words.split()) == BAD_INPUT
     assert stand_in.options == AnalysisOptions(
         likelihood="normal",
         latent=3,
+        prior="vamp",
+        components=7,
+        effort=Effort(gap_rows=16, nuts_rows=4),
         hidden=(64, 32),
         epochs=7,
         seed=5,

@@ -99,7 +99,7 @@ def unit_rates(
     log_prior = prior_marginals(prior, codes.z)
     if log_prior is None:
         return None
-    if _factorised(encoding) and _factorised(prior):
+    if factorised(encoding) and factorised(prior):
         with suppress(NotImplementedError):  # families without a closed form
             return kl_divergence(encoding.base_dist, prior.base_dist)
     at = families.take(encoding, codes.index)
@@ -108,7 +108,7 @@ def unit_rates(
     return (torch.stack(log_guide, -1) - log_prior).mean(1)
 
 
-def _factorised(distribution: dist.Distribution) -> bool:
+def factorised(distribution: dist.Distribution) -> bool:
     """Whether it is a distribution over numbers, declared a vector with ``.to_event(1)``."""
     return (
         isinstance(distribution, torch.distributions.Independent)

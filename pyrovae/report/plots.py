@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.result import UNRELIABLE
+from pyrovae.models.ex_post import Candidate
 from pyrovae.report.style import (
     COLOURS,
     LINES,
@@ -154,30 +155,41 @@ def pareto_k(diagnosis: Diagnosis) -> Figure:
 
 @styled
 def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
-    """Mean log density of held-out codes under each candidate against how much it was smoothed."""
-    table, choice = diagnosis.ex_post.table, diagnosis.ex_post.choice
-    amounts = sorted({row.amount for row in table})
-    figure, (ax,) = panels()
-    shapes = itertools.cycle("o^vsDP")
-    for components, shape in zip(
-        dict.fromkeys(row.components for row in table), shapes, strict=False
-    ):
-        rows = [row for row in table if row.components == components]
-        ax.errorbar(
-            [amounts.index(row.amount) for row in rows],
-            [row.held_out.value for row in rows],
-            yerr=[row.held_out.standard_error for row in rows],
-            color=COLOURS["ex_post"], marker=shape, markersize=5, capsize=2,
-            label=f"{components:,} components",
-        )  # fmt: skip
+    """Mean log density of held-out codes under each candidate, against how much it was smoothed."""
+    table = diagnosis.ex_post.table
+    figure, axes = panels(2, height=5.2)
+    inflated = [row for row in table if row.family == "inflated"]
+    amounts = sorted({row.amount for row in inflated})
+    _candidates(axes[0], inflated, [amounts.index(row.amount) for row in inflated], "o", "inflated")
+    axes[0].set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
+    axes[0].set(xlabel="added variance, in units of the variance of the means")
+    families = dict.fromkeys(row.family for row in table if row.components)
+    for family, shape in zip([f for f in families if f != "inflated"], "sDv^P", strict=False):
+        rows = sorted((r for r in table if r.family == family), key=lambda row: row.components)
+        _candidates(axes[1], rows, [row.components for row in rows], shape, family)
+    for row in (row for row in table if not row.components):
+        axes[1].axhline(row.held_out.value, color=MUTED, linestyle=":", label=row.family)
+    axes[1].set(xscale="log", xlabel="components")
     for row in table:
-        if row.name == choice:
+        if row.name == diagnosis.ex_post.choice:
+            where = amounts.index(row.amount) if row.family == "inflated" else row.components or 1
+            ax = axes[0] if row.family == "inflated" else axes[1]
             ax.plot(
-                amounts.index(row.amount), row.held_out.value, "o", color="#000000", markersize=12,
+                where, row.held_out.value, "o", color="#000000", markersize=12,
                 markerfacecolor="none", label="chosen",
             )  # fmt: skip
-    ax.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
-    ax.set(xlabel="added variance, in units of the variance of the means")
-    ax.set_ylabel("held-out log density, nats")
-    legend_above(figure, ax, columns=2)
+    for ax in axes:
+        ax.set_ylabel("held-out log density")
+    legend_above(figure, *axes, columns=2)
     return figure
+
+
+def _candidates(
+    ax: Axes, rows: Sequence[Candidate], where: Sequence[int], shape: str, name: str
+) -> None:
+    ax.errorbar(
+        where, [row.held_out.value for row in rows],
+        yerr=[row.held_out.standard_error for row in rows],
+        color=MUTED if "full" in name else COLOURS["ex_post"], marker=shape, markersize=5,
+        capsize=2, linestyle="none", label=name,
+    )  # fmt: skip

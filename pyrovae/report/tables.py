@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from pyrovae.diagnostics.collapse import factorised
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis
 from pyrovae.diagnostics.surgery import Surgery
 from pyrovae.estimates import Estimate
@@ -141,8 +142,13 @@ def everything(diagnosis: Diagnosis) -> list[Row]:
 
 
 def identities(diagnosis: Diagnosis) -> list[Row]:
-    """The equations between the terms, with the numbers of training and held-out data in place."""
-    both = [_equations(terms) for terms in (diagnosis.training, diagnosis.held_out)]
+    """The equations between the terms, with the numbers of training and held-out data in place.
+
+    Marginal KL is total correlation + dimension-wise KL only where the prior's units are
+    independent: of a mixture or a flow that equation is left out.
+    """
+    known = factorised(diagnosis.prior)
+    both = [_equations(s, factorised=known) for s in (diagnosis.training, diagnosis.held_out)]
     return [
         Row(_names(pair[0]), tuple(Cell(_values(e), f"off by {_error(e)}") for e in pair))
         for pair in zip(*both, strict=True)
@@ -157,7 +163,7 @@ class _Equation(NamedTuple):
     sign: int = 1
 
 
-def _equations(s: Surgery) -> list[_Equation]:
+def _equations(s: Surgery, *, factorised: bool) -> list[_Equation]:
     def named(*terms: str) -> tuple[tuple[str, float], ...]:
         return tuple((measure_name(term), getattr(s, term).value) for term in terms)
 
@@ -165,7 +171,7 @@ def _equations(s: Surgery) -> list[_Equation]:
         _Equation(named("rate")[0], named("index_code_mi", "marginal_kl")),
         _Equation(named("elbo")[0], named("distortion", "rate"), -1),
     ]
-    if s.dimension_wise_kl is not None:
+    if factorised and s.dimension_wise_kl is not None:
         right = named("total_correlation", "dimension_wise_kl")
         found.append(_Equation(named("marginal_kl")[0], right))
     return found

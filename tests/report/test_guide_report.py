@@ -1,0 +1,101 @@
+"""What the report says of the guide, and of a prior's pseudo-inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pyrovae.diagnostics.exact import Beside
+from pyrovae.diagnostics.gaps import Gaps
+from pyrovae.evidence.result import Evidence
+from pyrovae.report import guide_words, html, sheets, tables
+
+pytestmark = pytest.mark.float32
+
+
+def evidence(values: torch.Tensor) -> Evidence:
+    return Evidence(values, torch.full_like(values, 0.01), torch.full_like(values, 0.2), 100)
+
+
+def gaps(amortization: float, approximation: float) -> Gaps:
+    x = torch.linspace(-90.0, -80.0, 6)
+    lost = torch.linspace(0.9, 1.1, 6)
+    family = x - approximation * lost
+    return Gaps(evidence(family - amortization * lost), evidence(family), None, evidence(x))
+
+
+def beside() -> Beside:
+    mean = torch.randn(3, 4)
+    one = torch.ones(3)
+    return Beside(
+        mean, one[:, None].expand(3, 4), mean + 0.25, 0.5 * one[:, None].expand(3, 4),
+        torch.full((3, 4), 1.001), torch.full((3, 4), 400.0), 0.7 * one, 0.1 * one,
+        torch.tensor([0.1, 0.9, 0.3]), evidence(-one), torch.randn(2, 5, 3, 4),
+    )  # fmt: skip
+
+
+def section(page: str) -> str:
+    found = page.split('<section id="guide">')[1].split("</section>")[0]
+    return " ".join(found.replace("\u00a0", " ").split())
+
+
+def test_calibration_stands_there_and_the_rest_is_offered(case) -> None:
+    diagnosis = case("image", 2, "mixture")
+    text = section(html.render(diagnosis, facts={}))
+    assert diagnosis.guide.calibration.statement in text
+    assert "--check-guide" in text and "Where the ELBO is lost</h3>" not in text
+    assert text.count("<img") == 1
+
+
+def test_gaps_and_nuts_stand_there_once_they_are_measured(case) -> None:
+    diagnosis = case("image", 2, "mixture")
+    guide = replace(diagnosis.guide, gaps=gaps(3.0, 1.0), beside=beside())
+    text = section(html.render(replace(diagnosis, guide=guide), facts={}))
+    assert "--check-guide" not in text and text.count("<img") == 3
+    assert "75 % of it is amortization" in text
+    assert "standard deviations are 0.50 to 0.50 times" in text
+    assert "0.90 !" in text  # a k̂ above 0.7
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [((3.0, 1.0), "an encoder with more capacity"), ((1.0, 3.0), "a richer family")],
+)
+def test_the_larger_gap_says_what_would_help(parts: tuple[float, float], words: str) -> None:
+    assert words in guide_words.gaps(gaps(*parts))
+
+
+def test_a_loss_within_its_error_is_none() -> None:
+    values = torch.linspace(-90.0, -80.0, 6)
+    noise = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    found = Gaps(evidence(values + noise), evidence(values), None, evidence(values))
+    assert "no loss beyond doubt" in guide_words.gaps(found)
+
+
+def test_what_could_not_be_had_is_said_at_the_top(case) -> None:
+    diagnosis = case("image", 2, "mixture")
+    guide = replace(
+        diagnosis.guide, calibration=None, refused={"comparison with NUTS": "it broke."}
+    )
+    page = html.render(replace(diagnosis, guide=guide), facts={})
+    assert "Comparison with NUTS could not be had: it broke." in page.split("<main>")[0]
+    assert "The comparison with NUTS could not be had" in section(page)
+
+
+@pytest.mark.parametrize("data", ["image", "table"])
+def test_pseudo_inputs_are_shown_beside_data(case, data: str) -> None:
+    diagnosis = case(data, 3 if data == "table" else 2, "flow" if data == "table" else "mixture")
+    assert "Pseudo-inputs" not in html.render(diagnosis, facts={})
+    pictures = replace(diagnosis.pictures, pseudo_inputs=diagnosis.pictures.data[:4] + 0.1)
+    shown = replace(diagnosis, pictures=pictures)
+    figure = sheets.pseudo_inputs(shown)
+    assert [ax.get_title() for ax in figure.axes][:2] == ["data", "pseudo-inputs"]
+    assert "Pseudo-inputs that the VampPrior has learned" in html.render(shown, facts={})
+
+
+def test_an_equation_that_needs_independent_units_is_left_out_of_a_mixture(case) -> None:
+    names = [row.name for row in tables.identities(case("image", 2, "mixture"))]
+    assert names == ["rate = index-code MI + marginal KL", "ELBO = −\u2060distortion − rate"]
+    assert len(tables.identities(case("image", 10, "normal"))) == 3
