@@ -40,7 +40,7 @@ TERMS = (
     "elbo", "distortion", "rate", "index_code_mi", "marginal_kl",
     "total_correlation", "dimension_wise_kl",
 )  # fmt: skip
-STAGES = 4  # of a diagnosis beside the estimates of log p(x), which take most of the time
+STAGES = 3  # of a diagnosis beside the estimates of log p(x), which take most of the time
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -72,6 +72,12 @@ class Effort:
     simulations: int = 500
     gap_rows: int = 0
     nuts_rows: int = 0
+
+    @property
+    def of_guide(self) -> dict[str, int]:
+        """What is spent on the guide."""
+        names = ("simulations", "gap_rows", "nuts_rows")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -233,15 +239,8 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
     steps = STAGES + -(-len(rows) // BLOCK)
     with measuring(model, guide):
         check_pair(pair, seen, prior=prior)
-        checked = check_guide(
-            whole,
-            _last_rows(held_out, len(unseen)),
-            simulations=effort.simulations,
-            gap_rows=effort.gap_rows,
-            nuts_rows=effort.nuts_rows,
-            seed=seed,
-            progress=progress,
-        )
+        last = _last(held_out, unseen)
+        checked = check_guide(whole, last, **effort.of_guide, seed=seed, progress=progress)
     with measuring(model, guide), ticking("measuring", steps, progress=progress) as tick:
         encoding = _encode(pair, seen)
         aggregated = AggregatedPosterior(encoding)
@@ -258,13 +257,11 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         likelihood = _log_likelihood(pair, unseen, test_codes)
         unseen_terms = surgery(test_codes, likelihood, test_aggregated, prior, unseen=True)
         tick()
-        memory = memorisation(codes, test_codes, densities, aggregated)
-        tick()
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
             collapse=collapse(encoding, unit_rates(encoding, prior, codes)),
-            memorisation=memory,
+            memorisation=memorisation(codes, test_codes, densities, aggregated),
             ex_post=ex_post,
             evidence=compare_priors(
                 pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=tick
@@ -292,9 +289,10 @@ def _parts(
     return pair, seen, choosing, unseen
 
 
-def _last_rows(data: Data, size: int) -> Batch:
+def _last(data: Data, rows: Tensor) -> Batch:
+    """The last rows of a data set, as many as there are in ``rows``."""
     batch = all_rows(data)
-    return take_rows(batch, slice(len(batch[0]) - size, None))
+    return take_rows(batch, slice(len(batch[0]) - len(rows), None))
 
 
 def _label(pair: Pair, x: Tensor, prior: dist.Distribution, effort: Effort, seed: int) -> Labelled:

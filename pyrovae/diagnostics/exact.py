@@ -178,8 +178,9 @@ def _check_moved(u: Tensor) -> None:
     if still:
         raise ValueError(
             f"expected NUTS to move; got {still} of {len(u)} chains in which no move was ever "
-            "accepted. log p(x, z) jumps, or its gradient in z is wrong or not a number: check the "
-            "decoder for rounding, sampling or detached tensors."
+            "accepted. The warm-up was too short, or log p(x, z) jumps, or its gradient in z is "
+            "wrong or not a number: take 100 steps of warm-up or more, and check the decoder for "
+            "rounding, sampling or detached tensors."
         )
 
 
