@@ -54,9 +54,12 @@ class Calibration:
         rate = f"with a false-alarm rate of {ALARM:.0%} over all units"
         if not wrong:
             return f"No unit of {units} departs from calibration in {n} simulations, {rate}."
-        named = "; ".join(f"unit {unit} {self._fault(unit)}" for unit in wrong)
+        faults: dict[str, list[str]] = {}
+        for unit in wrong:
+            faults.setdefault(self._fault(unit), []).append(str(unit))
+        named = "; ".join(f"{fault}: {', '.join(at)}" for fault, at in faults.items())
         return (
-            f"{len(wrong)} of {units} units are not calibrated in {n} simulations, {rate}: {named}."
+            f"{len(wrong)} of {units} units are not calibrated in {n} simulations, {rate} ({named})."
         )
 
     def _fault(self, unit: int) -> str:
@@ -66,10 +69,10 @@ class Calibration:
         spread = float((u - 0.5).square().mean() - 1 / 12) / (180 * n) ** -0.5
         shift = float(u.mean() - 0.5) / (12 * n) ** -0.5
         if max(abs(spread), abs(shift)) < 3:
-            return "has another shape"
+            return "of another shape"
         if abs(shift) > abs(spread):
-            return "lies too low" if shift > 0 else "lies too high"
-        return "is too narrow" if spread > 0 else "is too wide"
+            return "too low" if shift > 0 else "too high"
+        return "too narrow" if spread > 0 else "too wide"
 
     def table(self) -> pd.DataFrame:
         """One row for each unit."""
