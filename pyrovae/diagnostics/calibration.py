@@ -58,9 +58,8 @@ class Calibration:
         for unit in wrong:
             faults.setdefault(self._fault(unit), []).append(str(unit))
         named = "; ".join(f"{fault}: {', '.join(at)}" for fault, at in faults.items())
-        return (
-            f"{len(wrong)} of {units} units are not calibrated in {n} simulations, {rate} ({named})."
-        )
+        start = f"{len(wrong)} of {units} units are not calibrated in {n} simulations, {rate}"
+        return f"{start} ({named})."
 
     def _fault(self, unit: int) -> str:
         """How the transforms of a unit depart from a mean of 1/2 and a variance of 1/12."""
