@@ -1,0 +1,1 @@
+"""Tomczak & Welling's experiment: its data, networks, rows and table."""

@@ -1,0 +1,105 @@
+"""The paper's networks of one and of two latent layers, and its optimiser."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae.models.discretized import DiscretizedLogistic
+from pyrovae.models.hierarchical import Branches
+from pyrovae.models.likelihoods import BernoulliDecoder
+from pyrovae.models.networks import GatedLinear, Standardize, gated_mlp
+
+HIDDEN, LATENT, PSEUDO_INPUTS = 300, 40, 500
+
+
+class LimitedNormal(nn.Module):
+    """N(μ, σ²) with log σ² limited to [-6, 2], from a network with 2·D outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dist.Distribution:
+        loc, log_variance = self.network(x).chunk(2, -1)
+        scale = (0.5 * nn.functional.hardtanh(log_variance, -6, 2)).exp()
+        return dist.Normal(loc, scale).to_event(1)
+
+
+class LimitedLogistic(nn.Module):
+    """256 grey levels with log τ limited to [-4.5, 0] in units of the range of the levels."""
+
+    def __init__(self, network: nn.Module, shape: torch.Size) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = shape
+
+    def forward(self, z: Tensor) -> dist.Distribution:
+        mean, log_scale = self.network(z).unflatten(-1, (*self.shape, 2)).unbind(-1)
+        loc = 256 * mean.sigmoid() - 0.5
+        scale = 256 * nn.functional.hardtanh(log_scale, -4.5, 0).exp()
+        return DiscretizedLogistic(loc, scale).to_event(len(self.shape))
+
+
+class NormalizedAdam(torch.optim.Adam):
+    """Adam on gradients divided by their norm, parameter by parameter."""
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad /= parameter.grad.norm() + 1e-10
+        super().step()
+
+
+def build(
+    layers: int, prior: str, train: Tensor, *, levels: float, seed: int
+) -> pv.VAE | pv.HierarchicalVAE:
+    """The paper's pair for these images, with He-normal weights.
+
+    Args:
+        layers: 1 or 2 latent layers of 40 units each.
+        prior: ``"standard"`` or ``"vamp"``, of the top layer.
+        train: training images; 500 of them are the first pseudo-inputs.
+        levels: greatest value of a pixel; above 1 the likelihood is a discretised logistic.
+        seed: which of them.
+    """
+    shape = train.shape[1:]
+    pixels = math.prod(shape)
+    # Pixels enter the networks as numbers in [0, 1].
+    flat = nn.Sequential(Standardize(torch.zeros(()), torch.tensor(levels)), nn.Flatten())
+    encoder = LimitedNormal(nn.Sequential(flat, gated_mlp((pixels, HIDDEN, HIDDEN, 2 * LATENT))))
+    outputs = pixels * (2 if levels > 1 else 1)
+    if layers == 1:
+        network: nn.Module = gated_mlp((LATENT, HIDDEN, HIDDEN, outputs))
+    else:
+        network = gated_mlp((2 * HIDDEN, HIDDEN, outputs))
+    decoder = LimitedLogistic(network, shape) if levels > 1 else BernoulliDecoder(network, shape)
+    standard = pv.StandardNormal(LATENT)
+    if layers == 1:
+        pair: pv.VAE | pv.HierarchicalVAE = pv.VAE(encoder, decoder, standard)
+    else:
+        pair = pv.HierarchicalVAE(
+            encoder,
+            Branches((GatedLinear(LATENT, HIDDEN), GatedLinear(LATENT, HIDDEN)), decoder),
+            standard,
+            inner_encoder=Branches(
+                (nn.Sequential(flat, GatedLinear(pixels, HIDDEN)), GatedLinear(LATENT, HIDDEN)),
+                LimitedNormal(gated_mlp((2 * HIDDEN, HIDDEN, 2 * LATENT))),
+            ),
+            conditional=LimitedNormal(gated_mlp((LATENT, HIDDEN, HIDDEN, 2 * LATENT))),
+        )
+    for module in pair.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+    if prior == "vamp":
+        pair = pair.with_prior(
+            pv.VampPrior.from_data(encoder, train, PSEUDO_INPUTS, bounds=(0.0, levels), seed=seed)
+        )
+    return pair

@@ -1,0 +1,203 @@
+"""One row of the table: a model trained, and measured under each prior."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyrovae as pv
+from pyrovae.estimates import mean_estimate
+from pyrovae.evidence.importance import compare_priors
+from pyrovae.evidence.result import UNRELIABLE, Evidence
+from pyrovae.models.pair import Pair, measuring
+from vampprior.data import SOURCES, Images, load
+from vampprior.networks import LATENT, NormalizedAdam, build
+
+RESULTS = Path(__file__).parents[1] / "results" / "vampprior"
+# What the library tries by default, less what would take hours to weigh millions of draws by.
+CANDIDATES = (
+    *(pv.Inflated(amount) for amount in (0.0, 0.1, 0.2, 0.5)),
+    pv.InflatedByUnit(),
+    *(pv.Reduced(size, shrinkage=3.0) for size in (100, 400)),
+    pv.Reduced(400, shrinkage=1.0, starts=8),
+    *(pv.Reduced(size, "full", 0.4 * LATENT, starts=4) for size in (50, 100)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its data, its latent layers, its prior in training, its seed and learning rate."""
+
+    data: str
+    layers: int
+    prior: str
+    seed: int
+    rate: str = "5e-4"
+
+    @classmethod
+    def parse(cls, text: str) -> Row:
+        """``caltech:1:vamp:0`` as a row; ``caltech:1:vamp:0:1e-4`` at another learning rate."""
+        data, layers, prior, seed, *rate = text.split(":")
+        if data not in SOURCES or layers not in "12" or prior not in ("standard", "vamp"):
+            raise argparse.ArgumentTypeError(
+                "expected DATA:LAYERS:PRIOR:SEED[:RATE] with DATA in "
+                f"{', '.join(SOURCES)}, LAYERS 1 or 2 and PRIOR standard or vamp; got {text!r}"
+            )
+        return cls(data, int(layers), prior, int(seed), *rate)
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        rate = "" if self.rate == Row.rate else f"-{self.rate}"
+        return f"{self.data}-{self.layers}-{self.prior}-{self.seed}{rate}"
+
+    @property
+    def result(self) -> Path:
+        """Where its figures are."""
+        return RESULTS / f"{self.name}.json"
+
+    @property
+    def site(self) -> str:
+        """The latent site that the prior stands at."""
+        return "z" if self.layers == 1 else "z2"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a row is run.
+
+    Args:
+        data: folder with the data sets.
+        checkpoints: folder for models, from which a row is resumed.
+        epochs, warmup: passes over the data at most, and those of the KL warm-up.
+        draws: importance draws for each test image.
+        test: test images at most; all if not given.
+        annealed: test images on which annealing checks importance sampling.
+    """
+
+    data: Path
+    checkpoints: Path
+    epochs: int = 2000
+    warmup: int = 100
+    draws: int = 5000
+    test: int | None = None
+    annealed: int = 0
+
+
+Trained = tuple[pv.VAE | pv.HierarchicalVAE, pv.Fit, Images]
+
+
+def train(row: Row, settings: Settings) -> Trained:
+    """Train a row's model by the paper's protocol, or go on with it."""
+    torch.manual_seed(row.seed)
+    images = load(row.data, settings.data)
+    pair = build(
+        row.layers, row.prior, images.train, levels=SOURCES[row.data].levels, seed=row.seed
+    )
+    settings.checkpoints.mkdir(parents=True, exist_ok=True)
+    fitted = pv.fit(
+        pair.model,
+        pair.guide,
+        images.train,
+        validation=images.validation,
+        epochs=settings.epochs,
+        optimizer=lambda parameters: NormalizedAdam(parameters, lr=float(row.rate)),
+        transform=images.transform,
+        kl_warmup=settings.warmup,
+        patience=50,
+        seed=row.seed,
+        checkpoint=settings.checkpoints / f"{row.name}.pt",
+        resume=True,
+    )
+    return pair, fitted, images
+
+
+def run(row: Row, settings: Settings) -> dict[str, Any]:
+    """Train and measure a row: what its file holds."""
+    pair, fitted, images = train(row, settings)
+    started = time.perf_counter()
+    known = images.train
+    if images.transform is not None:
+        known = images.transform(known, torch.Generator().manual_seed(row.seed))
+    agg = pv.aggregate(pair.guide, known, site=row.site)
+    ex_post = pv.fit_ex_post_prior(
+        agg,
+        held_out=pv.encode(pair.guide, images.validation, site=row.site),
+        candidates=CANDIDATES,
+        seed=row.seed,
+    )
+    priors = {"own": None, "q_agg": agg, "ex_post": ex_post.distribution}
+    test = images.test[: settings.test]
+    with measuring(pair.model, pair.guide):
+        found = compare_priors(
+            Pair(pair.model, pair.guide, row.site),
+            test,
+            priors,
+            draws=settings.draws,
+            seed=row.seed,
+        )
+    return {
+        **asdict(row),
+        "epochs": fitted.epochs,
+        "warmup": settings.warmup,
+        "best_epoch": fitted.best_epoch,
+        "stopped": fitted.stopped,
+        "validation_elbo": fitted.validation,
+        "choice": ex_post.choice,
+        "candidates": {c.name: asdict(c.held_out) for c in ex_post.table},
+        "test_rows": len(test),
+        "draws": settings.draws,
+        "unit": _unit(row, images),
+        "log_p": {name: asdict(result.mean()) for name, result in found.items()},
+        "gain": {name: asdict(found[name].minus(found["own"])) for name in ("q_agg", "ex_post")},
+        "k_above_0.7": {
+            name: float((result.pareto_k > UNRELIABLE).double().mean())
+            for name, result in found.items()
+        },
+        "annealed": _annealed(row, pair, test[: settings.annealed], priors, found),
+        "training_seconds": float(fitted.history.seconds.sum()),
+        "measuring_seconds": time.perf_counter() - started,
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads",
+        "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
+    }
+
+
+def _unit(row: Row, images: Images) -> float:
+    """What a figure in nats is multiplied by: bits per dimension count upwards from 0."""
+    return -1 / (images.shape.numel() * math.log(2)) if SOURCES[row.data].bits else 1.0
+
+
+def _annealed(
+    row: Row,
+    pair: pv.VAE | pv.HierarchicalVAE,
+    x: Tensor,
+    priors: dict[str, Any],
+    found: dict[str, Evidence],
+) -> dict[str, Any]:
+    """What annealing finds above importance sampling, on the same images."""
+    gains = {}
+    for name in ("own", "ex_post") if len(x) else ():
+        under = pair if priors[name] is None else pair.with_prior(priors[name])
+        annealed = pv.log_evidence(
+            under.model,
+            under.guide,
+            x,
+            method=pv.Annealing(temperatures=300),
+            draws=16,
+            site="z" if row.layers == 1 else ("z2", "z1"),
+            seed=row.seed,
+        )
+        difference = annealed.values - found[name].values[: len(x)]
+        gains[name] = asdict(mean_estimate(difference))
+    return gains
