@@ -19,8 +19,8 @@ import pyrovae.report.html as html
 from pyrovae.batches import Data, Transform
 from pyrovae.datasets import Dataset, check, default_likelihood, split
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
-from pyrovae.models.likelihoods import NormalDecoder
-from pyrovae.models.networks import Standardize, mlp, mlp_decoder, mlp_encoder
+from pyrovae.models.likelihoods import NormalDecoder, binarise
+from pyrovae.models.networks import LogCounts, Standardize, mlp, mlp_decoder, mlp_encoder
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
 from pyrovae.models.rows import over_rows
@@ -216,7 +216,7 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
             "hidden layers": " × ".join(map(str, options.hidden)),
             "epochs at most": str(options.epochs),
         },
-        transform=_binarise if grey else None,
+        transform=binarise if grey else None,
         vae=vae,
     )
 
@@ -263,9 +263,11 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
         options: sizes.
     """
     shape, latent, hidden = data.event_shape, options.latent, options.hidden
-    location, scale = _units(train, image=data.image)
+    counts = likelihood == "negative_binomial"
+    location, scale = _units(train.log1p() if counts else train, image=data.image)
     encoder = mlp_encoder(shape, latent, hidden=hidden)
-    encoder.network = nn.Sequential(Standardize(location, scale), encoder.network)
+    inward = [LogCounts()] if counts else []
+    encoder.network = nn.Sequential(*inward, Standardize(location, scale), encoder.network)
     outward = tuple(reversed(hidden))
     decoder: nn.Module
     if likelihood == "normal":
@@ -332,10 +334,6 @@ def _units(train: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
     scale = train.std(0)
     # A column that is constant in training has no unit of its own.
     return train.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale))
-
-
-def _binarise(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.bernoulli(x, generator=generator)
 
 
 def _binary(x: Tensor, *seeds: int) -> Tensor:

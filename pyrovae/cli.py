@@ -274,8 +274,8 @@ def _add_model_options(group: Any) -> None:
         "--likelihood",
         metavar="NAME",
         help="bernoulli (values in [0, 1]; grey ones are drawn as 0 or 1), normal (any numbers), "
-        "categorical (0, 1, 2, …) or logistic (grey levels 0–255); by default bernoulli if all "
-        "values are 0 or 1, else normal",
+        "categorical (0, 1, 2, …), logistic (grey levels 0–255) or negative_binomial (counts, "
+        "given their total in a row); by default bernoulli if all values are 0 or 1, else normal",
     )
     group.add_argument(
         "--latent",

@@ -26,7 +26,7 @@ __all__ = [
     "split",
 ]
 
-LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic")
+LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic", "negative_binomial")
 MINIMUM_ROWS = 20
 MAXIMUM_CATEGORIES = 1024
 
@@ -129,8 +129,8 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
     Args:
         data: the data set.
         likelihood: ``"bernoulli"`` asks for values in [0, 1], ``"categorical"`` for the integers
-            0, 1, …, K - 1, ``"logistic"`` for the grey levels 0, …, 255, ``"normal"`` and
-            ``None`` for finite numbers.
+            0, 1, …, K - 1, ``"logistic"`` for the grey levels 0, …, 255, ``"negative_binomial"``
+            for counts, not all of them 0 in a row, ``"normal"`` and ``None`` for finite numbers.
 
     Raises:
         DataError: naming the first value at fault, its row and its column.
@@ -152,6 +152,8 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
         good = (data.values >= 0) & (data.values <= 255) & (data.values % 1 == 0)
         expected = "grey levels 0, 1, …, 255 for a logistic likelihood"
         _require(data, good, expected, "Take --likelihood normal for other numbers.")
+    elif likelihood == "negative_binomial":
+        _check_counts(data)
 
 
 def default_likelihood(data: Dataset) -> str:
@@ -242,6 +244,17 @@ def _check_categorical(data: Dataset) -> None:
             f"expected at most {MAXIMUM_CATEGORIES:,} categories; got {count:,} in {data.name}. "
             "Number the categories from 0 without gaps, or take --likelihood normal."
         )
+
+
+def _check_counts(data: Dataset) -> None:
+    good = (data.values >= 0) & (data.values % 1 == 0)
+    expected = "counts 0, 1, 2, … for a negative binomial likelihood"
+    todo = "Give the counts themselves, neither normalised nor as logarithms."
+    _require(data, good, expected, f"{todo} Or take --likelihood normal.")
+    some = (data.values > 0).flatten(1).any(1)
+    expected = "a count above 0 in each row for a negative binomial likelihood"
+    _require(data, some.view(-1, *[1] * len(data.event_shape)).expand_as(data.values), expected,
+             "Leave out rows without counts.")  # fmt: skip
 
 
 def _require(data: Dataset, good: Tensor, expected: str, todo: str) -> None:

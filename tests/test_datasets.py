@@ -332,6 +332,20 @@ def test_every_likelihood_has_a_decoder() -> None:
     assert set(LIKELIHOODS) == set(DECODERS)
 
 
+def test_counts_are_checked() -> None:
+    counts = torch.randint(0, 50, (40, 4)).float() + 1
+    check(Dataset("d", counts), "negative_binomial")
+    for wrong in (-1.0, 0.5):
+        spoilt = counts.clone()
+        spoilt[3, 2] = wrong
+        with pytest.raises(DataError, match=rf"expected counts .* got {wrong:g} .*neither"):
+            check(Dataset("d", spoilt), "negative_binomial")
+    empty = counts.clone()
+    empty[7] = 0
+    with pytest.raises(DataError, match="a count above 0 in each row"):
+        check(Dataset("d", empty), "negative_binomial")
+
+
 def test_grey_levels_are_checked() -> None:
     check(Dataset("d", torch.arange(160.0).view(40, 4)), "logistic")
     with pytest.raises(DataError, match="grey levels"):

@@ -51,6 +51,13 @@ class Standardize(nn.Module):
         return (x - self.location) / self.scale
 
 
+class LogCounts(nn.Module):
+    """log(1 + x), which brings counts of all sizes to numbers of order one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log1p()
+
+
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them.
 
