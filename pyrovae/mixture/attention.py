@@ -14,6 +14,7 @@ from torch import Tensor
 #: Largest number of scores that are held at once where public functions do the work, on a CPU (they
 #: fit its cache) and elsewhere.
 CACHED_SCORES, FALLBACK_SCORES = 1 << 18, 1 << 22
+FEW_FEATURES = 8  # up to which the private operator's means cost less than leaving them out
 
 
 def block_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,9 +63,11 @@ def fallback_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]
 def block_log_sums(queries: Tensor, keys: Tensor) -> Tensor:
     """The log-sum-exps of `block_log_sum_exp` alone, shape ``(H, B)``.
 
-    Public functions on scores that stay in the cache are faster here than the private operator,
-    which cannot leave the means out.
+    The private operator cannot leave the means out. Where they are wider than a few features,
+    public functions on scores that stay in the cache are faster.
     """
+    if queries.shape[-1] <= FEW_FEATURES:
+        return block_log_sum_exp(queries, keys)[0]
     with torch.no_grad():
         found = queries.new_empty(len(keys), len(queries))
         step = _rows_at_once(queries, keys.shape[1])
