@@ -31,6 +31,8 @@ FULL_REDUCTIONS = (1, 10, 25, 50, 100, 200)
 AVERAGED = (100, 400)
 FULL_AVERAGED = (50, 200)
 STARTS = 8
+MANY = 20_000  # components, from which on each fit has data enough, and takes long
+STARTS_OF_MANY = 2
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
     Nothing but the mixture itself where components are not normal. Reductions leave at least three
     data points to a component. Full covariances are shrunk by three data points for every four
     units, less where fits are averaged, which smooths too (amounts found on codes of silhouettes).
+    Eight fits are averaged, or two of more than 20,000 components, to keep this to minutes.
     """
     if not is_normal(agg.component_distribution):
         return (Inflated(),)
@@ -161,8 +164,9 @@ def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
     dim = agg.event_shape.numel()
     tried = [Reduced(size, shrinkage=3.0) for size in REDUCTIONS]
     tried += [Reduced(size, "full", 0.75 * dim) for size in FULL_REDUCTIONS]
-    tried += [Reduced(size, shrinkage=1.0, starts=STARTS) for size in AVERAGED]
-    tried += [Reduced(size, "full", 0.4 * dim, STARTS) for size in FULL_AVERAGED]
+    starts = STARTS if agg.size <= MANY else STARTS_OF_MANY
+    tried += [Reduced(size, shrinkage=1.0, starts=starts) for size in AVERAGED]
+    tried += [Reduced(size, "full", 0.4 * dim, starts) for size in FULL_AVERAGED]
     found += [recipe for recipe in tried if 3 * recipe.components <= agg.size]
     return tuple(found)
 
