@@ -349,7 +349,7 @@ def test_an_interrupt_says_how_to_go_on(
 def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
     root = Path(pyrovae.__file__).parents[1]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    options = "--likelihood normal --hidden 8 --epochs 1000000 --out run"
+    options = "--likelihood normal --hidden 1024,1024 --epochs 1000000 --out run"
     words = [sys.executable, "-m", "pyrovae", "analyze", *options.split()]
     with subprocess.Popen(
         words,
