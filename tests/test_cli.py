@@ -358,6 +358,8 @@ def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        # What runs in the background of a shell inherits that it ignores the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         while process.poll() is None and not (tmp_path / "run" / "checkpoint.pt").exists():

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Batch, as_batch, take_rows
+from pyrovae.batches import Batch, as_batch
 from pyrovae.models.pair import Pair
 from pyrovae.models.sites import Reader
 from pyrovae.randomness import seeded
@@ -49,22 +49,22 @@ def simulate(
 
 def observed_argument(pair: Pair, batch: Batch) -> int:
     """The number of the argument that the model observes; errors as `simulate`."""
-    few = take_rows(batch, slice(0, 2)) if pair.follows(batch) else batch
-    reading = Reader(pair.model, "model", pair.data_plate).read(few)[0]
+    # Only the model is run: the rows need not be data, and a guide may refuse what they hold.
+    reading = Reader(pair.model, "model", pair.data_plate).read(batch)[0]
     names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
     if len(names) > 1:
         raise ValueError(
             f"expected one observed site, to simulate data there; got {names}. Condition the model "
             "on all others, or observe them as one site."
         )
-    value = pair.observe(few)
+    value = pair.observe(batch)
     found = [
         number
-        for number, argument in enumerate(few)
+        for number, argument in enumerate(batch)
         if argument.shape == value.shape and _same(argument.to(value.dtype), value)
     ]
     if len(found) != 1:
-        shapes = [tuple(argument.shape[1:]) for argument in few]
+        shapes = [tuple(argument.shape[1:]) for argument in batch]
         raise ValueError(
             f"expected one argument that the site {names[0]!r} observes as it is, to put simulated "
             f"data in its place; got {len(found)} among arguments of shapes {shapes} for rows of "

@@ -90,7 +90,7 @@ def test_gaps_of_positive_codes_and_of_draws_without_gradient() -> None:
 
 @pytest.fixture(scope="module")
 def simulated() -> Tensor:
-    return torch.empty(1, 6, dtype=torch.float64)
+    return torch.zeros(1, 6, dtype=torch.float64)
 
 
 def test_exact_guide_is_calibrated_and_halved_scales_are_caught(simulated: Tensor) -> None:

@@ -80,6 +80,17 @@ def test_gap_shrinks_with_the_number_of_temperatures() -> None:
     assert gaps[0].value - 4 * gaps[0].standard_error > gaps[1].value
 
 
+def test_rows_that_only_say_the_shape_may_hold_anything() -> None:
+    exact = linear_gaussian_vae(6, 4)
+    both = sandwich_evidence(
+        bad_pair(exact),
+        torch.full((4, 6), torch.nan),
+        chains=2,
+        annealing=Annealing(temperatures=4, leapfrog=2),
+    )
+    assert both.x.isfinite().all()
+
+
 def test_moves_leave_the_posterior_invariant() -> None:
     exact = linear_gaussian_vae(4, 2)
     x = exact.sample(3)
