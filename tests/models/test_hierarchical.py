@@ -99,7 +99,7 @@ def test_another_prior_stands_at_the_top() -> None:
 def test_annealing_takes_both_layers_as_one() -> None:
     pair = EXACT.pair(widen=1.5, shift=0.3)
     both = BothSides(Annealing(temperatures=40, leapfrog=2, progress=False))
-    found = pv.log_evidence(pair.model, pair.guide, DATA[:3], site=BOTH, method=both, draws=40)
+    found = pv.log_evidence(pair.model, pair.guide, DATA[:3], site=BOTH, method=both, draws=200)
     truth = EXACT.log_prob(found.x)
     z = (found.lower.values - truth) / found.lower.standard_error
     assert float(z.abs().max()) < 4.5
