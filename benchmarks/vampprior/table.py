@@ -81,7 +81,9 @@ def _runs(rows: Sequence[Results]) -> list[str]:
 
 
 def _key(result: dict[str, Any]) -> list[str]:
-    return [result["data"], str(result["layers"]), result["prior"], result["rate"]]
+    # Cut short by the number of epochs, a model is not the paper's.
+    short = f", {result['epochs']} epochs" if result["stopped"] == "epochs" else ""
+    return [result["data"] + short, str(result["layers"]), result["prior"], result["rate"]]
 
 
 def _share(group: Results, name: str) -> str:

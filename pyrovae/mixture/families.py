@@ -193,6 +193,14 @@ def diagonal_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | 
     return base.loc.reshape(len(base.loc), -1), base.scale.reshape(len(base.scale), -1)
 
 
+def full_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None:
+    """Location ``(N, D)`` and Cholesky factor ``(N, D, D)`` of normals with full covariances."""
+    full = torch.distributions.MultivariateNormal
+    if not isinstance(distribution, full) or type(distribution).log_prob is not full.log_prob:
+        return None
+    return distribution.loc, distribution.scale_tril
+
+
 def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dist.Distribution:
     """The marginal of some units of a vector: event shape ``()`` for one index, ``(k,)`` for k.
 

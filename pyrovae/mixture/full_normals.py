@@ -1,75 +1,84 @@
-"""Mixtures of normals with full covariances, evaluated as one matrix product."""
+"""Normals with full covariances, evaluated as products of matrices."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pyrovae.mixture.logdensity import constants
-from pyrovae.mixture.mixture import Mixture
+from pyrovae.mixture.families import convert, take
+from pyrovae.mixture.general import BLOCK_BYTES, Components
+from pyrovae.mixture.logdensity import constants, roundoff
 
 #: Numbers that one chunk of the work may hold.
 CHUNK = 1 << 22
+#: Largest error, in nats, that rounding may put into a score.
+TOLERANCE = 1e-6
 
 
-class FullMixture(Mixture):
-    r"""A `Mixture` of ``MultivariateNormal`` components with a fast `log_prob`.
+class FullNormals(Components):
+    r"""Weighted ``MultivariateNormal`` components whose scores are one matrix product.
 
     .. math:: \log w_n N(z; μ_n, Σ_n) = ⟨((z_a z_b)_{a ≥ b}, z, 1), (Q_n, P_n μ_n, c_n)⟩,
               \qquad P_n = Σ_n^{-1}, \quad Q_n = (-P_{ab}, \; -P_{aa}/2)
 
-    so all components at all points are one product of matrices, in float64 whatever the dtype, of
-    D(D + 3)/2 + 1 terms, with points relative to the mixture's mean: some fifteen times as fast as
-    triangular solves. Differentiable in z; where the parameters ask for gradients, it is slow.
+    It has D(D + 3)/2 + 1 terms, taken in float64 with points relative to the mixture's mean, and is
+    some fifteen times as fast as triangular solves. Where the terms are so large that their
+    rounding might exceed 1e-6 nats, the solves are taken instead. Differentiable in z.
+
+    Args:
+        components: batch shape ``(N,)``, event shape ``(D,)``.
+        log_weight: normalised log weights, shape ``(N,)``; −inf leaves the component out.
     """
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log q(z), shape ``(...)`` for points of shape ``(..., D)``."""
-        of = self.component_distribution
-        raw = (of.loc, of._unbroadcasted_scale_tril, self.mixture_distribution._param)
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in raw):
-            return super().log_prob(value)
-        if self._validate_args:
-            self._validate_sample(value)
-        version = tuple(0 if t.is_inference() else t._version for t in raw)
-        held: Any = self.__dict__.get("_full")
-        if held is None or held[0] != version:
-            held = version, _Keys(of.loc, of.scale_tril, self.log_weights)
-            self.__dict__["_full"] = held
-        flat = value.reshape(-1, self.event_shape.numel())
-        return self._shaped(held[1].log_prob(flat).to(self._dtype(value)), value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_full": None}
-
-
-class _Keys:
-    """What the components contribute to the product, shape ``(N, D(D + 3)/2 + 1)``."""
-
-    def __init__(self, loc: Tensor, factor: Tensor, log_weight: Tensor) -> None:
-        kept = log_weight.detach() > -math.inf
-        loc, factor, log_weight = (t.detach()[kept].double() for t in (loc, factor, log_weight))
-        self.centre = log_weight.exp() @ loc
+    def __init__(
+        self, components: torch.distributions.MultivariateNormal, log_weight: Tensor
+    ) -> None:
+        super().__init__(convert(components, Tensor.detach), log_weight.detach())
+        loc: Tensor = self.components.loc
+        self.centre = self.log_weight.double().exp() @ loc.double()
         dim = len(self.centre)
         self.row, self.column = torch.tril_indices(dim, dim, device=loc.device)
+        self.features = len(self.row) + dim + 1
+        self.block = min(self.size, max(1, CHUNK // self.features))
+        self.points = max(1, CHUNK // max(self.block, self.features))
+
+    def scores(self, z: Tensor, rows: slice) -> Tensor:
+        """log w_n + log q_n(z) for some components, shape ``(B, n)``, in float64."""
+        key, shifted = self.keys(rows), z.double() - self.centre
+        square = shifted[:, self.row] * shifted[:, self.column]
+        query = torch.cat([square, shifted, torch.ones_like(shifted[:, :1])], -1)
+        found = query @ key.mT
+        error = query.detach().abs() @ key.abs().amax(0) * roundoff(self.features, torch.float64)
+        loose = (~(error <= TOLERANCE)).nonzero().squeeze(-1)
+        return found.index_copy(0, loose, self.solved(z[loose], rows)) if len(loose) else found
+
+    def solved(self, z: Tensor, rows: slice) -> Tensor:
+        """`scores` by triangular solves, which do not cancel."""
+        precise = Components(
+            convert(take(self.components, rows), Tensor.double), self.log_weight[rows].double()
+        )
+        every = slice(0, precise.size)
+        pairs = max(1, BLOCK_BYTES // (8 * 8 * len(self.centre)))
+        parts = z.double().split(max(1, pairs // precise.size))
+        return torch.cat([precise.scores(part, every) for part in parts])
+
+    def keys(self, rows: slice) -> Tensor:
+        """What the components contribute to the product, shape ``(n, D(D + 3)/2 + 1)``."""
+        return self._every[rows] if self.size <= self.block else self._keys(rows)
+
+    @cached_property
+    def _every(self) -> Tensor:
+        return self._keys(slice(0, self.size))
+
+    def _keys(self, rows: slice) -> Tensor:
+        loc = self.components.loc[rows].double() - self.centre
+        factor = self.components.scale_tril[rows].double()
         precision = torch.cholesky_inverse(factor)
-        linear = (precision @ (loc - self.centre).unsqueeze(-1)).squeeze(-1)
-        constant = constants(factor.diagonal(dim1=-2, dim2=-1), log_weight)
-        constant = constant - 0.5 * (linear * (loc - self.centre)).sum(-1)
+        linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
+        constant = constants(factor.diagonal(dim1=-2, dim2=-1), self.log_weight[rows].double())
+        constant = constant - 0.5 * (linear * loc).sum(-1)
         square = precision[:, self.row, self.column]
         square = square * torch.where(self.row == self.column, -0.5, -1.0)
-        self.keys = torch.cat([square, linear, constant.unsqueeze(-1)], -1).mT.contiguous()
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log Σ_n, shape ``(B,)``, in float64."""
-        rows = max(1, CHUNK // sum(self.keys.shape))
-        parts = [self._log_prob(part.double() - self.centre) for part in z.split(rows)]
-        return torch.cat(parts)
-
-    def _log_prob(self, z: Tensor) -> Tensor:
-        square = z[:, self.row] * z[:, self.column]
-        query = torch.cat([square, z, torch.ones_like(z[:, :1])], -1)
-        return (query @ self.keys).logsumexp(-1)
+        return torch.cat([square, linear, constant.unsqueeze(-1)], -1)

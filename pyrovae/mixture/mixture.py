@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -15,9 +15,12 @@ from torch.distributions import constraints
 
 from pyrovae.mixture import families, screening
 from pyrovae.mixture.exemplars import top_scores, total_scores
+from pyrovae.mixture.full_normals import FullNormals
 from pyrovae.mixture.general import Components
 from pyrovae.mixture.gradients import log_density
 from pyrovae.mixture.normals import DiagonalNormals
+
+Evaluator = TypeVar("Evaluator", DiagonalNormals, FullNormals)
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Mixture(dist.MixtureSameFamily):
     It is a ``pyro.distributions.MixtureSameFamily`` and takes the same arguments. For components
     that are diagonal normals, `log_prob` is one pass with an error of at most 1e-4 nats in
     float32 (1e-9 relative to the size of the terms in float64) whatever the scales; other families
-    are evaluated exactly, block by block. Neither holds a number for every pair of point and
-    component. `sample` draws an index first and then that component only. `expand` is lazy: a plate
-    of B points costs nothing.
+    are evaluated exactly, block by block, ``MultivariateNormal`` by products of matrices. Neither
+    holds a number for every pair of point and component. `sample` draws an index first and then
+    that component only. `expand` is lazy: a plate of B points costs nothing.
 
     Args:
         mixture_distribution: ``Categorical`` over the components, batch shape ``()``. Weights of
@@ -72,7 +75,7 @@ class Mixture(dist.MixtureSameFamily):
                 "batch with .to_event(k), or build one mixture per batch entry."
             )
         super().__init__(mixture_distribution, component_distribution, validate_args)
-        self._evaluators: dict[tuple[int, ...], DiagonalNormals] = {}
+        self._evaluators: dict[tuple[int, ...], DiagonalNormals | FullNormals] = {}
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same mixture for a batch of independent points; no tensor is expanded."""
@@ -162,13 +165,11 @@ class Mixture(dist.MixtureSameFamily):
             self._validate_sample(value)
         normal = families.diagonal_normal(self.component_distribution)
         if normal is None:
-            return self._shaped(self._components().log_prob(self._rows(value)), value)
-        parameters = None
-        raw = (*normal, self.mixture_distribution._param)
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in raw):
-            parameters = (*normal, self.log_weights)
+            found = self._components().log_prob(self._rows(value))
+            return self._shaped(found.to(self._dtype(value)), value)
+        parameters = (*normal, self.log_weights) if self._learns(normal) else None
         points = value if value.dim() == 2 and self.event_dim == 1 else self._flat(value)
-        found = log_density(points, lambda: self._held(*normal), parameters)
+        found = log_density(points, lambda: self._diagonal(normal), parameters)
         return self._shaped(found, value)
 
     def score(self, z: Tensor) -> Tensor:
@@ -342,20 +343,33 @@ class Mixture(dist.MixtureSameFamily):
     def diagonal_normals(self) -> DiagonalNormals | None:
         """The evaluator of the components, if they are diagonal normals."""
         normal = families.diagonal_normal(self.component_distribution)
-        return None if normal is None else self._held(*normal)
+        return None if normal is None else self._diagonal(normal)
+
+    def _diagonal(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals:
+        given = families.innermost(self.component_distribution)  # of which `normal` may be a copy
+        raw = given.loc, given.scale
+        return self._held(raw, lambda: DiagonalNormals(*normal, self.log_weights))
 
     def _components(self) -> Components:
-        return Components(self.component_distribution, self.log_weights)
+        full = families.full_normal(self.component_distribution)
+        if full is None or self._learns(full):
+            return Components(self.component_distribution, self.log_weights)
+        return self._held(full, lambda: FullNormals(self.component_distribution, self.log_weights))
 
-    def _held(self, loc: Tensor, scale: Tensor) -> DiagonalNormals:
+    def _learns(self, parameters: tuple[Tensor, Tensor]) -> bool:
+        """Whether gradients in the parameters are asked for."""
+        raw = (*parameters, self.mixture_distribution._param)
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in raw)
+
+    def _held(self, parameters: tuple[Tensor, Tensor], make: Callable[[], Evaluator]) -> Evaluator:
         """The evaluator of the parameters as they are, kept until they change in place."""
-        normal = families.innermost(self.component_distribution)
-        raw = (normal.loc, normal.scale, self.mixture_distribution._param)
+        raw = (*parameters, self.mixture_distribution._param)
         version = tuple(0 if t.is_inference() else t._version for t in raw)
         if version not in self._evaluators:
             self._evaluators.clear()
-            self._evaluators[version] = DiagonalNormals(loc, scale, self.log_weights)
-        return self._evaluators[version]
+            self._evaluators[version] = make()
+        held: Any = self._evaluators[version]
+        return held
 
 
 def _precise(z: Tensor) -> Tensor:

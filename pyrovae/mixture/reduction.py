@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.estimates import Estimate, mean_estimate
-from pyrovae.mixture.attention import block_log_sum_exp
+from pyrovae.mixture.attention import block_log_sum_exp, block_log_sums
 from pyrovae.mixture.families import take
-from pyrovae.mixture.full_normals import FullMixture
 from pyrovae.mixture.logdensity import constants, keys, queries, roundoff
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import seeded
@@ -173,7 +172,7 @@ class _Diagonal:
         exact = float(error) * roundoff(2 * dim + 1, torch.float32) > LOOSE
         dtype = torch.float64 if exact else torch.float32
         data, key = self.moments.to(dtype), key.to(dtype)
-        total = block_log_sum_exp(data, key.unsqueeze(0))[0][0].double()
+        total = block_log_sums(data, key.unsqueeze(0))[0].double()
         offset = (self.log_weight - total).unsqueeze(-1).to(dtype)
         asked = torch.cat([key, torch.ones_like(key[:, :1])], -1)
         mass, mean = block_log_sum_exp(asked, torch.cat([data, offset], -1).unsqueeze(0))
@@ -253,7 +252,7 @@ class _Full(_Diagonal):
         loc = (normals.mean * self.unit + self.shift).to(self.dtype)
         covariance = normals.covariance * self.unit.unsqueeze(-1) * self.unit
         weights = dist.Categorical(logits=normals.log_weight.to(self.dtype))
-        return FullMixture(weights, dist.MultivariateNormal(loc, covariance.to(self.dtype)))
+        return Mixture(weights, dist.MultivariateNormal(loc, covariance.to(self.dtype)))
 
 
 def _spread(points: Tensor, weight: Tensor, count: int) -> tuple[list[int], Tensor]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.full_normals import FullMixture
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.priors import FlowPrior
@@ -127,7 +126,7 @@ class Reduced:
             return found[0]
         components = families.concatenate([part.component_distribution for part in found])
         logits = torch.cat([part.log_weights for part in found])
-        return type(found[0])(dist.Categorical(logits=logits), components)
+        return Mixture(dist.Categorical(logits=logits), components)
 
 
 @dataclass(frozen=True)
@@ -189,11 +188,11 @@ def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
     added = amount * agg.mean_variance
     if families.diagonal_normal(components) is not None:
         scale = (components.variance + added).sqrt()
-        wider = dist.Normal(components.mean, scale).to_event(len(agg.event_shape))
+        wider: dist.Distribution = dist.Normal(components.mean, scale)
+        wider = wider.to_event(len(agg.event_shape))
     elif isinstance(components, FULL_NORMALS):
         covariance = components.covariance_matrix + torch.diag(added)
-        full = dist.MultivariateNormal(components.mean, covariance)
-        return FullMixture(agg.mixture_distribution, full)
+        wider = dist.MultivariateNormal(components.mean, covariance)
     else:
         raise ValueError(
             "expected normal components, whose variances can be inflated; got "
