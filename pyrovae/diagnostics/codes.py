@@ -52,3 +52,45 @@ def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Code
         z = encoding.sample(torch.Size([DRAWS]))
     log_guide = encoding.log_prob(z)
     return Codes(index, z[:, index].movedim(0, 1), log_guide[:, index].T, population)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means and standard deviations of the units of q(z | x) at every data point.
+
+    Args:
+        first, second: the means, shape ``(N, D)``, twice; where they have no closed form, two
+            independent estimates from draws, whose product has no bias.
+        stddev: the standard deviations, shape ``(N, D)``.
+    """
+
+    first: Tensor
+    second: Tensor
+    stddev: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The means, or their best estimates."""
+        return (self.first + self.second) / 2
+
+
+def moments(encoding: dist.Distribution, *, draws: int = 64, seed: int = 0) -> Moments:
+    """Those of an encoding, in closed form where there is one, else from draws.
+
+    Args:
+        encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
+        draws: at each data point, if there is no closed form; an even number.
+        seed: names the draws.
+    """
+    try:
+        return Moments(encoding.mean, encoding.mean, encoding.stddev)
+    except NotImplementedError:
+        sums, squares = torch.zeros(2, *encoding.shape(), dtype=torch.float64), torch.zeros(())
+        with seeded(seed):
+            for k in range(draws):
+                z = encoding.sample().double()
+                sums[k % 2] += z
+                squares = squares + z.square()
+        first, second = sums / (draws // 2)
+        centred = squares - draws * ((first + second) / 2).square()
+        return Moments(first, second, (centred / (draws - 1)).sqrt())

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrovae.diagnostics.codes import Codes
-from pyrovae.diagnostics.surgery import prior_marginals
+from pyrovae.diagnostics.codes import Codes, Moments
+from pyrovae.diagnostics.surgery import unit_log_densities
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture import families
 
@@ -31,7 +31,7 @@ class Collapse:
         active_units: their number; its standard error is that of how many variances a new sample
             of data would put above the threshold.
         unit_rate: mean over x of KL(q(z_d|x)‖p(z_d)) of each unit, in nats, or ``None`` where the
-            prior's marginals are not known. A unit with almost none carries nothing.
+            marginals of q(z|x) or prior are not known. A unit with almost none carries nothing.
     """
 
     variance_of_means: Tensor
@@ -54,16 +54,16 @@ class Collapse:
         return torch.tensor([rate.value > ACTIVE for rate in self.unit_rate])
 
 
-def collapse(encoding: dist.Distribution, unit_rates: Tensor | None = None) -> Collapse:
+def collapse(of: Moments, unit_rates: Tensor | None = None) -> Collapse:
     """Activity of the latent units from the encoding of a data set.
 
     Args:
-        encoding: q(z | x_n), batch shape ``(N,)`` with N ≥ 2, event shape ``(D,)``.
+        of: means and standard deviations of q(z | x_n), N ≥ 2.
         unit_rates: KL(q(z_d|x_n)‖p(z_d)) at some of the data points, shape ``(m, D)``.
     """
-    means = encoding.mean.double()
-    n = len(means)
-    squares = (means - means.mean(0)).square()
+    first, second = of.first.double(), of.second.double()
+    squares = (first - first.mean(0)) * (second - second.mean(0))
+    n = len(squares)
     variance = squares.sum(0) / (n - 1)
     error = squares.std(0) / math.sqrt(n)
     # Var < threshold happens with probability Φ((threshold − v)/se); the count is a sum of those.
@@ -74,7 +74,7 @@ def collapse(encoding: dist.Distribution, unit_rates: Tensor | None = None) -> C
     return Collapse(
         variance,
         error,
-        encoding.stddev.double().mean(0),
+        of.stddev.double().mean(0),
         active,
         Estimate(float(active.sum()), count_error, n, "data"),
         None if unit_rates is None else tuple(mean_estimate(u) for u in unit_rates.unbind(-1)),
@@ -96,22 +96,13 @@ def unit_rates(
     Returns:
         shape ``(N, D)``, or ``(m, D)`` from the codes of m data points.
     """
-    log_prior = prior_marginals(prior, codes.z)
-    if log_prior is None:
+    log_prior = unit_log_densities(prior, codes.z)
+    if log_prior is None or not families.has_marginals(encoding):
         return None
-    if factorised(encoding) and factorised(prior):
+    if families.factorised(encoding) and families.factorised(prior):
         with suppress(NotImplementedError):  # families without a closed form
             return kl_divergence(encoding.base_dist, prior.base_dist)
     at = families.take(encoding, codes.index)
     units = codes.z.shape[-1]
     log_guide = [families.marginal(at, d).log_prob(codes.z[..., d].T).T for d in range(units)]
     return (torch.stack(log_guide, -1) - log_prior).mean(1)
-
-
-def factorised(distribution: dist.Distribution) -> bool:
-    """Whether it is a distribution over numbers, declared a vector with ``.to_event(1)``."""
-    return (
-        isinstance(distribution, torch.distributions.Independent)
-        and distribution.reinterpreted_batch_ndims == 1
-        and not distribution.base_dist.event_shape
-    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrovae.batches import Batch, Data, all_rows, take_rows
 from pyrovae.diagnostics.advice import advise
-from pyrovae.diagnostics.codes import Codes, draw_codes
+from pyrovae.diagnostics.codes import Codes, draw_codes, moments
 from pyrovae.diagnostics.collapse import Collapse, collapse, unit_rates
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide
 from pyrovae.diagnostics.holes import Holes, holes
@@ -260,7 +260,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
-            collapse=collapse(encoding, unit_rates(encoding, prior, codes)),
+            collapse=collapse(moments(encoding, seed=seed), unit_rates(encoding, prior, codes)),
             memorisation=memorisation(codes, test_codes, densities, aggregated),
             ex_post=ex_post,
             evidence=compare_priors(

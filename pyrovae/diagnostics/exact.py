@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrovae.arviz_adapter import convergence, to_arviz
 from pyrovae.batches import Data
+from pyrovae.diagnostics.codes import moments
 from pyrovae.evidence.annealed import Annealing, path_for
 from pyrovae.evidence.hmc import Path
 from pyrovae.evidence.progress import ticking
@@ -150,6 +151,7 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
         with torch.no_grad(), seeded(seed, chains):
             evidence = _evidence(path, u.flatten(0, 1))
             q = pair.encode(x)
+            guided = moments(q, draws=1000, seed=seed)
             z = q.sample(torch.Size([evidence.draws]))
             weights = (path.log_joint(z) - q.log_prob(z)).T.double()
             found, _ = path.constrained(u.flatten(0, 1))
@@ -159,8 +161,8 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     return Beside(
         mean=found.mean(0),
         sd=found.std(0),
-        guide_mean=q.mean,
-        guide_sd=q.stddev,
+        guide_mean=guided.mean,
+        guide_sd=guided.stddev,
         r_hat=r_hat,
         ess=ess,
         kl=evidence.values - weights.mean(1),

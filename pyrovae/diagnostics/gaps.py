@@ -111,6 +111,12 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
             )
         with torch.no_grad(), seeded(seed):
             start = families.convert(pair.encode(x), torch.Tensor.detach)
+        if isinstance(start, families.Editable):
+            raise ValueError(
+                f"expected a density of its own for each code, with parameters to optimise; got "
+                f"{families.family(start)}: sites that depend on each other, and one guide for "
+                "all data. Compare it with NUTS instead: beside_nuts."
+            )
         if not start.has_rsample:
             raise ValueError(
                 "expected a guide with reparametrised draws; got "

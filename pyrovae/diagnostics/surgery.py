@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae.diagnostics.codes import Codes
 from pyrovae.estimates import Estimate, mean_estimate, two_stage_mean
+from pyrovae.mixture import families
 from pyrovae.mixture.mixture import Mixture
 
 SATURATION = 0.05  # share of log N within which index-code MI says nothing but log N
@@ -30,8 +31,9 @@ class Surgery:
         rate: mean KL(q(z|x)‖p(z)).
         index_code_mi: I(n; z) = E[log q(z|x_n) − log q_agg(z)], at most ``log_n``.
         marginal_kl: KL(q_agg‖p).
-        total_correlation: KL(q_agg‖Π_d q_agg,d).
-        dimension_wise_kl: Σ_d KL(q_agg,d‖p_d), or ``None`` where p has no known marginals.
+        total_correlation: KL(q_agg‖Π_d q_agg,d), or ``None`` where the marginals of single units
+            are not known, as where one latent site depends on another.
+        dimension_wise_kl: Σ_d KL(q_agg,d‖p_d), or ``None`` where those of q_agg or p are not known.
         unit_kl: KL(q_agg,d‖p_d) of each latent unit, or ``None`` likewise.
         log_n: log N.
     """
@@ -41,7 +43,7 @@ class Surgery:
     rate: Estimate
     index_code_mi: Estimate
     marginal_kl: Estimate
-    total_correlation: Estimate
+    total_correlation: Estimate | None
     dimension_wise_kl: Estimate | None
     unit_kl: tuple[Estimate, ...] | None
     log_n: float
@@ -84,10 +86,8 @@ def surgery(
     """
     log_aggregated = aggregated.log_prob(codes.z)
     log_prior = prior.log_prob(codes.z)
-    log_marginals = torch.stack(
-        [aggregated.marginal(d).log_prob(codes.z[..., d]) for d in range(codes.z.shape[-1])], -1
-    )
-    log_prior_marginals = prior_marginals(prior, codes.z)
+    log_marginals = unit_log_densities(aggregated, codes.z)
+    log_prior_marginals = unit_log_densities(prior, codes.z)
 
     def over_draws(values: Tensor) -> Estimate:
         return two_stage_mean(values, population=codes.population)
@@ -95,8 +95,10 @@ def surgery(
     def over_data(values: Tensor) -> Estimate:
         return mean_estimate(values.mean(1)) if unseen else over_draws(values)
 
-    dimension_wise, units = None, None
-    if log_prior_marginals is not None:
+    total_correlation, dimension_wise, units = None, None, None
+    if log_marginals is not None:
+        total_correlation = over_draws(log_aggregated - log_marginals.sum(-1))
+    if log_marginals is not None and log_prior_marginals is not None:
         differences = log_marginals - log_prior_marginals
         dimension_wise = over_draws(differences.sum(-1))
         units = tuple(over_draws(unit) for unit in differences.unbind(-1))
@@ -106,19 +108,19 @@ def surgery(
         rate=over_data(codes.log_guide - log_prior),
         index_code_mi=over_draws(codes.log_guide - log_aggregated),
         marginal_kl=over_draws(log_aggregated - log_prior),
-        total_correlation=over_draws(log_aggregated - log_marginals.sum(-1)),
+        total_correlation=total_correlation,
         dimension_wise_kl=dimension_wise,
         unit_kl=units,
         log_n=math.log(codes.population),
     )
 
 
-def prior_marginals(prior: dist.Distribution, z: Tensor) -> Tensor | None:
+def unit_log_densities(density: dist.Distribution, z: Tensor) -> Tensor | None:
     """log p_d(z_d) for every unit, shape that of ``z``; ``None`` where marginals are not known."""
-    if isinstance(prior, Mixture):
-        return torch.stack([prior.marginal(d).log_prob(z[..., d]) for d in range(z.shape[-1])], -1)
-    if isinstance(prior, torch.distributions.Independent) and len(prior.event_shape) == 1:
-        base = prior.base_dist
-        if not base.event_shape:
-            return base.log_prob(z)
+    if isinstance(density, Mixture) and families.has_marginals(density.component_distribution):
+        units = range(z.shape[-1])
+        return torch.stack([density.marginal(d).log_prob(z[..., d]) for d in units], -1)
+    if families.factorised(density):
+        found: Tensor = density.base_dist.log_prob(z)
+        return found
     return None

@@ -150,6 +150,10 @@ def joinable(distributions: Sequence[dist.Distribution]) -> bool:
     return len({type(base) for base in bases}) == 1 and not any(b.event_shape for b in bases)
 
 
+CORRELATED_NORMALS = (
+    torch.distributions.MultivariateNormal,
+    torch.distributions.LowRankMultivariateNormal,
+)
 ALTERNATIVES = (
     ("logits", "probs"),
     ("scale_tril", "covariance_matrix", "precision_matrix"),
@@ -201,6 +205,20 @@ def full_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None
     return distribution.loc, distribution.scale_tril
 
 
+def factorised(distribution: dist.Distribution) -> bool:
+    """Whether it is a distribution over numbers, declared a vector with ``.to_event(1)``."""
+    return (
+        isinstance(distribution, torch.distributions.Independent)
+        and distribution.reinterpreted_batch_ndims == 1
+        and not distribution.base_dist.event_shape
+    )
+
+
+def has_marginals(distribution: dist.Distribution) -> bool:
+    """Whether `marginal` knows those of single units."""
+    return factorised(distribution) or isinstance(distribution, CORRELATED_NORMALS)
+
+
 def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dist.Distribution:
     """The marginal of some units of a vector: event shape ``()`` for one index, ``(k,)`` for k.
 
@@ -214,15 +232,10 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
             "expected components over vectors, event shape (D,); got event shape "
             f"{tuple(distribution.event_shape)}."
         )
-    if isinstance(distribution, torch.distributions.Independent) and (
-        not distribution.base_dist.event_shape
-    ):
+    if factorised(distribution):
         base = _rebuild([distribution.base_dist], lambda tensors: tensors[0][..., index])
         return base if single else dist.Independent(base, 1)
-    if isinstance(
-        distribution,
-        (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal),
-    ):
+    if isinstance(distribution, CORRELATED_NORMALS):
         loc, covariance = distribution.mean[..., index], distribution.covariance_matrix
         if single:
             return dist.Normal(loc, covariance[..., index, index].sqrt())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.attention import block_log_sum_exp, block_log_sums
-from pyrovae.mixture.families import take
+from pyrovae.mixture.families import CORRELATED_NORMALS, take
 from pyrovae.mixture.logdensity import constants, keys, queries, roundoff
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import seeded
@@ -24,10 +24,6 @@ START = 10
 LOOSE = 0.5
 #: Components whose second moments are held at once.
 ROWS = 8192
-FULL = (
-    torch.distributions.MultivariateNormal,
-    torch.distributions.LowRankMultivariateNormal,
-)
 
 
 @dataclass(frozen=True)
@@ -241,7 +237,7 @@ class _Full(_Diagonal):
         """(E[z_a z_b] for a ≥ b, E[z], 1) of some of the original components."""
         mean, (row, column) = self.mean[rows], self.triangle
         moments = mean[:, row] * mean[:, column]
-        if isinstance(self.components, FULL):
+        if isinstance(self.components, CORRELATED_NORMALS):
             given = take(self.components, rows).covariance_matrix.double()
             moments += given[:, row, column] / (self.unit[row] * self.unit[column])
         else:

@@ -14,7 +14,6 @@ from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.smoothing import (
-    FULL_NORMALS,
     Inflated,
     InflatedByUnit,
     Recipe,
@@ -194,7 +193,7 @@ def _parameters(density: dist.Distribution) -> int:
     if not isinstance(density, Mixture):
         return 0  # the fixed base of a flow
     dim = density.event_shape.numel()
-    if isinstance(density.component_distribution, FULL_NORMALS):
+    if isinstance(density.component_distribution, families.CORRELATED_NORMALS):
         spread = dim * (dim + 1) // 2
     else:
         spread = dim if is_normal(density.component_distribution) else 0

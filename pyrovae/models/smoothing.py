@@ -17,11 +17,6 @@ from pyrovae.mixture.reduction import reduce
 from pyrovae.models.priors import FlowPrior
 from pyrovae.randomness import seeded
 
-FULL_NORMALS = (
-    torch.distributions.MultivariateNormal,
-    torch.distributions.LowRankMultivariateNormal,
-)
-
 
 @dataclass(frozen=True)
 class Inflated:
@@ -190,7 +185,7 @@ def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
         scale = (components.variance + added).sqrt()
         wider: dist.Distribution = dist.Normal(components.mean, scale)
         wider = wider.to_event(len(agg.event_shape))
-    elif isinstance(components, FULL_NORMALS):
+    elif isinstance(components, families.CORRELATED_NORMALS):
         covariance = components.covariance_matrix + torch.diag(added)
         wider = dist.MultivariateNormal(components.mean, covariance)
     else:
@@ -203,7 +198,9 @@ def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
 
 def is_normal(components: dist.Distribution) -> bool:
     """Whether components are normal, with whatever covariance."""
-    return families.diagonal_normal(components) is not None or isinstance(components, FULL_NORMALS)
+    return families.diagonal_normal(components) is not None or isinstance(
+        components, families.CORRELATED_NORMALS
+    )
 
 
 def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, seed: int) -> Tensor:

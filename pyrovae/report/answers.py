@@ -91,6 +91,14 @@ def _units(diagnosis: Diagnosis) -> Answer:
     correlation = diagnosis.training.total_correlation
     if units == 1:
         reading = "With a single unit there is nothing else for it to depend on."
+    elif correlation is None:
+        return Answer(
+            "One latent as D independent Gaussian “particles”",
+            f"No: D = {units} units, of which some depend on others given x.",
+            "The code is made of latent sites that depend on each other, so the densities of "
+            "single units have no closed form: total correlation and the divergence of each unit "
+            f"are left out. D was chosen by hand and is unrelated to N. {active_units(diagnosis)}",
+        )
     elif abs(correlation.value) > RESOLVED * correlation.standard_error:
         reading = (
             f"Within a component of q_agg the units are independent, in the whole of q_agg they "
@@ -125,6 +133,8 @@ def _rounded(size: float) -> str:
 
 
 def _kind(diagnosis: Diagnosis) -> str:
+    if diagnosis.training.total_correlation is None:
+        return "joint distribution"  # of sites that depend on each other
     name = families.family(diagnosis.aggregated.component_distribution)
     return "Gaussian" if name.endswith("Normal") and name != "LogNormal" else f"{name} distribution"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import pyro.distributions as dist
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.diagnostics.collapse import Collapse
-from pyrovae.diagnostics.surgery import prior_marginals
+from pyrovae.diagnostics.surgery import unit_log_densities
+from pyrovae.mixture import families
 from pyrovae.mixture.mixture import Mixture
 
 Array = NDArray[np.float64]
@@ -34,14 +36,14 @@ def line(codes: Tensor, size: int = 300) -> Tensor:
 
 def unit_density(distribution: dist.Distribution, unit: int, grid: Tensor) -> Array | None:
     """The density of one unit on a grid, shape ``(G,)``; ``None`` where it is not known."""
-    if isinstance(distribution, Mixture):
+    if _splits(distribution):
         log_density: Tensor = distribution.marginal(unit).log_prob(grid)
     else:
         columns = _columns(distribution, {unit: grid})
         if distribution.event_shape[0] == 1:
             log_density = distribution.log_prob(columns)
         else:
-            marginals = prior_marginals(distribution, columns)
+            marginals = unit_log_densities(distribution, columns)
             if marginals is None:
                 return None
             log_density = marginals[..., unit]
@@ -59,11 +61,11 @@ def pair_density(
         x, y: grid of the first and of the second unit.
     """
     first, second = (side.flatten() for side in torch.meshgrid(x, y, indexing="xy"))
-    if isinstance(distribution, Mixture):
+    if _splits(distribution):
         log_density = distribution.marginal(list(units)).log_prob(torch.stack([first, second], -1))
     else:
         columns = _columns(distribution, {units[0]: first, units[1]: second})
-        marginals = prior_marginals(distribution, columns)
+        marginals = unit_log_densities(distribution, columns)
         if marginals is not None:
             log_density = marginals[..., list(units)].sum(-1)
         elif distribution.event_shape[0] == 2 and list(units) == [0, 1]:
@@ -71,6 +73,13 @@ def pair_density(
         else:
             return None
     return _numpy(log_density.exp()).reshape(len(y), len(x))
+
+
+def _splits(distribution: dist.Distribution) -> TypeGuard[Mixture]:
+    """Whether it is a mixture whose marginals are mixtures of known densities."""
+    return isinstance(distribution, Mixture) and families.has_marginals(
+        distribution.component_distribution
+    )
 
 
 def mass_levels(density: Array, shares: Sequence[float]) -> list[float]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pyro.distributions as dist
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from pyrovae.diagnostics.collapse import ACTIVE
 from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.randomness import seeded
 from pyrovae.report.densities import (
     Array,
     line,
@@ -103,12 +108,22 @@ def _one_unit(diagnosis: Diagnosis, codes: Tensor) -> Figure:
 
 def _unit_curves(ax: Axes, diagnosis: Diagnosis, unit: int, grid: Tensor) -> None:
     for name, density in (("q_agg", diagnosis.aggregated), ("prior", diagnosis.prior)):
+        look: dict[str, Any] = {"color": COLOURS[name], "linestyle": LINES[name]}
         heights = unit_density(density, unit, grid)
         if heights is not None:
-            ax.plot(
-                grid.double().cpu().numpy(), heights, color=COLOURS[name], linestyle=LINES[name],
-                label=label_of(name),
-            )  # fmt: skip
+            ax.plot(grid.double().cpu().numpy(), heights, label=label_of(name), **look)
+            continue
+        # Where no density of a single unit is known, draws show it.
+        draws = diagnosis.codes.z.flatten(0, 1) if name == "q_agg" else _prior_draws(density)
+        ax.hist(
+            draws[:, unit].double().cpu().numpy(), bins=40, density=True, histtype="step",
+            label=f"{label_of(name)}, draws", **look,
+        )  # fmt: skip
+
+
+def _prior_draws(prior: dist.Distribution, size: int = 4096) -> Tensor:
+    with torch.no_grad(), seeded(0):
+        return prior.sample(torch.Size([size])).reshape(size, -1)
 
 
 @styled

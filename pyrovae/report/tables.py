@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from pyrovae.diagnostics.collapse import factorised
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis
 from pyrovae.diagnostics.surgery import Surgery
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.result import UNRELIABLE, Evidence
+from pyrovae.mixture import families
 from pyrovae.report.glossary import measure_name
 from pyrovae.report.numbers import MINUS, count, number, plain, show
 
@@ -147,7 +147,7 @@ def identities(diagnosis: Diagnosis) -> list[Row]:
     Marginal KL is total correlation + dimension-wise KL only where the prior's units are
     independent: of a mixture or a flow that equation is left out.
     """
-    known = factorised(diagnosis.prior)
+    known = families.factorised(diagnosis.prior)
     both = [_equations(s, factorised=known) for s in (diagnosis.training, diagnosis.held_out)]
     return [
         Row(_names(pair[0]), tuple(Cell(_values(e), f"off by {_error(e)}") for e in pair))
@@ -171,7 +171,7 @@ def _equations(s: Surgery, *, factorised: bool) -> list[_Equation]:
         _Equation(named("rate")[0], named("index_code_mi", "marginal_kl")),
         _Equation(named("elbo")[0], named("distortion", "rate"), -1),
     ]
-    if factorised and s.dimension_wise_kl is not None:
+    if factorised and s.total_correlation is not None and s.dimension_wise_kl is not None:
         right = named("total_correlation", "dimension_wise_kl")
         found.append(_Equation(named("marginal_kl")[0], right))
     return found

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pyrovae as pv
+from pyrovae.diagnostics.codes import moments
 from pyrovae.diagnostics.collapse import collapse
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
@@ -49,7 +50,8 @@ def test_exact_pair_is_told_to_use_its_own_prior(diagnosis: Diagnosis) -> None:
 
 def test_units_that_carry_nothing_are_named() -> None:
     means = torch.randn(500, 3) * torch.tensor([1.0, 0.3, 0.01])
-    result = collapse(torch.distributions.Independent(torch.distributions.Normal(means, 0.5), 1))
+    encoding = torch.distributions.Independent(torch.distributions.Normal(means, 0.5), 1)
+    result = collapse(moments(encoding))
     assert result.active.tolist() == [True, True, False]
     assert result.active_units.value == 2
     assert torch.allclose(result.variance_of_means, means.var(0))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.diagnostics.codes import draw_codes
+from pyrovae.diagnostics.codes import draw_codes, moments
 from pyrovae.diagnostics.collapse import collapse, unit_rates
 from pyrovae.diagnostics.holes import holes, share_below
 from pyrovae.diagnostics.information import _total_responsibility, information
@@ -148,7 +148,7 @@ def test_unit_rates_in_closed_form_and_from_codes() -> None:
     difference = drawn - closed[codes.index]
     error = difference.std(0) / 3000**0.5
     assert bool((difference.mean(0).abs() <= 4.5 * error + 1e-12).all())
-    result = collapse(encoding, closed)
+    result = collapse(moments(encoding), closed)
     assert result.collapsed == (2,)
     assert result.active_by_rate is not None
     assert result.active_by_rate.tolist() == [True, True, False]

@@ -24,6 +24,7 @@ from pyrovae.mixture.divergence import divergence
 from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.pair import Pair, measuring
 from pyrovae.randomness import seeded
+from pyrovae.report.html import render
 from pyrovae.training.fit import adam
 from pyrovae.training.objectives import elbo
 
@@ -145,6 +146,48 @@ def test_the_top_latent_is_diagnosed() -> None:
 
 
 # -- both layers as one ----------------------------------------------------------------------------
+
+
+def test_both_layers_are_diagnosed_as_one() -> None:
+    pair, x, held_out = EXACT.pair(), EXACT.sample(200, seed=1), EXACT.sample(80, seed=2)
+    effort = pv.Effort(
+        codes=200, evidence_rows=4, evidence_draws=30, export_rows=3, export_draws=30,
+        simulations=100, two_sample=100, gap_rows=2,
+    )  # fmt: skip
+    found = pv.diagnose(
+        pair.model, pair.guide, x, held_out=held_out, site=BOTH, effort=effort, progress=False
+    )
+    # The exact guide: elbo = log p(x) at every draw.
+    truth = EXACT.log_prob(held_out[40:])
+    assert found.held_out.elbo.value == pytest.approx(float(truth.mean()), abs=1e-9)
+    assert torch.allclose(found.evidence["prior"].values, truth[:4], atol=1e-9)
+    rate, terms = kl_divergence(EXACT.posterior(x), EXACT.prior()).mean(), found.training
+    assert abs(terms.rate.value - float(rate)) < 4.5 * terms.rate.standard_error
+    assert terms.rate.value == pytest.approx(terms.index_code_mi.value + terms.marginal_kl.value)
+    exact = EXACT.posterior(x)
+    by_hand = (brute_force(exact, found.codes.z) + math.log(ROWS) - math.log(200)).mean()
+    assert float(by_hand) == pytest.approx(found.memorisation.training["q_agg"].value)
+    # Units are neither independent given x nor of a known density.
+    assert terms.total_correlation is terms.unit_kl is found.collapse.unit_rate is None
+    spread = exact.mean.var(0)
+    error = exact.mean.std(0) * 2 * exact.stddev.mean(0) / math.sqrt(64 * len(x))
+    assert float(((found.collapse.variance_of_means - spread) / error).abs().max()) < 4.5
+    assert torch.allclose(found.collapse.mean_scale, exact.stddev.mean(0), rtol=0.05)
+    assert "beside_nuts" in found.guide.refused["gaps of the ELBO"]
+    page = render(found, facts={"data": "drawn"})
+    assert "of which some depend on others" in page
+
+
+def test_nuts_stands_beside_the_guide_of_both_layers() -> None:
+    pair = EXACT.pair()
+    found = pv.beside_nuts(
+        pair.model, pair.guide, DATA[:2], site=BOTH, draws=80, warmup=60, chains=2, progress=False
+    )
+    exact = EXACT.posterior(DATA[:2])
+    assert float(((found.guide_mean - exact.mean) / exact.stddev).abs().max()) < 4.5 / 1000**0.5
+    error = exact.stddev / found.ess.sqrt()
+    assert float(((found.mean - exact.mean) / error).abs().max()) < 4.5
+    assert float(((found.kl / found.kl_error).abs()).max()) < 4.5
 
 
 @pytest.mark.parametrize("widen", [1.0, 1.4])
