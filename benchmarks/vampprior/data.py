@@ -42,12 +42,14 @@ class Source:
         read: from its arrays to images.
         levels: greatest value of a pixel.
         bits: whether log p(x) is reported as bits per dimension instead of nats.
+        grey: near which share of the levels the paper's code starts random pseudo-inputs.
     """
 
     file: str
     read: Callable[[dict[str, np.ndarray]], Images]
     levels: float = 1.0
     bits: bool = False
+    grey: float = 0.8
 
 
 def load(name: str, folder: Path) -> Images:
@@ -85,7 +87,7 @@ def _faces(arrays: dict[str, np.ndarray]) -> Images:
 SOURCES = {
     "caltech": Source("caltech101_silhouettes.npz", _parts),
     "frey": Source("freyfaces.npz", _faces, levels=255.0, bits=True),
-    "mnist": Source("mnist.npz", _dynamic),
-    "static-mnist": Source("static_mnist.npz", _parts),
+    "mnist": Source("mnist.npz", _dynamic, grey=0.05),
+    "static-mnist": Source("static_mnist.npz", _parts, grey=0.05),
 }
 """The data sets by name."""

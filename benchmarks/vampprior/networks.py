@@ -58,16 +58,18 @@ class NormalizedAdam(torch.optim.Adam):
 
 
 def build(
-    layers: int, prior: str, train: Tensor, *, levels: float, seed: int
+    layers: int, prior: str, train: Tensor, *, levels: float, grey: float, seed: int
 ) -> pv.VAE | pv.HierarchicalVAE:
     """The paper's pair for these images, with He-normal weights.
 
     Args:
         layers: 1 or 2 latent layers of 40 units each.
-        prior: ``"standard"`` or ``"vamp"``, of the top layer.
-        train: training images; 500 of them are the first pseudo-inputs.
+        prior: ``"standard"``, or that of 500 pseudo-inputs, of the top layer: ``"vamp"`` starts
+            them from training images, ``"vamp-random"`` near one image of a single grey.
+        train: training images.
         levels: greatest value of a pixel; above 1 the likelihood is a discretised logistic.
-        seed: which of them.
+        grey: share of it that random pseudo-inputs start near.
+        seed: which training images.
     """
     shape = train.shape[1:]
     pixels = math.prod(shape)
@@ -98,8 +100,11 @@ def build(
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight)
             nn.init.zeros_(module.bias)
+    bounds = 0.0, levels
     if prior == "vamp":
-        pair = pair.with_prior(
-            pv.VampPrior.from_data(encoder, train, PSEUDO_INPUTS, bounds=(0.0, levels), seed=seed)
-        )
+        learned = pv.VampPrior.from_data(encoder, train, PSEUDO_INPUTS, bounds=bounds, seed=seed)
+        return pair.with_prior(learned)
+    if prior == "vamp-random":
+        inputs = levels * (grey + 0.01 * torch.randn(PSEUDO_INPUTS, *shape))
+        return pair.with_prior(pv.VampPrior(encoder, inputs, bounds=bounds))
     return pair

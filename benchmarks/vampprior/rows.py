@@ -24,6 +24,7 @@ from vampprior.data import SOURCES, Images, load
 from vampprior.networks import LATENT, NormalizedAdam, build
 
 RESULTS = Path(__file__).parents[1] / "results" / "vampprior"
+PRIORS = "standard", "vamp", "vamp-random"
 # What the library tries by default, less what would take hours to weigh millions of draws by.
 CANDIDATES = (
     *(pv.Inflated(amount) for amount in (0.0, 0.1, 0.2, 0.5)),
@@ -48,10 +49,10 @@ class Row:
     def parse(cls, text: str) -> Row:
         """``caltech:1:vamp:0`` as a row; ``caltech:1:vamp:0:1e-4`` at another learning rate."""
         data, layers, prior, seed, *rate = text.split(":")
-        if data not in SOURCES or layers not in "12" or prior not in ("standard", "vamp"):
+        if data not in SOURCES or layers not in "12" or prior not in PRIORS:
             raise argparse.ArgumentTypeError(
                 "expected DATA:LAYERS:PRIOR:SEED[:RATE] with DATA in "
-                f"{', '.join(SOURCES)}, LAYERS 1 or 2 and PRIOR standard or vamp; got {text!r}"
+                f"{', '.join(SOURCES)}, LAYERS 1 or 2 and PRIOR {', '.join(PRIORS)}; got {text!r}"
             )
         return cls(data, int(layers), prior, int(seed), *rate)
 
@@ -100,9 +101,14 @@ Trained = tuple[pv.VAE | pv.HierarchicalVAE, pv.Fit, Images]
 def train(row: Row, settings: Settings) -> Trained:
     """Train a row's model by the paper's protocol, or go on with it."""
     torch.manual_seed(row.seed)
-    images = load(row.data, settings.data)
+    images, source = load(row.data, settings.data), SOURCES[row.data]
     pair = build(
-        row.layers, row.prior, images.train, levels=SOURCES[row.data].levels, seed=row.seed
+        row.layers,
+        row.prior,
+        images.train,
+        levels=source.levels,
+        grey=source.grey,
+        seed=row.seed,
     )
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
     fitted = pv.fit(

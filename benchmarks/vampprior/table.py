@@ -46,7 +46,7 @@ def _figures(rows: Sequence[Results]) -> list[str]:
     ]
     for group in rows:
         first = group[0]
-        paper = PAPER[first["data"], first["layers"]][first["prior"] == "vamp"]
+        paper = PAPER[first["data"], first["layers"]][first["prior"] != "standard"]
         cells = [*_key(first), str(len(group)), f"{paper:.2f}"]
         cells += [_spread(group, "log_p", name) for name in COLUMNS]
         cells.append(_spread(group, "gain", "ex_post"))

@@ -173,11 +173,11 @@ def test_contours_enclose_the_shares_they_are_said_to(case):
     assert (low, high) == pytest.approx((0.1 / (2 * np.pi), 0.5 / (2 * np.pi)), rel=0.01)
 
 
-def test_unknown_marginals_are_left_out(case):
+def test_unknown_marginals_are_shown_by_draws(case):
     diagnosis = case("table", 3, "flow")
     assert unit_density(diagnosis.prior, 0, torch.zeros(1)) is None
     labels = latent_plots.unit_marginals(diagnosis).axes[0].get_legend_handles_labels()[1]
-    assert len(labels) == 1
+    assert [label.endswith("draws") for label in labels] == [False, True]
 
 
 def test_mosaic_keeps_every_image(case):
