@@ -23,7 +23,6 @@ from pyrovae.diagnostics.surgery import Surgery, surgery
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import BLOCK, compare_priors, left_out
-from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.models.encoding import encode
@@ -31,6 +30,7 @@ from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.pair import Pair, PyroFunction, measuring, modules_of
 from pyrovae.models.priors import VampPrior
 from pyrovae.models.rows import over_rows
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ TERMS = (
     "elbo", "distortion", "rate", "index_code_mi", "marginal_kl",
     "total_correlation", "dimension_wise_kl",
 )  # fmt: skip
-STAGES = 3  # of a diagnosis beside the estimates of log p(x), which take most of the time
+STAGES = 2  # of a diagnosis beside the estimates of log p(x), which take most of the time
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -241,22 +241,21 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         check_pair(pair, seen, prior=prior)
         last = _last(held_out, unseen)
         checked = check_guide(whole, last, **effort.of_guide, seed=seed, progress=progress)
-    with measuring(model, guide), ticking("measuring", steps, progress=progress) as tick:
         encoding = _encode(pair, seen)
         aggregated = AggregatedPosterior(encoding)
-        ex_post = fit_ex_post_prior(aggregated, held_out=_encode(pair, choosing))
+        ex_post = fit_ex_post_prior(aggregated, held_out=_encode(pair, choosing), progress=progress)
+    with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(seen) if prior is None else prior
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
-        tick()
         codes = draw_codes(encoding, size=effort.codes, seed=seed)
         test_encoding = _encode(pair, unseen)
         test_codes = draw_codes(test_encoding, size=effort.codes, seed=seed + 1)
         test_aggregated = AggregatedPosterior(test_encoding)
         seen_terms = surgery(codes, _log_likelihood(pair, seen, codes), aggregated, prior)
-        tick()
+        bar.tick()
         likelihood = _log_likelihood(pair, unseen, test_codes)
         unseen_terms = surgery(test_codes, likelihood, test_aggregated, prior, unseen=True)
-        tick()
+        bar.tick()
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
@@ -264,7 +263,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             memorisation=memorisation(codes, test_codes, densities, aggregated),
             ex_post=ex_post,
             evidence=compare_priors(
-                pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=tick
+                pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
             ),
             aggregated=aggregated,
             prior=prior,

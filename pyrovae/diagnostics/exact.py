@@ -18,10 +18,10 @@ from pyrovae.batches import Data
 from pyrovae.diagnostics.codes import moments
 from pyrovae.evidence.annealed import Annealing, path_for
 from pyrovae.evidence.hmc import Path
-from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import UNRELIABLE, Evidence, smooth, summarise
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         path = path_for(pair, x, Annealing(start="prior"), None)
-        with ticking("NUTS", chains * (warmup + draws), progress=progress) as tick:
+        with progress_bar("NUTS", chains * (warmup + draws), progress=progress) as bar:
             u = torch.stack(
-                [_chain(path, draws, warmup, (seed, chain), tick) for chain in range(chains)]
+                [_chain(path, draws, warmup, (seed, chain), bar.tick) for chain in range(chains)]
             )
         _check_moved(u)
         with torch.no_grad(), seeded(seed, chains):

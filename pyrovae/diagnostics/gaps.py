@@ -14,11 +14,11 @@ from torch.distributions import constraints, transform_to
 from pyrovae.batches import Data
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import log_joint_of_draws
-from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence, smooth, summarise
 from pyrovae.mixture import families
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 
 LEARNING_RATE = 0.05  # at the first step; falls to 0 along a cosine
@@ -123,13 +123,13 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
                 f"{families.family(start)}. Its ELBO cannot be climbed along gradients."
             )
         gaussian = families.family(start) in ("Normal", "MultivariateNormal")
-        with ticking("optimising q(z|x)", steps * (1 + gaussian), progress=progress) as tick:
-            best = _climb(pair, x, start, steps=steps, seed=seed, tick=tick)
+        with progress_bar("optimising q(z|x)", steps * (1 + gaussian), progress=progress) as bar:
+            best = _climb(pair, x, start, steps=steps, seed=seed, tick=bar.tick)
             wide, full = best, None
             if gaussian:
                 diagonal = torch.diag_embed(best.stddev)
                 wide = dist.MultivariateNormal(best.mean, scale_tril=diagonal)
-                wide = _climb(pair, x, wide, steps=steps, seed=seed, tick=tick)
+                wide = _climb(pair, x, wide, steps=steps, seed=seed, tick=bar.tick)
                 full = _elbo(pair, x, wide, draws, seed=seed)
         guided, family = (_elbo(pair, x, q, draws, seed=seed) for q in (start, best))
         weights = _log_weights(pair, x, wide, draws, seed=seed + 1)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.evidence.hmc import Path, move
-from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.models.pair import Pair
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 
 CHAINS_AT_ONCE = 2048  # chains that go through the model together
@@ -126,13 +126,13 @@ def annealed_evidence(
     blocks = split_blocks(x, chains)
     parts = []
     total = len(blocks) * (2 * annealing.temperatures + 1)
-    with ticking("annealing", total, progress=annealing.progress) as tick:
+    with progress_bar("annealing", total, progress=annealing.progress) as bar:
         for index, rows in enumerate(blocks):
             path = path_for(pair, rows, annealing, prior)
-            tuning = tune(path, annealing, seeds=(seed, index, 0), tick=tick)
+            tuning = tune(path, annealing, seeds=(seed, index, 0), tick=bar.tick)
             with seeded(seed, index, 1):
                 start = path.sample(chains)
-                log_weights, accepted = anneal(path, start, annealing, tuning, tick=tick)
+                log_weights, accepted = anneal(path, start, annealing, tuning, tick=bar.tick)
             parts.append(replace(summarise(log_weights.T), acceptance=accepted))
     return check_moved(join(parts))
 

@@ -21,11 +21,11 @@ from pyrovae.evidence.annealed import (
     tune,
 )
 from pyrovae.evidence.hmc import Path, move
-from pyrovae.evidence.progress import ticking
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair
 from pyrovae.models.rows import over_rows
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 
 SPREAD = 10  # moves at β = 1 that part the backward chains of one data point from each other
@@ -106,15 +106,17 @@ def sandwich_evidence(
     blocks = list(zip(split_blocks(x, chains), split_blocks(z, chains), strict=True))
     lower, upper = [], []
     total = len(blocks) * (3 * annealing.temperatures + 1)
-    with ticking("annealing both ways", total, progress=annealing.progress) as tick:
+    with progress_bar("annealing both ways", total, progress=annealing.progress) as bar:
         for index, (rows, codes) in enumerate(blocks):
             path = path_for(pair, rows, annealing, prior)
-            tuning = tune(path, annealing, seeds=(seed, index, 0), tick=tick)
+            tuning = tune(path, annealing, seeds=(seed, index, 0), tick=bar.tick)
             with seeded(seed, index, 1):
-                weights, accepted = anneal(path, path.sample(chains), annealing, tuning, tick=tick)
+                weights, accepted = anneal(
+                    path, path.sample(chains), annealing, tuning, tick=bar.tick
+                )
             lower.append(replace(summarise(weights.T), acceptance=accepted))
             with seeded(seed, index, 2):
-                upper.append(_backwards(path, codes, chains, annealing, tuning, tick))
+                upper.append(_backwards(path, codes, chains, annealing, tuning, bar.tick))
     made = simulated[0] if len(simulated) == 1 else simulated
     return Sandwich(made, z, check_moved(join(lower)), join(upper))
 

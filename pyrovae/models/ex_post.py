@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -22,6 +22,7 @@ from pyrovae.models.smoothing import (
 )
 from pyrovae.models.state import PyroFunction
 from pyrovae.models.under_prior import UnderPrior
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 
 INFLATIONS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -91,7 +92,7 @@ def fit_ex_post_prior(
     candidates: Sequence[Recipe] | None = None,
     draws: int = 4,
     seed: int = 0,
-    tick: Callable[[], None] = lambda: None,
+    progress: bool | None = None,
 ) -> ExPostPrior:
     r"""Choose a smoothed or reduced aggregated posterior by the log density of held-out codes.
 
@@ -117,7 +118,7 @@ def fit_ex_post_prior(
         draws: codes drawn from each held-out encoding; their log densities are averaged before the
             standard error over data is taken.
         seed: seed of these draws and of the fits.
-        tick: called after each candidate.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
         ValueError: for no candidate, or one that the components do not allow.
@@ -129,13 +130,14 @@ def fit_ex_post_prior(
     if not recipes:
         raise ValueError("expected at least one candidate; got none. Try [Inflated(0.2)].")
     densities, values = [], []
-    with torch.no_grad():
-        with seeded(seed):
-            codes = held_out.sample(torch.Size([draws]))
+    with torch.no_grad(), seeded(seed):
+        codes = held_out.sample(torch.Size([draws]))
+    with torch.no_grad(), progress_bar("ex-post prior", len(recipes), progress=progress) as bar:
         for recipe in recipes:
+            bar.update(f"ex-post prior · {recipe.name}")
             densities.append(recipe.fit(agg, seed=seed))
             values.append(densities[-1].log_prob(codes).double().mean(0))
-            tick()
+            bar.tick()
     best = max(range(len(values)), key=lambda i: float(values[i].mean()))
     table = tuple(
         _row(recipe, density, value, values[best])

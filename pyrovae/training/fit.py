@@ -13,12 +13,12 @@ from torch import Tensor
 
 from pyrovae.batches import Batches, Data, Transform, as_batches
 from pyrovae.models.pair import PyroFunction, modules_of
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 from pyrovae.training.checkpoint import check_path, load
 from pyrovae.training.history import Fit
 from pyrovae.training.loop import SETUP, Evaluator, Settings, Trainer
 from pyrovae.training.objectives import Objective, as_objective, elbo
-from pyrovae.training.progress import reporter
 from pyrovae.training.trainable import Trainable
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -125,8 +125,8 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             if path is not None and path.exists():
                 trainer.load(load(path, trainer.fingerprint))
             done = len(rows) * trainer.epoch
-            with reporter(progress, steps=len(rows) * epochs, done=done) as report:
-                return trainer.run(report, path)
+            with progress_bar("epoch 1", len(rows) * epochs, done=done, progress=progress) as bar:
+                return trainer.run(bar, path)
 
 
 def _set_up(evaluator: Evaluator, rows: Batches, device: torch.device | str | None) -> Trainable:

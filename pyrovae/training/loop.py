@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pyrovae.batches import Batch, Batches, Transform
 from pyrovae.models.pair import PyroFunction
+from pyrovae.progress import Bar
 from pyrovae.randomness import seeded
 from pyrovae.training.checkpoint import Checkpoint, save
 from pyrovae.training.history import Fit, History, Stopped
 from pyrovae.training.objectives import Objective, log_density, paired_traces
-from pyrovae.training.progress import Reporter
 from pyrovae.training.trainable import Trainable, survey
 
 SETUP, TRAIN, VALIDATE = 0, 1, 2  # the random streams of a run
@@ -145,16 +145,17 @@ class Trainer:
     columns: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in _COLUMNS})
     known: set[str] = field(default_factory=lambda: set(pyro.get_param_store().keys()))
 
-    def run(self, report: Reporter, path: Path | None) -> Fit:
+    def run(self, bar: Bar, path: Path | None) -> Fit:
         """Train until the last epoch or until validation stalls; keep the best parameters."""
         while not self._stalled() and self.epoch < self.settings.epochs:
             start = time.perf_counter()
             self.epoch += 1
             with argument_checks(self.epoch == 1):
-                train = self._train_epoch(report)
+                train = self._train_epoch(bar)
                 validation = self._validate()
             self._note(train, validation, time.perf_counter() - start)
-            report.epoch(self.epoch, train, validation)
+            held_out = "" if math.isnan(validation) else f" · validation {validation:.2f}"
+            bar.update(f"epoch {self.epoch} · ELBO {train:.2f}{held_out}")
             if path is not None:
                 save(self._checkpoint(), path)
         if self.validation is not None:
@@ -195,7 +196,7 @@ class Trainer:
             "validation": str(self.validation and self.validation.fingerprint()),
         }
 
-    def _train_epoch(self, report: Reporter) -> float:
+    def _train_epoch(self, bar: Bar) -> float:
         self.trainable.train(True)
         weight = self.settings.kl_weight(self.epoch)
         total, rows = 0.0, 0
@@ -203,7 +204,7 @@ class Trainer:
             for step, batch in enumerate(self.evaluator.prepared(self.train.shuffled()), 1):
                 total += self._step(batch, weight, step) * len(batch[0])
                 rows += len(batch[0])
-                report.step()
+                bar.tick()
         new = set(pyro.get_param_store().keys()) - self.known
         if new:
             raise ValueError(

@@ -1,0 +1,66 @@
+"""A progress bar on stderr that costs the work nothing to speak of."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_INTERVAL = 0.1  # seconds between two updates of the bar
+
+
+class Bar:
+    """A progress bar, or nothing that takes the same calls."""
+
+    def __init__(self, description: str, total: int, done: int, shown: Progress | None) -> None:
+        self._shown, self._pending, self._last = shown, 0, 0.0
+        self._task = (
+            None if shown is None else shown.add_task(description, total=total, completed=done)
+        )
+
+    def tick(self) -> None:
+        """One step is done."""
+        self._pending += 1
+        if time.monotonic() - self._last > _INTERVAL:
+            self.update()
+
+    def update(self, description: str | None = None) -> None:
+        """Show the steps done so far, and from now on another description if one is given."""
+        if self._shown is not None and self._task is not None:
+            self._shown.update(self._task, advance=self._pending, description=description)
+        self._pending, self._last = 0, time.monotonic()
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int, *, done: int = 0, progress: bool | None
+) -> Iterator[Bar]:
+    """A bar with the share of the steps that are done and the time left.
+
+    Args:
+        description: stands before the bar.
+        total: number of steps.
+        done: those done before, in a run that is resumed.
+        progress: whether to show the bar; ``None`` shows it if stderr is a terminal.
+    """
+    if not (sys.stderr.isatty() if progress is None else progress):
+        yield Bar(description, total, done, None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        bar = Bar(description, total, done, shown)
+        yield bar
+        bar.update()
