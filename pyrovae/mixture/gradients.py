@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrovae.mixture.attention import shares
 from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
 from pyrovae.mixture.normals import BLOCK, CHUNK_BYTES, TOLERANCE, DiagonalNormals
 from pyrovae.mixture.screening import evaluate, log_prob
@@ -49,7 +50,7 @@ def log_density(
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
         scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
-            return scores.logsumexp(-1).to(dtype)
+            return shares(scores)[0].to(dtype)
     needs_score = torch.is_grad_enabled() and z.requires_grad
     if isinstance(components, DiagonalNormals) and not needs_score:
         return log_prob(components, z).to(dtype)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pyrovae.mixture.attention import shares
 from pyrovae.mixture.logdensity import queries
 from pyrovae.mixture.normals import DiagonalNormals
 
@@ -98,9 +99,8 @@ class Moments:
     def expanded(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, _Given | None]:
         """Log-sum-exps and moments of groups ``(e,)`` at points ``(e, m)`` by the expanded form."""
         scores, key = self.scores(groups, rows)
-        if not self.wanted:
-            return scores.logsumexp(-1), None
-        return scores.logsumexp(-1), self.of_mean(_share(scores) @ key, rows)
+        log_sum, share = shares(scores)
+        return log_sum, self.of_mean(share @ key, rows) if self.wanted else None
 
     def of_mean(self, mean: Tensor, rows: Tensor) -> _Given:
         """Score E_r[pμ] − z E_r[p] and expected log density from mean keys, ``(..., F)``."""
@@ -121,11 +121,11 @@ class Moments:
     def from_differences(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, _Given | None]:
         """The same as `expanded`, from differences, which do not cancel."""
         scores, difference, scale = self.differences(groups, rows)
+        log_sum, share = shares(scores)
         if not self.wanted:
-            return scores.logsumexp(-1), None
-        share = _share(scores)
+            return log_sum, None
         pull = torch.einsum("emn,emnd->emd", share, -difference / scale.unsqueeze(1))
-        return scores.logsumexp(-1), (pull, torch.where(share > 0, share * scores, 0.0).sum(-1))
+        return log_sum, (pull, torch.where(share > 0, share * scores, 0.0).sum(-1))
 
     def _without_excluded(self, scores: Tensor, groups: Tensor, rows: Tensor) -> Tensor:
         if self.exclude is None:
@@ -186,7 +186,7 @@ def best_of_pairs(
             number = groups.view(-1, 1, 1) * of.normals.group + best.indices
             found.append((rows[valid], best.values[valid], number[valid]))
             if total is not None:
-                total.add(rows[valid], scores.logsumexp(-1)[valid], None)
+                total.add(rows[valid], shares(scores)[0][valid], None)
     point, score, number = (torch.cat(column) for column in zip(*found, strict=True))
     order = point.argsort(stable=True)
     point, score, number = point[order], score[order], number[order]
@@ -231,8 +231,3 @@ def batches(
     for start in range(0, len(slots), step):
         rows = slots[start : start + step]
         yield of_entry[start : start + step], rows.clamp(min=0), rows >= 0
-
-
-def _share(scores: Tensor) -> Tensor:
-    empty = scores.amax(-1, keepdim=True) == -math.inf
-    return scores.softmax(-1).masked_fill(empty, 0.0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyrovae.mixture import gradients, normals, screening
-from pyrovae.mixture.attention import block_log_sum_exp, fallback_log_sum_exp
+from pyrovae.mixture.attention import block_log_sum_exp, fallback_log_sum_exp, shares
 from pyrovae.mixture.mixture import Mixture
 
 CONTRACT = 1e-4
@@ -119,6 +119,20 @@ def test_private_operator_and_public_fallback_agree(dtype: torch.dtype) -> None:
         block_log_sum_exp(query, key), fallback_log_sum_exp(query, key), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_shares_are_those_of_torch() -> None:
+    scores = torch.randn(7, 5) * 10.0 ** torch.arange(-2, 5).unsqueeze(-1)
+    scores[0, :4], scores[1, 2:] = scores[0, 4], -math.inf
+    scores.requires_grad_()
+    log_sum, share = shares(scores)
+    torch.testing.assert_close(log_sum, scores.logsumexp(-1))
+    torch.testing.assert_close(share, scores.softmax(-1))
+    (slope,) = torch.autograd.grad(log_sum.sum(), scores)
+    torch.testing.assert_close(slope, share)
+    finite = scores.detach()[2:5].requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda given: shares(given)[0], finite)
+    assert (shares(torch.full((2, 3), -math.inf))[0] == -math.inf).all()
 
 
 def test_no_points_have_no_densities(monkeypatch: pytest.MonkeyPatch) -> None:
