@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.mixture import families
+from pyrovae.mixture.affinities import log_affinities
 from pyrovae.mixture.attention import block_log_sum_exp
 from pyrovae.mixture.logdensity import constants, keys, queries
 from pyrovae.mixture.mixture import Mixture
@@ -18,8 +19,6 @@ from pyrovae.mixture.normals import DiagonalNormals
 from pyrovae.mixture.screening import log_prob
 from pyrovae.randomness import seeded
 
-#: (component, component, unit) triples that are held at once: they fit the cache.
-TRIPLES = 1 << 19
 #: Components in one block of the passes over all pairs.
 ROWS = 4096
 
@@ -95,7 +94,7 @@ def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) 
     own = 0.5 * (variance.double().log() + math.log(2 * math.pi) + 1).sum(-1)
     # log Σ_j w_j exp(−KL) + H_i is the log-sum-exp of expected log densities
     upper = -_expected(normals, loc, variance)
-    lower = own - _log_affinities(normals, loc, variance)
+    lower = own - log_affinities(normals, index)
     if rows is not None:
         return Bounds(*(_over_rows(v, b) for v, b in ((lower, "lower"), (upper, "upper"))))
     return Bounds(
@@ -168,25 +167,6 @@ def _normals(mixture: Mixture) -> DiagonalNormals:
 def _expected(normals: DiagonalNormals, loc: Tensor, variance: Tensor) -> Tensor:
     """log Σ_j w_j exp E_{N(loc, variance)}[log N_j], shape ``(R,)``."""
     return log_prob(normals, loc, variance=variance)
-
-
-def _log_affinities(normals: DiagonalNormals, loc: Tensor, variance: Tensor) -> Tensor:
-    """log Σ_j w_j exp −(Bhattacharyya distance to j), shape ``(R,)``."""
-    others, spread = normals.loc, normals.scale.square()
-    log_spread = spread.log().sum(-1)
-    step = max(1, TRIPLES // (256 * normals.dim))
-    found = []
-    for mean, var in zip(loc.split(256), variance.split(256), strict=True):
-        total = torch.full((len(mean),), -math.inf, dtype=torch.float64, device=mean.device)
-        own = var.log().sum(-1, keepdim=True)
-        for start in range(0, normals.size, step):
-            rows = slice(start, start + step)
-            both = (var.unsqueeze(1) + spread[rows]) / 2
-            square = ((mean.unsqueeze(1) - others[rows]).square() / both).sum(-1)
-            distance = square / 8 + both.log().sum(-1) / 2 - (own + log_spread[rows]) / 4
-            total = total.logaddexp((normals.log_weight[rows] - distance).double().logsumexp(-1))
-        found.append(total)
-    return torch.cat(found)
 
 
 def _over_rows(values: Tensor, bound: str) -> Estimate:
