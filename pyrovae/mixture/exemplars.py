@@ -9,16 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-#: (point, component) pairs that are held at once.
-PAIRS = 1 << 21
-#: Components in one block of them.
-COLUMNS = 8192
-
 
 class Scores(Protocol):
     """Anything that evaluates log w_n + log q_n(z) for a range of components."""
 
-    size: int
+    points: int  #: how many points to take at once
 
     def rows(self) -> Iterator[slice]:
         """The components in blocks."""
@@ -38,18 +33,17 @@ def top_scores(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         component numbers and values, shape ``(B, k)``.
     """
-    columns = min(components.size, max(k, COLUMNS))
-    found = [_top(components, part, k, columns) for part in z.split(max(1, PAIRS // columns))]
+    found = [_top(components, part, k) for part in z.split(components.points)]
     index, value = zip(*found, strict=True)
     return torch.cat(index), torch.cat(value)
 
 
-def _top(components: Scores, z: Tensor, k: int, columns: int) -> tuple[Tensor, Tensor]:
+def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index, value = None, None
-    for start in range(0, components.size, columns):
-        scores = components.scores(z, slice(start, min(start + columns, components.size)))
+    for rows in components.rows():
+        scores = components.scores(z, rows)
         best = scores.topk(min(k, scores.shape[-1]))
-        number = best.indices + start
+        number = best.indices + rows.start
         if index is None or value is None:
             index, value = number, best.values
             continue
@@ -69,18 +63,24 @@ def total_scores(
     Args:
         components: N of them, with `scores`.
         z: points, shape ``(B, ...)``.
-        exclude: for each point a component to leave out, shape ``(B,)``.
+        exclude: for each point a component to leave out or −1 for none, shape ``(B,)``.
 
     Returns:
         both of shape ``(B,)``.
     """
+    left_out = torch.full((len(z),), -1, device=z.device) if exclude is None else exclude
+    parts = zip(z.split(components.points), left_out.split(components.points), strict=True)
+    total, expected = zip(*(_total(components, *part) for part in parts), strict=True)
+    return torch.cat(total), torch.cat(expected)
+
+
+def _total(components: Scores, z: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.full((len(z),), -math.inf, device=z.device)
     expected = torch.zeros_like(total)
     for rows in components.rows():
+        number = torch.arange(rows.start, rows.stop, device=z.device)
         scores = components.scores(z, rows)
-        if exclude is not None:
-            number = torch.arange(rows.start, rows.stop, device=z.device)
-            scores = scores.masked_fill(number == exclude.unsqueeze(-1), -math.inf)
+        scores = scores.masked_fill(number == exclude.unsqueeze(-1), -math.inf)
         merged = torch.logaddexp(total.to(scores.dtype), scores.logsumexp(-1))
         share = (scores - merged.unsqueeze(-1)).exp()
         kept = torch.where(total > -math.inf, (total - merged).exp() * expected, 0.0)

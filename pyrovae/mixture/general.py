@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyrovae.mixture.families import take
+from pyrovae.mixture.families import convert, take
 
 #: Bytes that one block of component log densities may hold.
 BLOCK_BYTES = 1 << 26
@@ -42,6 +42,8 @@ class Components:
     def scores(self, z: Tensor, rows: slice) -> Tensor:
         """log w_n + log q_n(z) for some components, shape ``(B, n)``."""
         part = self.components if self.size <= self.block else take(self.components, rows)
+        if z.is_floating_point() and z.dtype != self.log_weight.dtype:
+            part = convert(part, lambda t: t.to(z.dtype) if t.is_floating_point() else t)
         points = z.unsqueeze(z.dim() - len(self.components.event_shape))
         found: Tensor = part.log_prob(points) + self.log_weight[rows]
         return found

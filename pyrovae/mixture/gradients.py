@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrovae.mixture.attention import shares
 from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
-from pyrovae.mixture.normals import BLOCK, CHUNK_BYTES, TOLERANCE, DiagonalNormals
+from pyrovae.mixture.normals import BLOCK, TOLERANCE, DiagonalNormals
 from pyrovae.mixture.screening import evaluate, log_prob
 
 Parameters = Sequence[Tensor]
@@ -152,15 +152,14 @@ def parameter_gradients(
         grad: g, shape ``(B,)``.
     """
     found = tuple(torch.zeros_like(parameter) for parameter in parameters)
-    points = max(1, CHUNK_BYTES // (8 * 4 * BLOCK))
     for start in range(0, len(z) and len(parameters[0]), BLOCK):
         rows = slice(start, start + BLOCK)
         block = DiagonalNormals(*(parameter[rows] for parameter in parameters), ordered=False)
         if block.size == 0:
             continue
         moments = torch.zeros_like(block.all_keys())
-        for first in range(0, len(z), points):
-            part = slice(first, first + points)
+        for first in range(0, len(z), block.points):
+            part = slice(first, first + block.points)
             scores = block.scores(z[part], slice(None))
             share = (scores - log_prob[part].unsqueeze(-1)).clamp(max=0.0).exp()
             weight = share * grad[part].double().unsqueeze(-1)

@@ -61,6 +61,7 @@ class DiagonalNormals:
         self.features = 2 * self.dim + 1
         self.group = max(1, min(GROUP, self.size))
         self.groups = -(-self.size // self.group)
+        self.points = max(1, CHUNK_BYTES // (8 * 4 * BLOCK))
         self._keys: dict[torch.dtype, Tensor] = {}
 
     def rows(self) -> Iterator[slice]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae.mixture import exemplars, normals, screening
+from pyrovae.mixture import normals, screening
 from pyrovae.mixture.mixture import Mixture
 
 N, D = 45, 3
@@ -30,7 +30,7 @@ def make(family: str) -> Mixture:
 @pytest.fixture(params=["diagonal", "full"])
 def mixture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mixture:
     monkeypatch.setattr(normals, "GROUP", 8)
-    monkeypatch.setattr(exemplars, "COLUMNS", 8)
+    monkeypatch.setattr(normals, "BLOCK", 8)
     monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 1500)
     return make(request.param)
 
