@@ -86,6 +86,9 @@ MEASURES = {
     "log p(x) | ex_post": "log p(x), ex-post prior",
     "log p(x) | q_agg − prior": "log p(x), raw q_agg − prior",
     "log p(x) | ex_post − prior": "log p(x), ex-post prior − prior",
+    "bits per dimension | prior": "bits per dimension, prior",
+    "bits per dimension | q_agg": "bits per dimension, raw q_agg",
+    "bits per dimension | ex_post": "bits per dimension, ex-post prior",
 }
 
 
@@ -218,7 +221,9 @@ def _table(summary: Any) -> Table:
         if row["data"] == "simulated":  # said in a sentence below
             continue
         cells.setdefault(row["measure"], {})[row["data"]] = sides.get(row["bound"], "") + value
-    table = Table(title="What the latent space holds (nats ± standard error)", title_justify="left")
+    table = Table(
+        title="What the latent space holds (nats, unless it says bits)", title_justify="left"
+    )
     table.add_column("measure")
     for name in ("training", "held-out"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -24,7 +24,9 @@ from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import BLOCK, compare_priors, left_out
 from pyrovae.evidence.result import Evidence
+from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.models.discretized import DiscretizedLogistic, bits_per_dimension
 from pyrovae.models.encoding import encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.pair import Pair, PyroFunction, measuring, modules_of
@@ -114,6 +116,8 @@ class Diagnosis:
         holes: shares of draws from prior and q_agg that fall where the other has no mass.
         two_sample: how well a classifier tells codes of the training data from prior draws.
         guide: how good the guide is: its calibration, its gaps, NUTS beside it.
+        bits: held-out bits per dimension under each density, if the data are grey levels of a
+            discretised logistic; empty otherwise.
     """
 
     training: Surgery
@@ -131,6 +135,7 @@ class Diagnosis:
     holes: Holes
     two_sample: TwoSample
     guide: GuideCheck
+    bits: dict[str, Estimate]
 
     @property
     def advice(self) -> str:
@@ -190,6 +195,8 @@ class Diagnosis:
         for name, result in self.evidence.items():
             if name != "prior":
                 yield "held-out", f"log p(x) | {name} − prior", result.minus(self.evidence["prior"])
+        for name, estimate in self.bits.items():
+            yield "held-out", f"bits per dimension | {name}", estimate
         for name, estimate in self.guide.estimates():
             yield "simulated" if name == "calibrated units" else "held-out", name, estimate
 
@@ -256,15 +263,16 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         likelihood = _log_likelihood(pair, unseen, test_codes)
         unseen_terms = surgery(test_codes, likelihood, test_aggregated, prior, unseen=True)
         bar.tick()
+        evidence = compare_priors(
+            pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
+        )
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
             collapse=collapse(moments(encoding, seed=seed), unit_rates(encoding, prior, codes)),
             memorisation=memorisation(codes, test_codes, densities, aggregated),
             ex_post=ex_post,
-            evidence=compare_priors(
-                pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
-            ),
+            evidence=evidence,
             aggregated=aggregated,
             prior=prior,
             codes=codes,
@@ -274,6 +282,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
             guide=checked,
+            bits=_bits(pair, rows, evidence),
         )
 
 
@@ -347,6 +356,15 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
 def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:
     draws = [pair.log_likelihood(x[codes.index], z) for z in codes.z.unbind(1)]
     return torch.stack(draws, 1)
+
+
+def _bits(pair: Pair, x: Tensor, evidence: dict[str, Evidence]) -> dict[str, Estimate]:
+    """Bits per dimension under each density; none where p(x | z) is not one over grey levels."""
+    likelihood = pair.decode(x[:2], pair.encode(x[:2]).sample())
+    if not isinstance(families.innermost(likelihood), DiscretizedLogistic):
+        return {}
+    shape = likelihood.event_shape
+    return {name: bits_per_dimension(found.mean(), shape) for name, found in evidence.items()}
 
 
 def _pictures(

@@ -77,11 +77,12 @@ def _generative(diagnosis: Diagnosis) -> Answer:
         f"{text} with {density_name(name)}" for name, text in found.items() if name != "prior"
     )
     size = count(len(diagnosis.evidence["prior"].values))
+    bits = f", {show(diagnosis.bits['prior'])} bits per dimension" if diagnosis.bits else ""
     return Answer(
         "p(x) = ∫ p(x | z) p(z) dz, the generative side",
         "An infinite mixture: one component for every z.",
         f"The decoder is mixed over all z, so the number of components has nothing to do with N. "
-        f"On {size} held-out data points its mean log p(x) is {found['prior']} nats"
+        f"On {size} held-out data points its mean log p(x) is {found['prior']} nats{bits}"
         + (f"; with another density in the prior's place it is {others}." if others else "."),
     )
 

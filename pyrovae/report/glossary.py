@@ -74,6 +74,9 @@ NAMES = {
     "log p(x) | ex_post": "log p(x), ex-post prior",
     "log p(x) | q_agg − prior": "log p(x), raw q_agg − prior",
     "log p(x) | ex_post − prior": "log p(x), ex-post prior − prior",
+    "bits per dimension | prior": "bits per dimension, prior p(z)",
+    "bits per dimension | q_agg": "bits per dimension, raw q_agg",
+    "bits per dimension | ex_post": "bits per dimension, ex-post prior",
 }
 
 FURTHER = (

@@ -9,6 +9,7 @@ import pyrovae as pv
 from pyrovae.diagnostics.codes import moments
 from pyrovae.diagnostics.collapse import collapse
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort
+from pyrovae.models.networks import Standardize
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 EFFORT = Effort(
@@ -107,3 +108,30 @@ def test_diagnosing_leaves_no_trace(exact: LinearGaussian) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert vae.training
     assert first.summary().equals(second.summary())
+
+
+def test_grey_images_are_measured_in_bits_too() -> None:
+    x = torch.randint(0, 256, (60, 3, 3)).double()
+    encoder = pv.mlp_encoder((3, 3), 2, hidden=(8,))
+    standard = Standardize(torch.tensor(127.5), torch.tensor(75.0))
+    encoder.network = torch.nn.Sequential(standard, encoder.network)
+    vae = pv.VAE(
+        encoder,
+        pv.mlp_decoder(2, (3, 3), hidden=(8,), likelihood="logistic"),
+        pv.StandardNormal(2),
+    )
+    effort = Effort(
+        codes=60, evidence_rows=10, evidence_draws=30, export_rows=3, export_draws=5, simulations=0,
+        two_sample=40,
+    )  # fmt: skip
+    found = pv.diagnose(vae.model, vae.guide, x[:30], held_out=x[30:], effort=effort)
+    table = found.summary().set_index(["data", "measure"])
+    for name in ("prior", "q_agg", "ex_post"):
+        nats, bits = (
+            table.loc[("held-out", f"{measure} | {name}")]
+            for measure in ("log p(x)", "bits per dimension")
+        )
+        assert bits.value == pytest.approx(-nats.value / 9 / np.log(2))
+        assert (nats.bound, bits.bound) == ("lower", "upper")
+    # 256 equally likely levels, not yet learned
+    assert table.loc[("held-out", "bits per dimension | prior"), "value"] > 8 - 1e-6

@@ -144,3 +144,9 @@ def test_networks_of_plain_functions_are_found() -> None:
 def test_no_data() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         pv.encode(guide_named("z"), torch.zeros(0, 4))
+
+
+def test_an_error_of_the_pair_s_own_is_not_taken_for_a_fixed_number_of_rows() -> None:
+    vae = pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2)).double()
+    with pytest.raises(RuntimeError, match="Float and Double"):
+        pv.log_evidence(vae.model, vae.guide, torch.zeros(5, 4, dtype=torch.float32))
