@@ -31,6 +31,34 @@ def test_readme_examples_run(tmp_path: Path) -> None:
     assert "Sample from" in run("readme.py", cwd=tmp_path)
 
 
+OWN_PAIR = """
+import pyro, torch
+import pyro.distributions as dist
+
+def model(x, label=None, depth=None):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.repeat(1, 2), 0.5).to_event(1), obs=x)
+
+def guide(x, label=None, depth=None):
+    gain = pyro.param("gain", torch.tensor(0.4))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(gain * (x[:, :2] + x[:, 2:]), 0.4).to_event(1))
+
+train, validation, test = torch.randn(3, 40, 2).repeat(1, 1, 2) + 0.5 * torch.randn(3, 40, 4)
+counts, counts2 = train, test
+label = label2 = depth = depth2 = torch.ones(40)
+"""
+
+
+def test_page_on_own_pairs_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "bring-your-own-pair.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(blocks) == 2
+    (tmp_path / "page.py").write_text("\n".join([OWN_PAIR, *blocks]))
+    assert "Sample from" in run("page.py", cwd=tmp_path)
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example: Path, tmp_path: Path) -> None:
     assert run(str(example), "--epochs", "2", cwd=tmp_path)
