@@ -63,34 +63,6 @@ what is written to --out:
 exit codes: 0 done; 1 training failed; 2 the input can't be used; 130 interrupted
 """
 
-MEASURES = {
-    "elbo": "ELBO",
-    "index_code_mi": "index-code MI I(n; z)",
-    "marginal_kl": "KL(q_agg || p)",
-    "total_correlation": "total correlation",
-    "dimension_wise_kl": "dimension-wise KL",
-    "active_units": "active units",
-    "log prior of codes": "log p(z) of codes",
-    "log q_agg of codes": "log q_agg(z) of codes",
-    "log ex_post of codes": "log ex-post prior of codes",
-    "effective components at codes": "components of q_agg that share a code",
-    "log q_agg − log prior": "log q_agg − log p of codes",
-    "I(x; z) from below": "I(x; z) for data to come, from below",
-    "I(x; z) from above": "I(x; z) for data to come, from above",
-    "share of prior draws outside q_agg": "share of prior draws in holes of q_agg",
-    "share of codes outside the prior": "share of codes the prior misses",
-    "accuracy, codes against prior": "accuracy, codes or prior? (0.5: equal)",
-    "AUC, codes against prior": "AUC, codes or prior? (0.5: equal)",
-    "log p(x) | prior": "log p(x), prior",
-    "log p(x) | q_agg": "log p(x), raw q_agg",
-    "log p(x) | ex_post": "log p(x), ex-post prior",
-    "log p(x) | q_agg − prior": "log p(x), raw q_agg − prior",
-    "log p(x) | ex_post − prior": "log p(x), ex-post prior − prior",
-    "bits per dimension | prior": "bits per dimension, prior",
-    "bits per dimension | q_agg": "bits per dimension, raw q_agg",
-    "bits per dimension | ex_post": "bits per dimension, ex-post prior",
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
@@ -211,6 +183,7 @@ def _table(summary: Any) -> Table:
     """Measures by row, training and held-out data by column, in the order they first appear."""
     from rich.table import Table
 
+    from pyrovae.report.glossary import measure_name
     from pyrovae.report.numbers import number
 
     sides = {"lower": "≥ ", "upper": "≤ "}
@@ -228,8 +201,7 @@ def _table(summary: Any) -> Table:
     for name in ("training", "held-out"):
         table.add_column(name, justify="right", no_wrap=True)
     for measure, values in cells.items():
-        name = MEASURES.get(measure, measure)
-        table.add_row(name, values.get("training", ""), values.get("held-out", ""))
+        table.add_row(measure_name(measure), values.get("training", ""), values.get("held-out", ""))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.labelled import Labelled, label
 from pyrovae.diagnostics.memorisation import Memorisation, memorisation
+from pyrovae.diagnostics.pictures import Pictures, pictures
 from pyrovae.diagnostics.surgery import Surgery, surgery
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.estimates import Estimate
@@ -29,8 +31,7 @@ from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.models.discretized import DiscretizedLogistic, bits_per_dimension
 from pyrovae.models.encoding import encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
-from pyrovae.models.pair import Pair, PyroFunction, measuring, modules_of
-from pyrovae.models.priors import VampPrior
+from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
@@ -43,6 +44,7 @@ TERMS = (
     "total_correlation", "dimension_wise_kl",
 )  # fmt: skip
 STAGES = 2  # of a diagnosis beside the estimates of log p(x), which take most of the time
+MANY_PAIRS = 1e8  # of datum and code: minutes of a small guide
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -80,21 +82,6 @@ class Effort:
         """What is spent on the guide."""
         names = ("simulations", "gap_rows", "nuts_rows")
         return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Rows of data beside the means of p(x | z) for z from each density.
-
-    Args:
-        data: shape ``(n, ...)``.
-        samples: name of the density → shape ``(n, ...)``.
-        pseudo_inputs: those of a VampPrior, if the model has one, shape ``(n, ...)``.
-    """
-
-    data: Tensor
-    samples: dict[str, Tensor]
-    pseudo_inputs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -249,7 +236,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         last = _last(held_out, unseen)
         checked = check_guide(whole, last, **effort.of_guide, seed=seed, progress=progress)
         encoding = _encode(pair, seen)
-        aggregated = AggregatedPosterior(encoding)
+        aggregated = _aggregate(encoding, effort)
         ex_post = fit_ex_post_prior(aggregated, held_out=_encode(pair, choosing), progress=progress)
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(seen) if prior is None else prior
@@ -276,7 +263,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             aggregated=aggregated,
             prior=prior,
             codes=codes,
-            pictures=_pictures(whole, pair, seen[: effort.pictures], densities, seed=seed),
+            pictures=pictures(whole, pair, seen[: effort.pictures], densities, seed=seed),
             labelled=_label(pair, unseen, prior, effort, seed),
             information=information(test_codes, test_aggregated, ex_post.distribution),
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
@@ -295,6 +282,20 @@ def _parts(
     half = len(unseen) // 2
     choosing, unseen = (rest[0], unseen) if rest else (unseen[:half], unseen[half:])
     return pair, seen, choosing, unseen
+
+
+def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosterior:
+    """q_agg; with a warning where its density is the guide, run for every datum and code."""
+    codes = effort.codes + effort.evidence_rows * effort.evidence_draws
+    pairs = encoding.batch_shape[0] * codes
+    if isinstance(encoding, families.Editable) and pairs > MANY_PAIRS:
+        warnings.warn(
+            f"q_agg of sites that depend on each other sends each of {pairs:.1g} pairs of datum "
+            "and code through the guide, which may take hours. Give fewer rows, or a smaller "
+            "effort= (codes, evidence_rows, evidence_draws).",
+            stacklevel=3,
+        )
+    return AggregatedPosterior(encoding)
 
 
 def _last(data: Data, rows: Tensor) -> Batch:
@@ -365,27 +366,3 @@ def _bits(pair: Pair, x: Tensor, evidence: dict[str, Evidence]) -> dict[str, Est
         return {}
     shape = likelihood.event_shape
     return {name: bits_per_dimension(found.mean(), shape) for name, found in evidence.items()}
-
-
-def _pictures(
-    whole: Pair, pair: Pair, x: Tensor, densities: dict[str, dist.Distribution], *, seed: int
-) -> Pictures:
-    samples = {}
-    for number, (name, density) in enumerate(densities.items()):
-        with seeded(seed, number):
-            z = density.sample(torch.Size([len(x)])).view(len(x), -1)
-        samples[name] = _expected(pair.decode(x, z))
-    found = (m for owner in modules_of(whole.model) for m in owner.modules())
-    priors = [module for module in found if isinstance(module, VampPrior)]
-    inputs = priors[0].inputs[: len(x)] if len(priors) == 1 else None
-    return Pictures(pair.observe(x), samples, inputs)
-
-
-def _expected(distribution: dist.Distribution) -> Tensor:
-    """E[x] of a likelihood, also where its family's own ``mean`` is undefined."""
-    base = distribution
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    if isinstance(base, torch.distributions.Categorical):
-        return (base.probs * torch.arange(base.probs.shape[-1], device=base.probs.device)).sum(-1)
-    return distribution.mean

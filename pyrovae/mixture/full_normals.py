@@ -24,7 +24,7 @@ class FullNormals(Components):
               \qquad P_n = Σ_n^{-1}, \quad Q_n = (-P_{ab}, \; -P_{aa}/2)
 
     It has D(D + 3)/2 + 1 terms, taken in float64 with points relative to the mixture's mean, and is
-    some fifteen times as fast as triangular solves. Where the terms are so large that their
+    five to nine times as fast as triangular solves. Where the terms are so large that their
     rounding might exceed 1e-6 nats, the solves are taken instead. Differentiable in z.
 
     Args:

@@ -100,7 +100,8 @@ class Reduced:
     @property
     def name(self) -> str:
         """What it is, in words."""
-        one = f"reduced to {self.components} components"
+        plural = "s" if self.components > 1 else ""
+        one = f"reduced to {self.components} component{plural}"
         of = f"{one} of full covariance" if self.covariance == "full" else one
         return of if self.starts == 1 else f"{of}, {self.starts} averaged"
 

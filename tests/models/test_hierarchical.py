@@ -178,6 +178,19 @@ def test_both_layers_are_diagnosed_as_one() -> None:
     assert "of which some depend on others" in page
 
 
+def test_what_would_take_hours_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrovae.diagnostics.diagnosis.MANY_PAIRS", 10.0)
+    pair = EXACT.pair()
+    with pytest.warns(UserWarning, match="may take hours.*smaller effort="):
+        pv.diagnose(
+            pair.model, pair.guide, DATA, held_out=EXACT.sample(30), site=BOTH,
+            effort=pv.Effort(
+                codes=20, evidence_rows=2, evidence_draws=5, export_rows=2, export_draws=5,
+                simulations=0, two_sample=40,
+            ),
+        )  # fmt: skip
+
+
 def test_nuts_stands_beside_the_guide_of_both_layers() -> None:
     pair = EXACT.pair()
     found = pv.beside_nuts(

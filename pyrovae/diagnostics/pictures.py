@@ -1,0 +1,61 @@
+"""What is decoded from draws of each density over z, beside the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.models.pair import Pair, modules_of
+from pyrovae.models.priors import VampPrior
+from pyrovae.randomness import seeded
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rows of data beside the means of p(x | z) for z from each density.
+
+    Args:
+        data: shape ``(n, ...)``.
+        samples: name of the density → shape ``(n, ...)``.
+        pseudo_inputs: those of a VampPrior, if the model has one, shape ``(n, ...)``.
+    """
+
+    data: Tensor
+    samples: dict[str, Tensor]
+    pseudo_inputs: Tensor | None = None
+
+
+def pictures(
+    whole: Pair, pair: Pair, x: Tensor, densities: dict[str, dist.Distribution], *, seed: int
+) -> Pictures:
+    """Data beside what is decoded from as many draws of each density.
+
+    Args:
+        whole: model and guide as they were given, in whose modules a VampPrior is looked for.
+        pair: the same as a pair of rows.
+        x: rows, shape ``(n, ...)``.
+        densities: over z.
+        seed: names the draws.
+    """
+    samples = {}
+    for number, (name, density) in enumerate(densities.items()):
+        with seeded(seed, number):
+            z = density.sample(torch.Size([len(x)])).view(len(x), -1)
+        samples[name] = _expected(pair.decode(x, z))
+    found = (m for owner in modules_of(whole.model) for m in owner.modules())
+    priors = [module for module in found if isinstance(module, VampPrior)]
+    inputs = priors[0].inputs[: len(x)] if len(priors) == 1 else None
+    return Pictures(pair.observe(x), samples, inputs)
+
+
+def _expected(distribution: dist.Distribution) -> Tensor:
+    """E[x] of a likelihood, also where its family's own ``mean`` is undefined."""
+    base = distribution
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if isinstance(base, torch.distributions.Categorical):
+        return (base.probs * torch.arange(base.probs.shape[-1], device=base.probs.device)).sum(-1)
+    return distribution.mean
