@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.models.exemplar_prior import prior_of
-from pyrovae.models.likelihoods import check_values
+from pyrovae.models.likelihoods import check_values, likelihood_of
 from pyrovae.models.statements import as_prior, check_codes, check_rows, data_plate, register
 
 
@@ -23,7 +23,7 @@ class HierarchicalVAE(nn.Module):
     Args:
         encoder: maps rows ``(B, ...)`` to q(z2 | x), batch shape ``(B,)``, event shape ``(D2,)``.
         decoder: maps ``z1, z2``, shapes ``(B, D1)`` and ``(B, D2)``, to p(x | z1, z2), batch shape
-            ``(B,)``, event shape that of a row.
+            ``(B,)``, event shape that of a row. One of counts also gets the rows' ``total=``.
         prior: maps nothing to p(z2), batch shape ``()``, event shape ``(D2,)``.
         inner_encoder: maps ``x, z2`` to q(z1 | x, z2), batch shape ``(B,)``, event shape ``(D1,)``.
         conditional: maps ``z2`` to p(z1 | z2), batch shape ``(B,)``, event shape ``(D1,)``.
@@ -82,7 +82,7 @@ class HierarchicalVAE(nn.Module):
             check_rows("conditional", conditional, x)
             z1 = pyro.sample("z1", conditional)
             check_codes(z1, conditional, encoder="inner encoder", prior="conditional")
-            likelihood: dist.Distribution = self.decoder(z1, z2)
+            likelihood = likelihood_of(self.decoder, z1, z2, x=x)
             check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
             check_values(likelihood, x)
             return pyro.sample("x", likelihood, obs=x)
@@ -126,7 +126,8 @@ class Branches(nn.Module):
 
     Args:
         branches: one module for each input; their outputs, ``(B, F_i)``, are laid end to end.
-        trunk: maps ``(B, F_1 + F_2 + ...)`` to what is returned: a tensor or a distribution.
+        trunk: maps ``(B, F_1 + F_2 + ...)`` to what is returned: a tensor or a distribution. What
+            is given by name goes to it as it is.
 
     >>> both = Branches((nn.Flatten(), nn.Linear(2, 5)), nn.Linear(4 + 5, 3))
     >>> both(torch.zeros(7, 2, 2), torch.zeros(7, 2)).shape
@@ -138,7 +139,7 @@ class Branches(nn.Module):
         self.branches = nn.ModuleList(branches)
         self.trunk = trunk
 
-    def forward(self, *inputs: Tensor) -> Tensor | dist.Distribution:
+    def forward(self, *inputs: Tensor, **given: Tensor) -> Tensor | dist.Distribution:
         ends = [branch(value) for branch, value in zip(self.branches, inputs, strict=True)]
-        found: Tensor | dist.Distribution = self.trunk(torch.cat(ends, -1))
+        found: Tensor | dist.Distribution = self.trunk(torch.cat(ends, -1), **given)
         return found

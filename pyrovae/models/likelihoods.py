@@ -160,18 +160,21 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
 """Likelihoods by the name that recipes and the command line know."""
 
 
-def likelihood_of(decoder: nn.Module, z: Tensor, x: Tensor) -> dist.Distribution:
+def likelihood_of(decoder: nn.Module, *codes: Tensor, x: Tensor) -> dist.Distribution:
     """p(x | z), given the rows' totals where the decoder is one of counts.
 
     Args:
-        decoder: maps codes to p(x | z), or codes and totals if it is a
+        decoder: maps codes to p(x | z); codes and ``total=`` if it is or ends in a
             :class:`NegativeBinomialDecoder`.
-        z: codes, shape ``(..., B, D)``.
+        codes: of each latent layer, shape ``(..., B, D)``.
         x: rows, shape ``(B, ...)``.
     """
-    if isinstance(decoder, NegativeBinomialDecoder):
-        return decoder(z, x.flatten(1).sum(1))
-    return decoder(z)
+    found: dist.Distribution
+    if any(isinstance(module, NegativeBinomialDecoder) for module in decoder.modules()):
+        found = decoder(*codes, total=x.flatten(1).sum(1))
+    else:
+        found = decoder(*codes)
+    return found
 
 
 def check_values(likelihood: dist.Distribution, x: Tensor) -> None:

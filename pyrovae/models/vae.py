@@ -58,7 +58,7 @@ class VAE(nn.Module):
             prior = prior_of(self.prior, index)
             z = pyro.sample("z", prior)
             check_codes(z, prior, encoder="encoder", prior="prior")
-            likelihood = likelihood_of(self.decoder, z, x)
+            likelihood = likelihood_of(self.decoder, z, x=x)
             check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
             check_values(likelihood, x)
             return pyro.sample("x", likelihood, obs=x)

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -22,6 +23,7 @@ from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.sandwich import BothSides
 from pyrovae.mixture.divergence import divergence
 from pyrovae.models.ancestral import Ancestral
+from pyrovae.models.likelihoods import NegativeBinomialDecoder
 from pyrovae.models.pair import Pair, measuring
 from pyrovae.randomness import seeded
 from pyrovae.report.html import render
@@ -483,3 +485,22 @@ def test_layers_of_fixed_size_are_taken_one_by_one() -> None:
     assert len(pv.aggregate(guide, DATA, site="z2")) == ROWS
     with pytest.raises(ValueError, match=r"fixed size.*single site"):
         pv.aggregate(guide, DATA, site=BOTH)
+
+
+def test_counts_are_shared_out_of_each_row_s_total() -> None:
+    decoder = NegativeBinomialDecoder(nn.Linear(TOP + INNER, 4), torch.Size([4]))
+    pair = pv.HierarchicalVAE(
+        pv.mlp_encoder((4,), TOP, hidden=(8,)),
+        pv.Branches((nn.Identity(), nn.Identity()), decoder),
+        pv.StandardNormal(TOP),
+        inner_encoder=pv.Branches(
+            (nn.Identity(), nn.Identity()), pv.mlp_encoder((4 + TOP,), INNER, hidden=(8,))
+        ),
+        conditional=pv.mlp_encoder((TOP,), INNER, hidden=(8,)),
+    )
+    x = torch.tensor([[3.0, 0, 1, 6], [100, 20, 0, 80]])
+    codes = {"z2": torch.randn(2, TOP), "z1": torch.randn(2, INNER)}
+    trace = poutine.trace(poutine.condition(pair.model, data=codes)).get_trace(x)
+    likelihood = trace.nodes["x"]["fn"]
+    assert torch.allclose(likelihood.mean.sum(-1), x.sum(-1))
+    assert pv.log_evidence(pair.model, pair.guide, x, site="z2", draws=5).values.isfinite().all()

@@ -69,20 +69,20 @@ def test_every_likelihood_is_under_contract() -> None:
 def test_shapes_support_and_gradients(name: str) -> None:
     shape, decoder = (2, 4), CASES[name].make((2, 4))
     x = rows_for(CASES[name], shape)
-    likelihood = likelihood_of(decoder, torch.randn(ROWS, LATENT), x)
+    likelihood = likelihood_of(decoder, torch.randn(ROWS, LATENT), x=x)
     assert (likelihood.batch_shape, likelihood.event_shape) == ((ROWS,), shape)
     drawn = likelihood.sample()
     assert bool(likelihood.support.check(drawn).all())
     likelihood.log_prob(drawn).sum().backward()
     assert all(p.grad is not None and bool(p.grad.ne(0).any()) for p in decoder.parameters())
     z = torch.randn(7, ROWS, LATENT)
-    assert likelihood_of(decoder, z, x).log_prob(x).shape == (7, ROWS)
+    assert likelihood_of(decoder, z, x=x).log_prob(x).shape == (7, ROWS)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_normalised(name: str) -> None:
     case = CASES[name]
-    likelihood = likelihood_of(case.make((1,)), torch.randn(1, LATENT), rows_for(case, (1,), 1))
+    likelihood = likelihood_of(case.make((1,)), torch.randn(1, LATENT), x=rows_for(case, (1,), 1))
     _, weights = enumerated(case, likelihood)
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-9)
 
@@ -93,7 +93,7 @@ def test_draws_are_of_the_law_of_the_density(name: str) -> None:
     # fall below the law's median as often as it says: each within 4 standard errors, so that a
     # right likelihood fails for 6 of 100,000 seeds.
     case = CASES[name]
-    likelihood = likelihood_of(case.make((1,)), torch.randn(1, LATENT), rows_for(case, (1,), 1))
+    likelihood = likelihood_of(case.make((1,)), torch.randn(1, LATENT), x=rows_for(case, (1,), 1))
     values, weights = enumerated(case, likelihood)
     x = likelihood.sample(torch.Size([DRAWS]))
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_log_evidence_is_that_of_the_likelihood(name: str) -> None:
     vae = pv.VAE(Wide(), CASES[name].make(shape), pv.StandardNormal(LATENT))
     with torch.no_grad():  # by its definition: the mean of p(x | z) over 100,000 draws from p(z)
         z = torch.randn(100_000, 1, LATENT)
-        log_p = likelihood_of(vae.decoder, z, x).log_prob(x)
+        log_p = likelihood_of(vae.decoder, z, x=x).log_prob(x)
         brute = log_p.logsumexp(0) - torch.tensor(1e5).log()
         brute_error = (log_p - brute).exp().std(0) / 1e5**0.5
     found = pv.log_evidence(vae.model, vae.guide, x, draws=10_000)
