@@ -85,12 +85,13 @@ def moments(encoding: dist.Distribution, *, draws: int = 64, seed: int = 0) -> M
     try:
         return Moments(encoding.mean, encoding.mean, encoding.stddev)
     except NotImplementedError:
-        sums, squares = torch.zeros(2, *encoding.shape(), dtype=torch.float64), torch.zeros(())
         with seeded(seed):
-            for k in range(draws):
-                z = encoding.sample().double()
-                sums[k % 2] += z
-                squares = squares + z.square()
-        first, second = sums / (draws // 2)
+            like = encoding.sample()
+            first, second, squares = (torch.zeros_like(like, dtype=torch.float64) for _ in range(3))
+            for total in (first, second):
+                for _ in range(draws // 2):
+                    z = encoding.sample().double()
+                    total += z / (draws // 2)
+                    squares += z.square()
         centred = squares - draws * ((first + second) / 2).square()
         return Moments(first, second, (centred / (draws - 1)).sqrt())
