@@ -67,6 +67,12 @@ class Components:
         ]
         return torch.stack(found).logsumexp(0)
 
+    def score(self, z: Tensor) -> Tensor:
+        """∇_z log Σ_n w_n q_n(z) at no more than `points` points, shape of ``z``."""
+        with torch.enable_grad():
+            points = z.detach().requires_grad_()
+            return torch.autograd.grad(self._log_prob(points).sum(), points)[0]
+
     def rows(self) -> Iterator[slice]:
         """The blocks of components."""
         for start in range(0, self.size, self.block):

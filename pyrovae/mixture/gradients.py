@@ -26,6 +26,8 @@ DENSE_PAIRS = 1 << 20
 FEW_TRIPLES = 1 << 15
 #: … or as few as this, where the expanded form cancels.
 DENSE_TRIPLES = 1 << 22
+#: A score alone is one dense product and its gradient up to this many pairs, then one search.
+DENSE_SCORES = 1 << 16
 
 
 def log_density(
@@ -57,6 +59,15 @@ def log_density(
     given = parameters or (None, None, None)
     result: Tensor = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
     return result.to(dtype)
+
+
+def score(z: Tensor, normals: DiagonalNormals) -> Tensor:
+    """∇_z log Σ_n w_n N(z; μ_n, σ_n²), shape of ``z``, ``(B, D)``; without gradient."""
+    if z.shape[0] * normals.size > min(DENSE_SCORES, DENSE_PAIRS):
+        return evaluate(normals, z).score.to(z.dtype)
+    with torch.enable_grad():
+        points = z.detach().requires_grad_()
+        return torch.autograd.grad(log_density(points, lambda: normals).sum(), points)[0]
 
 
 def _dense(

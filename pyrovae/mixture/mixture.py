@@ -13,11 +13,10 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae.mixture import families, screening
+from pyrovae.mixture import families, gradients, screening
 from pyrovae.mixture.exemplars import top_scores, total_scores
 from pyrovae.mixture.full_normals import FullNormals
 from pyrovae.mixture.general import Components
-from pyrovae.mixture.gradients import log_density
 from pyrovae.mixture.normals import DiagonalNormals
 
 Evaluator = TypeVar("Evaluator", DiagonalNormals, FullNormals)
@@ -169,18 +168,19 @@ class Mixture(dist.MixtureSameFamily):
             return self._shaped(found.to(self._dtype(value)), value)
         parameters = (*normal, self.log_weights) if self._learns(normal) else None
         points = value if value.dim() == 2 and self.event_dim == 1 else self._flat(value)
-        found = log_density(points, lambda: self._diagonal(normal), parameters)
+        found = gradients.log_density(points, lambda: self._diagonal(normal), parameters)
         return self._shaped(found, value)
 
     def score(self, z: Tensor) -> Tensor:
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient."""
-        if (normals := self.diagonal_normals()) is not None:
-            flat = self._rows(z).reshape(-1, normals.dim)
-            return screening.evaluate(normals, flat).score.to(self._dtype(z)).reshape(z.shape)
-        with torch.enable_grad():
-            points = z.detach().requires_grad_()
-            density = Mixture.expand(self, ()).log_prob(points).sum()
-            return torch.autograd.grad(density, points)[0]
+        rows = self._rows(z).to(self._dtype(z))
+        with torch.no_grad():  # the parameters take no part
+            components = self.diagonal_normals() or self._components()
+        if isinstance(components, DiagonalNormals):
+            flat = rows.reshape(-1, components.dim)
+            return gradients.score(flat, components).reshape(z.shape)
+        parts = [components.score(part) for part in rows.split(components.points)]
+        return torch.cat(parts).reshape(z.shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws: an index, then that component; memory in proportion to the draws."""
