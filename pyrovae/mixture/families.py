@@ -72,6 +72,9 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
         return dist.Independent(base, first.reinterpreted_batch_ndims)
     if isinstance(first, Editable):
         return first.rebuild(parts, edit)
+    if type(first) is dist.TransformedDistribution:
+        base = _rebuild([part.base_dist for part in parts], edit)
+        return dist.TransformedDistribution(base, _transforms(parts))
     names = _parameters(first)
     rank = len(first.batch_shape)
     tensors = {
@@ -148,6 +151,25 @@ def joinable(distributions: Sequence[dist.Distribution]) -> bool:
         return False
     bases = [part.base_dist for part in distributions]
     return len({type(base) for base in bases}) == 1 and not any(b.event_shape for b in bases)
+
+
+def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
+    """The transforms that all parts share.
+
+    Raises:
+        ValueError: if they differ, or hold numbers that may belong to single members.
+    """
+    first: list[Any] = parts[0].transforms
+    held = [value for part in parts for step in part.transforms for value in vars(step).values()]
+    own = any(isinstance(value, Tensor | list) for value in held)
+    modules = any(isinstance(step, torch.nn.Module) for step in first)
+    if own or modules or any(part.transforms != first for part in parts):
+        raise ValueError(
+            "expected transforms without parameters, the same for all; got TransformedDistribution "
+            f"with {', '.join(type(step).__name__ for step in first)}. Encode the data in one "
+            "batch, or use another family."
+        )
+    return first
 
 
 CORRELATED_NORMALS = (
@@ -263,6 +285,8 @@ def floating_parameter(distribution: dist.Distribution) -> Tensor:
     distribution = innermost(distribution)
     if isinstance(distribution, Editable):
         return distribution.like
+    if type(distribution) is dist.TransformedDistribution:
+        return floating_parameter(distribution.base_dist)
     for name in _parameters(distribution):
         value: Tensor = getattr(distribution, name)
         if value.is_floating_point():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyrovae.mixture.families import convert, take
+from pyrovae.mixture.families import convert, floating_parameter, take
 
 #: Bytes that one block of component log densities may hold.
 BLOCK_BYTES = 1 << 26
@@ -30,7 +30,7 @@ class Components:
         if self.index is not None:
             components, log_weight = take(components, self.index), log_weight[self.index]
         self.components, self.log_weight = components, log_weight
-        self.size = len(log_weight)
+        self.size, self.dtype = len(log_weight), floating_parameter(components).dtype
         width = max(1, math.prod(components.event_shape))
         cost = 8 * 8 * width  # bytes per pair, with room for intermediate results
         if isinstance(components, torch.distributions.MultivariateNormal):
@@ -42,7 +42,7 @@ class Components:
     def scores(self, z: Tensor, rows: slice) -> Tensor:
         """log w_n + log q_n(z) for some components, shape ``(B, n)``."""
         part = self.components if self.size <= self.block else take(self.components, rows)
-        if z.is_floating_point() and z.dtype != self.log_weight.dtype:
+        if z.is_floating_point() and z.dtype != self.dtype:
             part = convert(part, lambda t: t.to(z.dtype) if t.is_floating_point() else t)
         points = z.unsqueeze(z.dim() - len(self.components.event_shape))
         found: Tensor = part.log_prob(points) + self.log_weight[rows]

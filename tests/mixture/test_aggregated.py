@@ -104,6 +104,24 @@ def test_a_family_that_cannot_be_concatenated_is_named() -> None:
         concatenate([dist.Normal(torch.zeros(2), 1.0), dist.Laplace(torch.zeros(2), 1.0)])
 
 
+def squashed(offset: float = 0.0) -> dist.TransformedDistribution:
+    steps = [dist.transforms.SigmoidTransform(), dist.transforms.AffineTransform(offset, 2.0)]
+    return dist.TransformedDistribution(encodings()["normal"], steps)
+
+
+def test_transformed_normals_are_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    agg = AggregatedPosterior(squashed(), torch.rand(N))
+    z = agg.sample((4,))
+    expected = torch.logsumexp(agg.encoding.log_prob(z.unsqueeze(1)) + agg.log_weights, -1)
+    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 3000)
+    torch.testing.assert_close(agg.log_prob(z), expected)
+    merged = AggregatedPosterior.merge([agg[:7], agg[7:]])
+    torch.testing.assert_close(merged.log_prob(z), expected)
+    assert agg.to(dtype=torch.float32).log_prob(z.float()).dtype == torch.float32
+    with pytest.raises(ValueError, match="the same for all; got TransformedDistribution"):
+        concatenate([squashed(), squashed(1.0)])
+
+
 def test_a_file_that_names_no_distribution_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     result = {"kind": "family", "state": {"family": "constraints"}}

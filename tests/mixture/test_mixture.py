@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.mixture import gradients, normals
-from pyrovae.mixture.families import diagonal_normal
+from pyrovae.mixture.families import convert, diagonal_normal
 from pyrovae.mixture.mixture import Mixture
 
 N, D = 30, 3
@@ -73,6 +75,54 @@ def test_density_is_the_same_in_any_blocks(
     expected = torch.autograd.grad(reference(mixture).log_prob(z).sum(), z)[0]
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(mixture.score(z), expected)
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation made while this was active."""
+
+    bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple) else (made,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > self.bytes:
+                self.bytes = tensor.untyped_storage().nbytes()
+        return made
+
+
+@pytest.mark.parametrize("name", ["full normal", "low rank", "log normal", "laplace", "one hot"])
+def test_no_tensor_is_larger_than_is_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what depends on points and components: 500 times 30 of them and all their units."""
+    limit = 1 << 14
+    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", limit)
+    monkeypatch.setattr("pyrovae.mixture.full_normals.CHUNK", limit // 64)
+    mixture = Mixture(dist.Categorical(logits=torch.randn(N)), FAMILIES[name]())
+    z = mixture.sample((500,))
+    points = z.numel() * z.element_size()
+    with Largest() as seen:
+        mixture.log_prob(z)
+        mixture.leave_one_out_log_prob(z, torch.tensor(3))
+        mixture.effective_components(z)
+        mixture.responsibilities(z, top=2)
+        if not mixture.support.is_discrete:
+            mixture.score(z)
+    assert (
+        seen.bytes <= max(limit, 2 * points) < z[:, None].expand(500, N, *z.shape[1:]).numel() * 8
+    )
+
+
+def test_points_are_more_precise_than_components_allow(mixture: Mixture) -> None:
+    """float64 points in a float32 mixture; low-rank normals would refuse them."""
+    single = Mixture(
+        mixture.mixture_distribution,
+        convert(mixture.component_distribution, lambda t: t.float()),
+    )
+    z = mixture.sample((6,))
+    for name in ("log_prob", "effective_components"):
+        found, expected = getattr(single, name)(z), getattr(mixture, name)(z)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, check_dtype=False)
 
 
 def test_expand_is_lazy_and_broadcasts(mixture: Mixture) -> None:
