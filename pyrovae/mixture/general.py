@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -56,16 +57,14 @@ class Components:
     def _log_prob(self, z: Tensor) -> Tensor:
         blocks = list(self.rows())
         if len(blocks) == 1:
-            return self.scores(z, blocks[0]).logsumexp(-1)
-        found = [
-            checkpoint(
-                lambda z, rows: self.scores(z, rows).logsumexp(-1), z, r, use_reentrant=False
-            )
-            if torch.is_grad_enabled()
-            else self.scores(z, r).logsumexp(-1)
-            for r in blocks
-        ]
-        return torch.stack(found).logsumexp(0)
+            return self._log_sum(z, blocks[0])
+        log_sum: Callable[[Tensor, slice], Tensor] = self._log_sum
+        if torch.is_grad_enabled():  # nothing is random here: no state of a generator to keep
+            log_sum = partial(checkpoint, log_sum, use_reentrant=False, preserve_rng_state=False)
+        return torch.stack([log_sum(z, rows) for rows in blocks]).logsumexp(0)
+
+    def _log_sum(self, z: Tensor, rows: slice) -> Tensor:
+        return self.scores(z, rows).logsumexp(-1)
 
     def score(self, z: Tensor) -> Tensor:
         """∇_z log Σ_n w_n q_n(z) at no more than `points` points, shape of ``z``."""
