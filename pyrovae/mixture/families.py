@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 
 Edit = Callable[[Sequence[Tensor]], Tensor]
 
@@ -157,19 +158,28 @@ def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
     """The transforms that all parts share.
 
     Raises:
-        ValueError: if they differ, or hold numbers that may belong to single members.
+        ValueError: if they differ, or are made of something else than numbers, which may belong to
+            single members.
     """
     first: list[Any] = parts[0].transforms
-    held = [value for part in parts for step in part.transforms for value in vars(step).values()]
-    own = any(isinstance(value, Tensor | list) for value in held)
-    modules = any(isinstance(step, torch.nn.Module) for step in first)
-    if own or modules or any(part.transforms != first for part in parts):
+    plain = all(
+        hasattr(dist.transforms, type(step).__name__)
+        and all(isinstance(value, int | float) for value in _numbers(step).values())
+        for step in first
+    )
+    if not plain or any(part.transforms != first for part in parts):
         raise ValueError(
-            "expected transforms without parameters, the same for all; got TransformedDistribution "
+            "expected transforms made of numbers, the same for all; got TransformedDistribution "
             f"with {', '.join(type(step).__name__ for step in first)}. Encode the data in one "
             "batch, or use another family."
         )
     return first
+
+
+def _numbers(step: Any) -> dict[str, Any]:
+    """What a transform was made with."""
+    cached = ("_cache_size", "_inv")
+    return {name.lstrip("_"): value for name, value in vars(step).items() if name not in cached}
 
 
 CORRELATED_NORMALS = (
@@ -305,6 +315,10 @@ def to_state(distribution: dist.Distribution) -> dict[str, Any]:
             "which is a function of the pair and has none of its own. Keep the pair, or name a "
             "single site."
         )
+    if type(distribution) is dist.TransformedDistribution:
+        steps = [[type(step).__name__, _numbers(step)] for step in _transforms([distribution])]
+        base = to_state(distribution.base_dist)
+        return {"family": "TransformedDistribution", "base": base, "transforms": steps}
     rank = len(distribution.batch_shape)
     tensors = {
         name: _batched(distribution, getattr(distribution, name), rank).detach().clone()
@@ -321,7 +335,15 @@ def from_state(state: dict[str, Any]) -> dist.Distribution:
     """
     if state["family"] == "Independent":
         return dist.Independent(from_state(state["base"]), state["dims"])
-    kind = getattr(dist, state["family"], None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Distribution)):
-        raise ValueError(f"expected a family of pyro.distributions; got {state['family']!r}.")
+    if state["family"] == "TransformedDistribution":
+        steps = [_kind(dist.transforms, n, Transform)(**held) for n, held in state["transforms"]]
+        return dist.TransformedDistribution(from_state(state["base"]), steps)
+    kind = _kind(dist, state["family"], torch.distributions.Distribution)
     return kind(**state["parameters"])
+
+
+def _kind(module: Any, name: str, parent: type) -> Any:
+    kind = getattr(module, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, parent)):
+        raise ValueError(f"expected a family of pyro.distributions; got {name!r}.")
+    return kind

@@ -109,7 +109,7 @@ def squashed(offset: float = 0.0) -> dist.TransformedDistribution:
     return dist.TransformedDistribution(encodings()["normal"], steps)
 
 
-def test_transformed_normals_are_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformed_normals_are_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agg = AggregatedPosterior(squashed(), torch.rand(N))
     z = agg.sample((4,))
     expected = torch.logsumexp(agg.encoding.log_prob(z.unsqueeze(1)) + agg.log_weights, -1)
@@ -117,8 +117,18 @@ def test_transformed_normals_are_a_family(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(agg.log_prob(z), expected)
     merged = AggregatedPosterior.merge([agg[:7], agg[7:]])
     torch.testing.assert_close(merged.log_prob(z), expected)
+    save(agg, tmp_path / "agg.pt")
+    torch.testing.assert_close(load(tmp_path / "agg.pt").log_prob(z), expected)
     assert agg.to(dtype=torch.float32).log_prob(z.float()).dtype == torch.float32
-    with pytest.raises(ValueError, match="the same for all; got TransformedDistribution"):
+
+
+def test_transforms_that_are_not_shared_numbers_are_refused() -> None:
+    scaled = dist.transforms.AffineTransform(0.0, torch.rand(N, D))
+    for steps in ([scaled], [scaled.inv], [dist.transforms.ComposeTransform([scaled])]):
+        own = dist.TransformedDistribution(encodings()["normal"], steps)
+        with pytest.raises(ValueError, match="made of numbers, the same for all; got Transformed"):
+            concatenate([own, own])
+    with pytest.raises(ValueError, match="made of numbers, the same for all; got Transformed"):
         concatenate([squashed(), squashed(1.0)])
 
 
