@@ -97,7 +97,8 @@ def _pack_density(density: dist.Distribution) -> dict[str, Any]:
             "components": families.to_state(density.component_distribution),
             "batch": batch,
         }
-    if type(density) is dist.TransformedDistribution:  # not a family such as LogNormal
+    steps = getattr(density, "transforms", ())
+    if any(isinstance(step, torch.nn.Module) for step in steps):
         raise ValueError(
             "expected densities that are made of parameter tensors; got a flow, which is made of "
             "modules. Fit the same recipe again with the same seed, or choose without flows."
