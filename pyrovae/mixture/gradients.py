@@ -28,6 +28,8 @@ FEW_TRIPLES = 1 << 15
 DENSE_TRIPLES = 1 << 22
 #: A score alone is one dense product and its gradient up to this many pairs, then one search.
 DENSE_SCORES = 1 << 16
+#: Up to this many, scores are summed by one call, which underflow may slow down.
+FEW_SCORES = 1 << 13
 
 
 def log_density(
@@ -52,7 +54,8 @@ def log_density(
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
         scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
-            return shares(scores)[0].to(dtype)
+            few = scores.numel() <= FEW_SCORES
+            return (scores.logsumexp(-1) if few else shares(scores)[0]).to(dtype)
     needs_score = torch.is_grad_enabled() and z.requires_grad
     if isinstance(components, DiagonalNormals) and not needs_score:
         return log_prob(components, z).to(dtype)
