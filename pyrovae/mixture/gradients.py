@@ -54,8 +54,7 @@ def log_density(
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
         scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
-            few = scores.numel() <= FEW_SCORES
-            return (scores.logsumexp(-1) if few else shares(scores)[0]).to(dtype)
+            return _log_sum(scores).to(dtype)
     needs_score = torch.is_grad_enabled() and z.requires_grad
     if isinstance(components, DiagonalNormals) and not needs_score:
         return log_prob(components, z).to(dtype)
@@ -99,6 +98,15 @@ def _dense(
     loc, scale, log_weight = components
     scale = scale.double()  # the rest is promoted by what it meets
     return differences(z, loc, scale, constants(scale, log_weight))
+
+
+def _log_sum(scores: Tensor) -> Tensor:
+    """Log-sum-exp over the last dimension; the shares in its gradient sum to one."""
+    if scores.numel() > FEW_SCORES:
+        return shares(scores)[0]
+    # relative to the largest: of a sum of −1e10 the shares would bear the rounding, 1e-6
+    best = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    return (scores - best).logsumexp(-1) + best.squeeze(-1)
 
 
 class _LargeLogDensity(torch.autograd.Function):

@@ -89,6 +89,17 @@ def test_zero_weights_pass_no_gradient(path: str) -> None:
     assert (loc.grad[2] == 0).all() and (loc.grad[3] != 0).all()
 
 
+def test_far_from_equal_components_the_score_is_that_of_one() -> None:
+    """At a log density of −5e10, whose rounding must not reach the shares."""
+    one = dist.Normal(torch.zeros(2).double(), torch.tensor([1.0, 2.7e-4]).double()).to_event(1)
+    z = torch.tensor([[0.3, 86.2]]).double().requires_grad_()
+    several = Mixture(dist.Categorical(torch.ones(4).double()), one.expand((4,)))
+    pull = -z / one.base_dist.scale**2
+    torch.testing.assert_close(several.score(z), pull, rtol=1e-12, atol=0)
+    (slope,) = torch.autograd.grad(several.log_prob(z).sum(), z)
+    torch.testing.assert_close(slope, pull, rtol=1e-12, atol=0)
+
+
 def test_parameters_changed_in_place_are_seen() -> None:
     loc = torch.zeros(4, 2)
     mixture = Mixture(dist.Categorical(torch.ones(4)), dist.Normal(loc, 1.0).to_event(1))
