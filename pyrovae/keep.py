@@ -17,6 +17,7 @@ from torch import Tensor
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.models import flow_state
 
 FORMAT = 1
 PLAIN = (type(None), bool, int, float, str)
@@ -34,7 +35,7 @@ def save(result: Any, path: str | Path) -> None:
         path: where to.
 
     Raises:
-        ValueError: if it holds a density that is not made of parameter tensors, as a flow.
+        ValueError: if it holds a density that is not made of tensors, as one that runs a guide.
     """
     target = Path(path)
     draft = target.with_name(target.name + ".partial")
@@ -97,12 +98,8 @@ def _pack_density(density: dist.Distribution) -> dict[str, Any]:
             "components": families.to_state(density.component_distribution),
             "batch": batch,
         }
-    steps = getattr(density, "transforms", ())
-    if any(isinstance(step, torch.nn.Module) for step in steps):
-        raise ValueError(
-            "expected densities that are made of parameter tensors; got a flow, which is made of "
-            "modules. Fit the same recipe again with the same seed, or choose without flows."
-        )
+    if flow_state.is_flow(density):
+        return {"kind": "flow", "state": flow_state.to_state(density)}
     return {"kind": "family", "state": families.to_state(density)}
 
 
@@ -119,6 +116,8 @@ def _unpack(state: Any) -> Any:
         return tuple(items) if kind == "tuple" else items
     if kind == "family":
         return families.from_state(state["state"])
+    if kind == "flow":
+        return flow_state.from_state(state["state"])
     if kind == "result":
         content = {name: _unpack(value) for name, value in state["fields"].items()}
         return _result_class(*state["name"])(**content)

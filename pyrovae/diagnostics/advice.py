@@ -10,9 +10,6 @@ RESOLVED = 2.0  # standard errors that a difference must exceed to count
 # … and nats: differences are skewed, since a density with light tails gains a little at most data
 # points and loses much at few, which a small sample may not contain.
 RELEVANT = 0.1
-# … and nats: differences are skewed, since a density with light tails gains a little at most data
-# points and loses much at few, which a small sample may not contain.
-RELEVANT = 0.1
 PREFERENCE = ("prior", "ex_post", "q_agg")  # among densities that the data do not tell apart
 
 

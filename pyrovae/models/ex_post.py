@@ -14,11 +14,13 @@ from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.smoothing import (
+    Flow,
     Inflated,
     InflatedByUnit,
     Recipe,
     Reduced,
     is_normal,
+    with_normals,
 )
 from pyrovae.models.state import PyroFunction
 from pyrovae.models.under_prior import UnderPrior
@@ -81,6 +83,9 @@ class ExPostPrior:
         Args:
             model: the Pyro model whose guide was aggregated.
             site: name of its latent site.
+
+        Raises:
+            ValueError: for several sites.
         """
         return UnderPrior(model, self.distribution, site=site)
 
@@ -104,6 +109,9 @@ def fit_ex_post_prior(
     mixtures of far fewer components, of diagonal or full covariance, fitted to all of them, and
     averages of several such fits; on request a normalising flow.
 
+    Components of latent sites that depend on each other stand in the mixtures as normals of the
+    same means and covariances, by draws from each.
+
     The choice follows the one-standard-error rule: the *simplest* candidate whose held-out mean log
     density is within one standard error (of the paired difference) of the best. Simpler means fewer
     numbers that describe it: K(2D + 1) − 1 for K diagonal normals, K(D + D(D + 1)/2 + 1) − 1 for
@@ -126,7 +134,8 @@ def fit_ex_post_prior(
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
     """
-    recipes = default_candidates(agg) if candidates is None else tuple(candidates)
+    normals = with_normals(agg, seed=seed)
+    recipes = default_candidates(normals) if candidates is None else tuple(candidates)
     if not recipes:
         raise ValueError("expected at least one candidate; got none. Try [Inflated(0.2)].")
     densities, values = [], []
@@ -135,7 +144,8 @@ def fit_ex_post_prior(
     with torch.no_grad(), progress_bar("ex-post prior", len(recipes), progress=progress) as bar:
         for recipe in recipes:
             bar.update(f"ex-post prior · {recipe.name}")
-            densities.append(recipe.fit(agg, seed=seed))
+            source = agg if isinstance(recipe, Flow) else normals  # a flow is fitted to draws
+            densities.append(recipe.fit(source, seed=seed))
             values.append(densities[-1].log_prob(codes).double().mean(0))
             bar.tick()
     best = max(range(len(values)), key=lambda i: float(values[i].mean()))

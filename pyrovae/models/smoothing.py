@@ -9,6 +9,7 @@ from typing import Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
@@ -16,6 +17,9 @@ from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.priors import FlowPrior
 from pyrovae.randomness import seeded
+
+MOMENT_DRAWS = 64  # from each component, at least; four for each unit where that is more
+HELD = 1 << 22  # numbers drawn at once
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Flow:
     """A normalising flow trained by maximum likelihood on fresh draws.
 
     Draws are from nine tenths of the components; training keeps the flow that is best for codes of
-    the last tenth. Slow: seconds to minutes.
+    the last tenth. Slow: seconds to minutes, longer where draws run a guide.
 
     Args:
         steps: of Adam, at most.
@@ -151,14 +155,15 @@ class Flow:
         return f"a flow of {self.layers} couplings"
 
     def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
-        """The density, in units of the standard deviations of all."""
+        """The density, in units of the standard deviations of some draws."""
         with seeded(seed, 2):
             order = torch.randperm(agg.size)
             test = agg[order[: max(1, agg.size // 10)]].sample((2000,))
             source = agg[order[max(1, agg.size // 10) :]]
             flow = FlowPrior(agg.event_shape.numel(), layers=self.layers, hidden=self.hidden)
             flow.to(test)
-            standard = dist.transforms.AffineTransform(agg.mean, agg.variance.sqrt(), event_dim=1)
+            some = agg.sample((2000,))  # moments need not be known in closed form
+            standard = dist.transforms.AffineTransform(some.mean(0), some.std(0), event_dim=1)
             _train(flow, source, standard, test, self)
         base = flow.requires_grad_(False)()
         return dist.TransformedDistribution(base, [standard])
@@ -181,20 +186,53 @@ def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
     if not isinstance(amount, Tensor) and amount == 0:
         return agg
     components = agg.component_distribution
-    added = amount * agg.mean_variance
-    if families.diagonal_normal(components) is not None:
-        scale = (components.variance + added).sqrt()
-        wider: dist.Distribution = dist.Normal(components.mean, scale)
-        wider = wider.to_event(len(agg.event_shape))
-    elif isinstance(components, families.CORRELATED_NORMALS):
-        covariance = components.covariance_matrix + torch.diag(added)
-        wider = dist.MultivariateNormal(components.mean, covariance)
-    else:
+    if not is_normal(components):
         raise ValueError(
             "expected normal components, whose variances can be inflated; got "
             f"{families.family(components)}."
         )
-    return Mixture(agg.mixture_distribution, wider)
+    added = amount * agg.mean_variance
+    if isinstance(components, families.CORRELATED_NORMALS):
+        covariance = components.covariance_matrix + torch.diag(added)
+        return Mixture(
+            agg.mixture_distribution, dist.MultivariateNormal(components.mean, covariance)
+        )
+    wider = dist.Normal(components.mean, (components.variance + added).sqrt())
+    return Mixture(agg.mixture_distribution, wider.to_event(len(agg.event_shape)))
+
+
+def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
+    r"""The mixture with normals for components without moments in closed form; else as it is.
+
+    Each gets the mean and the covariance of draws from the component, as where latent sites depend
+    on each other: of all normals these are closest to it in KL(component ‖ normal). Components that
+    do not reach over all real numbers stay as they are.
+
+    Args:
+        agg: a mixture over vectors.
+        seed: names the draws.
+    """
+    components = agg.component_distribution
+    if not (isinstance(components, families.Editable) and _real(agg.support)):
+        return agg
+    dim = agg.event_shape.numel()
+    draws = max(MOMENT_DRAWS, 4 * dim)
+    means, factors = [], []
+    with torch.no_grad(), seeded(seed, 4):
+        for part in torch.arange(agg.size).split(max(1, HELD // (draws * dim))):
+            z = families.take(components, part).sample(torch.Size([draws]))
+            centred = (z - z.mean(0)).double()
+            covariance = torch.einsum("snd,sne->nde", centred, centred) / (draws - 1)
+            means.append(z.mean(0))
+            factors.append(torch.linalg.cholesky(covariance).to(z))
+    normals = dist.MultivariateNormal(torch.cat(means), scale_tril=torch.cat(factors))
+    return AggregatedPosterior(normals, agg.weights)
+
+
+def _real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
 
 
 def is_normal(components: dist.Distribution) -> bool:

@@ -23,7 +23,8 @@ class UnderPrior:
         site: name of the latent site.
 
     Raises:
-        ValueError: when it runs, if the model has no such site or its event shape does not fit.
+        ValueError: for several sites; and when it runs, if the model has no such site or its event
+            shape does not fit.
 
     >>> import pyro, torch
     >>> def model(x):
@@ -37,6 +38,11 @@ class UnderPrior:
     """
 
     def __init__(self, model: PyroFunction, prior: dist.Distribution, *, site: str = "z") -> None:
+        if not isinstance(site, str):
+            raise ValueError(
+                f"expected one latent site, whose distribution is replaced; got {site!r}. Give the "
+                "density of several as prior= to log_evidence, with site= as it is here."
+            )
         self.fn = model
         self.prior = prior
         self.site = site

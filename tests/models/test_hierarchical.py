@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -25,6 +26,7 @@ from pyrovae.mixture.divergence import divergence
 from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.likelihoods import NegativeBinomialDecoder
 from pyrovae.models.pair import Pair, measuring
+from pyrovae.models.smoothing import MOMENT_DRAWS, with_normals
 from pyrovae.randomness import seeded
 from pyrovae.report.html import render
 from pyrovae.training.fit import adam
@@ -340,6 +342,46 @@ def test_a_joint_density_stands_in_another_model() -> None:
     assert not trace.param_nodes
     assert torch.equal(trace.nodes["z"]["log_prob"], agg.log_prob(trace.nodes["z"]["value"]))
     assert trace.nodes["x"]["log_prob"].shape == (4,)
+
+
+def test_normals_for_the_joint_have_the_moments_of_its_components() -> None:
+    agg = pv.aggregate(EXACT.pair().guide, DATA, site=BOTH)
+    normals = with_normals(agg, seed=0).encoding
+    assert isinstance(normals, dist.MultivariateNormal)
+    posterior = EXACT.posterior(DATA)
+    error = posterior.stddev / math.sqrt(MOMENT_DRAWS)
+    assert float(((normals.mean - posterior.mean) / error).abs().max()) < 4.5
+    covariance, variance = posterior.covariance_matrix, posterior.variance
+    products = variance.unsqueeze(-1) * variance.unsqueeze(-2) + covariance.square()
+    error = (products / (MOMENT_DRAWS - 1)).sqrt()
+    # of a sum of squares of normals, whose upper tail is heavier: less than 1e-6 beyond 6.5
+    assert float(((normals.covariance_matrix - covariance) / error).abs().max()) < 6.5
+    top = pv.aggregate(EXACT.pair().guide, DATA, site="z2")
+    assert with_normals(top, seed=0) is top
+
+
+def test_an_ex_post_prior_of_the_joint_is_kept(tmp_path: Path) -> None:
+    pair, data = EXACT.pair(), EXACT.sample(300)
+    agg = pv.aggregate(pair.guide, data[:200], site=BOTH)
+    held_out = pv.encode(pair.guide, data[200:], site=BOTH)
+    recipes = [pv.Inflated(0.0), pv.Reduced(1, "full"), pv.Flow(20, layers=2, hidden=(8,))]
+    found = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=recipes, progress=False)
+    # The aggregated posterior of the exact pair is the prior, up to the sample: one normal.
+    assert found.choice == "reduced to 1 component of full covariance"
+    codes = EXACT.posterior(EXACT.sample(2000, seed=1)).sample()
+    lost = EXACT.prior().log_prob(codes) - found.distribution.log_prob(codes)
+    # of a fitted normal: half its number of parameters for each data point it was fitted to
+    assert float(lost.mean()) < 2 * 0.5 * 20 / 200
+    pv.save(found, tmp_path / "found.pt")
+    again = pv.load(tmp_path / "found.pt")
+    assert torch.equal(again.distribution.log_prob(codes), found.distribution.log_prob(codes))
+    with pytest.raises(ValueError, match=r"expected one latent site.*prior= to log_evidence"):
+        found.in_model(pair.model, site=BOTH)
+    flow = pv.fit_ex_post_prior(
+        agg, held_out=held_out, candidates=recipes[2:], progress=False
+    ).distribution
+    pv.save(flow, tmp_path / "flow.pt")
+    assert torch.equal(pv.load(tmp_path / "flow.pt").log_prob(codes), flow.log_prob(codes))
 
 
 # -- training --------------------------------------------------------------------------------------
