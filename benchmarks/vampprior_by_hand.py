@@ -1,0 +1,200 @@
+"""The VampPrior paper's rows for silhouettes in plain torch: a check of `vampprior_table.py`.
+
+Networks, initial weights and biases, limits, optimiser and stopping rule are those of the paper's
+published code; nothing here is this library's. Heads and gates are layers, and divide their
+gradients by norms, of their own; biases start uniform; pseudo-inputs start near 0.8 and are clipped
+to [0, 1]; probabilities of pixels are kept 1e-5 from 0 and 1.
+
+    python benchmarks/vampprior_by_hand.py --data DIR --layers 2 --prior standard --test 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from vampprior.data import load
+
+RESULTS = Path(__file__).parent / "results" / "vampprior_by_hand"
+PIXELS, HIDDEN, LATENT, PSEUDO_INPUTS = 784, 300, 40, 500
+BATCH, WARMUP, PATIENCE, BLOCK = 100, 100, 50, 1000
+
+Normal = tuple[Tensor, Tensor]  # mean, log variance
+
+
+class Gated(nn.Module):
+    """A linear layer times a sigmoid of another."""
+
+    def __init__(self, inputs: int, outputs: int = HIDDEN) -> None:
+        super().__init__()
+        self.linear, self.gate = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.gate(x).sigmoid()
+
+
+class Head(nn.Module):
+    """Mean and limited log variance of the latent units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_variance = nn.Linear(HIDDEN, LATENT), nn.Linear(HIDDEN, LATENT)
+
+    def forward(self, h: Tensor) -> Normal:
+        return self.mean(h), nn.functional.hardtanh(self.log_variance(h), -6, 2)
+
+
+class Model(nn.Module):
+    """The VAE of one or of two latent layers; its top latent is z, the other one y."""
+
+    def __init__(self, layers: int, prior: str) -> None:
+        super().__init__()
+        self.q_z = nn.Sequential(Gated(PIXELS), Gated(HIDDEN), Head())
+        self.two = layers == 2
+        if self.two:
+            self.q_y_x, self.q_y_z, self.q_y = Gated(PIXELS), Gated(LATENT), Gated(2 * HIDDEN)
+            self.q_y_head = Head()
+            self.p_y = nn.Sequential(Gated(LATENT), Gated(HIDDEN), Head())
+            self.p_x_y, self.p_x_z, self.p_x = Gated(LATENT), Gated(LATENT), Gated(2 * HIDDEN)
+        else:
+            self.p_x = nn.Sequential(Gated(LATENT), Gated(HIDDEN))
+        self.logits = nn.Linear(HIDDEN, PIXELS)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_features))
+        self.pseudo_inputs = None
+        if prior == "vamp":
+            self.pseudo_inputs = nn.Parameter(0.8 + 0.01 * torch.randn(PSEUDO_INPUTS, PIXELS))
+
+    def forward(self, x: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+        """log p(x | z, y) and log q(z, y | x) − log p(z, y) at draws, shape ``(draws, B)``."""
+        q_z = self.q_z(x)
+        z = draw(q_z, draws)
+        kl = log_normal(z, q_z) - self.log_prior(z)
+        if self.two:
+            seen = self.q_y_x(x).expand(draws, -1, -1)
+            q_y = self.q_y_head(self.q_y(torch.cat([seen, self.q_y_z(z)], -1)))
+            y = draw(q_y)
+            kl = kl + log_normal(y, q_y) - log_normal(y, self.p_y(z))
+            h = self.p_x(torch.cat([self.p_x_y(y), self.p_x_z(z)], -1))
+        else:
+            h = self.p_x(z)
+        share = self.logits(h).sigmoid().clamp(1e-5, 1 - 1e-5)
+        return (x * share.log() + (1 - x) * (1 - share).log()).sum(-1), kl
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z): standard normal, or of the mixture of encoded pseudo-inputs."""
+        if self.pseudo_inputs is None:
+            return log_normal(z, (torch.zeros(LATENT), torch.zeros(LATENT)))
+        mean, log_variance = self.q_z(nn.functional.hardtanh(self.pseudo_inputs, 0, 1))
+        precision = (-log_variance).exp()
+        square = z.square() @ precision.T - 2 * z @ (mean * precision).T
+        square = square + (mean.square() * precision + log_variance).sum(-1)
+        constant = 0.5 * LATENT * math.log(2 * math.pi) + math.log(PSEUDO_INPUTS)
+        return (-0.5 * square).logsumexp(-1) - constant
+
+
+def draw(normal: Normal, draws: int | None = None) -> Tensor:
+    """One draw, or several, shape ``(draws, B, D)``."""
+    mean, log_variance = normal
+    shape = mean.shape if draws is None else (draws, *mean.shape)
+    return mean + (0.5 * log_variance).exp() * torch.randn(shape)
+
+
+def log_normal(z: Tensor, normal: Normal) -> Tensor:
+    """Log density, summed over units."""
+    mean, log_variance = normal
+    square = (z - mean).square() * (-log_variance).exp()
+    return -0.5 * (square + log_variance + math.log(2 * math.pi)).sum(-1)
+
+
+def train(model: Model, x: Tensor, validation: Tensor, rate: float) -> tuple[int, float]:
+    """Train, leave the model as it was at its best epoch, and return that and its loss."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    best, best_epoch, state, waited = math.inf, 0, model.state_dict(), 0
+    for epoch in range(1, 2001):
+        for rows in torch.randperm(len(x)).split(BATCH):
+            fit, kl = model(x[rows])
+            optimizer.zero_grad()
+            (min(1.0, epoch / WARMUP) * kl - fit).mean().backward()
+            for parameter in model.parameters():
+                gradient = cast(Tensor, parameter.grad)
+                gradient /= gradient.norm() + 1e-7
+            optimizer.step()
+        with torch.no_grad():
+            fit, kl = model(validation)
+        loss = float((kl - fit).mean())
+        if loss < best:
+            best, best_epoch, state, waited = loss, epoch, copy.deepcopy(model.state_dict()), 0
+        else:
+            waited = waited + 1 if epoch >= WARMUP else 0
+        if epoch % 10 == 0:
+            print(f"epoch {epoch}: validation {-loss:.2f}, best {-best:.2f}", flush=True)
+        if waited > PATIENCE:
+            break
+    model.load_state_dict(state)
+    return best_epoch, best
+
+
+@torch.no_grad()
+def log_evidence(model: Model, x: Tensor, draws: int) -> Tensor:
+    """Importance-weighted log p(x) of each row."""
+    found = []
+    for row in x.split(1):
+        parts = [model(row, BLOCK) for _ in range(draws // BLOCK)]
+        weights = torch.cat([fit - kl for fit, kl in parts]).double()
+        found.append(weights.logsumexp(0) - math.log(len(weights)))
+    return torch.cat(found)
+
+
+def main() -> None:
+    """Train and measure one row; write its figures to benchmarks/results/vampprior_by_hand."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the .npz file")
+    parser.add_argument("--layers", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--prior", choices=("standard", "vamp"), default="standard")
+    parser.add_argument("--rate", default="1e-4", help="learning rate (default 1e-4)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draws", type=int, default=5000, help="thousands (default 5000)")
+    parser.add_argument("--test", type=int, help="test images at most (default all)")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    images = load("caltech", arguments.data)
+    model = Model(arguments.layers, arguments.prior)
+    started = time.perf_counter()
+    best_epoch, best = train(
+        model, images.train.flatten(1), images.validation.flatten(1), float(arguments.rate)
+    )
+    values = log_evidence(model, images.test.flatten(1)[: arguments.test], arguments.draws)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    name = f"{arguments.layers}-{arguments.prior}-{arguments.seed}-{arguments.rate}.json"
+    result = {
+        "layers": arguments.layers,
+        "prior": arguments.prior,
+        "seed": arguments.seed,
+        "rate": arguments.rate,
+        "best_epoch": best_epoch,
+        "validation_elbo": -best,
+        "log_p": float(values.mean()),
+        "standard_error": float(values.std() / math.sqrt(len(values))),
+        "test_rows": len(values),
+        "draws": arguments.draws,
+        "seconds": time.perf_counter() - started,
+        "torch": torch.__version__,
+    }
+    text = json.dumps(result, indent=1)
+    (RESULTS / name).write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
