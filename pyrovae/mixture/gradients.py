@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from pyrovae.mixture.attention import shares
-from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
+from pyrovae.mixture.logdensity import (
+    constants,
+    differences,
+    keys,
+    queries,
+    roundoff,
+    squared_length,
+)
 from pyrovae.mixture.normals import BLOCK, TOLERANCE, DiagonalNormals
 from pyrovae.mixture.screening import evaluate, log_prob
 
@@ -41,7 +48,7 @@ def log_density(
         z: points, shape ``(B, D)``.
         held: returns the evaluator of the components; it is kept by the caller.
         parameters: location ``(N, D)``, scale ``(N, D)`` and normalised log weights ``(N,)`` if
-            they take part in the gradient.
+            they take part in the gradient, or if an evaluator for few points would not pay.
 
     Returns:
         log densities, shape ``(B,)``, in the wider dtype of points and components, at least
@@ -51,15 +58,21 @@ def log_density(
     components = held() if parameters is None else parameters
     like = components.loc if isinstance(components, DiagonalNormals) else components[0]
     dtype = torch.promote_types(torch.promote_types(z.dtype, like.dtype), torch.float32)
+    given = parameters or (None, None, None)
+    differentiable = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (z, *given)
+    )
+    result: Tensor
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
+        if parameters and differentiable and z.shape[0] * like.numel() <= FEW_TRIPLES:
+            result = _FewLogDensity.apply(z, *parameters)  # type: ignore[no-untyped-call]
+            return result.to(dtype)
         scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
             return _log_sum(scores).to(dtype)
-    needs_score = torch.is_grad_enabled() and z.requires_grad
-    if isinstance(components, DiagonalNormals) and not needs_score:
-        return log_prob(components, z).to(dtype)
-    given = parameters or (None, None, None)
-    result: Tensor = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
+    if not differentiable:
+        return log_prob(held(), z).to(dtype)
+    result = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
     return result.to(dtype)
 
 
@@ -95,18 +108,61 @@ def _dense(
             return None
     if isinstance(components, DiagonalNormals):
         return differences(z, *components.exact_all)
-    loc, scale, log_weight = components
+    return _differences(z, *components)
+
+
+def _differences(z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
     scale = scale.double()  # the rest is promoted by what it meets
-    return differences(z, loc, scale, constants(scale, log_weight))
+    return differences(z.double(), loc, scale, constants(scale, log_weight))
 
 
 def _log_sum(scores: Tensor) -> Tensor:
     """Log-sum-exp over the last dimension; the shares in its gradient sum to one."""
     if scores.numel() > FEW_SCORES:
         return shares(scores)[0]
+    if not scores.requires_grad:
+        return scores.logsumexp(-1)
     # relative to the largest: of a sum of −1e10 the shares would bear the rounding, 1e-6
     best = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     return (scores - best).logsumexp(-1) + best.squeeze(-1)
+
+
+class _FewLogDensity(torch.autograd.Function):
+    """Log density from differences, its gradients written out: half as many calls as autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
+        wide = scale.double()  # the rest is promoted by what it meets
+        difference = (z.double().unsqueeze(1) - loc) / wide
+        constant = constants(wide, log_weight)
+        scores = torch.add(constant, squared_length(difference), alpha=-0.5)
+        ctx.save_for_backward(z, loc, scale, log_weight, wide, difference, scores)
+        return scores.logsumexp(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, scale, difference, scores = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again
+            again = _log_sum(_differences(*inputs))
+            wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+            slopes = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
+            return tuple(next(slopes) if need else None for need in needed)
+        share = scores.softmax(-1) * grad.unsqueeze(-1)
+        pull = share.unsqueeze(-1) * difference / scale
+        found: list[Tensor | None] = [None] * 4
+        if needed[0]:
+            found[0] = -pull.sum(1)
+        if needed[1]:
+            found[1] = pull.sum(0)
+        if needed[2] or needed[3]:
+            mass = share.sum(0)
+            found[2] = (pull * difference).sum(0) - mass.unsqueeze(-1) / scale
+            found[3] = mass
+        return tuple(
+            g.to(t.dtype) if g is not None and need else None
+            for g, t, need in zip(found, inputs, needed, strict=True)
+        )
 
 
 class _LargeLogDensity(torch.autograd.Function):

@@ -23,6 +23,8 @@ import math
 import torch
 from torch import Tensor
 
+SHORT = 8  # units
+
 
 def keys(loc: Tensor, scale: Tensor, constant: Tensor) -> Tensor:
     """The keys (−p/2, pμ, c) of diagonal normals, differentiable.
@@ -70,10 +72,18 @@ def differences(
         difference = z.mT.unsqueeze(-1) - loc.mT.unsqueeze(1)
         square = (difference / scale.mT.unsqueeze(1)).square().sum(0)
     else:
-        square = ((z.unsqueeze(1) - loc) / scale).square().sum(-1)
+        square = squared_length((z.unsqueeze(1) - loc) / scale)
     if variance is not None:
         square = square + variance @ scale.pow(-2).mT
     return torch.add(constant, square, alpha=-0.5)
+
+
+def squared_length(vectors: Tensor) -> Tensor:
+    """Σ_d v_d² over the last dimension, by a product where that is short: a sum is slow there."""
+    square = vectors.square()
+    if square.shape[-1] < SHORT:
+        return square @ square.new_ones(square.shape[-1])
+    return square.sum(-1)
 
 
 def roundoff(features: int, dtype: torch.dtype) -> float:

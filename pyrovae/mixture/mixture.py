@@ -74,7 +74,7 @@ class Mixture(dist.MixtureSameFamily):
                 "batch with .to_event(k), or build one mixture per batch entry."
             )
         super().__init__(mixture_distribution, component_distribution, validate_args)
-        self._evaluators: dict[tuple[int, ...], DiagonalNormals | FullNormals] = {}
+        self._evaluators: dict[tuple[int, ...], DiagonalNormals | FullNormals | None] = {}
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same mixture for a batch of independent points; no tensor is expanded."""
@@ -166,7 +166,8 @@ class Mixture(dist.MixtureSameFamily):
         if normal is None:
             found = self._components().log_prob(self._rows(value))
             return self._shaped(found.to(self._dtype(value)), value)
-        parameters = (*normal, self.log_weights) if self._learns(normal) else None
+        lasting = self._asked_again() and not self._learns(normal)
+        parameters = None if lasting else (*normal, self.log_weights)
         points = value if value.dim() == 2 and self.event_dim == 1 else self._flat(value)
         found = gradients.log_density(points, lambda: self._diagonal(normal), parameters)
         return self._shaped(found, value)
@@ -363,13 +364,26 @@ class Mixture(dist.MixtureSameFamily):
 
     def _held(self, parameters: tuple[Tensor, Tensor], make: Callable[[], Evaluator]) -> Evaluator:
         """The evaluator of the parameters as they are, kept until they change in place."""
-        raw = (*parameters, self.mixture_distribution._param)
-        version = tuple(0 if t.is_inference() else t._version for t in raw)
-        if version not in self._evaluators:
+        version = self._version(parameters)
+        if self._evaluators.get(version) is None:
             self._evaluators.clear()
             self._evaluators[version] = make()
         held: Any = self._evaluators[version]
         return held
+
+    def _asked_again(self) -> bool:
+        """Whether the density was asked for before, so that an evaluator of few points pays."""
+        given: Any = families.innermost(self.component_distribution)
+        version = self._version((given.loc, given.scale))
+        again = version in self._evaluators
+        if not again:
+            self._evaluators.clear()
+            self._evaluators[version] = None
+        return again
+
+    def _version(self, parameters: tuple[Tensor, Tensor]) -> tuple[int, ...]:
+        raw = (*parameters, self.mixture_distribution._param)
+        return tuple(0 if t.is_inference() else t._version for t in raw)
 
 
 def _precise(z: Tensor) -> Tensor:

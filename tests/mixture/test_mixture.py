@@ -243,3 +243,13 @@ def test_a_subclass_of_normal_keeps_its_own_density() -> None:
 def test_repr_names_what_it_is(mixture: Mixture) -> None:
     assert f"components={N}" in repr(mixture)
     assert f"event_shape={tuple(mixture.event_shape)}" in repr(mixture)
+
+
+def test_the_first_call_and_later_ones_agree() -> None:
+    """The first goes without an evaluator, which would not pay; the second builds one."""
+    components = dist.Normal(torch.randn(50, 3), torch.rand(50, 3) + 0.01).to_event(1)
+    mixture = Mixture(dist.Categorical(logits=torch.randn(50)), components)
+    z = torch.randn(7, 3)
+    first, second, third = (mixture.log_prob(z) for _ in range(3))
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-10)
+    assert torch.equal(third, second)
