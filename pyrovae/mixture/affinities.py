@@ -76,11 +76,11 @@ def _of_all(normals: DiagonalNormals, index: Tensor) -> Tensor:
 
 def _scores(normals: DiagonalNormals, i: Tensor, j: Tensor) -> Tensor:
     """log w_j − d(i, j) in float64, shape of the indices broadcast against each other."""
-    one, other = normals.scale[i].square(), normals.scale[j].square()
+    one, other = (normals.scale[n].double().square() for n in (i, j))
     both = (one + other) / 2
-    square = ((normals.loc[i] - normals.loc[j]).square() / both).sum(-1)
+    square = ((normals.loc[i].double() - normals.loc[j]).square() / both).sum(-1)
     own = (one.log().sum(-1) + other.log().sum(-1)) / 4
-    return (normals.log_weight[j] - square / 8 - both.log().sum(-1) / 2 + own).double()
+    return normals.log_weight[j] - square / 8 - both.log().sum(-1) / 2 + own
 
 
 def _near(normals: DiagonalNormals, index: Tensor, group: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -12,15 +13,14 @@ from torch import Tensor
 from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.affinities import log_affinities
-from pyrovae.mixture.attention import block_log_sum_exp
-from pyrovae.mixture.logdensity import constants, keys, queries
+from pyrovae.mixture.logdensity import differences, queries, roundoff
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.normals import DiagonalNormals
+from pyrovae.mixture.normals import TOLERANCE, DiagonalNormals
 from pyrovae.mixture.screening import log_prob
 from pyrovae.randomness import seeded
 
-#: Components in one block of the passes over all pairs.
-ROWS = 4096
+#: Pairs of components that are held at once.
+SCORES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,20 @@ def divergence(
         other: p, with the events of q; another mixture, a prior, a flow.
         draws: number of draws from q.
         seed: their seed.
+
+    Raises:
+        ValueError: if p does not give one log density to each draw from q.
     """
     with torch.no_grad(), seeded(seed):
         z = mixture.sample((draws,))
-        return mean_estimate(mixture.log_prob(z) - other.log_prob(z), over="draws")
+        of_other = other.log_prob(z)
+        if of_other.shape != (draws,):
+            raise ValueError(
+                f"expected one log density a draw, shape ({draws},); got {tuple(of_other.shape)} "
+                "from the other distribution. Give it the event shape "
+                f"{tuple(mixture.event_shape)} with .to_event(k), and batch shape ()."
+            )
+        return mean_estimate(mixture.log_prob(z) - of_other, over="draws")
 
 
 def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) -> Bounds:
@@ -84,17 +94,17 @@ def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) 
     Kolchinsky & Tracey 2017, "Estimating mixture entropy with pairwise distances".
     """
     normals = _normals(mixture)
-    weight = normals.log_weight.double().exp()
+    weight = _normalised(normals.log_weight).exp()
     index = torch.arange(normals.size, device=weight.device)
     if rows is not None:
         with seeded(seed):
             drawn = torch.rand(rows, dtype=torch.float64).to(weight.device)
-        index = torch.searchsorted(weight.cumsum(0) / weight.sum(), drawn, right=True)
-    loc, variance = normals.loc[index], normals.scale[index].square()
-    own = 0.5 * (variance.double().log() + math.log(2 * math.pi) + 1).sum(-1)
+        cumulative = weight.cumsum(0)
+        index = torch.searchsorted(cumulative / cumulative[-1], drawn, right=True)
     # log Σ_j w_j exp(−KL) + H_i is the log-sum-exp of expected log densities
-    upper = -_expected(normals, loc, variance)
-    lower = own - log_affinities(normals, index)
+    variance = normals.scale[index].double().square()
+    upper = -log_prob(normals, normals.loc[index], variance=variance)
+    lower = _entropies(normals.scale[index]) - log_affinities(normals, index)
     if rows is not None:
         return Bounds(*(_over_rows(v, b) for v, b in ((lower, "lower"), (upper, "upper"))))
     return Bounds(
@@ -117,41 +127,60 @@ def variational_divergence(mixture: Mixture, other: Mixture, *, rounds: int = 3)
     Args:
         mixture: q, weights w.
         other: p, weights ω.
-        rounds: number of rounds, each two passes over all pairs of components in float64.
+        rounds: number of rounds, each a pass over all pairs of components in float64.
 
     Raises:
-        ValueError: if the components are not diagonal normals.
+        ValueError: if the components are not diagonal normals, or there is no round.
 
     Hershey & Olsen 2007, "Approximating the Kullback Leibler divergence between Gaussian mixture
     models", section 8.
     """
+    if rounds < 1:
+        raise ValueError(f"expected at least one round; got {rounds}.")
     q, p = _normals(mixture), _normals(other)
-    centre = p.centre
-    variance = q.scale.double().square()
-    query = queries(q.loc.double() - centre, variance)
-    own = -0.5 * (variance.log() + math.log(2 * math.pi) + 1).sum(-1)  # E_a[log q_a]
-    log_w, log_omega = q.log_weight.double(), p.log_weight.double()
-    scale = p.scale.double()
-    key = keys(p.loc.double() - centre, scale, constants(scale, torch.zeros_like(log_omega)))
-    offset, best = log_omega, math.inf
+    log_w = _normalised(q.log_weight)
+    negative_entropy = -float(log_w.exp() @ _entropies(q.scale))
+    offset, best = torch.zeros_like(p.constant), math.inf
     for power in range(1, rounds + 1):
-        asked = power * key
-        asked[:, -1] += offset
-        total, _ = _attend(query, asked)
-        # E_φ[log p_b] from the mean of the keys, less what the offset contributed to it
-        back = torch.cat([asked, torch.ones_like(asked[:, :1])], -1)
-        data = torch.cat([query, (log_w - total).unsqueeze(-1)], -1)
-        log_share, moments = _attend(back, data)
-        scores = (moments[:, :-1] * key).sum(-1)
-        cost = float(log_w.exp() @ own) - float(log_share.exp() @ scores)
-        best = min(best, cost + float(log_share.exp() @ (log_share - log_omega)))
-        offset = offset + (log_omega - log_share)
+        log_share, expected = torch.full_like(offset, -math.inf), 0.0
+        for rows, scores in _expected_scores(q, p):
+            logits = power * scores + offset
+            phi = logits.softmax(-1) * log_w[rows].exp().unsqueeze(-1)
+            expected += float(phi.flatten() @ scores.flatten())
+            found = phi.sum(0).log()
+            none = found == -math.inf  # an underflow: their next offsets need the logarithm
+            if bool(none.any()):
+                log_phi = logits[:, none] + (log_w[rows] - logits.logsumexp(-1)).unsqueeze(-1)
+                found[none] = log_phi.logsumexp(0)
+            log_share = log_share.logaddexp(found)
+        best = min(best, negative_entropy - expected + float(log_share.exp() @ log_share))
+        offset = offset - log_share
     return Estimate(best, 0.0, q.size, bound="upper")
 
 
-def _attend(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    found = [block_log_sum_exp(part, key.unsqueeze(0)) for part in query.split(ROWS)]
-    return torch.cat([f[0][0] for f in found]), torch.cat([f[1][0] for f in found])
+def _expected_scores(q: DiagonalNormals, p: DiagonalNormals) -> Iterator[tuple[slice, Tensor]]:
+    """log ω_b + E_{q_a}[log p_b] for some a at a time and all b, by differences if they cancel."""
+    given, key, step = p.exact(slice(None)), p.all_keys(), max(1, SCORES // p.size)
+    for start in range(0, q.size, step):
+        rows = slice(start, start + step)
+        loc, variance = q.loc[rows].double(), q.scale[rows].double().square()
+        query = queries(loc - p.centre, variance)
+        error = query.abs() @ p.largest_of_all * roundoff(p.features, torch.float64)
+        if bool((error <= TOLERANCE[torch.float64]).all()):
+            yield rows, query @ key.mT
+            continue
+        parts = zip(*(t.split(max(1, step // p.dim)) for t in (loc, variance)), strict=True)
+        yield rows, torch.cat([differences(one, *given, other) for one, other in parts])
+
+
+def _normalised(log_weight: Tensor) -> Tensor:
+    """In float64: a rounded sum of weights would be that of entropies, which are far from 0."""
+    return log_weight.double().log_softmax(-1)
+
+
+def _entropies(scale: Tensor) -> Tensor:
+    """Entropies of diagonal normals, float64."""
+    return (scale.double().log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1)
 
 
 def _normals(mixture: Mixture) -> DiagonalNormals:
@@ -162,11 +191,6 @@ def _normals(mixture: Mixture) -> DiagonalNormals:
             f"{families.family(mixture.component_distribution)}. Use the Monte Carlo estimates."
         )
     return normals
-
-
-def _expected(normals: DiagonalNormals, loc: Tensor, variance: Tensor) -> Tensor:
-    """log Σ_j w_j exp E_{N(loc, variance)}[log N_j], shape ``(R,)``."""
-    return log_prob(normals, loc, variance=variance)
 
 
 def _over_rows(values: Tensor, bound: str) -> Estimate:

@@ -124,3 +124,42 @@ def test_other_families_are_referred_to_monte_carlo() -> None:
     with pytest.raises(ValueError, match="MultivariateNormal"):
         entropy_bounds(full)
     assert entropy(full).standard_error > 0
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e2, 1e3])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0])
+def test_variational_divergence_holds_at_every_scale(scale: float, spread: float) -> None:
+    """Islands of equal weights, shifted by half a scale: a closed form where they lie apart."""
+    loc = spread * (torch.arange(N).unsqueeze(-1) + torch.rand(N, D))
+    one, other = (
+        Mixture(dist.Categorical(torch.ones(N)), dist.Normal(at, scale).to_event(1))
+        for at in (loc, loc + 0.5 * scale)
+    )
+    found = variational_divergence(one, other)
+    if spread / scale > 100:
+        assert found.value == pytest.approx(D * 0.125, abs=1e-5)  # of the rounding of loc + shift
+        assert variational_divergence(one, one).value == pytest.approx(0.0, abs=1e-9)
+    estimate = divergence(one, other)
+    assert found.value > estimate.value - 4 * estimate.standard_error
+
+
+def test_divergences_refuse_what_is_not_one_number_a_draw() -> None:
+    mixture = Mixture(
+        dist.Categorical(torch.ones(N)), dist.Normal(torch.randn(N, 1), 1.0).to_event(1)
+    )
+    with pytest.raises(ValueError, match=r"expected one log density a draw.*to_event"):
+        divergence(mixture, dist.Normal(torch.zeros(1), 1.0))
+    with pytest.raises(ValueError, match="at least one round"):
+        variational_divergence(mixture, mixture, rounds=0)
+
+
+@pytest.mark.float32
+def test_bounds_of_copies_are_exact_in_float32() -> None:
+    components = dist.Normal(torch.zeros(N, 128), 1e-6 * (1 + torch.rand(128))).to_event(1)
+    mixture = Mixture(dist.Categorical(torch.ones(N)), components)
+    exact = float(components.base_dist.scale[0].double().log().sum()) + 64 * math.log(
+        2 * math.pi * math.e
+    )
+    bounds = entropy_bounds(mixture)
+    assert bounds.lower.value == pytest.approx(exact, abs=1e-6)
+    assert bounds.upper.value == pytest.approx(exact, abs=1e-6)
