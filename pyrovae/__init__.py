@@ -9,6 +9,12 @@ from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.evidence.sandwich import BothSides
 from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.divergence import (
+    divergence,
+    entropy,
+    entropy_bounds,
+    variational_divergence,
+)
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.discretized import bits_per_dimension
 from pyrovae.models.encoding import aggregate, encode
@@ -53,7 +59,10 @@ __all__ = [
     "conv_decoder",
     "conv_encoder",
     "diagnose",
+    "divergence",
     "encode",
+    "entropy",
+    "entropy_bounds",
     "fit",
     "fit_ex_post_prior",
     "inference_gaps",
@@ -63,4 +72,5 @@ __all__ = [
     "mlp_encoder",
     "reduce",
     "save",
+    "variational_divergence",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrovae.mixture import families
+from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.mixture import Mixture
 
 
@@ -29,21 +31,25 @@ class AggregatedPosterior(Mixture):
     AggregatedPosterior(components=5, event_shape=(2,), family=Normal)
     """
 
-    def __init__(self, encoding: dist.Distribution, weights: Tensor | None = None) -> None:
+    def __init__(
+        self, encoding: dist.Distribution, weights: Tensor | Sequence[float] | None = None
+    ) -> None:
         size = encoding.batch_shape[:1].numel()
         like = families.floating_parameter(encoding)
+        # half precision ends at 65,504 data points
+        wide = torch.promote_types(like.dtype, torch.float32)
         if weights is None:
-            weights = torch.ones(size, dtype=like.dtype, device=like.device)
+            weights = torch.ones(size)
+        weights = torch.as_tensor(weights, dtype=wide, device=like.device)
+        #: Total of the weights as they were given: what this part counts for in `merge`.
+        self.mass = float(weights.detach().double().sum())
         usable = weights.shape == (size,) and bool((weights >= 0).all())
-        if not usable or not 0 < float(weights.sum()) < float("inf"):
+        if not usable or not 0 < self.mass < float("inf"):
             raise ValueError(
                 f"expected {size} finite, non-negative weights with a positive total; got shape "
-                f"{tuple(weights.shape)}, total {float(weights.sum())}."
+                f"{tuple(weights.shape)}, total {self.mass}."
             )
-        weights = weights.to(like)
-        #: Total of the weights as they were given: what this part counts for in `merge`.
-        self.mass = float(weights.double().sum())
-        super().__init__(dist.Categorical(logits=weights.log()), encoding)
+        super().__init__(dist.Categorical(logits=safe_log(weights)), encoding)
 
     @property
     def encoding(self) -> dist.Distribution:
@@ -78,10 +84,7 @@ class AggregatedPosterior(Mixture):
         encoding = families.concatenate([part.encoding for part in parts])
         return cls(encoding, torch.cat([part.weights * part.mass for part in parts]))
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> AggregatedPosterior:
-        """The same mixture on another device or in another dtype."""
-        encoding = families.convert(self.encoding, lambda t: t.to(device=device, dtype=dtype))
-        weights = (self.weights.double() * self.mass).to(device=device)
-        return AggregatedPosterior(encoding, weights)
+    def to(self, *args: Any, **kwargs: Any) -> AggregatedPosterior:
+        """The same mixture on another device or in another dtype; arguments as ``Tensor.to``."""
+        encoding = families.convert(self.encoding, lambda t: t.to(*args, **kwargs))
+        return AggregatedPosterior(encoding, self.weights.double() * self.mass)

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Responsibilities:
+    """The k components that explain a point best.
+
+    Args:
+        index: component numbers, largest weight first, shape ``(..., k)``.
+        weight: their responsibilities q(n | z), shape ``(..., k)``.
+    """
+
+    index: Tensor
+    weight: Tensor
 
 
 class Scores(Protocol):

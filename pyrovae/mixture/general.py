@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyrovae.mixture.families import convert, floating_parameter, take
+from pyrovae.mixture.kept import usable
 
 #: Bytes that one block of component log densities may hold.
 BLOCK_BYTES = 1 << 26
@@ -30,7 +31,9 @@ class Components:
         self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
         if self.index is not None:
             components, log_weight = take(components, self.index), log_weight[self.index]
-        self.components, self.log_weight = components, log_weight
+        if floating_parameter(components).is_inference():
+            components = convert(components, usable)
+        self.components, self.log_weight = components, usable(log_weight)
         self.size, self.dtype = len(log_weight), floating_parameter(components).dtype
         width = max(1, math.prod(components.event_shape))
         cost = 8 * 8 * width  # bytes per pair, with room for intermediate results
@@ -41,11 +44,13 @@ class Components:
         self.points = max(1, pairs // self.block)
 
     def scores(self, z: Tensor, rows: slice) -> Tensor:
-        """log w_n + log q_n(z) for some components, shape ``(B, n)``."""
+        """log w_n + log q_n(z) for some components, shape ``(B, n)``, in float64."""
+        if not len(z):  # which distributions refuse
+            return z.new_zeros(0, len(self.log_weight[rows]), dtype=torch.float64)
         part = self.components if self.size <= self.block else take(self.components, rows)
-        if z.is_floating_point() and z.dtype != self.dtype:
-            part = convert(part, lambda t: t.to(z.dtype) if t.is_floating_point() else t)
-        points = z.unsqueeze(z.dim() - len(self.components.event_shape))
+        if self.dtype != torch.float64:
+            part = convert(part, _precise)
+        points = _precise(z).unsqueeze(z.dim() - len(self.components.event_shape))
         found: Tensor = part.log_prob(points) + self.log_weight[rows]
         return found
 
@@ -69,10 +74,14 @@ class Components:
     def score(self, z: Tensor) -> Tensor:
         """∇_z log Σ_n w_n q_n(z) at no more than `points` points, shape of ``z``."""
         with torch.enable_grad():
-            points = z.detach().requires_grad_()
+            points = usable(z.detach()).requires_grad_()
             return torch.autograd.grad(self._log_prob(points).sum(), points)[0]
 
     def rows(self) -> Iterator[slice]:
         """The blocks of components."""
         for start in range(0, self.size, self.block):
             yield slice(start, min(start + self.block, self.size))
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

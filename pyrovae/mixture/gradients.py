@@ -7,13 +7,15 @@ parameters is summed block by block, and B × N numbers are never held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrovae.mixture.attention import shares
+from pyrovae.mixture.kept import usable
 from pyrovae.mixture.logdensity import (
     constants,
     differences,
@@ -35,6 +37,8 @@ FEW_TRIPLES = 1 << 15
 DENSE_TRIPLES = 1 << 22
 #: A score alone is one dense product and its gradient up to this many pairs, then one search.
 DENSE_SCORES = 1 << 16
+#: Log densities so low that their rounding would reach the responsibilities.
+LOW = 1e6
 #: Up to this many, scores are summed by one call, which underflow may slow down.
 FEW_SCORES = 1 << 13
 
@@ -65,7 +69,7 @@ def log_density(
     result: Tensor
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
         if parameters and differentiable and z.shape[0] * like.numel() <= FEW_TRIPLES:
-            result = _FewLogDensity.apply(z, *parameters)  # type: ignore[no-untyped-call]
+            result = _FewLogDensity.apply(z, *parameters)[0]  # type: ignore[no-untyped-call]
             return result.to(dtype)
         scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
@@ -81,7 +85,7 @@ def score(z: Tensor, normals: DiagonalNormals) -> Tensor:
     if z.shape[0] * normals.size > min(DENSE_SCORES, DENSE_PAIRS):
         return evaluate(normals, z).score.to(z.dtype)
     with torch.enable_grad():
-        points = z.detach().requires_grad_()
+        points = usable(z.detach()).requires_grad_()
         return torch.autograd.grad(log_density(points, lambda: normals).sum(), points)[0]
 
 
@@ -108,12 +112,7 @@ def _dense(
             return None
     if isinstance(components, DiagonalNormals):
         return differences(z, *components.exact_all)
-    return _differences(z, *components)
-
-
-def _differences(z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
-    scale = scale.double()  # the rest is promoted by what it meets
-    return differences(z.double(), loc, scale, constants(scale, log_weight))
+    return _with_differences(z, *components)[1]
 
 
 def _log_sum(scores: Tensor) -> Tensor:
@@ -131,38 +130,45 @@ class _FewLogDensity(torch.autograd.Function):
     """Log density from differences, its gradients written out: half as many calls as autograd's."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
-        wide = scale.double()  # the rest is promoted by what it meets
-        difference = (z.double().unsqueeze(1) - loc) / wide
-        constant = constants(wide, log_weight)
-        scores = torch.add(constant, squared_length(difference), alpha=-0.5)
-        ctx.save_for_backward(z, loc, scale, log_weight, wide, difference, scores)
-        return scores.logsumexp(-1)
+    def forward(
+        z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        difference, scores = _with_differences(z, loc, scale, log_weight)
+        return scores.logsumexp(-1), difference, scores
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, scale, difference, scores = ctx.saved_tensors
-        needed = ctx.needs_input_grad
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        z, loc, scale, log_weight, difference, scores = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            again = _log_sum(_differences(*inputs))
-            wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-            slopes = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
-            return tuple(next(slopes) if need else None for need in needed)
-        share = scores.softmax(-1) * grad.unsqueeze(-1)
-        pull = share.unsqueeze(-1) * difference / scale
+            difference, scores = _with_differences(z, loc, scale, log_weight)
         found: list[Tensor | None] = [None] * 4
-        if needed[0]:
-            found[0] = -pull.sum(1)
-        if needed[1]:
-            found[1] = pull.sum(0)
-        if needed[2] or needed[3]:
-            mass = share.sum(0)
-            found[2] = (pull * difference).sum(0) - mass.unsqueeze(-1) / scale
-            found[3] = mass
-        return tuple(
-            g.to(t.dtype) if g is not None and need else None
-            for g, t, need in zip(found, inputs, needed, strict=True)
-        )
+        share, wide = scores.softmax(-1) * grad.unsqueeze(-1), scale.double()
+        pull, mass = share.unsqueeze(-1) * difference / wide, share.sum(0)
+        if ctx.needs_input_grad[0]:
+            found[0] = -pull.sum(1).to(z.dtype)
+        if ctx.needs_input_grad[1]:
+            found[1] = pull.sum(0).to(loc.dtype)
+        if ctx.needs_input_grad[2]:
+            widen = (pull * difference).sum(0) - mass.unsqueeze(-1) / wide
+            found[2] = widen.to(scale.dtype)
+        if ctx.needs_input_grad[3]:
+            found[3] = mass.to(log_weight.dtype)
+        return tuple(found)
+
+
+def _with_differences(
+    z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(z − μ)/σ, shape ``(B, N, D)``, and component log densities, ``(B, N)``, in float64."""
+    wide = scale.double()  # the rest is promoted by what it meets
+    difference = (z.double().unsqueeze(1) - loc) / wide
+    constant = constants(wide, log_weight)
+    return difference, torch.add(constant, squared_length(difference), alpha=-0.5)
 
 
 class _LargeLogDensity(torch.autograd.Function):
@@ -221,7 +227,8 @@ def parameter_gradients(
               ∂_{σ_n} = \sum_b g_b r_{bn} \frac{(z_b - μ_n)^2 - σ_n^2}{σ_n^3}, \quad
               ∂_{\log w_n} = \sum_b g_b r_{bn}
 
-    The responsibilities are float64; the sums over b are moments of z about a block's mean.
+    The responsibilities are float64; the sums over b are moments of z about a block's mean or,
+    where these cancel, of (z − μ)/σ over the pairs with a responsibility above zero.
 
     Args:
         z: shape ``(B, D)``.
@@ -230,24 +237,81 @@ def parameter_gradients(
         grad: g, shape ``(B,)``.
     """
     found = tuple(torch.zeros_like(parameter) for parameter in parameters)
-    for start in range(0, len(z) and len(parameters[0]), BLOCK):
-        rows = slice(start, start + BLOCK)
-        block = DiagonalNormals(*(parameter[rows] for parameter in parameters), ordered=False)
-        if block.size == 0:
-            continue
-        moments = torch.zeros_like(block.all_keys())
-        for first in range(0, len(z), block.points):
-            part = slice(first, first + block.points)
-            scores = block.scores(z[part], slice(None))
-            share = (scores - log_prob[part].unsqueeze(-1)).clamp(max=0.0).exp()
-            weight = share * grad[part].double().unsqueeze(-1)
-            moments += weight.mT @ queries(z[part].double() - block.centre)
-        second, first_moment, mass = moments.split([block.dim, block.dim, 1], -1)
-        mean, scale = block.loc.double() - block.centre, block.scale.double()
-        pull = (first_moment - mass * mean) / scale.square()
-        spread = second - 2 * mean * first_moment + mass * mean.square()
-        widen = (spread / scale.square() - mass) / scale
-        for total, value in zip(found, (pull, widen, mass.squeeze(-1)), strict=True):
+    excess = _excess(z, parameters, log_prob)
+    for rows, block in _blocks(z, parameters):
+        sums = _Sums(block, z)
+        for part, above in _above(block, z, log_prob):
+            share = (above - excess[part].unsqueeze(-1)).exp()
+            sums.add(part, share * grad[part].double().unsqueeze(-1))
+        for total, value in zip(found, sums.gradients(), strict=True):
             kept = slice(None) if block.index is None else block.index
             total[rows][kept] = value.to(total.dtype)
     return found[0], found[1], found[2]
+
+
+def _blocks(z: Tensor, parameters: Parameters) -> Iterator[tuple[slice, DiagonalNormals]]:
+    """A number of components at a time, those without weight left out."""
+    for start in range(0, len(z) and len(parameters[0]), BLOCK):
+        rows = slice(start, start + BLOCK)
+        block = DiagonalNormals(*(parameter[rows] for parameter in parameters), ordered=False)
+        if block.size:
+            yield rows, block
+
+
+def _above(block: DiagonalNormals, z: Tensor, level: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Component log densities above a level for each point, some points at a time."""
+    for first in range(0, len(z), block.points):
+        part = slice(first, first + block.points)
+        yield part, block.scores(z[part], slice(None)) - level[part].unsqueeze(-1)
+
+
+def _excess(z: Tensor, parameters: Parameters, log_prob: Tensor) -> Tensor:
+    """log Σ_n exp(score − log q): above 0 only by the rounding of very low log densities."""
+    if not bool((log_prob.abs() > LOW).any()):
+        return torch.zeros_like(log_prob)
+    total = torch.full_like(log_prob, -math.inf)
+    for _, block in _blocks(z, parameters):
+        parts = [above.logsumexp(-1) for _, above in _above(block, z, log_prob)]
+        total = total.logaddexp(torch.cat(parts))
+    return total
+
+
+class _Sums:
+    """Σ_b of weights, of weights times (z_b − μ_n)/σ_n and of weights times its square.
+
+    Args:
+        block: the components n.
+        z: the points b, shape ``(B, D)``.
+    """
+
+    def __init__(self, block: DiagonalNormals, z: Tensor) -> None:
+        self.block, self.z = block, z.double()
+        self.query = queries(self.z - block.centre)
+        magnitude = float(self.query.abs().amax(0) @ block.largest_of_all)
+        error = magnitude * roundoff(block.features, torch.float64)
+        self.cancels = not error <= TOLERANCE[torch.float64]
+        self.moments = torch.zeros_like(block.all_keys())
+
+    def add(self, part: slice, weight: Tensor) -> None:
+        """Add some points, weights of shape ``(b, N)``."""
+        if not self.cancels:
+            self.moments += weight.mT @ self.query[part]
+            return
+        self.moments[:, -1] += weight.sum(0)
+        points, (loc, scale, _) = self.z[part], self.block.exact(slice(None))
+        for pairs in weight.nonzero().split(max(1, BLOCK * BLOCK // self.block.dim)):
+            b, n = pairs.unbind(-1)
+            difference = (points[b] - loc[n]) / scale[n]
+            both = torch.cat([difference.square(), difference], -1)
+            self.moments[:, :-1].index_add_(0, n, both * weight[b, n].unsqueeze(-1))
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """With respect to μ, σ and log w."""
+        dim = self.block.dim
+        second, first, mass = self.moments.split([dim, dim, 1], -1)
+        scale = self.block.scale.double()
+        if not self.cancels:
+            mean = self.block.loc.double() - self.block.centre
+            second = (second - 2 * mean * first + mass * mean.square()) / scale.square()
+            first = (first - mass * mean) / scale
+        return first / scale, (second - mass) / scale, mass.squeeze(-1)

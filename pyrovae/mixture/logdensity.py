@@ -78,6 +78,12 @@ def differences(
     return torch.add(constant, square, alpha=-0.5)
 
 
+def safe_log(weights: Tensor) -> Tensor:
+    """log w, −inf where a weight is zero, which then has the gradient 0 and not NaN."""
+    positive = weights > 0
+    return torch.where(positive, torch.where(positive, weights, 1.0).log(), -math.inf)
+
+
 def squared_length(vectors: Tensor) -> Tensor:
     """Σ_d v_d² over the last dimension, by a product where that is short: a sum is slow there."""
     square = vectors.square()

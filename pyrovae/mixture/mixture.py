@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from collections.abc import Sequence
+from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
@@ -14,25 +13,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.mixture import families, gradients, screening
-from pyrovae.mixture.exemplars import top_scores, total_scores
+from pyrovae.mixture.exemplars import Responsibilities, top_scores, total_scores
 from pyrovae.mixture.full_normals import FullNormals
 from pyrovae.mixture.general import Components
+from pyrovae.mixture.kept import Kept, outside_inference, usable
+from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.normals import DiagonalNormals
 
-Evaluator = TypeVar("Evaluator", DiagonalNormals, FullNormals)
-
-
-@dataclass(frozen=True)
-class Responsibilities:
-    """The k components that explain a point best.
-
-    Args:
-        index: component numbers, largest weight first, shape ``(..., k)``.
-        weight: their responsibilities q(n | z), shape ``(..., k)``.
-    """
-
-    index: Tensor
-    weight: Tensor
+#: Components that are averaged over at once.
+ROWS = 1 << 16
 
 
 class Mixture(dist.MixtureSameFamily):
@@ -43,9 +32,10 @@ class Mixture(dist.MixtureSameFamily):
     It is a ``pyro.distributions.MixtureSameFamily`` and takes the same arguments. For components
     that are diagonal normals, `log_prob` is one pass with an error of at most 1e-4 nats in
     float32 (1e-9 relative to the size of the terms in float64) whatever the scales; other families
-    are evaluated exactly, block by block, ``MultivariateNormal`` by products of matrices. Neither
-    holds a number for every pair of point and component. `sample` draws an index first and then
-    that component only. `expand` is lazy: a plate of B points costs nothing.
+    are evaluated in float64, block by block, ``MultivariateNormal`` by products of matrices.
+    Neither holds a number for every pair of point and component. `sample` draws an index first and
+    then that component only. `expand` is lazy: a plate of B points costs nothing. What is kept of
+    the components is made anew when they change in place, but not if by way of ``tensor.data``.
 
     Args:
         mixture_distribution: ``Categorical`` over the components, batch shape ``()``. Weights of
@@ -74,7 +64,7 @@ class Mixture(dist.MixtureSameFamily):
                 "batch with .to_event(k), or build one mixture per batch entry."
             )
         super().__init__(mixture_distribution, component_distribution, validate_args)
-        self._evaluators: dict[tuple[int, ...], DiagonalNormals | FullNormals | None] = {}
+        self._kept = Kept()
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same mixture for a batch of independent points; no tensor is expanded."""
@@ -90,7 +80,7 @@ class Mixture(dist.MixtureSameFamily):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles build their own evaluator: theirs are other tensors."""
-        return {**self.__dict__, "_evaluators": {}}
+        return {**self.__dict__, "_kept": Kept()}
 
     def __repr__(self) -> str:
         batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
@@ -109,8 +99,7 @@ class Mixture(dist.MixtureSameFamily):
         """Normalised log weights, shape ``(N,)``; −inf where the weight is zero."""
         categorical = self.mixture_distribution
         if categorical._param is vars(categorical).get("probs"):  # logits would not keep a zero
-            weights: Tensor = categorical.probs.log()
-            return weights
+            return safe_log(categorical.probs)
         return categorical.logits.log_softmax(-1)
 
     @property
@@ -132,25 +121,34 @@ class Mixture(dist.MixtureSameFamily):
     @property
     def mean(self) -> Tensor:
         """E[z], batch shape + event shape."""
-        return self._average(self.component_distribution.mean).expand(self.shape())
+        means = self.component_distribution.mean
+        return self._average(means).to(means.dtype).expand(self.shape())
 
     @property
     def variance(self) -> Tensor:
         """Var[z] per unit: the mean variance of the components plus the variance of their means."""
-        means = self.component_distribution.mean
-        spread = (means - self._average(means)).square()
-        return self._average(self.component_distribution.variance + spread).expand(self.shape())
+        within = self.component_distribution.variance
+        return (self._average(within).to(within.dtype) + self.mean_variance).expand(self.shape())
 
     @property
     def mean_variance(self) -> Tensor:
         """Var_n[μ_n] per unit, the variance of the component means, shape of an event."""
         means = self.component_distribution.mean
-        return self._average((means - self._average(means)).square())
+        return self._average(means, self._average(means)).to(means.dtype)
 
-    def _average(self, values: Tensor) -> Tensor:
-        flat = values.reshape(self.size, -1)
-        return (self.weights.to(flat.dtype) @ flat).view(values.shape[1:])
+    def _average(self, values: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Σ_n w_n v_n in float64, shape of an event; of (v_n − centre)² with a centre."""
+        total, weights = torch.zeros_like(values[0], dtype=torch.float64), self.weights.double()
+        for start in range(0, self.size, ROWS):
+            weight, part = weights[start : start + ROWS], values[start : start + ROWS].double()
+            if centre is not None:
+                part = (part - centre).square()
+            shape = (-1, *(1,) * (part.dim() - 1))
+            part = torch.where(weight.view(shape) > 0, part, 0.0)  # where 0 · ∞ is nothing too
+            total = total + torch.tensordot(weight, part, 1)
+        return total
 
+    @outside_inference
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(z), differentiable in z and in the parameters.
 
@@ -160,21 +158,33 @@ class Mixture(dist.MixtureSameFamily):
         Returns:
             shape ``(...)``, broadcast with the batch shape.
         """
-        if self._validate_args:
+        if self._validate_args and value.numel():
             self._validate_sample(value)
         normal = families.diagonal_normal(self.component_distribution)
         if normal is None:
             found = self._components().log_prob(self._rows(value))
             return self._shaped(found.to(self._dtype(value)), value)
-        lasting = self._asked_again() and not self._learns(normal)
-        parameters = None if lasting else (*normal, self.log_weights)
+        lasting = not self._learns(normal) and self._kept.asked_again(self._tensors())
+        parameters = None if lasting else [usable(t) for t in (*normal, self.log_weights)]
         points = value if value.dim() == 2 and self.event_dim == 1 else self._flat(value)
         found = gradients.log_density(points, lambda: self._diagonal(normal), parameters)
         return self._shaped(found, value)
 
+    @outside_inference
     def score(self, z: Tensor) -> Tensor:
-        r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient."""
+        r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient.
+
+        Raises:
+            ValueError: if the points are not of the event shape, or the components are discrete.
+        """
         rows = self._rows(z).to(self._dtype(z))
+        if self.component_distribution.support.is_discrete:
+            raise ValueError(
+                "expected a mixture with a density, to have a score; got discrete components, "
+                f"{families.family(self.component_distribution)}."
+            )
+        if not len(rows):
+            return torch.zeros_like(z)
         with torch.no_grad():  # the parameters take no part
             components = self.diagonal_normals() or self._components()
         if isinstance(components, DiagonalNormals):
@@ -212,6 +222,13 @@ class Mixture(dist.MixtureSameFamily):
             self.mixture_distribution, families.marginal(self.component_distribution, units)
         )
 
+    def entropy(self) -> Tensor:
+        """Not known in closed form."""
+        raise NotImplementedError(
+            "expected an entropy in closed form; got a mixture. Use pyrovae.entropy(mixture), an "
+            "estimate with its standard error, or pyrovae.entropy_bounds(mixture)."
+        )
+
     def cdf(self, value: Tensor) -> Tensor:
         """P(z ≤ value) of a mixture over numbers, in blocks of components."""
         if self.event_shape:
@@ -219,14 +236,17 @@ class Mixture(dist.MixtureSameFamily):
                 f"expected a mixture over numbers, event shape (); got {tuple(self.event_shape)}. "
                 "Take .marginal(d) first."
             )
+        value = value.to(self._dtype(value))
         total, step = torch.zeros_like(value), max(1, (1 << 22) // max(1, value.numel()))
         weights = self.weights
         for start in range(0, self.size, step):
             rows = slice(start, start + step)
             part = families.take(self.component_distribution, rows)
-            total = total + part.cdf(value.unsqueeze(-1)) @ weights[rows].to(value.dtype)
+            found = part.cdf(value.unsqueeze(-1))
+            total = total + found @ weights[rows].to(found.dtype)
         return total.expand(broadcast_shape(total.shape, self.batch_shape))
 
+    @outside_inference
     def responsibilities(self, z: Tensor, *, top: int) -> Responsibilities:
         """The components that explain each point best, r_n(z) = w_n q_n(z) / q(z).
 
@@ -238,15 +258,19 @@ class Mixture(dist.MixtureSameFamily):
             indices and weights, shape ``(..., min(top, N))``; B × N numbers are never held.
 
         Raises:
-            ValueError: if ``top`` is less than 1.
+            ValueError: if ``top`` is less than 1, or the points are not of the event shape or NaN.
         """
         if top < 1:
             raise ValueError(f"expected at least one component to return; got top={top}.")
+        if bool(z.isnan().any()):
+            raise ValueError("expected points without NaN; got some. Leave these out.")
         with torch.no_grad():
             evaluator = self.diagonal_normals() or self._components()
             rows, k = self._rows(z), min(top, evaluator.size)
+            if isinstance(evaluator, DiagonalNormals):
+                rows = rows.reshape(len(rows), evaluator.dim)
             if isinstance(evaluator, DiagonalNormals) and k <= evaluator.groups and len(rows):
-                index, score, total = screening.top(evaluator, self._flat(z), k)
+                index, score, total = screening.top(evaluator, rows, k)
             else:
                 (index, score), total = top_scores(evaluator, rows, k), self._total(rows)
             if evaluator.index is not None:
@@ -255,6 +279,7 @@ class Mixture(dist.MixtureSameFamily):
             shape = z.shape[: z.dim() - len(self.event_shape)] + index.shape[-1:]
             return Responsibilities(index.reshape(shape), weight.to(self._dtype(z)).reshape(shape))
 
+    @outside_inference
     def effective_components(self, z: Tensor) -> Tensor:
         r"""How many components share a point: exp of the entropy of its responsibilities.
 
@@ -269,12 +294,13 @@ class Mixture(dist.MixtureSameFamily):
         with torch.no_grad():
             rows, normals = self._rows(z), self.diagonal_normals()
             if normals is None:
-                total, expected = total_scores(self._components(), _precise(rows))
+                total, expected = total_scores(self._components(), rows)
             else:
                 found = screening.evaluate(normals, rows.reshape(len(rows), normals.dim))
                 total, expected = found.log_prob, found.expected
             return self._plain((total - expected).clamp(min=0.0).exp(), z)
 
+    @outside_inference
     def leave_one_out_log_prob(self, z: Tensor, n: Tensor) -> Tensor:
         r"""log density of the mixture without component n, a different one for every point.
 
@@ -318,14 +344,19 @@ class Mixture(dist.MixtureSameFamily):
             return screening.log_prob(
                 evaluator, rows.reshape(len(rows), evaluator.dim), exclude=exclude
             )
-        return total_scores(evaluator, _precise(rows), exclude)[0]
+        return total_scores(evaluator, rows, exclude)[0]
 
     def _plain(self, values: Tensor, z: Tensor) -> Tensor:
         return values.to(self._dtype(z)).reshape(z.shape[: z.dim() - len(self.event_shape)])
 
     def _rows(self, z: Tensor) -> Tensor:
         dims = len(self.event_shape)
-        return z.reshape(-1, *z.shape[z.dim() - dims :])
+        if z.shape[max(0, z.dim() - dims) :] != self.event_shape:
+            raise ValueError(
+                f"expected points of shape (..., {', '.join(map(str, self.event_shape))}); got "
+                f"{tuple(z.shape)}."
+            )
+        return z.reshape(-1, *self.event_shape)
 
     def _flat(self, z: Tensor) -> Tensor:
         return z.reshape(-1, self.event_shape.numel())
@@ -347,44 +378,23 @@ class Mixture(dist.MixtureSameFamily):
         return None if normal is None else self._diagonal(normal)
 
     def _diagonal(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals:
-        given = families.innermost(self.component_distribution)  # of which `normal` may be a copy
-        raw = given.loc, given.scale
-        return self._held(raw, lambda: DiagonalNormals(*normal, self.log_weights))
+        return self._kept.get(self._tensors(), lambda: DiagonalNormals(*normal, self.log_weights))
 
     def _components(self) -> Components:
         full = families.full_normal(self.component_distribution)
         if full is None or self._learns(full):
             return Components(self.component_distribution, self.log_weights)
-        return self._held(full, lambda: FullNormals(self.component_distribution, self.log_weights))
+        return self._kept.get(
+            (*full, self.mixture_distribution._param),
+            lambda: FullNormals(self.component_distribution, self.log_weights),
+        )
 
     def _learns(self, parameters: tuple[Tensor, Tensor]) -> bool:
         """Whether gradients in the parameters are asked for."""
         raw = (*parameters, self.mixture_distribution._param)
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in raw)
 
-    def _held(self, parameters: tuple[Tensor, Tensor], make: Callable[[], Evaluator]) -> Evaluator:
-        """The evaluator of the parameters as they are, kept until they change in place."""
-        version = self._version(parameters)
-        if self._evaluators.get(version) is None:
-            self._evaluators.clear()
-            self._evaluators[version] = make()
-        held: Any = self._evaluators[version]
-        return held
-
-    def _asked_again(self) -> bool:
-        """Whether the density was asked for before, so that an evaluator of few points pays."""
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """What diagonal normals are made of, and not the copies that reshaping may have made."""
         given: Any = families.innermost(self.component_distribution)
-        version = self._version((given.loc, given.scale))
-        again = version in self._evaluators
-        if not again:
-            self._evaluators.clear()
-            self._evaluators[version] = None
-        return again
-
-    def _version(self, parameters: tuple[Tensor, Tensor]) -> tuple[int, ...]:
-        raw = (*parameters, self.mixture_distribution._param)
-        return tuple(0 if t.is_inference() else t._version for t in raw)
-
-
-def _precise(z: Tensor) -> Tensor:
-    return z.double() if z.is_floating_point() else z
+        return given.loc, given.scale, self.mixture_distribution._param

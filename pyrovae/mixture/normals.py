@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pyrovae.mixture.kept import usable
 from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
 from pyrovae.mixture.ordering import locality_order
 
@@ -46,7 +47,7 @@ class DiagonalNormals:
     def __init__(
         self, loc: Tensor, scale: Tensor, log_weight: Tensor, *, ordered: bool = True
     ) -> None:
-        loc, scale, log_weight = loc.detach(), scale.detach(), log_weight.detach()
+        loc, scale, log_weight = (usable(t.detach()) for t in (loc, scale, log_weight))
         kept = log_weight > -math.inf
         self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
         if self.index is not None:

@@ -138,3 +138,21 @@ def test_a_file_that_names_no_distribution_is_refused(tmp_path: Path) -> None:
     torch.save({"pyrovae": 1, "result": result}, path)
     with pytest.raises(ValueError, match=r"family of pyro\.distributions"):
         load(path)
+
+
+@pytest.mark.float32
+def test_more_data_than_half_precision_counts() -> None:
+    agg = AggregatedPosterior(dist.Normal(torch.zeros(70_000, 1), 1.0).to_event(1))
+    half = agg.to(torch.float16)
+    torch.testing.assert_close(half.log_prob(torch.zeros(1, 1)), agg.log_prob(torch.zeros(1, 1)))
+
+
+def test_weights_may_be_a_list_and_learned() -> None:
+    encoding = dist.Normal(torch.randn(3, 2), 1.0).to_event(1)
+    weights = torch.tensor([0.0, 1.0, 3.0], requires_grad=True)
+    agg = AggregatedPosterior(encoding, [0.0, 1.0, 3.0])
+    learned = AggregatedPosterior(encoding, weights)
+    z = torch.randn(4, 2)
+    torch.testing.assert_close(agg.log_prob(z), learned.log_prob(z))
+    learned.log_prob(z).sum().backward()
+    assert weights.grad is not None and weights.grad.isfinite().all()

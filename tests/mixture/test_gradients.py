@@ -141,3 +141,105 @@ def test_nuts_runs_with_a_mixture_as_prior() -> None:
     expected = weight * 1.5 + (1 - weight) * -0.5
     # 4 standard errors with an effective sample size of at least 30; sd ≤ 1.1
     assert abs(drawn.mean() - expected) < 4 * 1.1 / 30**0.5
+
+
+@pytest.mark.parametrize("which", ["points are means", "points are draws"])
+def test_inputs_that_depend_on_each_other_count_once(path: str, which: str) -> None:
+    """Also where a graph of the gradient is asked for, as in a gradient penalty."""
+    noise = torch.randn(6, 3)
+
+    def total(kind: type, loc: Tensor) -> Tensor:
+        scale = loc.square() + 0.1
+        z = loc if which == "points are means" else loc + scale * noise
+        components = torch.distributions.Normal(loc, scale)
+        mixture = kind(
+            torch.distributions.Categorical(logits=torch.zeros(6)),
+            torch.distributions.Independent(components, 1),
+        )
+        return mixture.log_prob(z).sum()
+
+    loc = torch.randn(6, 3, requires_grad=True)
+    reference = torch.distributions.MixtureSameFamily
+    (expected,) = torch.autograd.grad(total(reference, loc), loc, create_graph=True)
+    (found,) = torch.autograd.grad(total(Mixture, loc), loc, create_graph=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    if path != "fused":
+        second = [torch.autograd.grad(g.square().sum(), loc)[0] for g in (found, expected)]
+        torch.testing.assert_close(*second, rtol=1e-9, atol=1e-9)
+
+
+def test_functional_gradients() -> None:
+    given = leaves()
+    expected = torch.autograd.grad(density(*given).sum(), given[:2])
+    for argument, wanted in enumerate(expected):
+        found = torch.func.grad(lambda *t: density(*t).sum(), argument)(*given)
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e3])
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e3])
+def test_gradients_in_the_parameters_hold_at_every_scale(
+    size: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the scales are far below the distances, moments about a common centre cancel."""
+    monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
+    loc = (spread * torch.randn(200, 2)).requires_grad_()
+    scale = (size * (0.5 + torch.rand(200, 2))).requires_grad_()
+    logits = torch.randn(200, requires_grad=True)
+    z = loc.detach()[torch.arange(100)] + size * torch.randn(100, 2)
+    weights = torch.randn(100)
+    found, expected = (
+        torch.autograd.grad(
+            (weights * kind(dist.Categorical(logits=logits), components).log_prob(z)).sum(),
+            (loc, scale, logits),
+        )
+        for kind in (Mixture, torch.distributions.MixtureSameFamily)
+        for components in [dist.Normal(loc, scale).to_event(1)]
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).abs().max()) <= 1e-9 * float(other.abs().max())
+
+
+def test_shares_of_copies_sum_to_one_far_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a log density of −1e16 its rounding is larger than one."""
+    monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
+    loc = torch.zeros(300, 2, requires_grad=True)
+    mixture = Mixture(dist.Categorical(torch.ones(300)), dist.Normal(loc, 1e-6).to_event(1))
+    (found,) = torch.autograd.grad(mixture.log_prob(torch.full((5, 2), 100.0)).sum(), loc)
+    torch.testing.assert_close(found.sum(0), torch.full((2,), 5 * 1e14), rtol=1e-9, atol=0)
+
+
+def test_a_weight_of_zero_leaves_the_gradient_of_the_others() -> None:
+    components = dist.Normal(torch.randn(4, 2), 1.0).to_event(1)
+    z, rest = torch.randn(3, 2), torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 0.0, 3.0], requires_grad=True)
+    others = dist.Normal(components.base_dist.loc[[0, 1, 3]], 1.0).to_event(1)
+    Mixture(dist.Categorical(probs=weights), components).log_prob(z).sum().backward()
+    Mixture(dist.Categorical(probs=rest), others).log_prob(z).sum().backward()
+    assert weights.grad is not None and rest.grad is not None
+    torch.testing.assert_close(weights.grad[[0, 1, 3]], rest.grad)
+    assert weights.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["normal", "full", "laplace"])
+def test_what_inference_mode_has_made_can_be_differentiated(family: str) -> None:
+    def make() -> Mixture:
+        loc = torch.randn(9, 2)
+        components = {
+            "normal": lambda: dist.Normal(loc, 0.5).to_event(1),
+            "full": lambda: dist.MultivariateNormal(loc, torch.eye(2)),
+            "laplace": lambda: dist.Laplace(loc, 0.5 * torch.ones(9, 2)).to_event(1),
+        }[family]()
+        return Mixture(dist.Categorical(torch.ones(9)), components)
+
+    z = torch.randn(4, 2, requires_grad=True)
+    outside = make()
+    with torch.inference_mode():
+        inside = make()
+        for mixture in (outside, inside):
+            score = mixture.score(z.detach())
+            mixture.log_prob(z.detach()), mixture.log_prob(z.detach())
+    for mixture in (outside, inside):
+        (slope,) = torch.autograd.grad(mixture.log_prob(z).sum(), z)
+        torch.testing.assert_close(slope, mixture.score(z))
+    torch.testing.assert_close(slope, score.clone())

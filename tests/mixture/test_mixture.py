@@ -253,3 +253,90 @@ def test_the_first_call_and_later_ones_agree() -> None:
     first, second, third = (mixture.log_prob(z) for _ in range(3))
     torch.testing.assert_close(second, first, rtol=0, atol=1e-10)
     assert torch.equal(third, second)
+
+
+def test_parameters_that_are_replaced_are_seen() -> None:
+    mixture = Mixture(
+        dist.Categorical(torch.ones(4)), dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
+    )
+    z = torch.zeros(2)
+    for _ in range(2):
+        mixture.log_prob(z)
+    mixture.component_distribution.base_dist.loc = torch.full((4, 2), 3.0)
+    expected = dist.Normal(torch.full((2,), 3.0), 1.0).to_event(1).log_prob(z)
+    torch.testing.assert_close(mixture.log_prob(z), expected)
+
+
+@pytest.mark.float32
+def test_moments_far_from_zero_keep_their_digits() -> None:
+    """float32 sums of 60,000 numbers near 1e4 are off by tenths."""
+    loc = 1e4 + torch.randn(60_000, 2)
+    mixture = Mixture(dist.Categorical(torch.ones(60_000)), dist.Normal(loc, 0.5).to_event(1))
+    wide = loc.double()
+    ulp = 1e4 * torch.finfo(torch.float32).eps
+    assert float((mixture.mean - wide.mean(0)).abs().max()) <= ulp
+    expected = wide.var(0, correction=0) + 0.25
+    torch.testing.assert_close(mixture.variance.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_weight_of_zero_has_no_say_in_the_moments() -> None:
+    components = dist.StudentT(torch.tensor([2.0, 9.0]).unsqueeze(-1), 0.0, 1.0)
+    mixture = Mixture(dist.Categorical(torch.tensor([0.0, 1.0])), components.to_event(1))
+    torch.testing.assert_close(mixture.variance, torch.tensor([9.0 / 7.0]))
+
+
+@pytest.mark.parametrize("name", ["low rank", "log normal", "laplace"])
+@pytest.mark.float32
+def test_other_families_are_as_precise_in_float32_as_normals(name: str) -> None:
+    torch.set_default_dtype(torch.float32)
+    loc = torch.randn(100, 40)
+    components = {
+        "low rank": lambda: dist.LowRankMultivariateNormal(
+            loc, 0.1 * torch.randn(100, 40, 3), 0.01 + 0.1 * torch.rand(100, 40)
+        ),
+        "log normal": lambda: dist.LogNormal(loc, 1e-3).to_event(1),
+        "laplace": lambda: dist.Laplace(loc, 1e-3).to_event(1),
+    }[name]()
+    mixture = Mixture(dist.Categorical(torch.ones(100)), components)
+    z = mixture.sample((20,))
+    wide = convert(components, Tensor.double)
+    expected = (wide.log_prob(z.double().unsqueeze(1)) - math.log(100)).logsumexp(-1)
+    rounding = expected.abs() * torch.finfo(torch.float32).eps
+    assert bool(((mixture.log_prob(z) - expected).abs() <= 1e-6 + rounding).all())
+
+
+def test_points_of_another_size_are_refused(mixture: Mixture) -> None:
+    if not mixture.event_shape:
+        return
+    z = torch.zeros(4, *mixture.event_shape[:-1], mixture.event_shape[-1] + 1)
+    for ask in (
+        mixture.score,
+        mixture.effective_components,
+        lambda z: mixture.responsibilities(z, top=1),
+        lambda z: mixture.leave_one_out_log_prob(z, torch.tensor(0)),
+    ):
+        with pytest.raises(ValueError, match="expected points of shape"):
+            ask(z)
+
+
+def test_no_points_at_all(mixture: Mixture) -> None:
+    z = torch.zeros(0, *mixture.event_shape)
+    assert mixture.log_prob(z).shape == (0,)
+    assert mixture.responsibilities(z, top=2).weight.shape == (0, 2)
+
+
+def test_discrete_mixtures_have_no_score_and_none_an_entropy_in_closed_form() -> None:
+    components = dist.OneHotCategorical(torch.ones(5, 3))
+    mixture = Mixture(dist.Categorical(torch.ones(5)), components)
+    with pytest.raises(ValueError, match="discrete components, OneHotCategorical"):
+        mixture.score(torch.eye(3))
+    with pytest.raises(NotImplementedError, match=r"pyrovae\.entropy"):
+        mixture.entropy()
+
+
+@pytest.mark.float32
+def test_the_distribution_function_of_numbers_of_any_dtype() -> None:
+    components = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0)
+    mixture = Mixture(dist.Categorical(torch.ones(2)), components)
+    for z in (torch.tensor(0), torch.tensor(0.0)):
+        assert float(mixture.cdf(z)) == pytest.approx(0.5)

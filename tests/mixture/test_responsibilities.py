@@ -134,3 +134,38 @@ def test_leave_one_out_needs_a_rest() -> None:
         alone.leave_one_out_log_prob(torch.zeros(2), torch.tensor(0))
     with pytest.raises(ValueError, match="expected components from 0 to 0; got 1"):
         alone.leave_one_out_log_prob(torch.zeros(2), torch.tensor(1))
+
+
+@pytest.mark.parametrize("family", ["low rank", "laplace", "student"])
+@pytest.mark.float32
+def test_responsibilities_of_any_family_sum_to_one_in_float32(family: str) -> None:
+    loc = torch.randn(N, 20)
+    components = {
+        "low rank": lambda: dist.LowRankMultivariateNormal(
+            loc, 0.1 * torch.randn(N, 20, 2), 0.01 + torch.rand(N, 20)
+        ),
+        "laplace": lambda: dist.Laplace(loc, 1e-3).to_event(1),
+        "student": lambda: dist.StudentT(3.0, loc, 0.1).to_event(1),
+    }[family]()
+    mixture = Mixture(dist.Categorical(torch.ones(N)), components)
+    z = torch.cat([mixture.sample((20,)), torch.full((2, 20), 1e4)])
+    total = mixture.responsibilities(z, top=N).weight.sum(-1)
+    torch.testing.assert_close(total, torch.ones(22), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("top", [1, 3, 30])
+def test_events_of_any_shape_are_explained(top: int) -> None:
+    number = Mixture(dist.Categorical(torch.ones(N)), dist.Normal(torch.randn(N), 0.3))
+    matrix = Mixture(
+        dist.Categorical(torch.ones(N)), dist.Normal(torch.randn(N, 2, 2), 0.3).to_event(2)
+    )
+    for mixture in (number, matrix):
+        z = mixture.sample((5,))
+        scores = mixture.component_distribution.log_prob(z.unsqueeze(1))
+        expected = scores.softmax(-1).topk(top).values
+        torch.testing.assert_close(mixture.responsibilities(z, top=top).weight, expected)
+
+
+def test_points_without_a_place_are_explained_by_nothing(mixture: Mixture) -> None:
+    with pytest.raises(ValueError, match="without NaN"):
+        mixture.responsibilities(torch.full((2, D), math.nan), top=2)
