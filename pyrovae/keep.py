@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -35,7 +37,8 @@ def save(result: Any, path: str | Path) -> None:
         path: where to.
 
     Raises:
-        ValueError: if it holds a density that is not made of tensors, as one that runs a guide.
+        ValueError: if it holds a density that is not made of tensors, as one that runs a guide, or
+            of a family that isn't one of ``pyro.distributions``.
     """
     target = Path(path)
     draft = target.with_name(target.name + ".partial")
@@ -46,8 +49,11 @@ def save(result: Any, path: str | Path) -> None:
 def load(path: str | Path) -> Any:
     """Read what :func:`save` wrote.
 
+    Nothing is unpickled but tensors, numbers and names, whatever stands in the file.
+
     Raises:
         ValueError: if the file is none of its kind.
+        OSError: if there is none, or it can't be read.
 
     >>> import pyrovae as pv, tempfile
     >>> agg = pv.AggregatedPosterior(dist.Normal(torch.zeros(5, 2), 1.0).to_event(1))
@@ -56,10 +62,22 @@ def load(path: str | Path) -> Any:
     ...     pv.load(folder + "/agg.pt")
     AggregatedPosterior(components=5, event_shape=(2,), family=Normal)
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    foreign = ValueError(
+        f"expected a file that pyrovae.save has written; got {str(path)!r}. Write it anew with "
+        "pyrovae.save, or read it with the library that wrote it."
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other protocols of pickles, refused here anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError):
+        raise foreign from None  # torch's own message advises to run whatever the file holds
     if not isinstance(state, dict) or state.get("pyrovae") != FORMAT:
-        raise ValueError(f"expected a file that pyrovae.save has written; got {str(path)!r}.")
-    return _unpack(state["result"])
+        raise foreign
+    try:
+        return _unpack(state["result"])
+    except (KeyError, TypeError, ImportError) as error:
+        raise foreign from error
 
 
 def _pack(value: Any) -> Any:
@@ -88,19 +106,26 @@ def _pack_density(density: dist.Distribution) -> dict[str, Any]:
     batch = list(density.batch_shape)
     if isinstance(density, AggregatedPosterior):
         weights = density.weights * density.mass
-        components = families.to_state(density.encoding)
+        components = _family(density.encoding)
         return {"kind": "q_agg", "weights": weights, "components": components, "batch": batch}
     if isinstance(density, torch.distributions.MixtureSameFamily):
         name = "Mixture" if isinstance(density, Mixture) else "MixtureSameFamily"
         return {
             "kind": name,
-            "mixing": families.to_state(density.mixture_distribution),
-            "components": families.to_state(density.component_distribution),
+            "mixing": _family(density.mixture_distribution),
+            "components": _family(density.component_distribution),
             "batch": batch,
         }
     if flow_state.is_flow(density):
         return {"kind": "flow", "state": flow_state.to_state(density)}
-    return {"kind": "family", "state": families.to_state(density)}
+    return {"kind": "family", "state": _family(density)}
+
+
+def _family(density: dist.Distribution) -> dict[str, Any]:
+    """What a density is made of, of which it is known that it can be read again."""
+    state = families.to_state(density)
+    families.from_state(state)
+    return state
 
 
 def _unpack(state: Any) -> Any:

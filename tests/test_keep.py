@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,9 @@ def test_ex_post_prior_and_weights(tmp_path: Path) -> None:
     "density",
     [
         dist.MultivariateNormal(torch.ones(2), 2 * torch.eye(2)),
+        dist.MultivariateNormal(torch.ones(2), precision_matrix=2 * torch.eye(2)),
+        dist.Delta(torch.ones(2), event_dim=1),
+        dist.RelaxedOneHotCategorical(torch.tensor(0.3), torch.tensor([0.2, 0.8])),
         dist.MixtureSameFamily(
             dist.Categorical(torch.tensor([0.2, 0.8])),
             dist.Normal(torch.eye(2), 1.0).to_event(1),
@@ -64,9 +69,16 @@ def test_ex_post_prior_and_weights(tmp_path: Path) -> None:
 )
 def test_densities_of_pyro(density: dist.Distribution, tmp_path: Path) -> None:
     pv.save({"p": density}, tmp_path / "p.pt")
-    z = torch.randn(5, 2)
+    z = density.sample((5,))
     again = pv.load(tmp_path / "p.pt")["p"]
     assert torch.allclose(again.log_prob(z), density.log_prob(z), rtol=1e-12)
+    assert again.event_shape == density.event_shape == (2,)
+
+
+def test_what_only_draws_show_is_kept(tmp_path: Path) -> None:
+    agg = pv.AggregatedPosterior(dist.Multinomial(9, torch.ones(4, 3)))
+    pv.save(agg, tmp_path / "p.pt")
+    assert bool((pv.load(tmp_path / "p.pt").sample((7,)).sum(-1) == 9).all())
 
 
 def test_flows(tmp_path: Path) -> None:
@@ -112,3 +124,57 @@ def test_what_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pyrovae\.save"):
         pv.load(tmp_path / "other.pt")
     assert list(tmp_path.iterdir()) == [tmp_path / "other.pt"]
+
+
+def test_a_family_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    class Normal(dist.Normal):
+        """Not Pyro's, whose name it has."""
+
+    agg = pv.AggregatedPosterior(Normal(torch.zeros(4, 2), 1.0).to_event(1))
+    with pytest.raises(
+        ValueError, match=r"family of pyro\.distributions; got '.*test_keep\.Normal'"
+    ):
+        pv.save(agg, tmp_path / "agg.pt")
+    assert not list(tmp_path.iterdir())
+
+
+class Harmful:
+    """What unpickling would run."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.trace,)
+
+
+def saved(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def test_foreign_files_are_refused_and_nothing_in_them_is_run(tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "foreign.pt"
+    pv.save(torch.ones(3), path)
+    whole = path.read_bytes()
+    foreign = {
+        "pickle": pickle.dumps({"a": Harmful(trace)}),
+        "object": saved(Harmful(trace)),
+        "inside": saved({"pyrovae": 1, "result": Harmful(trace)}),
+        "module": saved(torch.nn.Linear(2, 2)),
+        "tensor": saved(torch.ones(2)),
+        "no result": saved({"pyrovae": 1}),
+        "other result": saved({"pyrovae": 1, "result": {"kind": "family"}}),
+        "text": b"z,y\n1,2\n",
+        "empty": b"",
+        "half": whole[: len(whole) // 2],
+    }
+    for name, content in foreign.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"file that pyrovae\.save has written; got") as caught:
+            pv.load(path)
+        assert "weights_only" not in str(caught.value), name
+    assert not trace.exists()
+    with pytest.raises(FileNotFoundError):
+        pv.load(tmp_path / "none.pt")

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
-Edit = Callable[[Sequence[Tensor]], Tensor]
+from pyrovae.mixture import constructors
+
+Edit = constructors.Edit
 
 
 @runtime_checkable
@@ -35,7 +37,7 @@ def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution
         distributions: of one family, batch shapes ``(N_i, ...)``.
 
     Raises:
-        ValueError: if the families differ, or one is not made of parameter tensors.
+        ValueError: if families or shapes differ, or a family can't be built anew.
 
     >>> parts = [dist.Normal(torch.zeros(n, 3), 1.0).to_event(1) for n in (2, 5)]
     >>> concatenate(parts).batch_shape
@@ -45,11 +47,25 @@ def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution
         raise ValueError("expected at least one distribution; got none.")
     if len(distributions) == 1:
         return distributions[0]
+    first, others = distributions[0], []
+    for part in distributions:
+        alike = part.batch_shape[1:] == first.batch_shape[1:]
+        if not (part.batch_shape and alike and part.event_shape == first.event_shape):
+            others.append(part)
+    if others:
+        got = [f"{tuple(p.batch_shape)} with {tuple(p.event_shape)}" for p in (first, others[0])]
+        raise ValueError(
+            "expected batch shapes (N_i, ...) alike but for N_i, with one event shape; got "
+            f"{' and '.join(got)}. Encode all data by guides with the same latent units."
+        )
     return _rebuild(distributions, lambda tensors: torch.cat(list(tensors)))
 
 
 def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distribution:
     """The members of a batch that ``index`` names along the leading batch dimension.
+
+    Raises:
+        ValueError: if the family can't be built anew.
 
     >>> normal = dist.Normal(torch.arange(4.0).unsqueeze(-1), 1.0).to_event(1)
     >>> take(normal, torch.tensor([3, 1])).mean.squeeze(-1)
@@ -69,19 +85,16 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
         names = sorted({type(part).__name__ for part in parts})
         raise ValueError(f"expected distributions of one family; got {', '.join(names)}.")
     if isinstance(first, torch.distributions.Independent):
-        base = _rebuild([part.base_dist for part in parts], edit)
-        return dist.Independent(base, first.reinterpreted_batch_ndims)
+        dims = sorted({part.reinterpreted_batch_ndims for part in parts})
+        if len(dims) > 1:
+            raise ValueError(f"expected one .to_event(k) for all; got k = {dims}. Choose one.")
+        return dist.Independent(_rebuild([part.base_dist for part in parts], edit), dims[0])
     if isinstance(first, Editable):
         return first.rebuild(parts, edit)
     if type(first) is dist.TransformedDistribution:
-        base = _rebuild([part.base_dist for part in parts], edit)
-        return dist.TransformedDistribution(base, _transforms(parts))
-    names = _parameters(first)
-    rank = len(first.batch_shape)
-    tensors = {
-        name: edit([_batched(part, getattr(part, name), rank) for part in parts]) for name in names
-    }
-    return type(first)(**tensors)
+        base, steps = _rebuild([part.base_dist for part in parts], edit), _transforms(parts)
+        return dist.TransformedDistribution(base, steps, vars(first).get("_validate_args"))
+    return constructors.rebuild(parts, edit)
 
 
 def rows_first(
@@ -148,10 +161,9 @@ def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
 
 def joinable(distributions: Sequence[dist.Distribution]) -> bool:
     """Whether `join` takes these: vectors of independent units of one family."""
-    if not all(isinstance(part, torch.distributions.Independent) for part in distributions):
+    if not all(factorised(part) and len(part.batch_shape) == 1 for part in distributions):
         return False
-    bases = [part.base_dist for part in distributions]
-    return len({type(base) for base in bases}) == 1 and not any(b.event_shape for b in bases)
+    return len({type(part.base_dist) for part in distributions}) == 1
 
 
 def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
@@ -162,23 +174,24 @@ def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
             single members.
     """
     first: list[Any] = parts[0].transforms
+    made = [[(type(step), _numbers(step)) for step in part.transforms] for part in parts]
     plain = all(
-        hasattr(dist.transforms, type(step).__name__)
-        and all(isinstance(value, int | float) for value in _numbers(step).values())
-        for step in first
+        getattr(dist.transforms, kind.__name__, None) is kind
+        and all(isinstance(value, int | float) for value in numbers.values())
+        for kind, numbers in made[0]
     )
-    if not plain or any(part.transforms != first for part in parts):
+    if not plain or any(steps != made[0] for steps in made):
         raise ValueError(
-            "expected transforms made of numbers, the same for all; got TransformedDistribution "
-            f"with {', '.join(type(step).__name__ for step in first)}. Encode the data in one "
-            "batch, or use another family."
+            "expected transforms made of numbers, the same for all; got "
+            f"{family(parts[0])}. Take transforms of pyro.distributions.transforms with numbers "
+            "for arguments, and leave to the base distribution what differs from row to row."
         )
     return first
 
 
 def _numbers(step: Any) -> dict[str, Any]:
     """What a transform was made with."""
-    cached = ("_cache_size", "_inv")
+    cached = ("_cached_x_y", "_inv")
     return {name.lstrip("_"): value for name, value in vars(step).items() if name not in cached}
 
 
@@ -186,34 +199,6 @@ CORRELATED_NORMALS = (
     torch.distributions.MultivariateNormal,
     torch.distributions.LowRankMultivariateNormal,
 )
-ALTERNATIVES = (
-    ("logits", "probs"),
-    ("scale_tril", "covariance_matrix", "precision_matrix"),
-)
-
-
-def _parameters(distribution: dist.Distribution) -> list[str]:
-    """The parameters a distribution is built from; of alternatives, the one that it was given."""
-    names = list(getattr(distribution, "arg_constraints", {}))
-    if not names:
-        raise ValueError(
-            "expected a family that is made of parameter tensors; got "
-            f"{type(distribution).__name__}. Such components cannot be laid end to end: encode the "
-            "data in one batch, or use another family."
-        )
-    for group in ALTERNATIVES:
-        present = [name for name in group if name in names]
-        given = [name for name in present if name in vars(distribution)]
-        dropped = set(present) - set((given or present)[:1])
-        names = [name for name in names if name not in dropped]
-    return names
-
-
-def _batched(part: dist.Distribution, parameter: Tensor, rank: int) -> Tensor:
-    event = parameter.dim() - rank
-    if tuple(parameter.shape[:rank]) == tuple(part.batch_shape):
-        return parameter
-    return parameter.expand(*part.batch_shape, *parameter.shape[max(event, 0) :])
 
 
 def diagonal_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None:
@@ -280,7 +265,11 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
 
 def family(distribution: dist.Distribution) -> str:
     """The name of a family, without its wrapping: ``"Normal"`` for ``Normal(...).to_event(1)``."""
-    return type(innermost(distribution)).__name__
+    inner = innermost(distribution)
+    if type(inner) is not dist.TransformedDistribution:
+        return type(inner).__name__
+    steps = ", ".join(type(step).__name__ for step in inner.transforms)
+    return f"TransformedDistribution of {family(inner.base_dist)} by {steps or 'no transform'}"
 
 
 def innermost(distribution: dist.Distribution) -> dist.Distribution:
@@ -297,15 +286,19 @@ def floating_parameter(distribution: dist.Distribution) -> Tensor:
         return distribution.like
     if type(distribution) is dist.TransformedDistribution:
         return floating_parameter(distribution.base_dist)
-    for name in _parameters(distribution):
-        value: Tensor = getattr(distribution, name)
-        if value.is_floating_point():
+    for name in constructors.parameters(distribution):
+        value: Any = getattr(distribution, name)
+        if isinstance(value, Tensor) and value.is_floating_point():
             return value
     raise ValueError(f"expected floating-point parameters; got {type(distribution).__name__}.")
 
 
 def to_state(distribution: dist.Distribution) -> dict[str, Any]:
-    """A distribution as nested dicts of names and tensors, which load without unpickling."""
+    """A distribution as nested dicts of names, numbers and tensors, which load without unpickling.
+
+    Raises:
+        ValueError: if it can't be built anew from these.
+    """
     if isinstance(distribution, torch.distributions.Independent):
         dims = distribution.reinterpreted_batch_ndims
         return {"family": "Independent", "dims": dims, "base": to_state(distribution.base_dist)}
@@ -318,32 +311,43 @@ def to_state(distribution: dist.Distribution) -> dict[str, Any]:
     if type(distribution) is dist.TransformedDistribution:
         steps = [[type(step).__name__, _numbers(step)] for step in _transforms([distribution])]
         base = to_state(distribution.base_dist)
-        return {"family": "TransformedDistribution", "base": base, "transforms": steps}
-    rank = len(distribution.batch_shape)
-    tensors = {
-        name: _batched(distribution, getattr(distribution, name), rank).detach().clone()
-        for name in _parameters(distribution)
+        rest = {"validate_args": vars(distribution).get("_validate_args")}
+        return {
+            "family": "TransformedDistribution",
+            "base": base,
+            "transforms": steps,
+            "with": rest,
+        }
+    tensors, rest = constructors.arguments(distribution, constructors.parameters(distribution))
+    kind = type(distribution)
+    known = issubclass(getattr(dist, kind.__name__, object), kind)
+    return {
+        "family": kind.__name__ if known else f"{kind.__module__}.{kind.__name__}",
+        "parameters": {name: value.detach().clone() for name, value in tensors.items()},
+        "with": {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in rest.items()},
     }
-    return {"family": type(distribution).__name__, "parameters": tensors}
 
 
 def from_state(state: dict[str, Any]) -> dist.Distribution:
     """The distribution that `to_state` described.
 
     Raises:
-        ValueError: if the family is not one of ``pyro.distributions``.
+        ValueError: if the family is not one of ``pyro.distributions``, or refuses its arguments.
     """
     if state["family"] == "Independent":
         return dist.Independent(from_state(state["base"]), state["dims"])
     if state["family"] == "TransformedDistribution":
         steps = [_kind(dist.transforms, n, Transform)(**held) for n, held in state["transforms"]]
-        return dist.TransformedDistribution(from_state(state["base"]), steps)
+        base = from_state(state["base"])
+        return dist.TransformedDistribution(base, steps, **state.get("with", {}))
     kind = _kind(dist, state["family"], torch.distributions.Distribution)
-    return kind(**state["parameters"])
+    return constructors.build(kind, **state["parameters"], **state.get("with", {}))
 
 
 def _kind(module: Any, name: str, parent: type) -> Any:
     kind = getattr(module, name, None)
     if not (isinstance(kind, type) and issubclass(kind, parent)):
-        raise ValueError(f"expected a family of pyro.distributions; got {name!r}.")
+        raise ValueError(
+            f"expected a family of pyro.distributions; got {name!r}. Only those go into files."
+        )
     return kind
