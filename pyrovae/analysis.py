@@ -19,10 +19,11 @@ import pyrovae.report.html as html
 from pyrovae.batches import Data, Transform
 from pyrovae.datasets import Dataset, check, default_likelihood, split
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
+from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.likelihoods import NormalDecoder, binarise
 from pyrovae.models.networks import LogCounts, Standardize, mlp, mlp_decoder, mlp_encoder
 from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.models.priors import FlowPrior, GaussianMixture, StandardNormal, VampPrior
+from pyrovae.models.priors import Bounds, FlowPrior, GaussianMixture, StandardNormal, VampPrior
 from pyrovae.models.rows import over_rows
 from pyrovae.models.vae import VAE
 from pyrovae.own_pair import PairOptions, make_pair
@@ -31,8 +32,9 @@ from pyrovae.randomness import seeded
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
 
-PRIORS = ("standard", "mixture", "vamp", "flow")
+PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
 COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
+NEIGHBOURS = 10  # of each row among the exemplars, in training
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
 
@@ -43,7 +45,8 @@ class AnalysisOptions:
     Args:
         likelihood: a name in ``pyrovae.datasets.LIKELIHOODS``; chosen by the data if None.
         latent: number of latent units D.
-        prior: ``"standard"``, ``"mixture"``, ``"vamp"`` or ``"flow"``, trained with the rest.
+        prior: ``"standard"``, ``"mixture"``, ``"vamp"``, ``"flow"`` or ``"exemplar"``, trained with
+            the rest.
         components: of a mixture (by default 20) or a VampPrior (by default 100, at most a tenth of
             the training data).
         hidden: sizes of the hidden layers, from the data inwards.
@@ -206,7 +209,7 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
         train,
         validation,
         held_out,
-        fitted=(parts.train.values, parts.validation.values),
+        fitted=(_rows(parts.train, options), _rows(parts.validation, options)),
         back=vae.cpu,
         save=lambda path: torch.save(vae.state_dict(), path),
         facts={
@@ -253,6 +256,13 @@ def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _T
     )
 
 
+def _rows(part: Dataset, options: AnalysisOptions) -> Data:
+    """Rows to train on, with their numbers where the prior is made of them."""
+    if options.prior == "exemplar":
+        return part.values, torch.arange(len(part))
+    return part.values
+
+
 def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOptions) -> VAE:
     """A multilayer-perceptron VAE for a data set, in the units of its training part.
 
@@ -276,7 +286,7 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
     else:
         categories = int(data.values.max()) + 1 if likelihood == "categorical" else None
         decoder = mlp_decoder(latent, shape, likelihood, hidden=outward, categories=categories)
-    return VAE(encoder, decoder, _prior(encoder, train, options))
+    return VAE(encoder, decoder, _prior(encoder, train, options, image=data.image))
 
 
 def check_prior(options: AnalysisOptions) -> None:
@@ -299,20 +309,33 @@ def check_prior(options: AnalysisOptions) -> None:
         )
 
 
-def _prior(encoder: nn.Module, train: Tensor, options: AnalysisOptions) -> nn.Module:
+def _prior(
+    encoder: nn.Module, train: Tensor, options: AnalysisOptions, *, image: bool
+) -> nn.Module:
     """The prior that the options name; a VampPrior stays within the range of the data."""
     if options.prior == "standard":
         return StandardNormal(options.latent)
     if options.prior == "flow":
         return FlowPrior(options.latent)
+    if options.prior == "exemplar":
+        return ExemplarPrior(encoder, train, neighbours=min(NEIGHBOURS, len(train) - 1))
     components = options.components or COMPONENTS[options.prior]
     if options.prior == "mixture":
         return GaussianMixture(options.latent, components)
     if options.components is None:
         components = max(1, min(components, len(train) // 10))
-    low, high = float(train.min()), float(train.max())
-    bounds = (low, high) if low < high else None
+    bounds = _range(train, image=image)
     return VampPrior.from_data(encoder, train, components, bounds=bounds, seed=options.seed)
+
+
+def _range(train: Tensor, *, image: bool) -> Bounds | None:
+    """Least and greatest value of each column of a table, or of all pixels of an image."""
+    if image:
+        low, high = float(train.min()), float(train.max())
+        return (low, high) if low < high else None
+    least, greatest = train.amin(0), train.amax(0)
+    # A column that is constant in training stays so; without any other, nothing is known of ranges.
+    return (least, greatest) if bool((least < greatest).any()) else None
 
 
 def _prior_in_words(prior: nn.Module) -> str:
@@ -323,6 +346,8 @@ def _prior_in_words(prior: nn.Module) -> str:
             return f"mixture of {len(prior.loc)} Gaussians"
         case FlowPrior():
             return "normalising flow"
+        case ExemplarPrior():
+            return f"{len(prior.exemplars)} exemplars"
         case _:
             return "standard normal"
 

@@ -264,7 +264,8 @@ def _add_model_options(group: Any) -> None:
         "--prior",
         metavar="NAME",
         help="p(z), trained with the rest: standard (normal, the default), mixture (of Gaussians), "
-        "vamp (of the encodings of learned pseudo-inputs) or flow",
+        "vamp (of the encodings of learned pseudo-inputs), flow, or exemplar (of the encodings of "
+        "the training data)",
     )
     group.add_argument(
         "--components",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import pyrovae
 import pyrovae.analysis
@@ -119,10 +120,13 @@ BAD_INPUTS = {
     "seed": Refusal(lambda f: ["digits", "--seed", "-1"], ("--seed", "≥ 0", "'-1'")),
     "hidden": Refusal(lambda f: ["digits", "--hidden", "64,,"], ("--hidden", "'64,,'")),
     "unknown prior": Refusal(
-        lambda f: ["digits", "--prior", "vampire"], ("standard, mixture, vamp, flow", "'vampire'")
+        lambda f: ["digits", "--prior", "vampire"], ("mixture, vamp, flow, exemplar", "'vampire'")
     ),
     "components of none": Refusal(
         lambda f: ["digits", "--components", "5"], ("mixture or vamp", "'standard'")
+    ),
+    "components of exemplars": Refusal(
+        lambda f: ["digits", "--prior", "exemplar", "--components", "5"], ("'exemplar'", "Leave")
     ),
     "pseudo-inputs": Refusal(
         lambda f: ["digits", "--prior", "vamp", "--components", "9999"], ("1 to 1258", "9999")
@@ -212,6 +216,22 @@ def test_the_whole_job_on_a_table_as_a_shell_sees_it(tmp_path: Path) -> None:
     written = {path.name for path in (tmp_path / "my report").iterdir()}
     assert {"report.html", "measures.csv", "diagnosis.nc", "parameters.pt"} <= written
     assert "checkpoint.pt" not in written
+
+
+@pytest.mark.parametrize("prior", ["vamp", "exemplar"])
+def test_columns_may_have_any_units(prior: str, tmp_path: Path) -> None:
+    mixed = TABLE * (1.0, 1e4, 1e-3) + (0.0, 3e5, 7.0)
+    table = np.column_stack([mixed, np.full(60, 0.1)]).astype("float32")
+    np.save(tmp_path / "data.npy", table)
+    words = f"analyze data.npy --prior {prior} --latent 2 --hidden 8 --epochs 2 --out o".split()
+    done = command(*words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (OK, "")
+    measures = pd.read_csv(tmp_path / "o" / "measures.csv").set_index(["data", "measure"])
+    assert np.isfinite(measures.loc[("held-out", "elbo"), "value"])
+    if prior == "vamp":  # within the range of each column, not of all
+        parameters = torch.load(tmp_path / "o" / "parameters.pt", weights_only=True)
+        low, high = parameters["prior.low"].numpy(), parameters["prior.high"].numpy()
+        assert bool(((table.min(0) <= low) & (low <= high) & (high <= table.max(0))).all())
 
 
 # -- what main makes of the library ----------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,10 @@ from torch import Tensor, nn
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.state import measuring
 from pyrovae.randomness import seeded
+
+Bounds = tuple[Tensor | float, Tensor | float]  # least and greatest value of entries, or of each
+
+UNIT_SLOPE = math.log(math.e - 1)  # what softplus makes 1 of
 
 
 class StandardNormal(nn.Module):
@@ -55,30 +62,41 @@ class VampPrior(nn.Module):
     """p(z) = 1/K Σ_k q(z | u_k): the aggregated posterior of K learned pseudo-inputs.
 
     The pseudo-inputs go through the encoder that the guide uses, so that the prior can follow the
-    aggregated posterior while both are trained. Within bounds they are kept by a sigmoid, whose
-    gradient vanishes nowhere (Tomczak & Welling 2018).
+    aggregated posterior while both are trained (Tomczak & Welling 2018). Within bounds they are
+    kept by a sigmoid, which has a gradient wherever they start, at the bounds too; an entry that
+    training drives far out has none any more (in float32 at ``raw`` ≥ 17, where the sigmoid is 1).
 
     Args:
         encoder: the pair's own, x → q(z | x).
-        inputs: values to start from, shape ``(K, *event_shape)``.
-        bounds: least and greatest value of an entry of x, as ``(0.0, 1.0)``; any real number may
-            occur if not given. Starting values at a bound begin a twentieth of the way inside it.
+        inputs: values to start from, finite floating point numbers, shape ``(K, *event_shape)``.
+        bounds: least and greatest value of an entry of x, as ``(0.0, 1.0)``, each a number or a
+            tensor that broadcasts against ``event_shape``: where columns have different units, give
+            those of each column. Any real number may occur if not given. Starting values at a bound
+            begin a twentieth of the way inside it. An entry whose two bounds are equal is held at
+            that value.
 
     Raises:
-        ValueError: if there is none, one lies outside the bounds, or the encoder does not take
-            them.
+        ValueError: if there are no inputs, one is not finite or outside the bounds, the encoder
+            does not take them, or the bounds do not fit a row or leave no entry any room.
     """
 
-    def __init__(
-        self, encoder: nn.Module, inputs: Tensor, *, bounds: tuple[float, float] | None = None
-    ) -> None:
+    low: Tensor | float | None
+    high: Tensor | float | None
+
+    def __init__(self, encoder: nn.Module, inputs: Tensor, *, bounds: Bounds | None = None) -> None:
         super().__init__()
         if len(inputs) < 1:
             raise ValueError("expected at least one pseudo-input; got none.")
+        _check_values(inputs, bounds)
         check_inputs(encoder, inputs)
         self.encoder = encoder
-        self.bounds = bounds
-        self.raw = nn.Parameter(inputs.clone() if bounds is None else _inside(inputs, bounds))
+        for name, bound in zip(("low", "high"), bounds or (None, None), strict=True):
+            if isinstance(bound, Tensor):  # goes where the module goes, and into its state_dict
+                self.register_buffer(name, bound.detach().to(inputs).clone())
+            else:
+                setattr(self, name, bound)
+        start = inputs if bounds is None else _inside(inputs, bounds)
+        self.raw = nn.Parameter(start.detach().clone())
 
     @classmethod
     def from_data(
@@ -87,13 +105,14 @@ class VampPrior(nn.Module):
         data: Tensor,
         components: int,
         *,
-        bounds: tuple[float, float] | None = None,
+        bounds: Bounds | None = None,
         seed: int = 0,
     ) -> VampPrior:
         """Start from ``components`` rows of the data, chosen without replacement.
 
         Raises:
-            ValueError: if there are fewer rows than components.
+            ValueError: if there are fewer rows than components, or any of them, chosen or not, is
+                not finite, not of floating point or outside the bounds.
         """
         if not 1 <= components <= len(data):
             raise ValueError(
@@ -101,6 +120,7 @@ class VampPrior(nn.Module):
                 f"{components}. Use fewer, or start from values of your own: VampPrior(encoder, "
                 "inputs)."
             )
+        _check_values(data, bounds)
         with seeded(seed):
             rows = torch.randperm(len(data))[:components]
         return cls(encoder, data[rows], bounds=bounds)
@@ -112,12 +132,14 @@ class VampPrior(nn.Module):
         like: Tensor,
         components: int,
         *,
-        bounds: tuple[float, float] | None = None,
+        bounds: Bounds | None = None,
         seed: int = 0,
     ) -> VampPrior:
-        """Start from draws with the mean and the standard deviation of each entry of the data.
+        """Start from normal draws with mean and standard deviation of each entry of the data.
 
-        They are normal, and within bounds truncated to them, as the paper starts them.
+        Within bounds they are truncated to them. (The paper's published code starts all entries
+        near one grey instead: N(0.05, 0.01²) for MNIST, N(0.8, 0.01²) for the silhouettes. For such
+        a start give values of your own: ``VampPrior(encoder, inputs)``.)
 
         Args:
             encoder, bounds: as of the class.
@@ -126,32 +148,37 @@ class VampPrior(nn.Module):
             seed: names the draws.
 
         Raises:
-            ValueError: for fewer than one pseudo-input or two rows.
+            ValueError: for fewer than one pseudo-input or two rows, or rows that are not finite,
+                not of floating point or outside the bounds.
         """
         if components < 1 or len(like) < 2:
             raise ValueError(
                 f"expected at least one pseudo-input and two rows to draw them like; got "
                 f"{components} and {len(like)}."
             )
-        low, high = bounds or (-torch.inf, torch.inf)
+        _check_values(like, bounds)
+        limits = _by_entry(bounds or (-torch.inf, torch.inf), like)
         location, scale = like.mean(0), like.std(0)
         divisor = torch.where(scale > 0, scale, 1.0)
         normal = dist.Normal(0.0, 1.0)
         with seeded(seed):
             uniform = torch.rand(components, *location.shape, dtype=torch.float64)
-        least, greatest = (
-            normal.cdf(((bound - location) / divisor).double()) for bound in (low, high)
-        )
+        least, greatest = (normal.cdf(((limit - location) / divisor).double()) for limit in limits)
         standard = normal.icdf(least + (greatest - least) * uniform.to(location.device))
         drawn = location + scale * standard.to(scale)
-        return cls(encoder, drawn.clamp(low, high), bounds=bounds)  # what is outside is rounding
+        return cls(encoder, drawn.clamp(*limits), bounds=bounds)  # what is outside is rounding
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Least and greatest value of an entry, if there are bounds."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
     def inputs(self) -> Tensor:
         """The pseudo-inputs u_k, shape ``(K, *event_shape)``."""
-        if self.bounds is None:
+        if (bounds := self.bounds) is None:
             return self.raw
-        low, high = self.bounds
+        low, high = bounds
         return low + (high - low) * self.raw.sigmoid()
 
     def forward(self) -> dist.Distribution:
@@ -162,6 +189,8 @@ class VampPrior(nn.Module):
 
 class FlowPrior(nn.Module):
     """p(z): a standard normal through spline couplings (Durkan et al. 2019; Pyro's transforms).
+
+    It starts close to N(0, I), which the splines bend between −5 and 5 as they learn.
 
     Args:
         latent: number of latent units D ≥ 2.
@@ -185,6 +214,8 @@ class FlowPrior(nn.Module):
             dist.transforms.spline_coupling(latent, hidden_dims=hidden, bound=5.0)
             for _ in range(layers)
         )
+        for coupling in self.couplings:
+            _nearly_identity(coupling)
         self.register_buffer("order", torch.arange(latent - 1, -1, -1))
 
     def forward(self) -> dist.Distribution:
@@ -218,13 +249,82 @@ def check_inputs(encoder: nn.Module, rows: Tensor) -> dist.Distribution:
     return found
 
 
-def _inside(inputs: Tensor, bounds: tuple[float, float]) -> Tensor:
+@torch.no_grad()
+def _nearly_identity(coupling: Any) -> None:
+    """Start a coupling of linear rational splines where it changes nothing yet.
+
+    Bins of equal width and height with slopes of 1 at their ends are the identity. The network that
+    says where the other spline departs from it keeps a hundredth of its weights, and slopes are
+    1.001 (Pyro adds 0.001 to all): at the identity itself, ``lambdas`` would have no gradient.
+    """
+    lower, network = coupling.lower_spline, coupling.upper_spline.nn
+    for parameter in lower.parameters():
+        parameter.zero_()
+    lower.unnormalized_derivatives.fill_(UNIT_SLOPE)
+    last = network.layers[-1]
+    last.weight.mul_(0.01)
+    last.bias.zero_()
+    last.bias[network.param_slices[2]] = UNIT_SLOPE  # of widths, heights, derivatives, lambdas
+
+
+def _inside(inputs: Tensor, bounds: Bounds) -> Tensor:
     """The logits of the inputs' places between the bounds, drawn in by a twentieth."""
-    low, high = bounds
-    least, greatest = float(inputs.min()), float(inputs.max())
-    if not low <= least <= greatest <= high:
+    low, high = _by_entry(bounds, inputs)
+    room = torch.where(high > low, high - low, 1.0)  # without room, all places are the same
+    return torch.logit(0.05 + 0.9 * (inputs - low) / room)
+
+
+def _check_values(rows: Tensor, bounds: Bounds | None) -> None:
+    """Raise unless all values are finite floating point numbers within their bounds."""
+    if not rows.is_floating_point():
         raise ValueError(
-            f"expected pseudo-inputs in [{low}, {high}]; got values from {least} to {greatest}. "
-            "Give the bounds of the data."
+            f"expected rows of floating point numbers, which can be learned; got {rows.dtype}. "
+            "Convert them: x.float()."
         )
-    return torch.logit(0.05 + 0.9 * (inputs - low) / (high - low))
+    if (where := _first(~rows.isfinite())) is not None:
+        raise ValueError(
+            f"expected finite rows; got {float(rows[where])} in row {where[0]}, entry "
+            f"{where[1:]}. Remove or fill in such rows first."
+        )
+    if bounds is None:
+        return
+    low, high = _by_entry(bounds, rows)
+    _check_room(low, high)
+    if (where := _first((rows < low) | (rows > high))) is not None:
+        raise ValueError(
+            f"expected values in [{float(low[where[1:]])}, {float(high[where[1:]])}]; got "
+            f"{float(rows[where])} in row {where[0]}, entry {where[1:]}. Give the bounds of the "
+            "data, as numbers or for each entry."
+        )
+
+
+def _check_room(low: Tensor, high: Tensor) -> None:
+    room = high - low
+    if (where := _first(~(room.isfinite() & (room >= 0)))) is not None:
+        raise ValueError(
+            f"expected finite bounds, the lower one first; got {float(low[where])} and "
+            f"{float(high[where])} for entry {where}. Leave bounds= out if there are none."
+        )
+    if not bool((room > 0).any()):
+        raise ValueError(
+            "expected bounds with room between them in at least one entry; got equal ones in all, "
+            f"{float(low.min())} and the like. Give wider ones: nothing could be learned."
+        )
+
+
+def _by_entry(bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of each entry of a row, with its shape, dtype and device."""
+    shape = rows.shape[1:]
+    low, high = (torch.as_tensor(b, dtype=rows.dtype, device=rows.device) for b in bounds)
+    try:
+        return low.expand(shape), high.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected bounds that broadcast against a row of shape {tuple(shape)}; got shapes "
+            f"{tuple(low.shape)} and {tuple(high.shape)}. Give two numbers, or tensors like a row."
+        ) from error
+
+
+def _first(fault: Tensor) -> tuple[int, ...] | None:
+    """The place of the first fault, if there is one."""
+    return tuple(fault.nonzero()[0].tolist()) if bool(fault.any()) else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import pyrovae as pv
 from pyrovae.diagnostics.diagnosis import Effort
 from pyrovae.models.pair import Pair
+from pyrovae.models.priors import Bounds
 from pyrovae.models.statements import Fixed
 from pyrovae.report import html
 from pyrovae.training.objectives import elbo
@@ -247,6 +248,18 @@ def test_flow_needs_units_to_couple() -> None:
         pv.FlowPrior(1)
 
 
+@pytest.mark.parametrize("latent", [2, 3, 10])
+def test_a_flow_starts_at_the_standard_normal_with_every_gradient(latent: int) -> None:
+    prior, normal = pv.FlowPrior(latent), pv.StandardNormal(latent)()
+    z = torch.randn(2000, latent)
+    difference = prior().log_prob(z) - normal.log_prob(z)
+    assert float(difference.detach().abs().mean()) < 0.01 * latent
+    assert float(difference.detach().mean().abs()) < 1e-3 * latent
+    prior().log_prob(2 * z + 1).sum().backward()
+    for name, parameter in prior.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.ne(0).any()), name
+
+
 def test_vamp_prior_is_the_aggregated_posterior_of_its_inputs() -> None:
     prior = pseudo_inputs(7, (0.0, 1.0))
     z = torch.randn(9, LATENT)
@@ -291,6 +304,44 @@ def test_pseudo_inputs_at_random_stay_within_bounds_with_live_gradients() -> Non
     assert float(prior.raw.grad.ne(0).float().mean()) > 0.99  # the rest underflows in float32
 
 
+STARTS = {
+    "from_data": lambda x, bounds: pv.VampPrior.from_data(encoder(), x, 20, bounds=bounds),
+    "at_random": lambda x, bounds: pv.VampPrior.at_random(encoder(), x, 20, bounds=bounds),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_unit_of_an_entry_does_not_matter(start: str) -> None:
+    # Pseudo-inputs of a·x + b are a·u + b, if the bounds are of each entry.
+    x = torch.rand(30, *SHAPE)
+    unit, shift = 10.0 ** torch.arange(-4.0, 4.0).view(SHAPE), torch.linspace(-5.0, 5.0, 4)
+    prior = STARTS[start](unit * x + shift, (shift.expand(SHAPE), unit + shift))
+    expected = unit * STARTS[start](x, (0.0, 1.0)).inputs + shift
+    assert torch.allclose(prior.inputs, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_an_entry_without_room_is_held_and_the_others_learn(start: str) -> None:
+    x = torch.rand(30, *SHAPE) * torch.tensor([1.0, 1e4, 1.0, 0.0]) + 0.1
+    low, high = x.amin(0), x.amax(0)
+    prior = STARTS[start](x, (low, high))
+    assert bool((prior.inputs[..., 3] == x[0, 0, 3]).all())
+    assert bool(((prior.inputs > low) & (prior.inputs < high))[..., :3].all())
+    (1e-3 * prior.inputs).square().sum().backward()
+    assert bool(prior.raw.grad[..., :3].ne(0).all()) and bool(prior.raw.grad[..., 3].eq(0).all())
+
+
+def test_bounds_of_each_entry_go_where_the_module_goes() -> None:
+    x = 3 * torch.rand(30, *SHAPE)
+    prior = pv.VampPrior(encoder(), x, bounds=(x.amin(0), 3.0))
+    again = pv.VampPrior(encoder(), x / 2, bounds=(torch.zeros(SHAPE), 3.0))
+    again.load_state_dict(prior.state_dict())
+    assert torch.equal(again.inputs, prior.inputs)
+    low, high = prior.float().bounds or (None, None)
+    assert isinstance(low, Tensor) and low.dtype == prior.inputs.dtype == torch.float32
+    assert high == 3.0 and pseudo_inputs(3, None).bounds is None
+
+
 class Unshaped(nn.Module):
     """An encoder whose units are batch dimensions."""
 
@@ -315,8 +366,45 @@ def test_bad_pseudo_inputs() -> None:
         pv.VampPrior(encoder(), torch.rand(0, *SHAPE))
     with pytest.raises(ValueError, match="at least one pseudo-input and two rows"):
         pv.VampPrior.at_random(encoder(), torch.rand(1, *SHAPE), 6)
-    with pytest.raises(ValueError, match=r"in \[0.0, 1.0\]"):
-        pv.VampPrior(encoder(), torch.full((2, *SHAPE), 1.5), bounds=(0.0, 1.0))
+
+
+def with_value(value: float) -> Tensor:
+    rows = torch.full((6, *SHAPE), 0.5)
+    rows[4, 1, 2] = value
+    return rows
+
+
+ROW = torch.arange(8.0).view(SHAPE)
+BAD_VALUES: dict[str, tuple[Tensor, Bounds | None, str]] = {
+    "bytes": (data().to(torch.uint8), None, r"floating point.*got torch\.uint8.*x\.float\(\)"),
+    "NaN": (with_value(torch.nan), None, r"finite rows; got nan in row 4, entry \(1, 2\)"),
+    "inf": (with_value(torch.inf), (0.0, 1.0), r"finite rows; got inf in row 4"),
+    "above": (with_value(1.5), (0.0, 1.0), r"in \[0\.0, 1\.0\]; got 1\.5 in row 4, entry \(1, 2\)"),
+    "below": (with_value(-9.0), (-ROW, ROW + 1), r"in \[-6\.0, 7\.0\]; got -9\.0 in row 4"),
+    "other than held": (with_value(0.6), (ROW * 0 + 0.5, 0.5 + (ROW == 0)), r"in \[0\.5, 0\.5\]"),
+    "all below": (data() - 9, (0.0, 1.0), r"in \[0\.0, 1\.0\]; got -[89]\.0 in row 0"),
+    "reversed": (data(), (1.0, 0.0), r"lower one first; got 1\.0 and 0\.0 for entry \(0, 0\)"),
+    "NaN bound": (data(), (ROW / 0, 9.0), r"finite bounds.*got nan and 9\.0 for entry \(0, 0\)"),
+    "no upper bound": (data(), (0.0, torch.inf), r"finite bounds.*got 0\.0 and inf"),
+    "no room": (
+        torch.ones(6, *SHAPE),
+        (1.0, 1.0),
+        r"room between them.*got equal ones in all, 1\.0",
+    ),
+    "of other rows": (data(), (torch.zeros(3), 1.0), r"a row of shape \(2, 4\); got shapes \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_values_that_pseudo_inputs_cannot_have_are_named(case: str) -> None:
+    rows, bounds, words = BAD_VALUES[case]
+    for make in (
+        lambda: pv.VampPrior(encoder(), rows, bounds=bounds),
+        lambda: pv.VampPrior.from_data(encoder(), rows, 1, bounds=bounds),
+        lambda: pv.VampPrior.at_random(encoder(), rows, 3, bounds=bounds),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
 
 
 def test_a_density_is_a_prior_too() -> None:
