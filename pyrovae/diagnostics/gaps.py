@@ -173,6 +173,10 @@ def _free(distribution: dist.Distribution) -> tuple[list[Tensor], Family]:
         parameters, build = _free(distribution.base_dist)
         dims = distribution.reinterpreted_batch_ndims
         return parameters, lambda values: dist.Independent(build(values), dims)
+    if type(distribution) is dist.TransformedDistribution:
+        parameters, build = _free(distribution.base_dist)
+        steps = distribution.transforms
+        return parameters, lambda values: dist.TransformedDistribution(build(values), steps)
     state, kind = families.to_state(distribution), type(distribution)
     names = list(state["parameters"])
     transforms = [transform_to(_constraint(distribution, name)) for name in names]
@@ -183,7 +187,7 @@ def _free(distribution: dist.Distribution) -> tuple[list[Tensor], Family]:
 
     def build_from(values: list[Tensor]) -> dist.Distribution:
         found = [transform(value) for transform, value in zip(transforms, values, strict=True)]
-        return kind(**dict(zip(names, found, strict=True)))
+        return kind(**dict(zip(names, found, strict=True)), **state["with"])
 
     return free, build_from
 

@@ -72,8 +72,16 @@ def test_gaps_of_positive_codes_and_of_draws_without_gradient() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.LogNormal(torch.zeros(len(x), 1), 1.0).to_event(1))
 
+    def transformed(x: Tensor) -> None:
+        steps = [dist.transforms.ExpTransform()]
+        with pyro.plate("data", len(x)):
+            normal = dist.Normal(torch.zeros(len(x), 1), 1.0)
+            pyro.sample("z", dist.TransformedDistribution(normal, steps).to_event(1))
+
     x = torch.arange(4.0).unsqueeze(-1)
     gaps = inference_gaps(model, guide, x, steps=200)
+    same = inference_gaps(model, transformed, x, steps=200)
+    assert torch.allclose(same.family.values, gaps.family.values)
     assert gaps.full is None and gaps.beyond_gaussian() is None
     truth = -(x[:, 0] + 1) * torch.tensor(2.0).log()
     z = (gaps.evidence.values - truth) / gaps.evidence.standard_error
