@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import pyro.distributions as dist
 import torch
@@ -19,6 +20,7 @@ from pyrovae.models.smoothing import (
     InflatedByUnit,
     Recipe,
     Reduced,
+    inflate,
     is_normal,
     with_normals,
 )
@@ -35,6 +37,8 @@ FULL_AVERAGED = (50, 200)
 STARTS = 8
 MANY = 20_000  # components, from which on each fit has data enough, and takes long
 STARTS_OF_MANY = 2
+FLOW_UNITS = 16  # up to which so few steps can come near the best mixtures
+FLOW_POINTS = 1000  # data points; with fewer, its 1 to 3 seconds would be most of the time
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class Candidate:
     Args:
         name: what it is, in words.
         family: "inflated", "reduced", "reduced, full" or "flow".
-        amount: the inflation h of the variances; 0 where nothing was added, or one for each unit.
+        amount: the inflation h of the variances; of amounts by unit, their geometric mean, which
+            is the one amount that widens narrow kernels to the same volume; 0 where nothing was
+            added.
         components: number of components; 0 for a flow.
         parameters: how many numbers describe the density; fewer is simpler.
         held_out: mean log density of held-out codes, with its standard error over held-out data.
@@ -107,15 +113,21 @@ def fit_ex_post_prior(
     .. math:: q_h(z) = \sum_n w_n N(z; μ_n, σ_n^2 + h \operatorname{Var}_m(μ_m)),
 
     mixtures of far fewer components, of diagonal or full covariance, fitted to all of them, and
-    averages of several such fits; on request a normalising flow.
+    averages of several such fits, and a normalising flow. What is tried by default, as far as
+    there are data points enough, is listed by `default_candidates`.
 
     Components of latent sites that depend on each other stand in the mixtures as normals of the
     same means and covariances, by draws from each.
 
     The choice follows the one-standard-error rule: the *simplest* candidate whose held-out mean log
-    density is within one standard error (of the paired difference) of the best. Simpler means fewer
-    numbers that describe it: K(2D + 1) − 1 for K diagonal normals, K(D + D(D + 1)/2 + 1) − 1 for
-    full ones, the weights of a flow; and with as many, smoother: a larger h.
+    density is within one standard error of the best. The error is that of the difference to the
+    best, paired by data point: whether a point is hard is common to all candidates and cancels,
+    where the error of the best's own mean, as in trees, would let in far worse ones. With 2 to 10
+    held-out points it is itself a guess: expect a choice that is simple, or the best by chance.
+
+    Simpler means fewer numbers that describe it: K(2D + 1) − 1 for K diagonal normals,
+    K(D + D(D + 1)/2 + 1) − 1 for full ones, the weights of a flow; and with as many, smoother: a
+    larger mean h.
 
     Args:
         agg: the aggregated posterior of the training data.
@@ -123,35 +135,36 @@ def fit_ex_post_prior(
             The table was used for the choice: report the chosen density on other data.
         candidates: what to try, of ``Inflated``, ``InflatedByUnit``, ``Reduced`` and ``Flow``; by
             default `default_candidates`.
-        draws: codes drawn from each held-out encoding; their log densities are averaged before the
-            standard error over data is taken.
-        seed: seed of these draws and of the fits.
+        draws: codes drawn from each held-out encoding, at least one; their log densities are
+            averaged before the standard error over data is taken.
+        seed: seed of these draws and of the fits; the same gives the same table.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        ValueError: for no candidate, or one that the components do not allow.
+        ValueError: before any fit for no candidate, one that the components do not allow, no
+            draws, or a held-out encoding that is none, has fewer than two data points, other units
+            or codes that are not finite; after a fit for a log density that is no number.
 
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
     """
+    codes = _held_out_codes(agg, held_out, draws=draws, seed=seed)
     normals = with_normals(agg, seed=seed)
-    recipes = default_candidates(normals) if candidates is None else tuple(candidates)
-    if not recipes:
-        raise ValueError("expected at least one candidate; got none. Try [Inflated(0.2)].")
-    densities, values = [], []
-    with torch.no_grad(), seeded(seed):
-        codes = held_out.sample(torch.Size([draws]))
+    recipes = _recipes(candidates, normals)
+    densities, amounts, values = [], [], []
     with torch.no_grad(), progress_bar("ex-post prior", len(recipes), progress=progress) as bar:
         for recipe in recipes:
             bar.update(f"ex-post prior · {recipe.name}")
             source = agg if isinstance(recipe, Flow) else normals  # a flow is fitted to draws
-            densities.append(recipe.fit(source, seed=seed))
-            values.append(densities[-1].log_prob(codes).double().mean(0))
+            density, amount = _fit(recipe, source, seed)
+            densities.append(density)
+            amounts.append(amount)
+            values.append(_mean_log_density(density, codes, recipe))
             bar.tick()
     best = max(range(len(values)), key=lambda i: float(values[i].mean()))
     table = tuple(
-        _row(recipe, density, value, values[best])
-        for recipe, density, value in zip(recipes, densities, values, strict=True)
+        _row(recipe, density, amount, value, values[best])
+        for recipe, density, amount, value in zip(recipes, densities, amounts, values, strict=True)
     )
     chosen = _simplest(table)
     return ExPostPrior(densities[chosen], table[chosen].name, table)
@@ -160,10 +173,19 @@ def fit_ex_post_prior(
 def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
     """What is tried if nothing is said: all that is cheap for the components there are.
 
-    Nothing but the mixture itself where components are not normal. Reductions leave at least three
-    data points to a component. Full covariances are shrunk by three data points for every four
-    units, less where fits are averaged, which smooths too (amounts found on codes of silhouettes).
-    Eight fits are averaged, or two of more than 20,000 components, to keep this to minutes.
+    - The mixture as it is, and inflated by 0.05, 0.1, 0.2, 0.5 and 1; over vectors, of diagonal
+      components, unit by unit too.
+    - Reduced to 10, 25, 50, 100, 200, 400 and 1,000 diagonal components, and to 1, 10, 25, 50, 100
+      and 200 of full covariance.
+    - Averages of fits of 100 and 400 diagonal components, and of 50 and 200 full ones: of eight
+      fits, or two of more than 20,000 components, to keep this to minutes.
+    - A flow of 2 couplings by 200 steps, where codes have 2 to 16 units and there are at least
+      1,000 data points. It takes 1 to 3 seconds, whatever their number; with more units a flow
+      needs more steps than that to be of use: ask for ``Flow(1000)``.
+
+    Reductions leave at least three data points to a component. Full covariances are shrunk by
+    three data points for every four units, less where fits are averaged, which smooths too (amounts
+    found on codes of silhouettes). Of components that are not normal, the mixture as it is alone.
     """
     if not is_normal(agg.component_distribution):
         return (Inflated(),)
@@ -179,16 +201,99 @@ def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
     tried += [Reduced(size, shrinkage=1.0, starts=starts) for size in AVERAGED]
     tried += [Reduced(size, "full", 0.4 * dim, starts) for size in FULL_AVERAGED]
     found += [recipe for recipe in tried if 3 * recipe.components <= agg.size]
+    if 2 <= dim <= FLOW_UNITS and agg.size >= FLOW_POINTS:
+        found.append(Flow())
     return tuple(found)
 
 
-def _row(recipe: Recipe, density: dist.Distribution, value: Tensor, best: Tensor) -> Candidate:
+def _held_out_codes(
+    agg: AggregatedPosterior, held_out: dist.Distribution, *, draws: int, seed: int
+) -> Tensor:
+    """Codes of the held-out data, shape ``(draws, M, *event_shape)``.
+
+    Raises:
+        ValueError: for what cannot be scored.
+    """
+    if not isinstance(agg, Mixture):
+        raise ValueError(
+            f"expected an aggregated posterior; got {type(agg).__name__}. Use aggregate(guide, "
+            "train), or AggregatedPosterior(encoding)."
+        )
+    how = "Use encode(guide, validation), on data that the guide was not trained on."
+    if not isinstance(held_out, torch.distributions.Distribution):
+        raise ValueError(
+            f"expected held_out to be an encoding; got {type(held_out).__name__}. {how}"
+        )
+    batch, event = tuple(held_out.batch_shape), tuple(held_out.event_shape)
+    if len(batch) != 1 or batch[0] < 2 or event != tuple(agg.event_shape):
+        raise ValueError(
+            "expected held_out to be the encoding of at least 2 data points, batch shape (M,), "
+            f"with event shape {tuple(agg.event_shape)} as the mixture's; got batch shape {batch} "
+            f"and event shape {event}. {how}"
+        )
+    if not isinstance(draws, Integral) or draws < 1:
+        raise ValueError(f"expected draws of at least 1, a whole number; got {draws!r}. Try 4.")
+    with torch.no_grad(), seeded(seed):
+        codes: Tensor = held_out.sample(torch.Size([draws]))
+    bad = ~codes.isfinite().flatten(2).all(2).all(0)
+    if bad.any():
+        raise ValueError(
+            f"expected finite held-out codes; got others at {int(bad.sum())} of {len(bad)} data "
+            f"points, the first in row {int(bad.nonzero()[0])}. Check these data and the guide."
+        )
+    return codes
+
+
+def _recipes(candidates: Sequence[Recipe] | None, agg: AggregatedPosterior) -> tuple[Recipe, ...]:
+    """What is to be tried.
+
+    Raises:
+        ValueError: before any fit, if there is nothing, or something that cannot be fitted.
+    """
+    if candidates is None:
+        return default_candidates(agg)
+    if not isinstance(candidates, Sequence) or not candidates:
+        given = repr(candidates) if candidates else "none"
+        raise ValueError(f"expected at least one candidate; got {given}. Try [Inflated(0.2)].")
+    for recipe in candidates:
+        if not isinstance(recipe, Recipe):
+            raise ValueError(
+                "expected candidates like Inflated(0.2), InflatedByUnit(), Reduced(100) or "
+                f"Flow(); got {recipe!r}. Give such values."
+            )
+        recipe.check(agg)
+    return tuple(candidates)
+
+
+def _fit(recipe: Recipe, source: AggregatedPosterior, seed: int) -> tuple[dist.Distribution, float]:
+    """The density, and the mean amount by which variances were inflated."""
+    if isinstance(recipe, InflatedByUnit):
+        by_unit = recipe.amounts(source, seed=seed)
+        return inflate(source, by_unit), float(by_unit.double().log().mean().exp())
+    amount = recipe.amount if isinstance(recipe, Inflated) else 0.0
+    return recipe.fit(source, seed=seed), amount
+
+
+def _mean_log_density(density: dist.Distribution, codes: Tensor, recipe: Recipe) -> Tensor:
+    """For each held-out data point the mean over its codes, shape ``(M,)``."""
+    value: Tensor = density.log_prob(codes).double().mean(0)
+    if value.isnan().any():
+        raise ValueError(
+            f"expected log densities of held-out codes; got NaN under '{recipe.name}'. Leave it "
+            "out of the candidates."
+        )
+    return value
+
+
+def _row(
+    recipe: Recipe, density: dist.Distribution, amount: float, value: Tensor, best: Tensor
+) -> Candidate:
     family = {Inflated: "inflated", InflatedByUnit: "inflated", Reduced: "reduced"}
     full = isinstance(recipe, Reduced) and recipe.covariance == "full"
     return Candidate(
         name=recipe.name,
         family="reduced, full" if full else family.get(type(recipe), "flow"),
-        amount=recipe.amount if isinstance(recipe, Inflated) else 0.0,
+        amount=amount,
         components=density.size if isinstance(density, Mixture) else 0,
         parameters=_parameters(density),
         held_out=mean_estimate(value),

@@ -161,7 +161,7 @@ def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
     inflated = [row for row in table if row.family == "inflated"]
     amounts = sorted({row.amount for row in inflated})
     _candidates(axes[0], inflated, [amounts.index(row.amount) for row in inflated], "o", "inflated")
-    axes[0].set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
+    axes[0].set_xticks(range(len(amounts)), [f"{amount:.2g}" for amount in amounts])
     axes[0].set(xlabel="added variance, in units of the variance of the means")
     families = dict.fromkeys(row.family for row in table if row.components)
     for family, shape in zip([f for f in families if f != "inflated"], "sDv^P", strict=False):
