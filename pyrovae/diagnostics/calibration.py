@@ -132,7 +132,8 @@ def calibrate(
         seed: names the draws.
 
     Raises:
-        ValueError: with fewer than 100 simulations, or where data cannot be simulated.
+        ValueError: with fewer than 100 simulations, or where data cannot be simulated, as where
+            the likelihood takes a row's total from the row.
     """
     if simulations < 5 * BINS:
         raise ValueError(

@@ -8,8 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.batches import as_batch
 from pyrovae.models.pair import Pair, modules_of
 from pyrovae.models.priors import VampPrior
+from pyrovae.models.sites import Reader
 from pyrovae.randomness import seeded
 
 
@@ -20,7 +22,8 @@ class Pictures:
     Args:
         data: shape ``(n, ...)``.
         samples: name of the density → shape ``(n, ...)``.
-        pseudo_inputs: those of a VampPrior, if the model has one, shape ``(n, ...)``.
+        pseudo_inputs: those of a VampPrior, if the model draws its codes from one, shape
+            ``(n, ...)``.
     """
 
     data: Tensor
@@ -45,10 +48,25 @@ def pictures(
         with seeded(seed, number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
         samples[name] = _expected(pair.decode(x, z))
-    found = (m for owner in modules_of(whole.model) for m in owner.modules())
-    priors = [module for module in found if isinstance(module, VampPrior)]
-    inputs = priors[0].inputs[: len(x)] if len(priors) == 1 else None
-    return Pictures(pair.observe(x), samples, inputs)
+    return Pictures(pair.observe(x), samples, _pseudo_inputs(whole, pair, x, seed))
+
+
+def _pseudo_inputs(whole: Pair, pair: Pair, x: Tensor, seed: int) -> Tensor | None:
+    """Those of the one VampPrior that the model draws from; another may stand in its place."""
+    owned = dict.fromkeys(m for owner in modules_of(whole.model) for m in owner.modules())
+    priors = [module for module in owned if isinstance(module, VampPrior)]
+    if len(priors) != 1:
+        return None
+    with seeded(seed):
+        reading = Reader(pair.model, "model", pair.data_plate).read(as_batch(x))[0]
+    density = priors[0]()
+    for site in reading.latent:
+        z = reading.code(site)
+        if z.shape[1:] == density.event_shape:
+            in_force = reading.distribution(site).log_prob(z)
+            if torch.allclose(in_force, density.log_prob(z)):
+                return priors[0].inputs[: len(x)]
+    return None
 
 
 def _expected(distribution: dist.Distribution) -> Tensor:

@@ -118,8 +118,37 @@ def support_notes(
     return {name: _support_note(guide, p) for name, p in sources.items() if p is not None}
 
 
+def check_prior(prior: dist.Distribution, units: int) -> None:
+    """Raise unless a density can stand in the prior's place.
+
+    Args:
+        prior: p(z) for one row.
+        units: number of latent units at the pair's sites.
+
+    Raises:
+        ValueError: if it is no distribution, or not one over as many units.
+    """
+    if not isinstance(prior, torch.distributions.Distribution):
+        raise ValueError(
+            f"expected a distribution as prior=; got {type(prior).__name__}. "
+            "Of a result such as an ex-post prior's give .distribution."
+        )
+    batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
+    if batch not in ((), (1,)) or event != (units,):
+        raise ValueError(
+            f"expected as prior= a distribution with batch shape () and event shape ({units},), as "
+            f"many as the pair has latent units; got {batch} and {event}. Declare the units as "
+            "event dimensions with .to_event(1), or name the sites that are meant with site=."
+        )
+
+
 def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
-    """The share of the prior's draws that lie outside the guide's support, over its rows."""
+    """The share of the prior's draws that lie outside the guide's support, over its rows.
+
+    Raises:
+        ValueError: if the prior is not over the guide's units.
+    """
+    check_prior(prior, guide.event_shape.numel())
     with seeded(0):
         z = prior.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
     inside = guide.support.check(z.expand(PROBES, guide.batch_shape[0], -1))

@@ -6,14 +6,17 @@ import warnings
 from typing import Literal, get_args, overload
 
 import pyro.distributions as dist
+import torch
+from torch import Tensor
 
 from pyrovae.batches import Data, all_rows
 from pyrovae.evidence.annealed import Annealing, annealed_evidence
-from pyrovae.evidence.importance import importance_evidence
+from pyrovae.evidence.importance import BLOCK, check_prior, importance_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.evidence.sandwich import BothSides, Sandwich, sandwich_evidence
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
+from pyrovae.models.sites import Reader
 
 OneSided = Literal["importance", "prior", "annealed"]
 Method = Literal["importance", "prior", "annealed", "sandwich"]
@@ -100,8 +103,9 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
             hardly move.
 
     Raises:
-        ValueError: for an unknown method, a pair without the sites named, or chains that never
-            move.
+        ValueError: for an unknown method, a pair without the sites named, a ``prior`` that is not
+            over as many units as they have, a sandwich where data cannot be simulated, or chains
+            that never move.
 
     >>> from pyrovae.testing import linear_gaussian_vae
     >>> exact = linear_gaussian_vae()
@@ -120,6 +124,8 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     chains = CHAINS if draws is None else draws
     result: Evidence | Sandwich
     with measuring(model, guide):
+        if prior is not None:
+            check_prior(prior, _units(pair, x))
         if method == "importance" or method == "prior":
             result = importance_evidence(
                 pair,
@@ -142,3 +148,11 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     if concerns := result.concerns():
         warnings.warn("\n".join(concerns), stacklevel=2)
     return result
+
+
+@torch.no_grad()
+def _units(pair: Pair, x: Tensor) -> int:
+    """Number of latent units at the sites, from a run of the model as far as these."""
+    rows = pair.blocks(x, BLOCK)[0]
+    reading = Reader(pair.model, "model", pair.data_plate).read((rows,), until=pair.sites)[0]
+    return sum(reading.code(site).shape[1] for site in pair.sites)

@@ -29,8 +29,9 @@ def simulate(
         the arguments with x in its place, and z, shape ``(N, D)``.
 
     Raises:
-        ValueError: if no argument, or more than one, is what the observed site takes as it is, or
-            the model observes more than one site.
+        ValueError: if no argument, or more than one, is what the observed site takes as it is, the
+            model observes more than one site, or p(x | z) takes something from x itself, such as a
+            row's total, which is another one in the rows that are made.
     """
     batch = as_batch(like)
     rows = len(batch[0])
@@ -44,7 +45,28 @@ def simulate(
         x = pair.decode(batch, z).sample()
     arguments = list(batch)
     arguments[position] = x.to(batch[position].dtype)
-    return tuple(arguments), z
+    made = tuple(arguments)
+    _check_likelihood(pair, batch, made, z, x)
+    return made, z
+
+
+def _check_likelihood(pair: Pair, like: Batch, made: Batch, z: Tensor, x: Tensor) -> None:
+    """Raise unless rows are scored by the likelihood that they were drawn from."""
+    try:
+        densities = []
+        for rows in (like, made):
+            with seeded(0):  # what else the model draws is the same in both
+                densities.append(pair.decode(rows, z).log_prob(x))
+        reason, same = "", _same(*densities, tolerance=1e-5)
+    except ValueError as error:
+        first = str(error).splitlines()[0].rstrip(".")  # Pyro adds the shapes of all sites
+        reason, same = f", and refuses rows that it has made: {first}", False
+    if not same:
+        raise ValueError(
+            "expected p(x | z) not to depend on x itself, to simulate x and to score it; got a "
+            f"model that takes something from x, as a row's total{reason}. Give that to model and "
+            "guide as an argument of its own, such as model(x, total)."
+        )
 
 
 def observed_argument(pair: Pair, batch: Batch) -> int:
@@ -73,5 +95,5 @@ def observed_argument(pair: Pair, batch: Batch) -> int:
     return found[0]
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+def _same(one: Tensor, other: Tensor, *, tolerance: float = 0.0) -> bool:
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -108,10 +108,11 @@ class Ancestral(dist.TorchDistribution):
         return self._of(tuple(a.expand(shape + a.shape[rank:]) for a in self.batch), shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log density of codes, differentiable in them and in the function's parameters.
+        """log density of codes, differentiable in them.
 
         Args:
-            value: codes, shape ``(..., D)``, broadcast against the batch shape.
+            value: codes, shape ``(..., D)``, broadcast against the batch shape. Where they ask for
+                no gradient there is none, whatever the function's parameters ask for.
 
         Returns:
             shape ``(...)``.
@@ -120,7 +121,8 @@ class Ancestral(dist.TorchDistribution):
         codes = value.to(self.like.dtype).expand(shape + self.event_shape)
         codes = codes.reshape(-1, *self.event_shape)
         found = [codes.new_zeros(0)]
-        with apart(), measuring(self.reader.function):
+        wanted = torch.is_grad_enabled() and value.requires_grad
+        with torch.set_grad_enabled(wanted), apart(), measuring(self.reader.function):
             for rows, part in self._blocks(shape):
                 placed = dict(zip(self.sites, codes[part].split(self.sizes, -1), strict=True))
                 for reading in self.reader.read(rows, codes=placed, until=self.sites):
@@ -130,11 +132,11 @@ class Ancestral(dist.TorchDistribution):
         return torch.cat(found).to(dtype).reshape(shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws, shape ``sample_shape + batch_shape + (D,)``."""
+        """Draws, shape ``sample_shape + batch_shape + (D,)``, without gradient."""
         shape = torch.Size(sample_shape) + self.batch_shape
         seed = int(torch.randint(1 << 62, ()))  # measuring leaves the random state as it finds it
         found = [self.like.new_zeros(0, *self.event_shape)]
-        with apart(), measuring(self.reader.function), seeded(seed):
+        with torch.no_grad(), apart(), measuring(self.reader.function), seeded(seed):
             for rows, _ in self._blocks(shape):
                 found += [code_at(r, self.sites) for r in self.reader.read(rows, until=self.sites)]
         return torch.cat(found).reshape(shape + self.event_shape)

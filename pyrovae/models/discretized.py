@@ -51,8 +51,14 @@ class DiscretizedLogistic(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean m of the logistic before binning, in units of levels."""
-        return self.loc
+        r"""E[x] in units of levels, which is m only where the outer bins have little mass.
+
+        .. math:: E[x] = \sum_{k=0}^{L-2} P(x > k) = \sum_{k=0}^{L-2} s((m - k - 1/2)/τ)
+        """
+        total = torch.zeros_like(self.loc)
+        for level in range(self.levels - 1):  # one by one: never L numbers for each entry at once
+            total = total + torch.sigmoid((self.loc - level - 0.5) / self.scale)
+        return total
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
         """The same distribution for a larger batch."""

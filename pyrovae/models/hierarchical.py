@@ -9,7 +9,17 @@ from torch import Tensor, nn
 
 from pyrovae.models.exemplar_prior import prior_of
 from pyrovae.models.likelihoods import check_values, likelihood_of
-from pyrovae.models.statements import as_prior, check_codes, check_rows, data_plate, register
+from pyrovae.models.statements import (
+    Prior,
+    as_prior,
+    check_codes,
+    check_prior,
+    check_rows,
+    data_plate,
+    decoding,
+    encoded,
+    register,
+)
 
 
 class HierarchicalVAE(nn.Module):
@@ -24,10 +34,14 @@ class HierarchicalVAE(nn.Module):
         encoder: maps rows ``(B, ...)`` to q(z2 | x), batch shape ``(B,)``, event shape ``(D2,)``.
         decoder: maps ``z1, z2``, shapes ``(B, D1)`` and ``(B, D2)``, to p(x | z1, z2), batch shape
             ``(B,)``, event shape that of a row. One of counts also gets the rows' ``total=``.
-        prior: maps nothing to p(z2), batch shape ``()``, event shape ``(D2,)``.
+        prior: maps nothing to p(z2), batch shape ``()``, event shape ``(D2,)``; or p(z2) itself, or
+            the result of :func:`pyrovae.fit_ex_post_prior`.
         inner_encoder: maps ``x, z2`` to q(z1 | x, z2), batch shape ``(B,)``, event shape ``(D1,)``.
         conditional: maps ``z2`` to p(z1 | z2), batch shape ``(B,)``, event shape ``(D1,)``.
         name: under which the parameters stand in Pyro's parameter store.
+
+    Raises:
+        ValueError: as :class:`~pyrovae.models.vae.VAE`.
 
     >>> import pyrovae as pv
     >>> hvae = pv.HierarchicalVAE(
@@ -46,7 +60,7 @@ class HierarchicalVAE(nn.Module):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        prior: nn.Module,
+        prior: Prior,
         *,
         inner_encoder: nn.Module,
         conditional: nn.Module,
@@ -55,7 +69,7 @@ class HierarchicalVAE(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.prior = prior
+        self.prior = as_prior(prior)
         self.inner_encoder = inner_encoder
         self.conditional = conditional
         self.name = name
@@ -76,13 +90,17 @@ class HierarchicalVAE(nn.Module):
         register(self.name, self)
         with data_plate(x, size):
             prior = prior_of(self.prior, index)
+            check_prior(prior, x)
             z2 = pyro.sample("z2", prior)
             check_codes(z2, prior, encoder="encoder", prior="prior")
-            conditional: dist.Distribution = self.conditional(z2)
+            with decoding(prior, lambda: self.encoder(x), encoder="encoder", prior="prior"):
+                conditional: dist.Distribution = self.conditional(z2)
             check_rows("conditional", conditional, x)
             z1 = pyro.sample("z1", conditional)
-            check_codes(z1, conditional, encoder="inner encoder", prior="conditional")
-            likelihood = likelihood_of(self.decoder, z1, z2, x=x)
+            names = {"encoder": "inner encoder", "prior": "conditional"}
+            check_codes(z1, conditional, **names)
+            with decoding(conditional, lambda: self.inner_encoder(x, z2), **names):
+                likelihood = likelihood_of(self.decoder, z1, z2, x=x)
             check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
             check_values(likelihood, x)
             return pyro.sample("x", likelihood, obs=x)
@@ -97,24 +115,20 @@ class HierarchicalVAE(nn.Module):
         """
         register(self.name, self)
         with data_plate(x, size):
-            top: dist.Distribution = self.encoder(x)
-            check_rows("encoder", top, x)
-            z2 = pyro.sample("z2", top)
-            inner: dist.Distribution = self.inner_encoder(x, z2)
-            check_rows("inner encoder", inner, x)
-            z1 = pyro.sample("z1", inner)
+            z2 = pyro.sample("z2", encoded("encoder", self.encoder, x))
+            z1 = pyro.sample("z1", encoded("inner encoder", self.inner_encoder, x, z2))
         return z2, z1
 
-    def with_prior(self, prior: nn.Module | dist.Distribution) -> HierarchicalVAE:
+    def with_prior(self, prior: Prior) -> HierarchicalVAE:
         """The same networks, shared, under another prior p(z2).
 
         Args:
-            prior: a module whose forward returns p(z2), or p(z2) itself.
+            prior: as of the class.
         """
         return HierarchicalVAE(
             self.encoder,
             self.decoder,
-            as_prior(prior),
+            prior,
             inner_encoder=self.inner_encoder,
             conditional=self.conditional,
             name=self.name,

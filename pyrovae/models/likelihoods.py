@@ -86,13 +86,18 @@ class CategoricalDecoder(nn.Module):
 class LogisticDecoder(nn.Module):
     """p(x | z) = Π DiscretizedLogistic(x_j; m_j(z), τ_j(z)) for images of 256 grey levels 0–255.
 
+    log(τ/256) is s = −15 + softplus(f + 15) for an output f of the network: f itself, to 3e-5 where
+    f > −4.5, and never below −15, where τ is 8e-5 levels and long certain of its level. Without a
+    floor τ would underflow in float32, and its gradient be no number. (Tomczak & Welling 2018 cut s
+    off to [−4.5, 0], which also bounds how sure a pixel can be.)
+
     Args:
-        network: maps codes ``(..., D)`` to ``(..., prod(event_shape) · 2)``: the logit of m/256 and
-            log(τ/256) for each pixel.
+        network: maps codes ``(..., D)`` to ``(..., prod(event_shape) · 2)``: the logit of
+            (m + 1/2)/256 and f for each pixel.
         event_shape: shape of one row.
     """
 
-    levels = 256
+    levels, floor = 256, -15.0
 
     def __init__(self, network: nn.Module, event_shape: torch.Size) -> None:
         super().__init__()
@@ -102,7 +107,8 @@ class LogisticDecoder(nn.Module):
     def forward(self, z: Tensor) -> dist.Distribution:
         outputs = self.network(z).unflatten(-1, (*self.event_shape, 2))
         loc = self.levels * outputs[..., 0].sigmoid() - 0.5
-        scale = self.levels * outputs[..., 1].exp()
+        log_scale = self.floor + nn.functional.softplus(outputs[..., 1] - self.floor)
+        scale = self.levels * log_scale.exp()
         return DiscretizedLogistic(loc, scale, self.levels).to_event(len(self.event_shape))
 
 
@@ -112,8 +118,8 @@ class NegativeBinomialDecoder(nn.Module):
     The network says how a row's total ℓ, its library size, is shared between the entries. The
     variance is mean + mean²/θ, with one θ learned for each entry (Lopez et al. 2018). ℓ itself is
     not modelled: a :class:`~pyrovae.models.vae.VAE` takes it from the row, and all it says of p(x)
-    is p(x | ℓ). For rows that a measure simulates, a sandwich or a calibration, that is another ℓ
-    than they were drawn with; there write a pair with ℓ as an argument of its own.
+    is p(x | ℓ). Rows that were simulated would have another ℓ than they were drawn with, so that a
+    sandwich and a calibration refuse it; they take a pair with ℓ as an argument of its own.
 
     Args:
         network: f, maps codes ``(..., D)`` to log shares ``(..., prod(event_shape))``, up to a
@@ -168,9 +174,14 @@ def likelihood_of(decoder: nn.Module, *codes: Tensor, x: Tensor) -> dist.Distrib
             :class:`NegativeBinomialDecoder`.
         codes: of each latent layer, shape ``(..., B, D)``.
         x: rows, shape ``(B, ...)``.
+
+    Raises:
+        ValueError: as :func:`check_values`, for rows that have to be counts and are not.
     """
     found: dist.Distribution
     if any(isinstance(module, NegativeBinomialDecoder) for module in decoder.modules()):
+        # Before their total is taken: it says nothing of rows that are no counts.
+        _check("NegativeBinomial", dist.constraints.nonnegative_integer, x)
         found = decoder(*codes, total=x.flatten(1).sum(1))
     else:
         found = decoder(*codes)
@@ -187,12 +198,17 @@ def check_values(likelihood: dist.Distribution, x: Tensor) -> None:
     Raises:
         ValueError: saying what values are expected, one that was found, and what to do.
     """
-    kind = type(innermost(likelihood)).__name__
-    if kind not in _VALUES or not dist.is_validation_enabled():
+    family = innermost(likelihood)
+    if type(family).__name__ in _VALUES:
+        _check(type(family).__name__, family.support, x)
+
+
+def _check(family: str, support: dist.constraints.Constraint, x: Tensor) -> None:
+    if not dist.is_validation_enabled():
         return
-    good = innermost(likelihood).support.check(x)
+    good = support.check(x)
     if not bool(good.all()):
-        expected, remedy = _VALUES[kind]
+        expected, remedy = _VALUES[family]
         found = float(x.expand(good.shape)[~good][0])
         raise ValueError(f"expected {expected} in x; got {found:g}. {remedy}")
 
@@ -229,7 +245,21 @@ def binarise(x: Tensor, generator: torch.Generator) -> Tensor:
         x: grey values in [0, 1].
         generator: what to draw from.
 
+    Raises:
+        ValueError: for other values, while arguments are checked.
+
     >>> binarise(torch.tensor([0.0, 1.0]), torch.Generator())
     tensor([0., 1.])
     """
+    if dist.is_validation_enabled() and not bool(((x >= 0) & (x <= 1)).all()):
+        found = float(x[~((x >= 0) & (x <= 1))][0])
+        raise ValueError(
+            f"expected grey values in [0, 1] to binarise; got {found:g}. Divide levels from 0 to "
+            "255 by 255."
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"expected grey values as floating-point numbers to binarise; got {x.dtype}. Convert "
+            "them, and divide levels from 0 to 255 by 255: x.float() / 255."
+        )
     return torch.bernoulli(x, generator=generator)

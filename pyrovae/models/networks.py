@@ -52,9 +52,19 @@ class Standardize(nn.Module):
 
 
 class LogCounts(nn.Module):
-    """log(1 + x), which brings counts of all sizes to numbers of order one."""
+    """log(1 + x), which brings counts of all sizes to numbers of order one.
+
+    Raises:
+        ValueError: when it runs, for numbers that have no such logarithm, while arguments are
+            checked.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        if dist.is_validation_enabled() and not bool((x > -1).all()):
+            raise ValueError(
+                f"expected counts 0, 1, 2, … in x; got {float(x.min()):g}. Give the counts "
+                "themselves, neither normalised nor as logarithms."
+            )
         return x.log1p()
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeAlias
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -38,7 +42,12 @@ def register(name: str, module: nn.Module) -> None:
 
 
 class Fixed(nn.Module):
-    """A distribution as a module: what p(z) is when nothing in it is to be learned."""
+    """A distribution as a module: what p(z) is when nothing in it is to be learned.
+
+    Its tensors are neither parameters nor buffers: ``state_dict()`` lacks them, and ``.to(...)``
+    and ``.double()`` leave them as they are. Make the distribution where the networks are, and keep
+    it by :func:`pyrovae.save`.
+    """
 
     def __init__(self, distribution: dist.Distribution) -> None:
         super().__init__()
@@ -48,9 +57,119 @@ class Fixed(nn.Module):
         return self.distribution
 
 
-def as_prior(prior: nn.Module | dist.Distribution) -> nn.Module:
-    """A module whose forward returns p(z), from such a module or from p(z) itself."""
-    return prior if isinstance(prior, nn.Module) else Fixed(prior)
+class HasDistribution(Protocol):
+    """A result that holds a density, as an ex-post prior does."""
+
+    @property
+    def distribution(self) -> dist.Distribution:
+        """The density."""
+
+
+Prior: TypeAlias = nn.Module | dist.Distribution | HasDistribution
+
+
+def as_prior(prior: Prior) -> nn.Module:
+    """A module whose forward returns p(z).
+
+    Args:
+        prior: such a module, p(z) itself, or a result that has it as its ``distribution``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(prior, nn.Module):
+        return prior
+    own = isinstance(prior, dist.Distribution)
+    density = prior if own else getattr(prior, "distribution", None)
+    if not isinstance(density, dist.Distribution):
+        kind = f"{type(prior).__module__}.{type(prior).__qualname__}".removeprefix("builtins.")
+        raise ValueError(
+            "expected a prior that is a module whose forward returns p(z), a distribution of "
+            f"pyro.distributions, or the result of fit_ex_post_prior; got {kind}. Give one of "
+            "these, such as StandardNormal(latent)."
+        )
+    return Fixed(density)
+
+
+def check_prior(prior: dist.Distribution, x: Tensor) -> None:
+    """Raise unless a prior is one density over vectors, for all rows or for each.
+
+    Args:
+        prior: what the prior's module returned.
+        x: the rows.
+
+    Raises:
+        ValueError: saying what it is and what to declare.
+    """
+    if not isinstance(prior, dist.Distribution):
+        raise ValueError(
+            f"expected the prior to return a distribution; got {type(prior).__name__}. Return "
+            "one of pyro.distributions from its forward."
+        )
+    batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
+    if len(event) != 1 or batch not in ((), (1,), (len(x),)):
+        raise ValueError(
+            f"expected the prior to return a distribution with batch shape () and event shape "
+            f"(D,); got {batch} and {event}. Declare the units of a code as event dimensions with "
+            ".to_event(1)."
+        )
+
+
+def encoded(who: str, encoder: nn.Module, x: Tensor, *codes: Tensor) -> dist.Distribution:
+    """What an encoder returns for rows, checked to be one distribution over vectors a row.
+
+    Args:
+        who: the encoder, for errors.
+        encoder: maps rows, and the codes of layers above, to a distribution.
+        x: the rows.
+        codes: of layers above.
+
+    Raises:
+        ValueError: if it returns something else, or fails on whole numbers that are not of its
+            dtype.
+    """
+    try:
+        found: dist.Distribution = encoder(x, *codes)
+    except RuntimeError as error:
+        own = next((p.dtype for p in encoder.parameters()), x.dtype)
+        if x.is_floating_point() or x.dtype == own:
+            raise
+        raise ValueError(
+            f"expected rows that the {who} takes, of its dtype {own}; got {x.dtype}: {error}. "
+            f"Convert them: x.to({own})."
+        ) from error
+    check_rows(who, found, x)
+    return found
+
+
+@contextmanager
+def decoding(
+    density: dist.Distribution,
+    posterior: Callable[[], dist.Distribution],
+    *,
+    encoder: str,
+    prior: str,
+) -> Iterator[None]:
+    """If what is done with codes fails, say so where encoder and prior differ in their units.
+
+    A model that is run by itself draws its codes from the prior: `check_codes`, for codes of the
+    guide, then has nothing to compare with, and the decoder fails in the midst of a product.
+
+    Args:
+        density: p(z), which the codes may have been drawn from.
+        posterior: makes q(z | x); called only after a failure.
+        encoder, prior: who they are, for the error.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        units = posterior().event_shape
+        if units == density.event_shape:
+            raise
+        raise _other_units(density, units.numel(), encoder=encoder, prior=prior) from error
 
 
 def check_rows(
@@ -81,7 +200,11 @@ def check_rows(
 def check_codes(z: Tensor, density: dist.Distribution, *, encoder: str, prior: str) -> None:
     """Raise unless codes, drawn by the guide, have as many units as their density in the model."""
     if z.shape[-1:] != density.event_shape:
-        raise ValueError(
-            f"expected codes of the {prior}'s event shape {tuple(density.event_shape)}; got "
-            f"{z.shape[-1]} latent units. Give {encoder} and {prior} the same number."
-        )
+        raise _other_units(density, z.shape[-1], encoder=encoder, prior=prior)
+
+
+def _other_units(density: dist.Distribution, units: int, *, encoder: str, prior: str) -> ValueError:
+    return ValueError(
+        f"expected codes of the {prior}'s event shape {tuple(density.event_shape)}; got "
+        f"{units} latent units. Give {encoder} and {prior} the same number."
+    )

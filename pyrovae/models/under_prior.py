@@ -76,8 +76,13 @@ class _Replacing(Messenger):
         if old.event_shape != new.event_shape:
             raise ValueError(
                 f"expected a prior of the event shape at site {self.site!r}, "
-                f"{tuple(old.event_shape)}; got {tuple(new.event_shape)}. Draw the code as one "
-                "vector a row in the model, with .to_event(1)."
+                f"{tuple(old.event_shape)}; got {tuple(new.event_shape)}. Both have to be over one "
+                "vector a row: declare its units with .to_event(1)."
+            )
+        if tuple(new.batch_shape) not in ((), (1,), tuple(old.batch_shape)):
+            raise ValueError(
+                f"expected a prior for one row, batch shape (), at site {self.site!r}; got "
+                f"{tuple(new.batch_shape)}. Declare the units of a code with .to_event(1)."
             )
         new = new.expand(old.batch_shape)
         masked = isinstance(old, dist.MaskedDistribution)

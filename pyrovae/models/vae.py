@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import pyro
-import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae.models.exemplar_prior import prior_of
 from pyrovae.models.likelihoods import check_values, likelihood_of
-from pyrovae.models.statements import as_prior, check_codes, check_rows, data_plate, register
+from pyrovae.models.statements import (
+    Prior,
+    as_prior,
+    check_codes,
+    check_prior,
+    check_rows,
+    data_plate,
+    decoding,
+    encoded,
+    register,
+)
 
 
 class VAE(nn.Module):
@@ -22,8 +31,13 @@ class VAE(nn.Module):
         encoder: maps rows ``(B, ...)`` to q(z | x), batch shape ``(B,)``, event shape ``(D,)``.
         decoder: maps codes ``(B, D)`` to p(x | z), batch shape ``(B,)``, event shape that of a row.
             One of counts also gets the total of each row, on which all is then conditional.
-        prior: maps nothing to p(z), batch shape ``()``, event shape ``(D,)``.
+        prior: maps nothing to p(z), batch shape ``()``, event shape ``(D,)``; or p(z) itself, or
+            the result of :func:`pyrovae.fit_ex_post_prior`.
         name: under which the parameters stand in Pyro's parameter store.
+
+    Raises:
+        ValueError: for a prior that is none of these; and when it runs, if the modules return
+            distributions of other shapes, or a row has a value that the likelihood excludes.
 
     >>> import pyrovae as pv, torch
     >>> vae = pv.VAE(pv.mlp_encoder((8, 8), 2), pv.mlp_decoder(2, (8, 8)), pv.StandardNormal(2))
@@ -32,12 +46,12 @@ class VAE(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module, *, name: str = "vae"
+        self, encoder: nn.Module, decoder: nn.Module, prior: Prior, *, name: str = "vae"
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.prior = prior
+        self.prior = as_prior(prior)
         self.name = name
 
     def model(self, x: Tensor, index: Tensor | None = None, *, size: int | None = None) -> Tensor:
@@ -56,9 +70,11 @@ class VAE(nn.Module):
         register(self.name, self)
         with data_plate(x, size):
             prior = prior_of(self.prior, index)
+            check_prior(prior, x)
             z = pyro.sample("z", prior)
             check_codes(z, prior, encoder="encoder", prior="prior")
-            likelihood = likelihood_of(self.decoder, z, x=x)
+            with decoding(prior, lambda: self.encoder(x), encoder="encoder", prior="prior"):
+                likelihood = likelihood_of(self.decoder, z, x=x)
             check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
             check_values(likelihood, x)
             return pyro.sample("x", likelihood, obs=x)
@@ -71,14 +87,12 @@ class VAE(nn.Module):
         """
         register(self.name, self)
         with data_plate(x, size):
-            posterior: dist.Distribution = self.encoder(x)
-            check_rows("encoder", posterior, x)
-            return pyro.sample("z", posterior)
+            return pyro.sample("z", encoded("encoder", self.encoder, x))
 
-    def with_prior(self, prior: nn.Module | dist.Distribution) -> VAE:
+    def with_prior(self, prior: Prior) -> VAE:
         """The same encoder and decoder, shared, under another prior.
 
         Args:
-            prior: a module whose forward returns p(z), or p(z) itself.
+            prior: as of the class.
         """
-        return VAE(self.encoder, self.decoder, as_prior(prior), name=self.name)
+        return VAE(self.encoder, self.decoder, prior, name=self.name)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import pyro
 import torch
@@ -22,6 +23,8 @@ from pyrovae.training.checkpoint import Checkpoint, save
 from pyrovae.training.history import Fit, History, Stopped
 from pyrovae.training.objectives import Objective, log_density, paired_traces
 from pyrovae.training.trainable import Trainable, survey
+
+T = TypeVar("T")
 
 SETUP, TRAIN, VALIDATE = 0, 1, 2  # the random streams of a run
 _COLUMNS = ("train", "validation", "kl_weight", "seconds")
@@ -91,15 +94,24 @@ class Evaluator:
         """Mean objective per datum, in nats, shape ``()``."""
         rows = len(batch[0])
         if rows not in self._plate_sizes:
-            self.survey(batch)
+            self._look_at(batch)
         total = self.objective(self.model, self.guide, *batch, kl_weight=kl_weight)
         return total / self._plate_sizes[rows]
 
     def survey(self, batch: Batch) -> Trainable:
-        """Look at what the pair does with batches of this many rows."""
-        batch = tuple(array.to(self.device) for array in batch)
-        with argument_checks(False):  # the step that follows has them, and says where it is
-            found = survey(self.objective, self.model, self.guide, batch)
+        """Look at what the pair does with batches of this many rows, as they come from the data."""
+        again = _random_state(self.device)
+        with torch.no_grad():
+            (prepared,) = self.prepared(iter([batch]))
+        again()  # the transform's draws are those of no step
+        return self._look_at(prepared)
+
+    def _look_at(self, batch: Batch) -> Trainable:
+        look = partial(survey, self.objective, self.model, self.guide, batch)
+        try:
+            found = look()
+        except ValueError as error:
+            found = unchecked(look, error)  # the step that follows says where a NaN is
         self._plate_sizes[len(batch[0])] = found.plate_size
         return found.trainable
 
@@ -240,7 +252,7 @@ class Trainer:
         try:
             mean = self.evaluator(batch, weight)
         except ValueError as error:  # Pyro's and torch's argument checks see a NaN first
-            found = self._non_finite(batch, step, again)
+            found = unchecked(lambda: self._non_finite(batch, step, again), error)
             if not found.sites:
                 raise
             raise found from error
@@ -290,6 +302,22 @@ def argument_checks(on: bool) -> AbstractContextManager[object]:
         **{f"validate_{name}": False for name in names}
     )
     return context
+
+
+def unchecked(run: Callable[[], T], refusal: ValueError) -> T:
+    """What a run returns without the argument checks that have refused it.
+
+    Raises:
+        ValueError: the refusal, if it is the library's own, which says what to do, or if there is
+            no such run: of a category that is none, say.
+    """
+    if str(refusal).startswith("expected"):  # torch's own begin with a capital
+        raise refusal
+    try:
+        with argument_checks(False):
+            return run()
+    except (RuntimeError, IndexError):
+        raise refusal from None
 
 
 def _random_state(device: torch.device) -> Callable[[], None]:

@@ -1,15 +1,20 @@
 """The whole diagnosis on a pair in which the truth is known."""
 
+from typing import Any
+
 import arviz as az
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.diagnostics.codes import moments
 from pyrovae.diagnostics.collapse import collapse
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort
+from pyrovae.diagnostics.pictures import pictures
 from pyrovae.models.networks import Standardize
+from pyrovae.models.pair import Pair, measuring
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 EFFORT = Effort(
@@ -114,7 +119,7 @@ def test_grey_images_are_measured_in_bits_too() -> None:
     x = torch.randint(0, 256, (60, 3, 3)).double()
     encoder = pv.mlp_encoder((3, 3), 2, hidden=(8,))
     standard = Standardize(torch.tensor(127.5), torch.tensor(75.0))
-    encoder.network = torch.nn.Sequential(standard, encoder.network)
+    encoder.network = nn.Sequential(standard, encoder.network)
     vae = pv.VAE(
         encoder,
         pv.mlp_decoder(2, (3, 3), hidden=(8,), likelihood="logistic"),
@@ -135,3 +140,41 @@ def test_grey_images_are_measured_in_bits_too() -> None:
         assert (nats.bound, bits.bound) == ("lower", "upper")
     # 256 equally likely levels, not yet learned
     assert table.loc[("held-out", "bits per dimension | prior"), "value"] > 8 - 1e-6
+
+
+def test_pseudo_inputs_are_shown_of_the_prior_that_is_in_force() -> None:
+    x = torch.bernoulli(torch.full((40, 6), 0.4))
+    encoder = pv.mlp_encoder((6,), 2, hidden=(8,))
+    top = pv.VampPrior.from_data(encoder, x, 5, bounds=(0.0, 1.0))
+    inner = pv.Branches((nn.Identity(), nn.Identity()), pv.mlp_encoder((8,), 3, hidden=(8,)))
+    vamp = pv.HierarchicalVAE(
+        encoder,
+        pv.Branches((nn.Identity(), nn.Identity()), pv.mlp_decoder(5, (6,), hidden=(8,))),
+        top,
+        inner_encoder=inner,
+        conditional=pv.mlp_encoder((2,), 3, hidden=(8,)),
+    )
+    both = ("z2", "z1")
+    found = pv.fit_ex_post_prior(
+        pv.aggregate(vamp.guide, x, site="z2"),
+        held_out=pv.encode(vamp.guide, x, site="z2"),
+        candidates=[pv.Reduced(3)],
+        progress=False,
+    )
+
+    def shown(model: Any, site: Any) -> Tensor | None:
+        whole = Pair(model, vamp.guide, site)
+        with measuring(model, vamp.guide):
+            return pictures(whole, whole, x[:4], {}, seed=0).pseudo_inputs
+
+    for site in ("z2", both):
+        assert torch.equal(shown(vamp.model, site), top.inputs[:4])
+        assert shown(found.in_model(vamp.model, site="z2"), site) is None
+        assert shown(vamp.with_prior(found).model, site) is None
+    effort = Effort(
+        codes=40, evidence_rows=4, evidence_draws=30, export_rows=2, export_draws=5, pictures=4,
+        simulations=0, two_sample=20,
+    )  # fmt: skip
+    model = found.in_model(vamp.model, site="z2")
+    of_result = pv.diagnose(model, vamp.guide, x, held_out=x, site="z2", effort=effort)
+    assert of_result.pictures.pseudo_inputs is None

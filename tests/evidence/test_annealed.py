@@ -208,6 +208,67 @@ def test_simulated_codes_are_draws_from_the_posterior_of_their_data() -> None:
     assert float((score.var(0) - 1).abs().max()) < 4.5 * (2 / 4000) ** 0.5
 
 
+def counts(total_is_given: bool) -> tuple[Callable[..., object], ...]:
+    """Counts with one latent unit; their total is taken from the row, or an argument of its own."""
+    weight = torch.tensor([2.0, -1.0, 0.5])
+
+    def model(x: Tensor, total: Tensor | None = None) -> None:
+        total = x.sum(-1) if total is None else total
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            mean = total.unsqueeze(-1) * (z * weight).softmax(-1)
+            pyro.sample("x", dist.NegativeBinomial(2.0, logits=(mean / 2).log()).to_event(1), obs=x)
+
+    def guide(x: Tensor, total: Tensor | None = None) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.2).to_event(1))
+
+    if total_is_given:
+        return model, guide
+    return (lambda x: model(x)), (lambda x: guide(x))
+
+
+def test_totals_of_simulated_rows_are_held_or_their_rows_refused() -> None:
+    total, like = torch.full((200,), 15.0), torch.full((200, 3), 5.0)
+    for refused in (like, torch.ones(200, 3)):  # of the latter some simulated rows have no counts
+        for call in (
+            lambda x, of: pv.log_evidence(*of, x, method=BothSides(SHORT), draws=4),
+            lambda x, of: pv.calibrate(*of, x, simulations=100),
+        ):
+            with pytest.raises(ValueError, match=r"not to depend on x itself.*model\(x, total\)"):
+                call(refused, counts(total_is_given=False))
+    model, guide = counts(total_is_given=True)
+    both = pv.log_evidence(model, guide, (like, total), method=BothSides(SHORT), draws=4)
+    x, kept = both.x
+    assert torch.equal(kept, total) and not torch.equal(x.sum(-1), total)
+    line = torch.linspace(-9.0, 9.0, 2001).unsqueeze(-1)
+    shares = (line * torch.tensor([2.0, -1.0, 0.5])).softmax(-1)
+    likelihood = dist.NegativeBinomial(2.0, logits=(15 * shares / 2).log()).to_event(1)
+    joint = likelihood.log_prob(x.unsqueeze(1)) + dist.Normal(0.0, 1.0).log_prob(line[:, 0])
+    truth = joint.logsumexp(1) + torch.tensor(18 / 2000).log()
+    for ratio in ((both.lower.values - truth).exp(), (truth - both.upper.values).exp()):
+        assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / 200**0.5 < 0.5
+
+
+@pytest.mark.parametrize("total", [3.0, 60.0])
+def test_a_vae_of_counts_is_not_simulated(total: float) -> None:
+    decoder = pv.mlp_decoder(2, (6,), "negative_binomial", hidden=(8,))
+    vae = pv.VAE(pv.mlp_encoder((6,), 2, hidden=(8,)), decoder, pv.StandardNormal(2))
+    x = torch.full((20, 6), total / 6).ceil()
+    with pytest.raises(ValueError, match="as a row's total"):
+        pv.log_evidence(vae.model, vae.guide, x, method="sandwich", draws=4)
+    found = pv.diagnose(
+        vae.model, vae.guide, x.repeat(3, 1), held_out=x, progress=False,
+        effort=pv.Effort(
+            codes=40, evidence_rows=4, evidence_draws=20, export_rows=2, export_draws=4, pictures=2,
+            simulations=100, two_sample=20,
+        ),
+    )  # fmt: skip
+    assert found.guide.calibration is None
+    said = [c for c in found.concerns if c.startswith("Simulation-based calibration could not")]
+    assert len(said) == 1 and "as a row's total" in said[0]
+
+
 class Decoder(nn.Module):
     """A decoder from a function of the code."""
 

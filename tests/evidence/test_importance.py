@@ -209,3 +209,30 @@ def test_bad_input() -> None:
         pv.log_evidence(vae.model, vae.guide, x, draws=1)
     with pytest.raises(ValueError, match="'guess'"):
         pv.log_evidence(vae.model, vae.guide, x, method="guess")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["importance", "prior", "annealed", "sandwich"])
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (dist.Normal(torch.zeros(3), 1.0).to_event(1), r"got \(\) and \(3,\)"),
+        (dist.Normal(torch.zeros(2), 1.0), r"got \(2,\) and \(\).*to_event"),
+        (dist.Normal(torch.zeros(4, 2), 1.0).to_event(1), r"got \(4,\) and \(2,\)"),
+        (3.0, r"expected a distribution as prior=; got float"),
+    ],
+)
+def test_a_prior_of_another_shape_is_named(method: str, prior: object, message: str) -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(4)
+    with pytest.raises(ValueError, match=message):
+        pv.log_evidence(vae.model, vae.guide, x, method=method, draws=4, prior=prior)
+    one = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)  # as a diagnosis has it
+    assert pv.log_evidence(vae.model, vae.guide, x, draws=4, prior=one).values.isfinite().all()
+
+
+def test_a_prior_of_another_shape_is_named_in_a_diagnosis() -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(40)
+    prior = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    with pytest.raises(ValueError, match=r"event shape \(2,\), as many.*got \(\) and \(3,\)"):
+        pv.diagnose(vae.model, vae.guide, x, held_out=x, prior=prior)

@@ -35,3 +35,11 @@ def test_gradients_stay_finite_far_from_the_data() -> None:
     DiscretizedLogistic(loc, log_scale.exp()).log_prob(levels).sum().backward()
     assert bool(loc.grad.isfinite().all()) and bool(log_scale.grad.isfinite().all())
     assert float(loc.grad[0]) > 0 > float(loc.grad[2])
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 30.0), (250.0, 20.0), (128.0, 5.0), (300.0, 1.0)])
+def test_the_mean_is_the_sum_over_levels(loc: float, scale: float) -> None:
+    likelihood = DiscretizedLogistic(torch.tensor(loc), torch.tensor([scale, 2 * scale]))
+    levels = torch.arange(256.0).unsqueeze(-1)
+    brute = (levels * likelihood.log_prob(levels).exp()).sum(0)
+    assert torch.allclose(likelihood.mean, brute, rtol=1e-12)

@@ -249,6 +249,7 @@ def test_the_joint_aggregated_posterior_is_brute_force() -> None:
     assert torch.equal(best.index[..., 0], shares.argmax(-1))
     parts = [agg[:4], agg[4:]]
     assert torch.allclose(pv.AggregatedPosterior.merge(parts).log_prob(z), agg.log_prob(z))
+    assert not agg.log_prob(z).requires_grad  # though the guide's parameters ask for one
     z = z.requires_grad_()
     (gradient,) = torch.autograd.grad(agg.log_prob(z).sum(), z)
     (expected,) = torch.autograd.grad(brute_force(posterior, z).sum(), z)
@@ -308,6 +309,20 @@ def test_a_joint_density_leaves_the_pair_as_it_is() -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert not dict(pyro.get_param_store().items())
     assert network.training
+
+
+def test_a_joint_density_has_gradients_in_codes_and_in_nothing_else() -> None:
+    vae = small()
+    agg = pv.aggregate(vae.guide, IMAGES[:6], site=BOTH)
+    assert not agg.sample((2,)).requires_grad
+    assert not agg.encoding.rsample(torch.Size([2])).requires_grad
+    z = agg.sample((3,))
+    assert not agg.log_prob(z).requires_grad
+    (gradient,) = torch.autograd.grad(agg.log_prob(z.requires_grad_()).sum(), z)
+    step = 1e-6 * torch.randn_like(z)
+    with torch.no_grad():
+        rise = agg.log_prob(z + step) - agg.log_prob(z - step)
+    assert torch.allclose(rise, 2 * (gradient * step).sum(-1), rtol=1e-4, atol=1e-12)
 
 
 def test_a_joint_density_goes_without_data_or_moments() -> None:
@@ -504,6 +519,30 @@ def test_modules_that_do_not_fit_are_named(changed: dict[str, nn.Module], messag
     vae = small(**changed)
     with pytest.raises(ValueError, match=message):
         Trace_ELBO().loss(vae.model, vae.guide, IMAGES[:3])
+
+
+@pytest.mark.parametrize("site", ["z2", BOTH])
+def test_another_number_of_units_is_named_where_the_model_runs_by_itself(site: Any) -> None:
+    vae = small(prior=pv.StandardNormal(3))
+    with pytest.raises(ValueError, match=r"prior's event shape \(3,\); got 2"):
+        pv.log_evidence(vae.model, vae.guide, IMAGES[:3], site=site, draws=4)
+    vae = small(conditional=pv.mlp_encoder((2,), 4))
+    with pytest.raises(ValueError, match=r"conditional's event shape \(4,\); got 3"):
+        vae.model(IMAGES[:3])
+    other = dist.Normal(torch.zeros(7), 1.0).to_event(1)
+    with pytest.raises(ValueError, match=r"event shape \([25],\).*got \(\) and \(7,\)"):
+        vae = small()
+        pv.log_evidence(vae.model, vae.guide, IMAGES[:3], site=site, prior=other, draws=4)
+
+
+def test_a_result_is_a_top_prior_too() -> None:
+    vae = small()
+    agg = pv.aggregate(vae.guide, IMAGES, site="z2")
+    held_out = pv.encode(vae.guide, IMAGES[:10], site="z2")
+    found = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=[pv.Reduced(3)], progress=False)
+    assert vae.with_prior(found).prior() is found.distribution
+    with pytest.raises(ValueError, match="expected a prior that is a module"):
+        vae.with_prior(None)
 
 
 def test_grey_values_need_another_likelihood() -> None:

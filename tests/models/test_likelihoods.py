@@ -1,7 +1,9 @@
 """One contract for all likelihoods: a name and how to enumerate its rows is all a new one adds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -9,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.models.likelihoods import LIKELIHOODS, NormalDecoder, likelihood_of
+from pyrovae.models.likelihoods import (
+    LIKELIHOODS,
+    LogisticDecoder,
+    NormalDecoder,
+    likelihood_of,
+)
+from pyrovae.models.networks import LogCounts
 
 LATENT, ROWS, DRAWS = 3, 5, 4000
 
@@ -210,47 +218,97 @@ def test_shares_do_not_depend_on_the_library_size() -> None:
     assert torch.allclose(one.mean.sum(-1), torch.ones(2))
 
 
+def bad_row(value: float, position: tuple[int, ...] = (3, 1)) -> Tensor:
+    x = torch.ones(30, 3)
+    x[position] = value
+    return x
+
+
 BAD = {
-    "grey data": ("bernoulli", 0.3, "zeros and ones.*0.3.*transform=pyrovae.binarise"),
-    "negative counts": ("negative_binomial", -1.0, "counts.*-1"),
-    "counts on a log scale": ("negative_binomial", 0.7, "counts.*0.7.*logarithms"),
-    "a category too many": ("categorical", 3.0, "categories.*3"),
-    "grey levels in [0, 1]": ("logistic", 0.5, "levels.*0.5.*255"),
+    "grey data": ("bernoulli", bad_row(0.3), "zeros and ones.*0.3.*transform=pyrovae.binarise"),
+    "a negative count": ("negative_binomial", bad_row(-1.0), "counts.*-1"),
+    "a negative total": ("negative_binomial", bad_row(-9.0), "counts.*-9"),
+    "negative counts": ("negative_binomial", -torch.ones(30, 3), "counts.*-1"),
+    "counts on a log scale": ("negative_binomial", bad_row(0.7), "counts.*0.7.*logarithms"),
+    "no counts": ("negative_binomial", bad_row(0.0, (3,)), "positive total.*got 0.*Leave out"),
+    "a category too many": ("categorical", bad_row(3.0), "categories.*3"),
+    "a category below 0": ("categorical", bad_row(-1.0), "categories.*-1"),
+    "grey levels in [0, 1]": ("logistic", bad_row(0.5), "levels.*0.5.*255"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_values_are_named_with_what_to_do(name: str) -> None:
-    likelihood, value, message = BAD[name]
-    x = torch.ones(30, 3)
-    x[3, 1] = value
-    vae = pv.VAE(
+def pair_of(likelihood: str) -> pv.VAE:
+    return pv.VAE(
         pv.mlp_encoder((3,), LATENT, hidden=(6,)),
         CASES[likelihood].make((3,)),
         pv.StandardNormal(LATENT),
     )
-    with pytest.raises(ValueError, match=message):
-        vae.model(x)
-    if likelihood != "categorical":  # where torch looks for the category before it is checked
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_values_are_named_with_what_to_do(name: str) -> None:
+    likelihood, x, message = BAD[name]
+    x = x.to(torch.get_default_dtype())
+    for batch in (x, x[:5]):
         with pytest.raises(ValueError, match=message):
-            pv.fit(vae.model, vae.guide, x, epochs=1)
+            pair_of(likelihood).model(batch)
+    vae = pair_of(likelihood)
+    for batch_size in (30, 2):  # the row is in the first batch, or in a later one
+        with pytest.raises(ValueError, match=message):
+            pv.fit(vae.model, vae.guide, x, epochs=1, batch_size=batch_size)
+    with pytest.raises(ValueError, match=message):
+        pv.fit(vae.model, vae.guide, rows_for(CASES[likelihood], (3,)), validation=x, epochs=1)
 
 
-def test_rows_without_counts_are_named() -> None:
+def test_an_encoder_of_counts_names_what_is_none() -> None:
+    vae = pair_of("negative_binomial")
+    vae.encoder.network = nn.Sequential(LogCounts(), vae.encoder.network)
+    with pytest.raises(ValueError, match=r"counts 0, 1, 2, … in x; got -9"):
+        pv.fit(vae.model, vae.guide, bad_row(-9.0).double(), epochs=1)
+
+
+def test_grey_levels_are_not_binarised() -> None:
+    vae, levels = pair_of("bernoulli"), 200 * torch.ones(30, 3)
+    for x, message in (
+        (levels, "got 200. Divide levels from 0 to 255 by 255"),
+        (levels.to(torch.uint8), "got 200. Divide levels from 0 to 255 by 255"),
+        (torch.ones(30, 3, dtype=torch.uint8), r"got torch.uint8.*x.float\(\) / 255"),
+        (-levels, "got -200"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pv.fit(vae.model, vae.guide, x, epochs=1, transform=pv.binarise)
+
+
+def test_images_of_bytes_are_to_be_converted() -> None:
+    vae, x = pair_of("logistic"), torch.randint(0, 256, (30, 3), dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"dtype torch.float64; got torch.uint8"):
+        pv.fit(vae.model, vae.guide, x, epochs=1)
+    run = pv.fit(vae.model, vae.guide, x, epochs=1, transform=lambda x, _: x.double())
+    assert run.history.train[0] < 0
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("output", [-200.0, -88.0, -15.0, -4.5, 0.0])
+def test_a_logistic_scale_has_a_floor_and_a_gradient(output: float) -> None:
+    raw = torch.tensor([0.3, output], requires_grad=True)
+    decoder = LogisticDecoder(nn.Identity(), torch.Size([1]))
+    likelihood = decoder(raw.unsqueeze(0))
+    scale = likelihood.base_dist.scale.detach()
+    if output >= -4.5:  # the range of the paper: the output itself
+        assert float(scale.log()) == pytest.approx(math.log(256) + output, abs=4e-5)
+    assert float(scale) >= 256 * math.exp(-15.001)
+    for level in (0.0, 147.0, 255.0):
+        (gradient,) = torch.autograd.grad(
+            likelihood.log_prob(torch.tensor([[level]])).sum(), raw, retain_graph=True
+        )
+        assert bool(gradient.isfinite().all())
+
+
+def rows_seen(grey: Tensor, **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """What the model gets in each of three epochs of one batch: in training, and in validation."""
     vae = pv.VAE(
-        pv.mlp_encoder((3,), LATENT, hidden=(6,)),
-        CASES["negative_binomial"].make((3,)),
-        pv.StandardNormal(LATENT),
-    )
-    with pytest.raises(ValueError, match="positive total"):
-        vae.model(torch.zeros(4, 3))
-
-
-def test_grey_data_are_binarised_anew_in_training_and_once_for_validation() -> None:
-    grey = torch.full((40, 5), 0.5)
-    vae = pv.VAE(
-        pv.mlp_encoder((5,), 2, hidden=(6,)),
-        pv.mlp_decoder(2, (5,), hidden=(6,)),
+        pv.mlp_encoder((20,), 2, hidden=(6,)),
+        pv.mlp_decoder(2, (20,), hidden=(6,)),
         pv.StandardNormal(2),
     )
     seen: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -260,10 +318,19 @@ def test_grey_data_are_binarised_anew_in_training_and_once_for_validation() -> N
             seen[vae.training].append(x)
         return vae.model(x)
 
-    pv.fit(model, vae.guide, grey, validation=grey, epochs=3, batch_size=40, transform=pv.binarise)
-    for draws in seen.values():
-        assert all(bool(((x == 0) | (x == 1)).all()) for x in draws)
-    first, second, third = seen[True][-3:]
-    assert not torch.equal(first.sum(0), second.sum(0)) or not torch.equal(first, third)
-    evaluated = seen[False][-3:]
-    assert all(torch.equal(x, evaluated[0]) for x in evaluated)
+    pv.fit(model, vae.guide, grey, validation=grey, epochs=3, batch_size=40, **settings)
+    return seen[True][-3:], seen[False][-3:]
+
+
+def test_grey_data_are_binarised_anew_in_training_and_once_for_validation() -> None:
+    grey = torch.full((40, 20), 0.5)
+    trained, validated = rows_seen(grey, transform=pv.binarise)
+    assert all(bool(((x == 0) | (x == 1)).all()) for x in (*trained, *validated))
+    # Totals of columns, which no order of the rows changes: 20 of Binomial(40, 1/2) are all the
+    # same in two draws with a probability of 1e-18.
+    totals = [x.sum(0) for x in trained]
+    assert not any(torch.equal(totals[i], totals[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert all(torch.equal(x, validated[0]) for x in validated)
+    once, _ = rows_seen(torch.bernoulli(grey))  # what is binarised beforehand is only shuffled
+    assert all(torch.equal(x.sum(0), once[0].sum(0)) for x in once)
+    assert not torch.equal(once[0], once[1])

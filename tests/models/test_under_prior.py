@@ -121,3 +121,7 @@ def test_what_does_not_fit_is_said() -> None:
         UnderPrior(model, PRIOR, site="w")(X)
     with pytest.raises(ValueError, match=r"event shape at site 'z', \(2,\); got \(3,\)"):
         UnderPrior(model, dist.Normal(torch.zeros(3), 1.0).to_event(1))(X)
+    with pytest.raises(ValueError, match=r"event shape at site 'z', \(2,\); got \(\).*to_event"):
+        UnderPrior(model, dist.Normal(torch.zeros(2), 1.0))(X)
+    with pytest.raises(ValueError, match=r"batch shape \(\), at site 'z'; got \(7,\)"):
+        UnderPrior(model, dist.Normal(torch.zeros(7, 2), 1.0).to_event(1))(X)

@@ -108,3 +108,101 @@ def test_event_dimension_that_was_forgotten_is_named() -> None:
 def test_size_smaller_than_the_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="size"):
         small().model(torch.ones(3, 4), size=2)
+
+
+# -- priors that do not fit, wherever the model is run --------------------------------------------
+
+X = torch.bernoulli(torch.full((30, 4), 0.4, dtype=torch.float64))
+TINY = pv.Effort(
+    codes=40, evidence_rows=6, evidence_draws=20, export_rows=4, export_draws=4, pictures=4,
+    simulations=0, two_sample=20,
+)  # fmt: skip
+RUNS = {
+    "model": lambda vae: vae.model(X),
+    "log_evidence": lambda vae: pv.log_evidence(vae.model, vae.guide, X, draws=5),
+    "by the prior": lambda vae: pv.log_evidence(vae.model, vae.guide, X, method="prior", draws=5),
+    "sandwich": lambda vae: pv.log_evidence(vae.model, vae.guide, X, method="sandwich", draws=2),
+    "diagnose": lambda vae: pv.diagnose(vae.model, vae.guide, X, held_out=X, effort=TINY),
+    "calibrate": lambda vae: pv.calibrate(vae.model, vae.guide, X, simulations=100),
+    "fit": lambda vae: pv.fit(vae.model, vae.guide, X, epochs=1),
+}
+
+
+class Returns(nn.Module):
+    """A prior that returns what it is given."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self) -> object:
+        return self.value
+
+
+UNFIT = {
+    "another number of units": (
+        lambda: dist.Normal(torch.zeros(3), 1.0).to_event(1),
+        r"prior's event shape \(3,\); got 2 latent units. Give encoder and prior the same",
+    ),
+    "no event dimension": (
+        lambda: dist.Normal(torch.zeros(2), 1.0),
+        r"batch shape \(\) and event shape \(D,\); got \(2,\) and \(\).*to_event\(1\)",
+    ),
+    "two event dimensions": (
+        lambda: dist.Normal(torch.zeros(1, 2), 1.0).to_event(2),
+        r"event shape \(D,\); got \(\) and \(1, 2\)",
+    ),
+    "several densities": (
+        lambda: dist.Normal(torch.zeros(5, 2), 1.0).to_event(1),
+        r"batch shape \(\) .*; got \(5,\) and \(2,\)",
+    ),
+    "no distribution": (
+        lambda: Returns(torch.zeros(2)),
+        "prior to return a distribution; got Tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_prior_that_does_not_fit_is_named(case: str, run: str) -> None:
+    make, message = UNFIT[case]
+    with pytest.raises(ValueError, match=message):
+        RUNS[run](small().with_prior(make()))
+
+
+def test_other_failures_of_a_decoder_are_its_own() -> None:
+    vae = small()
+    vae.decoder = nn.Linear(7, 4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        vae.model(X)
+
+
+def test_a_prior_is_a_module_a_density_or_what_was_found() -> None:
+    vae = small()
+    held_out = pv.encode(vae.guide, X[:10])
+    found = pv.fit_ex_post_prior(pv.aggregate(vae.guide, X), held_out=held_out, progress=False)
+    z = torch.randn(7, 2)
+    for prior in (found, found.distribution):
+        assert vae.with_prior(prior).prior() is found.distribution
+        made = pv.VAE(vae.encoder, vae.decoder, prior)
+        assert torch.equal(made.prior().log_prob(z), found.distribution.log_prob(z))
+    assert vae.with_prior(vae.prior).prior is vae.prior
+
+
+@pytest.mark.parametrize("prior", [None, 3, torch.zeros(2), torch.distributions.Normal(0.0, 1.0)])
+def test_what_is_no_prior_is_refused_at_once(prior: object) -> None:
+    kind = type(prior).__name__
+    with pytest.raises(ValueError, match=f"expected a prior that is a module.*; got .*{kind}"):
+        small().with_prior(prior)
+    with pytest.raises(ValueError, match=f"expected a prior that is a module.*; got .*{kind}"):
+        pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), prior)
+
+
+def test_rows_of_another_dtype_are_named() -> None:
+    with pytest.raises(ValueError, match=r"torch.float64; got torch.uint8.*x.to\(torch.float"):
+        small().guide(X.to(torch.uint8))
+    vae = small()
+    vae.encoder = nn.Linear(7, 4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        vae.guide(X)

@@ -289,7 +289,34 @@ def test_transform_draws_anew_in_training_and_the_same_in_validation() -> None:
     held_out = pairs.data(30, seed=1)
     train_plain(epochs=2, batch_size=60, transform=transform, validation=held_out)
     assert not torch.equal(*drawn[True])
-    assert torch.equal(*drawn[False])
+    _, first, second = drawn[False]  # the first of all looks around
+    assert torch.equal(first, second)
+
+
+def test_a_transform_may_change_the_kind_of_rows() -> None:
+    """What looks around sees rows as the pair gets them."""
+
+    def tenth(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x.double() / 10
+
+    numbers, histories = (10 * pairs.data()).round(), []
+    for rows in (numbers, numbers.int()):
+        pyro.clear_param_store()
+        settings: dict[str, Any] = {"batch_size": 25, "optimizer": adam(1e-2), "epochs": 2}
+        histories.append(fit(*pairs.plain(), rows, transform=tenth, **settings).history.train)
+    np.testing.assert_array_equal(*histories)
+
+
+def test_a_transform_does_not_change_what_the_pair_starts_from() -> None:
+    def drawing(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x + torch.randn(x.shape) + torch.randn(x.shape, generator=generator)
+
+    starts = []
+    for transform in (None, drawing):
+        still = {"epochs": 1, "optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
+        train_plain(transform=transform, **still)
+        starts.append(weights())
+    assert all(torch.equal(starts[1][name], value) for name, value in starts[0].items())
 
 
 def test_a_loss_that_is_not_finite_names_epoch_step_and_site() -> None:
@@ -339,6 +366,34 @@ def test_errors_of_the_pair_itself_pass_through() -> None:
     x[37] = 0.5
     with pytest.raises(ValueError, match="support"):
         fit(model, pairs.plain().guide, x, epochs=1, batch_size=10)
+
+
+@pytest.mark.parametrize("row", [3, 37])  # in the first batch and in a later one
+def test_a_category_that_is_none_is_an_error_of_the_checks(row: int) -> None:
+    """Without them torch can't even look it up: there is no loss to be NaN."""
+
+    def model(x: Tensor) -> None:
+        logits = pyro.param("logits", torch.zeros(5, 3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x)
+
+    x = torch.zeros(60, 5)
+    x[row] = 3
+    with pytest.raises(ValueError, match="support"):
+        fit(model, pairs.plain().guide, x, epochs=1, batch_size=60)
+
+
+def test_the_library_s_own_errors_stay_where_the_loss_is_not_finite_too() -> None:
+    """They say what to do; a smaller learning rate would not."""
+
+    def model(x: Tensor) -> None:
+        if dist.is_validation_enabled():
+            raise ValueError("expected rows of another kind; got these. Give others.")
+        pairs.plain().model(x * math.nan)
+
+    with pytest.raises(ValueError, match="Give others"):
+        fit(model, pairs.plain().guide, pairs.data(), epochs=1)
 
 
 def test_a_parameter_that_comes_later_is_an_error() -> None:
