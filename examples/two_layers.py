@@ -61,7 +61,7 @@ def main() -> None:
         smooth = pv.fit_ex_post_prior(agg, held_out=held_out)
         for name, pair in (
             ("its own prior", vae),
-            (f"the ex-post prior ({smooth.choice})", vae.with_prior(smooth.distribution)),
+            (f"the ex-post prior ({smooth.choice})", vae.with_prior(smooth)),
         ):
             found = pv.log_evidence(pair.model, pair.guide, test, site="z2", draws=500)
             print(f"log p(x) of test images under {name}: {found.mean()}")

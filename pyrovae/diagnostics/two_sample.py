@@ -57,7 +57,10 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
     """
     count = min(len(first), len(second), size)
     if count < 2 * FOLDS:
-        raise ValueError(f"expected at least {2 * FOLDS} points in each sample; got {count}.")
+        raise ValueError(
+            f"expected at least {2 * FOLDS} points in each sample; got {count}. Draw more: the "
+            "two_sample= of an effort says how many."
+        )
     points = torch.cat([first[:count], second[:count]]).double().cpu().numpy()
     scores = _scores(points, np.repeat([0, 1], count), seed)
     right = np.concatenate([scores[:count] < 0.5, scores[count:] >= 0.5])

@@ -35,6 +35,7 @@ class Components:
             components = convert(components, usable)
         self.components, self.log_weight = components, usable(log_weight)
         self.size, self.dtype = len(log_weight), floating_parameter(components).dtype
+        self.wide = self.dtype == torch.float64 or _can_be_rebuilt(components)
         width = max(1, math.prod(components.event_shape))
         cost = 8 * 8 * width  # bytes per pair, with room for intermediate results
         if isinstance(components, torch.distributions.MultivariateNormal):
@@ -44,15 +45,19 @@ class Components:
         self.points = max(1, pairs // self.block)
 
     def scores(self, z: Tensor, rows: slice) -> Tensor:
-        """log w_n + log q_n(z) for some components, shape ``(B, n)``, in float64."""
+        """log w_n + log q_n(z) for some components, shape ``(B, n)``.
+
+        In float64, unless the components are made of modules, which have a dtype of their own.
+        """
         if not len(z):  # which distributions refuse
             return z.new_zeros(0, len(self.log_weight[rows]), dtype=torch.float64)
         part = self.components if self.size <= self.block else take(self.components, rows)
-        if self.dtype != torch.float64:
+        if self.wide and self.dtype != torch.float64:
             part = convert(part, _precise)
-        points = _precise(z).unsqueeze(z.dim() - len(self.components.event_shape))
+        points = z.unsqueeze(z.dim() - len(self.components.event_shape))
+        points = _precise(points) if self.wide else points.to(self.dtype)
         found: Tensor = part.log_prob(points) + self.log_weight[rows]
-        return found
+        return found.double()
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log Σ_n w_n q_n(z), shape ``(B,)``; blocks are computed again for gradients."""
@@ -81,6 +86,14 @@ class Components:
         """The blocks of components."""
         for start in range(0, self.size, self.block):
             yield slice(start, min(start + self.block, self.size))
+
+
+def _can_be_rebuilt(components: dist.Distribution) -> bool:
+    try:
+        take(components, slice(0, 1))
+    except ValueError:
+        return False
+    return True
 
 
 def _precise(tensor: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class ExPostPrior:
         """The model with this prior at its latent site, all else shared; the guide stays the same.
 
         ``log_evidence(found.in_model(model), guide, x)`` is log p(x) under the ex-post prior. For a
-        ``VAE``, ``vae.with_prior(found.distribution)`` gives model and guide in one.
+        ``VAE``, ``vae.with_prior(found)`` gives model and guide in one.
 
         Args:
             model: the Pyro model whose guide was aggregated.

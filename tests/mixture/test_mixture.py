@@ -340,3 +340,16 @@ def test_the_distribution_function_of_numbers_of_any_dtype() -> None:
     mixture = Mixture(dist.Categorical(torch.ones(2)), components)
     for z in (torch.tensor(0), torch.tensor(0.0)):
         assert float(mixture.cdf(z)) == pytest.approx(0.5)
+
+
+@pytest.mark.float32
+def test_components_made_of_modules_have_a_density_in_their_own_dtype() -> None:
+    flow = dist.transforms.spline(2).requires_grad_(False)
+    base = dist.Normal(torch.randn(20, 2), 0.5).to_event(1)
+    components = dist.TransformedDistribution(base, [flow])
+    mixture = Mixture(dist.Categorical(torch.ones(20)), components)
+    z = torch.randn(7, 2)
+    expected = components.log_prob(z.unsqueeze(1)).logsumexp(-1) - math.log(20)
+    torch.testing.assert_close(mixture.log_prob(z), expected)
+    with pytest.raises(ValueError, match="transforms made of numbers"):
+        mixture.sample()
