@@ -25,7 +25,7 @@ from pathlib import Path
 
 from vampprior.data import SOURCES
 from vampprior.picture import draw
-from vampprior.rows import RESULTS, Row, Settings, run, train
+from vampprior.rows import RESULTS, WIDER, Row, Settings, ex_post_prior, run, train
 from vampprior.table import render
 
 
@@ -49,6 +49,9 @@ def main() -> None:
         "--checkpoints", type=Path, default=Path("vampprior-checkpoints"), help="folder of models"
     )
     parser.add_argument("--train-only", action="store_true", help="measure another time")
+    parser.add_argument(
+        "--wider", action="store_true", help="only print what more ex-post candidates are worth"
+    )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw samples of two rows, standard and vamp"
@@ -63,6 +66,10 @@ def main() -> None:
             sys.exit(f"expected --data with {file}; got {arguments.data}.")
         if arguments.train_only:
             print(row.name, train(row, settings)[1], flush=True)
+        elif arguments.wider:
+            pair, _, images = train(row, settings)
+            for found in ex_post_prior(row, pair, images, WIDER)[1].table:
+                print(f"{found.name:60} {found.held_out}", flush=True)
         elif not arguments.picture and not row.result.exists():
             row.result.write_text(json.dumps(run(row, settings), indent=1) + "\n")
         if row.result.exists():

@@ -7,9 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-import pyrovae as pv
 from pyrovae.randomness import seeded
-from vampprior.rows import CANDIDATES, Row, Settings, train
+from vampprior.rows import CANDIDATES, Row, Settings, ex_post_prior, train
 
 COLUMNS = 14
 
@@ -24,10 +23,7 @@ def draw(standard: Row, vamp: Row, settings: Settings, path: Path) -> None:
     """
     pair, _, images = train(standard, settings)
     learned, _, _ = train(vamp, settings)
-    agg = pv.aggregate(pair.guide, images.train)
-    ex_post = pv.fit_ex_post_prior(
-        agg, held_out=pv.encode(pair.guide, images.validation), candidates=CANDIDATES
-    )
+    agg, ex_post = ex_post_prior(standard, pair, images, CANDIDATES)
     with torch.no_grad(), seeded(0):
         n = torch.Size([COLUMNS])
         rows = {

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,13 @@ CANDIDATES = (
     *(pv.Reduced(size, shrinkage=3.0) for size in (100, 400)),
     pv.Reduced(400, shrinkage=1.0, starts=8),
     *(pv.Reduced(size, "full", 0.4 * LATENT, starts=4) for size in (50, 100)),
+)
+
+# Beyond the largest of those, and of another kind: what would be chosen if time did not count.
+WIDER = (
+    *CANDIDATES,
+    *(pv.Reduced(size, "full", 0.4 * LATENT, starts=4) for size in (200, 400)),
+    *(pv.Flow(steps=steps) for steps in (200, 1000)),
 )
 
 
@@ -128,20 +136,24 @@ def train(row: Row, settings: Settings) -> Trained:
     return pair, fitted, images
 
 
-def run(row: Row, settings: Settings) -> dict[str, Any]:
-    """Train and measure a row: what its file holds."""
-    pair, fitted, images = train(row, settings)
-    started = time.perf_counter()
+def ex_post_prior(
+    row: Row, pair: pv.VAE | pv.HierarchicalVAE, images: Images, candidates: Sequence[Any]
+) -> tuple[pv.AggregatedPosterior, pv.ExPostPrior]:
+    """The aggregated posterior of the training images, and what is chosen on validation codes."""
     known = images.train
     if images.transform is not None:
         known = images.transform(known, torch.Generator().manual_seed(row.seed))
     agg = pv.aggregate(pair.guide, known, site=row.site)
-    ex_post = pv.fit_ex_post_prior(
-        agg,
-        held_out=pv.encode(pair.guide, images.validation, site=row.site),
-        candidates=CANDIDATES,
-        seed=row.seed,
-    )
+    held_out = pv.encode(pair.guide, images.validation, site=row.site)
+    found = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=candidates, seed=row.seed)
+    return agg, found
+
+
+def run(row: Row, settings: Settings) -> dict[str, Any]:
+    """Train and measure a row: what its file holds."""
+    pair, fitted, images = train(row, settings)
+    started = time.perf_counter()
+    agg, ex_post = ex_post_prior(row, pair, images, CANDIDATES)
     priors = {"own": None, "q_agg": agg, "ex_post": ex_post.distribution}
     test = images.test[: settings.test]
     with measuring(pair.model, pair.guide):
