@@ -37,6 +37,7 @@ LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 # in which results are tables.
 ALLOWED = {"torch", "torchgen", "pyro", "numpy", "opt_einsum", "tqdm", "typing_extensions"}
 ALLOWED |= {"pandas", "dateutil", "six"}
+ALLOWED |= {"cuda"}  # which torch's own builds for GPUs bring and load
 
 AT_IMPORT = """
 import json, random, sys

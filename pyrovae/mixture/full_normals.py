@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -44,7 +45,12 @@ class FullNormals(Components):
         self.block = min(self.size, max(1, CHUNK // self.features))
         self.points = max(1, CHUNK // max(self.block, self.features))
 
-    def scores(self, z: Tensor, rows: slice) -> Tensor:
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Nothing that gradients could be asked for."""
+        return []
+
+    def scores(self, z: Tensor, rows: slice, given: Sequence[Tensor] = ()) -> Tensor:
         """log w_n + log q_n(z) for some components, shape ``(B, n)``, in float64."""
         key, shifted = self.keys(rows), z.double() - self.centre
         square = shifted[:, self.row] * shifted[:, self.column]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pyrovae.mixture.families import convert, floating_parameter, take
 from pyrovae.mixture.kept import usable
+from pyrovae.mixture.once import once
 
 #: Bytes that one block of component log densities may hold.
 BLOCK_BYTES = 1 << 26
@@ -44,48 +45,136 @@ class Components:
         self.block = min(self.size, max(1, math.isqrt(pairs) * 4))
         self.points = max(1, pairs // self.block)
 
-    def scores(self, z: Tensor, rows: slice) -> Tensor:
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """What the components are made of, each with N rows."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        if self.wide and _can_be_rebuilt(self.components):
+            convert(self.components, note)
+        return found
+
+    def scores(self, z: Tensor, rows: slice, given: Sequence[Tensor] = ()) -> Tensor:
         """log w_n + log q_n(z) for some components, shape ``(B, n)``.
 
         In float64, unless the components are made of modules, which have a dtype of their own.
+
+        Args:
+            z: points, shape ``(B, ...)``.
+            rows: which components.
+            given: their log weights and tensors, in place of those that are held.
         """
         if not len(z):  # which distributions refuse
             return z.new_zeros(0, len(self.log_weight[rows]), dtype=torch.float64)
         part = self.components if self.size <= self.block else take(self.components, rows)
+        log_weight, *tensors = given or (self.log_weight[rows],)
+        if tensors:
+            replaced = iter(tensors)
+            part = convert(part, lambda _: next(replaced))
         if self.wide and self.dtype != torch.float64:
             part = convert(part, _precise)
         points = z.unsqueeze(z.dim() - len(self.components.event_shape))
         points = _precise(points) if self.wide else points.to(self.dtype)
-        found: Tensor = part.log_prob(points) + self.log_weight[rows]
+        found: Tensor = part.log_prob(points) + log_weight
         return found.double()
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log Σ_n w_n q_n(z), shape ``(B,)``; blocks are computed again for gradients."""
-        parts = [self._log_prob(part) for part in z.split(self.points)]
-        return torch.cat(parts) if parts else z.new_empty(0)
+        """log Σ_n w_n q_n(z), shape ``(B,)``; more than one block is differentiable once."""
+        if self.size <= self.block and len(z) <= self.points:
+            return self.scores(z, slice(0, self.size)).logsumexp(-1)
+        inputs = (z, self.log_weight, *self.tensors)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            result: Tensor = _InBlocks.apply(self, *inputs)  # type: ignore[no-untyped-call]
+            return result
+        return self.total(z)
 
-    def _log_prob(self, z: Tensor) -> Tensor:
-        blocks = list(self.rows())
-        if len(blocks) == 1:
-            return self._log_sum(z, blocks[0])
-        log_sum: Callable[[Tensor, slice], Tensor] = self._log_sum
-        if torch.is_grad_enabled():  # nothing is random here: no state of a generator to keep
-            log_sum = partial(checkpoint, log_sum, use_reentrant=False, preserve_rng_state=False)
-        return torch.stack([log_sum(z, rows) for rows in blocks]).logsumexp(0)
-
-    def _log_sum(self, z: Tensor, rows: slice) -> Tensor:
-        return self.scores(z, rows).logsumexp(-1)
+    def total(self, z: Tensor) -> Tensor:
+        """`log_prob` without gradient."""
+        with torch.no_grad():
+            found = [
+                torch.stack([self.scores(part, rows).logsumexp(-1) for rows in self.rows()])
+                for part in z.split(self.points)
+            ]
+            return torch.cat([blocks.logsumexp(0) for blocks in found])
 
     def score(self, z: Tensor) -> Tensor:
-        """∇_z log Σ_n w_n q_n(z) at no more than `points` points, shape of ``z``."""
+        """∇_z log Σ_n w_n q_n(z), shape of ``z``."""
         with torch.enable_grad():
             points = usable(z.detach()).requires_grad_()
-            return torch.autograd.grad(self._log_prob(points).sum(), points)[0]
+            return torch.autograd.grad(self.log_prob(points).sum(), points)[0]
 
     def rows(self) -> Iterator[slice]:
         """The blocks of components."""
         for start in range(0, self.size, self.block):
             yield slice(start, min(start + self.block, self.size))
+
+
+class _InBlocks(torch.autograd.Function):
+    """The log density in blocks, which are made again for gradients, one at a time.
+
+    What autograd would remember of all blocks, were it little, would break up the memory that the
+    next block could use.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, components: Components, z: Tensor, *made_of: Tensor) -> Tensor:
+        total = components.total(z)
+        ctx.components = components
+        ctx.save_for_backward(z, *made_of, total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, total = ctx.saved_tensors
+        sums = [
+            tensor.new_zeros(tensor.shape, dtype=torch.float64) if wanted else None
+            for tensor, wanted in zip(inputs, ctx.needs_input_grad[1:], strict=True)
+        ]
+        with torch.no_grad():
+            for start in range(0, len(total), ctx.components.points):
+                part = slice(start, start + ctx.components.points)
+                for rows in ctx.components.rows():
+                    places = (part, *(rows,) * (len(inputs) - 1))
+                    leaves = [t[place] for t, place in zip(inputs, places, strict=True)]
+                    wanted = [s is not None for s in sums]
+                    slopes = _slopes(
+                        ctx.components, rows, leaves, wanted, (total[part], grad[part])
+                    )
+                    for whole, place, slope in zip(sums, places, slopes, strict=True):
+                        if whole is not None and slope is not None:
+                            whole[place] += slope
+        found = [s if s is None else s.to(t.dtype) for s, t in zip(sums, inputs, strict=True)]
+        return None, *once(found, "for one block of components and points", [grad, *inputs])
+
+
+def _slopes(
+    components: Components,
+    rows: slice,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    of: tuple[Tensor, Tensor],
+) -> list[Tensor | None]:
+    """Gradients of Σ_b g_b log q(z_b) by way of some components' scores, where they are wanted.
+
+    Args:
+        components: all of them.
+        rows: which of them.
+        inputs: points, and the log weights and tensors of these components.
+        wanted: for each input.
+        of: log q(z_b) and g_b, each ``(B,)``.
+    """
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
+        scores = components.scores(leaves[0], rows, leaves[1:] if any(wanted[1:]) else ())
+    total, grad = of
+    share = (scores.detach() - total.unsqueeze(-1)).exp() * grad.unsqueeze(-1)
+    asked = [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
+    slopes = iter(torch.autograd.grad(scores, asked, share, allow_unused=True))
+    return [next(slopes) if w else None for w in wanted]
 
 
 def _can_be_rebuilt(components: dist.Distribution) -> bool:

@@ -25,6 +25,7 @@ from pyrovae.mixture.logdensity import (
     squared_length,
 )
 from pyrovae.mixture.normals import BLOCK, TOLERANCE, DiagonalNormals
+from pyrovae.mixture.once import once
 from pyrovae.mixture.screening import evaluate, log_prob
 
 Parameters = Sequence[Tensor]
@@ -197,25 +198,8 @@ class _LargeLogDensity(torch.autograd.Function):
                 found[0] = (grad.unsqueeze(-1) * score).to(score.dtype)
             if any(ctx.needs_input_grad[1:4]):
                 found[1:] = parameter_gradients(inputs[0], inputs[1:], log_prob, grad)
-        if torch.is_grad_enabled():
-            linked = [grad, *(tensor for tensor in inputs if tensor is not None)]
-            found = [None if f is None else _Once.apply(f, *linked) for f in found]  # type: ignore[no-untyped-call]
-        return *found, None
-
-
-class _Once(torch.autograd.Function):
-    """A gradient that refuses to be differentiated again instead of being taken for a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *inputs: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "expected one derivative of this log density; got a request for a second one, which is "
-            f"available up to {DENSE_PAIRS} pairs of point and component. Use fewer points at once."
-        )
+        linked = [grad, *(tensor for tensor in inputs if tensor is not None)]
+        return *once(found, f"up to {DENSE_PAIRS} pairs of point and component", linked), None
 
 
 def parameter_gradients(

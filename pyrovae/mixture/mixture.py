@@ -190,8 +190,7 @@ class Mixture(dist.MixtureSameFamily):
         if isinstance(components, DiagonalNormals):
             flat = rows.reshape(-1, components.dim)
             return gradients.score(flat, components).reshape(z.shape)
-        parts = [components.score(part) for part in rows.split(components.points)]
-        return torch.cat(parts).reshape(z.shape)
+        return components.score(rows).reshape(z.shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws: an index, then that component; memory in proportion to the draws."""

@@ -243,3 +243,32 @@ def test_what_inference_mode_has_made_can_be_differentiated(family: str) -> None
         (slope,) = torch.autograd.grad(mixture.log_prob(z).sum(), z)
         torch.testing.assert_close(slope, mixture.score(z))
     torch.testing.assert_close(slope, score.clone())
+
+
+@pytest.mark.parametrize("family", ["log normal", "student", "low rank"])
+def test_gradients_of_any_family_are_the_same_in_blocks(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [torch.rand(17, 2), torch.randn(11, 2), torch.rand(11, 2) + 0.1, torch.randn(11)]
+    for tensor in given:
+        tensor.requires_grad_()
+
+    def total(z: Tensor, loc: Tensor, scale: Tensor, logits: Tensor) -> Tensor:
+        components = {
+            "log normal": lambda: dist.LogNormal(loc, scale).to_event(1),
+            "student": lambda: dist.StudentT(5.0, loc, scale).to_event(1),
+            "low rank": lambda: dist.LowRankMultivariateNormal(loc, loc.unsqueeze(-1), scale),
+        }[family]()
+        mixture = Mixture(dist.Categorical(logits=logits), components)
+        return (torch.arange(17.0) * mixture.log_prob(z)).sum()
+
+    expected = torch.autograd.grad(total(*given), given)
+    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 3000)
+    found = torch.autograd.grad(total(*given), given)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    (alone,) = torch.autograd.grad(total(given[0], *(t.detach() for t in given[1:])), given[0])
+    torch.testing.assert_close(alone, expected[0])
+    first = torch.autograd.grad(total(*given), given[1], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match=r"second one.*for one block"):
+        torch.autograd.grad(first.sum(), given[0])
