@@ -70,10 +70,11 @@ def main() -> None:
             pair, _, images = train(row, settings)
             for found in ex_post_prior(row, pair, images, WIDER)[1].table:
                 print(f"{found.name:60} {found.held_out}", flush=True)
-        elif not arguments.picture and not row.result.exists():
-            row.result.write_text(json.dumps(run(row, settings), indent=1) + "\n")
-        if row.result.exists():
-            print(row.result.read_text(), flush=True)
+        elif not arguments.picture:
+            result = row.result(settings.test)
+            if not result.exists():
+                result.write_text(json.dumps(run(row, settings), indent=1) + "\n")
+            print(result.read_text(), flush=True)
     if arguments.render:
         render(arguments.render)
     if arguments.picture:

@@ -70,10 +70,10 @@ class Row:
         rate = "" if self.rate == Row.rate else f"-{self.rate}"
         return f"{self.data}-{self.layers}-{self.prior}-{self.seed}{rate}"
 
-    @property
-    def result(self) -> Path:
-        """Where its figures are."""
-        return RESULTS / f"{self.name}.json"
+    def result(self, test: int | None) -> Path:
+        """Where its figures are, of all test images or of the first few."""
+        some = "" if test is None else f"-first{test}"
+        return RESULTS / f"{self.name}{some}.json"
 
     @property
     def site(self) -> str:

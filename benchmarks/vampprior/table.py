@@ -29,6 +29,7 @@ def render(page: Path) -> None:
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
         key = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
+        key += (result["test_rows"], result["draws"])
         groups.setdefault(key, []).append(result)
     rows = [group for _, group in sorted(groups.items())]
     text = page.read_text()
