@@ -70,8 +70,11 @@ def log_density(
     result: Tensor
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
         if parameters and differentiable and z.shape[0] * like.numel() <= FEW_TRIPLES:
-            result = _FewLogDensity.apply(z, *parameters)[0]  # type: ignore[no-untyped-call]
-            return result.to(dtype)
+            try:
+                result = _FewLogDensity.apply(z, *parameters)  # type: ignore[no-untyped-call]
+                return result.to(dtype)
+            except RuntimeError:  # torch.func asks for a form that takes half as long again
+                pass
         scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
             return _log_sum(scores).to(dtype)
@@ -131,19 +134,13 @@ class _FewLogDensity(torch.autograd.Function):
     """Log density from differences, its gradients written out: half as many calls as autograd's."""
 
     @staticmethod
-    def forward(
-        z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        difference, scores = _with_differences(z, loc, scale, log_weight)
-        return scores.logsumexp(-1), difference, scores
+    def forward(ctx: Any, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
+        made = _with_differences(z, loc, scale, log_weight)
+        ctx.save_for_backward(z, loc, scale, log_weight, *made)
+        return made[1].logsumexp(-1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, loc, scale, log_weight, difference, scores = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             difference, scores = _with_differences(z, loc, scale, log_weight)
