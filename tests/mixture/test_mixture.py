@@ -288,7 +288,6 @@ def test_a_weight_of_zero_has_no_say_in_the_moments() -> None:
 @pytest.mark.parametrize("name", ["low rank", "log normal", "laplace"])
 @pytest.mark.float32
 def test_other_families_are_as_precise_in_float32_as_normals(name: str) -> None:
-    torch.set_default_dtype(torch.float32)
     loc = torch.randn(100, 40)
     components = {
         "low rank": lambda: dist.LowRankMultivariateNormal(
