@@ -7,6 +7,9 @@ to [0, 1]; probabilities of pixels are kept 1e-5 from 0 and 1.
 
     python benchmarks/vampprior_by_hand.py --data DIR --layers 2 --prior standard --test 500
 
+What else the protocol could have been, and what it is worth: --rate, --warmup, --plain-adam and
+--all EPOCHS, which trains on the validation images too, for as many epochs as are said.
+
 With --refit the encoder alone is trained on, decoder and standard prior as they are: on images
 drawn from the model, half of them from codes of training images. Those never run out, so that it
 cannot learn them by heart. What log p(x) then gains is the encoder's, not the model's.
@@ -28,7 +31,7 @@ from vampprior.data import load
 
 RESULTS = Path(__file__).parent / "results" / "vampprior_by_hand"
 PIXELS, HIDDEN, LATENT, PSEUDO_INPUTS = 784, 300, 40, 500
-BATCH, WARMUP, PATIENCE, BLOCK = 100, 100, 50, 1000
+BATCH, PATIENCE, BLOCK = 100, 50, 1000
 
 Normal = tuple[Tensor, Tensor]  # mean, log variance
 
@@ -62,6 +65,7 @@ class Model(nn.Module):
         super().__init__()
         self.q_z = nn.Sequential(Gated(PIXELS), Gated(HIDDEN), Head())
         self.two = layers == 2
+        self.p_x: nn.Module
         if self.two:
             self.q_y_x, self.q_y_z, self.q_y = Gated(PIXELS), Gated(LATENT), Gated(2 * HIDDEN)
             self.q_y_head = Head()
@@ -131,26 +135,38 @@ def log_normal(z: Tensor, normal: Normal) -> Tensor:
     return -0.5 * (square + log_variance + math.log(2 * math.pi)).sum(-1)
 
 
-def train(model: Model, x: Tensor, validation: Tensor, rate: float) -> tuple[int, float]:
-    """Train, leave the model as it was at its best epoch, and return that and its loss."""
+def train(
+    model: Model,
+    x: Tensor,
+    validation: Tensor,
+    rate: float,
+    warmup: int = 100,
+    normalised: bool = True,
+    epochs: int | None = None,
+) -> tuple[int, float]:
+    """Train, leave the model as it was at its best epoch, and return that and its loss.
+
+    Where ``epochs`` are given the last is taken for the best: validation images are trained on.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     best, best_epoch, state, waited = math.inf, 0, model.state_dict(), 0
-    for epoch in range(1, 2001):
+    for epoch in range(1, (epochs or 2000) + 1):
         for rows in torch.randperm(len(x)).split(BATCH):
             fit, kl = model(x[rows])
             optimizer.zero_grad()
-            (min(1.0, epoch / WARMUP) * kl - fit).mean().backward()
-            for parameter in model.parameters():
-                gradient = cast(Tensor, parameter.grad)
-                gradient /= gradient.norm() + 1e-7
+            (min(1.0, epoch / warmup) * kl - fit).mean().backward()
+            if normalised:
+                for parameter in model.parameters():
+                    gradient = cast(Tensor, parameter.grad)
+                    gradient /= gradient.norm() + 1e-7
             optimizer.step()
         with torch.no_grad():
             fit, kl = model(validation)
         loss = float((kl - fit).mean())
-        if loss < best:
+        if loss < best or epochs:
             best, best_epoch, state, waited = loss, epoch, copy.deepcopy(model.state_dict()), 0
         else:
-            waited = waited + 1 if epoch >= WARMUP else 0
+            waited = waited + 1 if epoch >= warmup else 0
         if epoch % 10 == 0:
             print(f"epoch {epoch}: validation {-loss:.2f}, best {-best:.2f}", flush=True)
         if waited > PATIENCE:
@@ -193,6 +209,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, choices=(1, 2), default=2)
     parser.add_argument("--prior", choices=("standard", "vamp"), default="standard")
     parser.add_argument("--rate", default="1e-4", help="learning rate (default 1e-4)")
+    parser.add_argument("--warmup", type=int, default=100, help="epochs (default 100)")
+    parser.add_argument("--plain-adam", action="store_true", help="leave gradients as they are")
+    parser.add_argument("--all", type=int, metavar="EPOCHS", help="train on validation images too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=5000, help="thousands (default 5000)")
     parser.add_argument("--test", type=int, help="test images at most (default all)")
@@ -204,18 +223,34 @@ def main() -> None:
     images = load("caltech", arguments.data)
     model = Model(arguments.layers, arguments.prior)
     started = time.perf_counter()
+    x, validation = images.train.flatten(1), images.validation.flatten(1)
     best_epoch, best = train(
-        model, images.train.flatten(1), images.validation.flatten(1), float(arguments.rate)
+        model,
+        torch.cat([x, validation]) if arguments.all else x,
+        validation,
+        float(arguments.rate),
+        arguments.warmup,
+        not arguments.plain_adam,
+        arguments.all,
     )
     test = images.test.flatten(1)[: arguments.test]
     values = log_evidence(model, test, arguments.draws)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    name = f"{arguments.layers}-{arguments.prior}-{arguments.seed}-{arguments.rate}.json"
+    parts = [arguments.layers, arguments.prior, arguments.seed, arguments.rate]
+    if arguments.warmup != 100:
+        parts.append(f"warmup{arguments.warmup}")
+    if arguments.plain_adam:
+        parts.append("plain")
+    if arguments.all:
+        parts.append(f"all{arguments.all}")
     result = {
         "layers": arguments.layers,
         "prior": arguments.prior,
         "seed": arguments.seed,
         "rate": arguments.rate,
+        "warmup": arguments.warmup,
+        "plain_adam": arguments.plain_adam,
+        "all": arguments.all,
         "best_epoch": best_epoch,
         "validation_elbo": -best,
         "log_p": float(values.mean()),
@@ -226,13 +261,13 @@ def main() -> None:
         "torch": torch.__version__,
     }
     if arguments.refit:
-        refit(model, images.train.flatten(1), arguments.refit, float(arguments.rate))
+        refit(model, x, arguments.refit, float(arguments.rate))
         gain = log_evidence(model, test, arguments.draws) - values
         result["refit"] = arguments.refit
         result["gain_of_refit"] = float(gain.mean())
         result["standard_error_of_gain"] = float(gain.std() / math.sqrt(len(gain)))
     text = json.dumps(result, indent=1)
-    (RESULTS / name).write_text(text + "\n")
+    (RESULTS / ("-".join(map(str, parts)) + ".json")).write_text(text + "\n")
     print(text)
 
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.datasets import load, split
-from pyrovae.mixture.divergence import divergence
-from pyrovae.models.pair import Pair, measuring
 
 TOP, INNER, HIDDEN = 4, 8, (100, 100)
 PSEUDO_INPUTS = 50
 BOTH = ("z2", "z1")
+LIGHT = pv.Effort(codes=1000, evidence_rows=20, evidence_draws=100, two_sample=100, simulations=100)
 
 
 def build(train: Tensor, prior: str) -> pv.HierarchicalVAE:
@@ -66,13 +65,15 @@ def main() -> None:
             found = pv.log_evidence(pair.model, pair.guide, test, site="z2", draws=500)
             print(f"log p(x) of test images under {name}: {found.mean()}")
 
-        few = train[:200]
+        few, fewer = train[:200], test[:50]
         for site in ("z2", BOTH):
-            with measuring(vae.model, vae.guide):
-                density = Pair(vae.model, vae.guide, site).prior(few)
-                marginal = divergence(pv.aggregate(vae.guide, few, site=site), density, draws=500)
-            print(f"KL(q_agg‖p) of {' and '.join(Pair(vae.model, vae.guide, site).sites)}, "
-                  f"of 200 images: {marginal}")  # fmt: skip
+            terms = pv.diagnose(
+                vae.model, vae.guide, few, held_out=fewer, site=site, effort=LIGHT
+            ).training
+            print(
+                f"{'z2 and z1' if site == BOTH else site} of 200 images: rate {terms.rate}, "
+                f"KL(q_agg‖p) {terms.marginal_kl}, MI {terms.index_code_mi}"
+            )
 
 
 if __name__ == "__main__":
