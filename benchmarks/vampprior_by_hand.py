@@ -7,8 +7,10 @@ to [0, 1]; probabilities of pixels are kept 1e-5 from 0 and 1.
 
     python benchmarks/vampprior_by_hand.py --data DIR --layers 2 --prior standard --test 500
 
-What else the protocol could have been, and what it is worth: --rate, --warmup, --plain-adam and
---all EPOCHS, which trains on the validation images too, for as many epochs as are said.
+What else the protocol could have been, and what it is worth, is tried by --rate, --warmup, --epochs
+and --change; earlier versions of the published code had some of it:
+
+CHANGES
 
 With --refit the encoder alone is trained on, decoder and standard prior as they are: on images
 drawn from the model, half of them from codes of training images. Those never run out, so that it
@@ -22,6 +24,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +35,13 @@ from vampprior.data import load
 RESULTS = Path(__file__).parent / "results" / "vampprior_by_hand"
 PIXELS, HIDDEN, LATENT, PSEUDO_INPUTS = 784, 300, 40, 500
 BATCH, PATIENCE, BLOCK = 100, 50, 1000
+CHANGES = {
+    "inverted": "images with 1 for the background",
+    "xavier": "initial weights of variance 2 / (inputs + outputs), not 2 / inputs",
+    "unlimited": "log variances without limits",
+    "plain-adam": "gradients not divided by their norms",
+    "all-images": "validation images are trained on too; needs --epochs",
+}
 
 Normal = tuple[Tensor, Tensor]  # mean, log variance
 
@@ -48,35 +58,38 @@ class Gated(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean and limited log variance of the latent units."""
+    """Mean and log variance of the latent units, the latter within limits."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: tuple[float, float]) -> None:
         super().__init__()
         self.mean, self.log_variance = nn.Linear(HIDDEN, LATENT), nn.Linear(HIDDEN, LATENT)
+        self.limits = limits
 
     def forward(self, h: Tensor) -> Normal:
-        return self.mean(h), nn.functional.hardtanh(self.log_variance(h), -6, 2)
+        return self.mean(h), nn.functional.hardtanh(self.log_variance(h), *self.limits)
 
 
 class Model(nn.Module):
     """The VAE of one or of two latent layers; its top latent is z, the other one y."""
 
-    def __init__(self, layers: int, prior: str) -> None:
+    def __init__(self, layers: int, prior: str, changes: Sequence[str] = ()) -> None:
         super().__init__()
-        self.q_z = nn.Sequential(Gated(PIXELS), Gated(HIDDEN), Head())
+        limits = (-math.inf, math.inf) if "unlimited" in changes else (-6.0, 2.0)
+        self.q_z = nn.Sequential(Gated(PIXELS), Gated(HIDDEN), Head(limits))
         self.two = layers == 2
         self.p_x: nn.Module
         if self.two:
             self.q_y_x, self.q_y_z, self.q_y = Gated(PIXELS), Gated(LATENT), Gated(2 * HIDDEN)
-            self.q_y_head = Head()
-            self.p_y = nn.Sequential(Gated(LATENT), Gated(HIDDEN), Head())
+            self.q_y_head = Head(limits)
+            self.p_y = nn.Sequential(Gated(LATENT), Gated(HIDDEN), Head(limits))
             self.p_x_y, self.p_x_z, self.p_x = Gated(LATENT), Gated(LATENT), Gated(2 * HIDDEN)
         else:
             self.p_x = nn.Sequential(Gated(LATENT), Gated(HIDDEN))
         self.logits = nn.Linear(HIDDEN, PIXELS)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_features))
+                fans = module.in_features + module.out_features * ("xavier" in changes)
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fans))
         self.pseudo_inputs = None
         if prior == "vamp":
             self.pseudo_inputs = nn.Parameter(0.8 + 0.01 * torch.randn(PSEUDO_INPUTS, PIXELS))
@@ -139,14 +152,15 @@ def train(
     model: Model,
     x: Tensor,
     validation: Tensor,
+    *,
     rate: float,
-    warmup: int = 100,
-    normalised: bool = True,
-    epochs: int | None = None,
+    warmup: int,
+    epochs: int | None,
+    normalised: bool,
 ) -> tuple[int, float]:
     """Train, leave the model as it was at its best epoch, and return that and its loss.
 
-    Where ``epochs`` are given the last is taken for the best: validation images are trained on.
+    The last of ``epochs``, where they are given, is taken for the best.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     best, best_epoch, state, waited = math.inf, 0, model.state_dict(), 0
@@ -155,10 +169,9 @@ def train(
             fit, kl = model(x[rows])
             optimizer.zero_grad()
             (min(1.0, epoch / warmup) * kl - fit).mean().backward()
-            if normalised:
-                for parameter in model.parameters():
-                    gradient = cast(Tensor, parameter.grad)
-                    gradient /= gradient.norm() + 1e-7
+            for parameter in model.parameters() if normalised else ():
+                gradient = cast(Tensor, parameter.grad)
+                gradient /= gradient.norm() + 1e-7
             optimizer.step()
         with torch.no_grad():
             fit, kl = model(validation)
@@ -202,16 +215,18 @@ def log_evidence(model: Model, x: Tensor, draws: int) -> Tensor:
 
 def main() -> None:
     """Train and measure one row; write its figures to benchmarks/results/vampprior_by_hand."""
+    changes = "\n".join(f"  {name:12}{what}" for name, what in CHANGES.items())
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__.replace("CHANGES", changes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the .npz file")
     parser.add_argument("--layers", type=int, choices=(1, 2), default=2)
     parser.add_argument("--prior", choices=("standard", "vamp"), default="standard")
     parser.add_argument("--rate", default="1e-4", help="learning rate (default 1e-4)")
     parser.add_argument("--warmup", type=int, default=100, help="epochs (default 100)")
-    parser.add_argument("--plain-adam", action="store_true", help="leave gradients as they are")
-    parser.add_argument("--all", type=int, metavar="EPOCHS", help="train on validation images too")
+    parser.add_argument("--epochs", type=int, help="train for so many, and keep the last")
+    parser.add_argument("--change", nargs="+", choices=CHANGES, default=[], metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=5000, help="thousands (default 5000)")
     parser.add_argument("--test", type=int, help="test images at most (default all)")
@@ -220,37 +235,41 @@ def main() -> None:
     if arguments.refit and arguments.prior == "vamp":
         parser.error("expected --prior standard with --refit; a VampPrior moves with the encoder.")
     torch.manual_seed(arguments.seed)
+    change = sorted(arguments.change)
+    if ("all-images" in change) != bool(arguments.epochs):
+        parser.error("expected --epochs with --change all-images, and only there.")
     images = load("caltech", arguments.data)
-    model = Model(arguments.layers, arguments.prior)
+    x, validation, test = (
+        part.flatten(1) for part in (images.train, images.validation, images.test)
+    )
+    if "inverted" in change:
+        x, validation, test = 1 - x, 1 - validation, 1 - test
+    if "all-images" in change:
+        x = torch.cat([x, validation])
+    model = Model(arguments.layers, arguments.prior, change)
     started = time.perf_counter()
-    x, validation = images.train.flatten(1), images.validation.flatten(1)
     best_epoch, best = train(
         model,
-        torch.cat([x, validation]) if arguments.all else x,
+        x,
         validation,
-        float(arguments.rate),
-        arguments.warmup,
-        not arguments.plain_adam,
-        arguments.all,
+        rate=float(arguments.rate),
+        warmup=arguments.warmup,
+        epochs=arguments.epochs,
+        normalised="plain-adam" not in change,
     )
-    test = images.test.flatten(1)[: arguments.test]
+    test = test[: arguments.test]
     values = log_evidence(model, test, arguments.draws)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    parts = [arguments.layers, arguments.prior, arguments.seed, arguments.rate]
+    parts = [arguments.layers, arguments.prior, arguments.seed, arguments.rate, *change]
     if arguments.warmup != 100:
         parts.append(f"warmup{arguments.warmup}")
-    if arguments.plain_adam:
-        parts.append("plain")
-    if arguments.all:
-        parts.append(f"all{arguments.all}")
     result = {
         "layers": arguments.layers,
         "prior": arguments.prior,
         "seed": arguments.seed,
         "rate": arguments.rate,
         "warmup": arguments.warmup,
-        "plain_adam": arguments.plain_adam,
-        "all": arguments.all,
+        "change": change,
         "best_epoch": best_epoch,
         "validation_elbo": -best,
         "log_p": float(values.mean()),
