@@ -65,13 +65,13 @@ def main() -> None:
         if arguments.data is None or not (arguments.data / file).exists():
             sys.exit(f"expected --data with {file}; got {arguments.data}.")
         if arguments.train_only:
-            print(row.name, train(row, settings)[1], flush=True)
+            print(settings.model(row), train(row, settings)[1], flush=True)
         elif arguments.wider:
             pair, _, images = train(row, settings)
             for found in ex_post_prior(row, pair, images, WIDER)[1].table:
                 print(f"{found.name:60} {found.held_out}", flush=True)
         elif not arguments.picture:
-            result = row.result(settings.test)
+            result = settings.result(row)
             if not result.exists():
                 result.write_text(json.dumps(run(row, settings), indent=1) + "\n")
             print(result.read_text(), flush=True)

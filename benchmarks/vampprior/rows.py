@@ -65,17 +65,6 @@ class Row:
         return cls(data, int(layers), prior, int(seed), *rate)
 
     @property
-    def name(self) -> str:
-        """What its files are called."""
-        rate = "" if self.rate == Row.rate else f"-{self.rate}"
-        return f"{self.data}-{self.layers}-{self.prior}-{self.seed}{rate}"
-
-    def result(self, test: int | None) -> Path:
-        """Where its figures are, of all test images or of the first few."""
-        some = "" if test is None else f"-first{test}"
-        return RESULTS / f"{self.name}{some}.json"
-
-    @property
     def site(self) -> str:
         """The latent site that the prior stands at."""
         return "z" if self.layers == 1 else "z2"
@@ -101,6 +90,17 @@ class Settings:
     draws: int = 5000
     test: int | None = None
     annealed: int = 0
+
+    def model(self, row: Row) -> str:
+        """What a row's model is called: one cut short by the number of epochs is another."""
+        rate = "" if row.rate == Row.rate else f"-{row.rate}"
+        short = "" if self.epochs == Settings.epochs else f"-{self.epochs}epochs"
+        return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{short}"
+
+    def result(self, row: Row) -> Path:
+        """Where a row's figures are, of all test images or of the first few."""
+        some = "" if self.test is None else f"-first{self.test}"
+        return RESULTS / f"{self.model(row)}{some}.json"
 
 
 Trained = tuple[pv.VAE | pv.HierarchicalVAE, pv.Fit, Images]
@@ -130,7 +130,7 @@ def train(row: Row, settings: Settings) -> Trained:
         kl_warmup=settings.warmup,
         patience=50,
         seed=row.seed,
-        checkpoint=settings.checkpoints / f"{row.name}.pt",
+        checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
         resume=True,
     )
     return pair, fitted, images

@@ -29,7 +29,7 @@ def render(page: Path) -> None:
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
         key = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
-        key += (result["test_rows"], result["draws"])
+        key += (_short(result), result["test_rows"], result["draws"])
         groups.setdefault(key, []).append(result)
     rows = [group for _, group in sorted(groups.items())]
     text = page.read_text()
@@ -82,9 +82,14 @@ def _runs(rows: Sequence[Results]) -> list[str]:
 
 
 def _key(result: dict[str, Any]) -> list[str]:
-    # Cut short by the number of epochs, a model is not the paper's.
-    short = f", {result['epochs']} epochs" if result["stopped"] == "epochs" else ""
+    epochs = _short(result)
+    short = f", {epochs} epochs" if epochs else ""
     return [result["data"] + short, str(result["layers"]), result["prior"], result["rate"]]
+
+
+def _short(result: dict[str, Any]) -> int:
+    """The number of epochs that cut training short: such a model is not the paper's. Else 0."""
+    return int(result["epochs"]) if result["stopped"] == "epochs" else 0
 
 
 def _share(group: Results, name: str) -> str:
