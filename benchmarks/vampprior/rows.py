@@ -178,6 +178,9 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
         "unit": _unit(row, images),
         "log_p": {name: asdict(result.mean()) for name, result in found.items()},
         "gain": {name: asdict(found[name].minus(found["own"])) for name in ("q_agg", "ex_post")},
+        "error_of_draws": {
+            name: float(result.standard_error.norm() / len(test)) for name, result in found.items()
+        },
         "k_above_0.7": {
             name: float((result.pareto_k > UNRELIABLE).double().mean())
             for name, result in found.items()
