@@ -24,13 +24,17 @@ Results = Sequence[dict[str, Any]]
 
 
 def render(page: Path) -> None:
-    """Write the tables of all results there are into a page."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    """Write the tables of all models there are, by their most test images, into a page."""
+    models: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
-        key = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
-        key += (_short(result), result["test_rows"], result["draws"])
-        groups.setdefault(key, []).append(result)
+        model = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
+        model += (_short(result), result["seed"])
+        if result["test_rows"] > models.get(model, {"test_rows": 0})["test_rows"]:
+            models[model] = result
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for model, result in models.items():
+        groups.setdefault((*model[:-1], result["test_rows"], result["draws"]), []).append(result)
     rows = [group for _, group in sorted(groups.items())]
     text = page.read_text()
     for name, lines in (("figures", _figures(rows)), ("runs", _runs(rows))):
