@@ -7,8 +7,9 @@ divided by its norm before Adam, log-variances limited to [-6, 2], He-normal ini
 chooses an ex-post prior on validation codes and estimates log p(x) of the test set under each prior
 by the same draws.
 
-A row is data, latent layers, prior and seed; each is a file in benchmarks/results/vampprior, and is
-resumed where it stopped.
+A row is data, latent layers, prior and seed, and learning rate and initial weights where they are
+others (glorot: as in the first version of the paper's published code). Each is a file in
+benchmarks/results/vampprior, and is resumed where it stopped.
 
     python benchmarks/vampprior_table.py --data DIR --rows caltech:1:standard:0 caltech:1:vamp:0
     python benchmarks/vampprior_table.py --render docs/vampprior.md
@@ -36,7 +37,11 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder with the .npz files")
     parser.add_argument(
-        "--rows", type=Row.parse, nargs="*", default=[], metavar="DATA:LAYERS:PRIOR:SEED[:RATE]"
+        "--rows",
+        type=Row.parse,
+        nargs="*",
+        default=[],
+        metavar="DATA:LAYERS:PRIOR:SEED[:RATE[:WEIGHTS]]",
     )
     parser.add_argument("--epochs", type=int, default=2000, help="at most (default 2000)")
     parser.add_argument("--warmup", type=int, default=100, help="epochs (default 100)")

@@ -16,6 +16,7 @@ from pyrovae.models.likelihoods import BernoulliDecoder
 from pyrovae.models.networks import GatedLinear, Standardize, gated_mlp
 
 HIDDEN, LATENT, PSEUDO_INPUTS = 300, 40, 500
+INITIAL = {"he": nn.init.kaiming_normal_, "glorot": nn.init.xavier_normal_}
 
 
 class Once(nn.Sequential):
@@ -72,14 +73,16 @@ class NormalizedAdam(torch.optim.Adam):
 
 
 def build(
-    layers: int, prior: str, train: Tensor, *, levels: float, grey: float, seed: int
+    layers: int, prior: str, weights: str, train: Tensor, *, levels: float, grey: float, seed: int
 ) -> pv.VAE | pv.HierarchicalVAE:
-    """The paper's pair for these images, with He-normal weights.
+    """The paper's pair for these images.
 
     Args:
         layers: 1 or 2 latent layers of 40 units each.
         prior: ``"standard"``, or that of 500 pseudo-inputs, of the top layer: ``"vamp"`` starts
             them from training images, ``"vamp-random"`` near one image of a single grey.
+        weights: law of the initial ones, normal of variance 2 / inputs (``"he"``) or
+            2 / (inputs + outputs) (``"glorot"``) of each layer, a gate being a layer of its own.
         train: training images.
         levels: greatest value of a pixel; above 1 the likelihood is a discretised logistic.
         grey: share of it that random pseudo-inputs start near.
@@ -112,7 +115,8 @@ def build(
         )
     for module in pair.modules():
         if isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
+            for layer in module.weight.chunk(1 if module.out_features == pixels else 2):
+                INITIAL[weights](layer)
             nn.init.zeros_(module.bias)
     bounds = 0.0, levels
     if prior == "vamp":

@@ -22,7 +22,7 @@ from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import UNRELIABLE, Evidence
 from pyrovae.models.pair import Pair, measuring
 from vampprior.data import SOURCES, Images, load
-from vampprior.networks import LATENT, NormalizedAdam, build
+from vampprior.networks import INITIAL, LATENT, NormalizedAdam, build
 
 RESULTS = Path(__file__).parents[1] / "results" / "vampprior"
 PRIORS = "standard", "vamp", "vamp-random"
@@ -45,24 +45,27 @@ WIDER = (
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its data, its latent layers, its prior in training, its seed and learning rate."""
+    """One model: data, latent layers, prior in training, seed, learning rate, initial weights."""
 
     data: str
     layers: int
     prior: str
     seed: int
     rate: str = "5e-4"
+    weights: str = "he"
 
     @classmethod
     def parse(cls, text: str) -> Row:
-        """``caltech:1:vamp:0`` as a row; ``caltech:1:vamp:0:1e-4`` at another learning rate."""
-        data, layers, prior, seed, *rate = text.split(":")
-        if data not in SOURCES or layers not in "12" or prior not in PRIORS:
+        """``caltech:1:vamp:0`` as a row; ``caltech:1:vamp:0:1e-4:glorot`` departs from it."""
+        data, layers, prior, seed, *more = text.split(":")
+        known = data in SOURCES and layers in ("1", "2") and prior in PRIORS
+        if not known or not INITIAL.keys() >= set(more[1:]):
             raise argparse.ArgumentTypeError(
-                "expected DATA:LAYERS:PRIOR:SEED[:RATE] with DATA in "
-                f"{', '.join(SOURCES)}, LAYERS 1 or 2 and PRIOR {', '.join(PRIORS)}; got {text!r}"
+                "expected DATA:LAYERS:PRIOR:SEED[:RATE[:WEIGHTS]] with DATA in "
+                f"{', '.join(SOURCES)}, LAYERS 1 or 2, PRIOR in {', '.join(PRIORS)} and WEIGHTS in "
+                f"{', '.join(INITIAL)}; got {text!r}"
             )
-        return cls(data, int(layers), prior, int(seed), *rate)
+        return cls(data, int(layers), prior, int(seed), *more)
 
     @property
     def site(self) -> str:
@@ -94,8 +97,9 @@ class Settings:
     def model(self, row: Row) -> str:
         """What a row's model is called: one cut short by the number of epochs is another."""
         rate = "" if row.rate == Row.rate else f"-{row.rate}"
+        weights = "" if row.weights == Row.weights else f"-{row.weights}"
         short = "" if self.epochs == Settings.epochs else f"-{self.epochs}epochs"
-        return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{short}"
+        return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{weights}{short}"
 
     def result(self, row: Row) -> Path:
         """Where a row's figures are, of all test images or of the first few."""
@@ -113,6 +117,7 @@ def train(row: Row, settings: Settings) -> Trained:
     pair = build(
         row.layers,
         row.prior,
+        row.weights,
         images.train,
         levels=source.levels,
         grey=source.grey,

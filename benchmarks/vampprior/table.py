@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vampprior.rows import RESULTS
+from vampprior.rows import RESULTS, Row
 
 MARK = "<!-- {} -->"
 PAPER = {
@@ -29,7 +29,7 @@ def render(page: Path) -> None:
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
         model = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
-        model += (_short(result), result["seed"])
+        model += (result["weights"] != Row.weights, _short(result), result["seed"])
         if result["test_rows"] > models.get(model, {"test_rows": 0})["test_rows"]:
             models[model] = result
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -45,9 +45,9 @@ def render(page: Path) -> None:
 
 def _figures(rows: Sequence[Results]) -> list[str]:
     lines = [
-        "| data | layers | prior in training | rate | seeds | paper | own prior | raw q_agg "
-        "| ex-post prior | gain ex post |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| data | layers | prior in training | rate | weights | seeds | paper | own prior "
+        "| raw q_agg | ex-post prior | gain ex post |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in rows:
         first = group[0]
@@ -61,10 +61,10 @@ def _figures(rows: Sequence[Results]) -> list[str]:
 
 def _runs(rows: Sequence[Results]) -> list[str]:
     lines = [
-        "| data | layers | prior in training | rate | draws × images | best epoch "
+        "| data | layers | prior in training | rate | weights | draws × images | best epoch "
         "| validation ELBO | k̂ > 0.7: own, ex post | annealing − importance: own, ex post "
         "| chosen |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in rows:
         first = group[0]
@@ -88,7 +88,8 @@ def _runs(rows: Sequence[Results]) -> list[str]:
 def _key(result: dict[str, Any]) -> list[str]:
     epochs = _short(result)
     short = f", {epochs} epochs" if epochs else ""
-    return [result["data"] + short, str(result["layers"]), result["prior"], result["rate"]]
+    names = [str(result[name]) for name in ("layers", "prior", "rate", "weights")]
+    return [result["data"] + short, *names]
 
 
 def _short(result: dict[str, Any]) -> int:
