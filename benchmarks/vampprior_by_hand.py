@@ -38,6 +38,7 @@ BATCH, PATIENCE, BLOCK = 100, 50, 1000
 CHANGES = {
     "inverted": "images with 1 for the background",
     "xavier": "initial weights of variance 2 / (inputs + outputs), not 2 / inputs",
+    "torch": "initial weights as torch draws them, of variance 1 / (3 · inputs)",
     "unlimited": "log variances without limits",
     "plain-adam": "gradients not divided by their norms",
     "all-images": "validation images are trained on too; needs --epochs",
@@ -87,7 +88,7 @@ class Model(nn.Module):
             self.p_x = nn.Sequential(Gated(LATENT), Gated(HIDDEN))
         self.logits = nn.Linear(HIDDEN, PIXELS)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and "torch" not in changes:
                 fans = module.in_features + module.out_features * ("xavier" in changes)
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fans))
         self.pseudo_inputs = None
