@@ -8,7 +8,7 @@ to [0, 1]; probabilities of pixels are kept 1e-5 from 0 and 1.
     python benchmarks/vampprior_by_hand.py --data DIR --layers 2 --prior standard --test 500
 
 What else the protocol could have been, and what it is worth, is tried by --rate and by --change;
-the first version of the published code had all of this but torch's weights:
+the first version of the published code had these, among others, but not torch's weights:
 
 CHANGES
 
