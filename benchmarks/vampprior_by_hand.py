@@ -12,9 +12,9 @@ the first version of the published code had these, among others, but not torch's
 
 CHANGES
 
-With --refit the encoder alone is trained on, decoder and standard prior as they are: on images
-drawn from the model, half of them from codes of training images. Those never run out, so that it
-cannot learn them by heart. What log p(x) then gains is the encoder's, not the model's.
+With --refit the encoder alone is trained on, decoder and p(z) as they are: on images drawn from
+the model, half of them from codes of training images. Those never run out, so that it cannot learn
+them by heart. What log p(x) then gains is the encoder's, not the model's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ CHANGES = {
     "torch": "initial weights as torch draws them, of variance 1 / (3 · inputs)",
     "unlimited": "log variances without limits",
     "plain-adam": "gradients not divided by their norms",
+    "unbounded": "pseudo-inputs of any value, started at noise near 0",
+    "last": "the model of the last epoch, not of the best",
 }
 
 Normal = tuple[Tensor, Tensor]  # mean, log variance
@@ -90,9 +92,15 @@ class Model(nn.Module):
             if isinstance(module, nn.Linear) and "torch" not in changes:
                 fans = module.in_features + module.out_features * ("glorot" in changes)
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fans))
+        self.fixed: Normal | None = None
         self.pseudo_inputs = None
+        self.bounds, start, spread = (0.0, 1.0), 0.8, 0.01
+        if "unbounded" in changes:
+            self.bounds, start = (-math.inf, math.inf), 0.0
+            spread = math.sqrt(2 / (PSEUDO_INPUTS + PIXELS))
         if prior == "vamp":
-            self.pseudo_inputs = nn.Parameter(0.8 + 0.01 * torch.randn(PSEUDO_INPUTS, PIXELS))
+            noise = torch.randn(PSEUDO_INPUTS, PIXELS)
+            self.pseudo_inputs = nn.Parameter(start + spread * noise)
 
     def forward(self, x: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
         """log p(x | z, y) and log q(z, y | x) − log p(z, y) at draws, shape ``(draws, B)``."""
@@ -119,18 +127,27 @@ class Model(nn.Module):
     def images(self, x: Tensor) -> Tensor:
         """As many images from the model: of the first half, z is a code of the images given."""
         first, second = x.chunk(2)
-        z = torch.cat([draw(self.q_z(first)), torch.randn(len(second), LATENT)])
+        mean, log_variance = self.prior()
+        rows = torch.randint(len(mean), (len(second),))
+        z = torch.cat([draw(self.q_z(first)), draw((mean[rows], log_variance[rows]))])
         return self.decode(z, draw(self.p_y(z)) if self.two else None).bernoulli()
 
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z): standard normal, or of the mixture of encoded pseudo-inputs."""
+    def prior(self) -> Normal:
+        """The mixture p(z): of one standard normal component, or of the encoded pseudo-inputs."""
+        if self.fixed is not None:
+            return self.fixed
         if self.pseudo_inputs is None:
-            return log_normal(z, (torch.zeros(LATENT), torch.zeros(LATENT)))
-        mean, log_variance = self.q_z(nn.functional.hardtanh(self.pseudo_inputs, 0, 1))
+            return torch.zeros(1, LATENT), torch.zeros(1, LATENT)
+        encoded: Normal = self.q_z(nn.functional.hardtanh(self.pseudo_inputs, *self.bounds))
+        return encoded
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z)."""
+        mean, log_variance = self.prior()
         precision = (-log_variance).exp()
         square = z.square() @ precision.T - 2 * z @ (mean * precision).T
         square = square + (mean.square() * precision + log_variance).sum(-1)
-        constant = 0.5 * LATENT * math.log(2 * math.pi) + math.log(PSEUDO_INPUTS)
+        constant = 0.5 * LATENT * math.log(2 * math.pi) + math.log(len(mean))
         return (-0.5 * square).logsumexp(-1) - constant
 
 
@@ -155,8 +172,9 @@ def train(
     *,
     rate: float,
     normalised: bool,
+    last: bool,
 ) -> tuple[int, float]:
-    """Train, leave the model as it was at its best epoch, and return that and its loss."""
+    """Train, leave the model as at its best (or last) epoch; return the best one and its loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     best, best_epoch, state, waited = math.inf, 0, model.state_dict(), 0
     for epoch in range(1, 2001):
@@ -179,12 +197,15 @@ def train(
             print(f"epoch {epoch}: validation {-loss:.2f}, best {-best:.2f}", flush=True)
         if waited > PATIENCE:
             break
-    model.load_state_dict(state)
+    if not last:
+        model.load_state_dict(state)
     return best_epoch, best
 
 
 def refit(model: Model, x: Tensor, steps: int, rate: float) -> None:
     """Train the encoder on images drawn from the model as it was, and nothing else."""
+    with torch.no_grad():
+        model.fixed = model.prior()
     start = copy.deepcopy(model)
     guide = [p for name, p in model.named_parameters() if name.startswith("q_")]
     optimizer = torch.optim.Adam(guide, lr=rate)
@@ -225,8 +246,6 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="test images at most (default all)")
     parser.add_argument("--refit", type=int, metavar="STEPS", help="train the encoder on, alone")
     arguments = parser.parse_args()
-    if arguments.refit and arguments.prior == "vamp":
-        parser.error("expected --prior standard with --refit; a VampPrior moves with the encoder.")
     torch.manual_seed(arguments.seed)
     change = sorted(arguments.change)
     images = load("caltech", arguments.data)
@@ -243,6 +262,7 @@ def main() -> None:
         validation,
         rate=float(arguments.rate),
         normalised="plain-adam" not in change,
+        last="last" in change,
     )
     test = test[: arguments.test]
     values = log_evidence(model, test, arguments.draws)

@@ -24,10 +24,13 @@ import json
 import sys
 from pathlib import Path
 
+from torch import Tensor
 from vampprior.data import SOURCES
 from vampprior.picture import draw
-from vampprior.rows import RESULTS, WIDER, Row, Settings, ex_post_prior, run, train
+from vampprior.rows import RESULTS, WIDER, Row, Settings, both_ways, ex_post_prior, run, train
 from vampprior.table import render
+
+from pyrovae.estimates import mean_estimate
 
 
 def main() -> None:
@@ -57,6 +60,9 @@ def main() -> None:
     parser.add_argument(
         "--wider", action="store_true", help="only print what more ex-post candidates are worth"
     )
+    parser.add_argument(
+        "--compare", action="store_true", help="only print how far apart the rows' models are"
+    )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw samples of two rows, standard and vamp"
@@ -65,6 +71,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     names = [field for field in Settings.__dataclass_fields__ if hasattr(arguments, field)]
     settings = Settings(**{name: getattr(arguments, name) for name in names})
+    first: dict[str, Tensor] = {}
     for row in arguments.rows:
         file = SOURCES[row.data].file
         if arguments.data is None or not (arguments.data / file).exists():
@@ -75,6 +82,12 @@ def main() -> None:
             pair, _, images = train(row, settings)
             for found in ex_post_prior(row, pair, images, WIDER)[1].table:
                 print(f"{found.name:60} {found.held_out}", flush=True)
+        elif arguments.compare:
+            both = both_ways(row, settings)
+            first = first or both
+            for way, values in both.items():
+                above = mean_estimate(values - first[way])
+                print(f"{settings.model(row):40} {way:10} {mean_estimate(values)}; above {above}")
         elif not arguments.picture:
             result = settings.result(row)
             if not result.exists():

@@ -72,6 +72,11 @@ class Row:
         """The latent site that the prior stands at."""
         return "z" if self.layers == 1 else "z2"
 
+    @property
+    def latents(self) -> str | tuple[str, ...]:
+        """All latent sites."""
+        return "z" if self.layers == 1 else ("z2", "z1")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -215,15 +220,29 @@ def _annealed(
     gains = {}
     for name in ("own", "ex_post") if len(x) else ():
         under = pair if priors[name] is None else pair.with_prior(priors[name])
-        annealed = pv.log_evidence(
-            under.model,
-            under.guide,
-            x,
-            method=pv.Annealing(temperatures=300),
-            draws=16,
-            site="z" if row.layers == 1 else ("z2", "z1"),
-            seed=row.seed,
-        )
-        difference = annealed.values - found[name].values[: len(x)]
+        difference = _by_annealing(row, under, x).values - found[name].values[: len(x)]
         gains[name] = asdict(mean_estimate(difference))
     return gains
+
+
+def _by_annealing(row: Row, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> Evidence:
+    """log p(x) of each image by annealing, over all latent layers at once."""
+    return pv.log_evidence(
+        pair.model,
+        pair.guide,
+        x,
+        method=pv.Annealing(temperatures=300),
+        draws=16,
+        site=row.latents,
+        seed=row.seed,
+    )
+
+
+def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
+    """log p(x) of the first ``annealed`` test images under the row's own prior, both ways."""
+    pair, _, images = train(row, settings)
+    x = images.test[: settings.annealed]
+    importance = pv.log_evidence(
+        pair.model, pair.guide, x, draws=settings.draws, site=row.latents, seed=row.seed
+    )
+    return {"importance": importance.values, "annealing": _by_annealing(row, pair, x).values}
