@@ -240,7 +240,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, choices=(1, 2), default=2)
     parser.add_argument("--prior", choices=("standard", "vamp"), default="standard")
     parser.add_argument("--rate", default="1e-4", help="learning rate (default 1e-4)")
-    parser.add_argument("--change", nargs="+", choices=CHANGES, default=[], metavar="NAME")
+    parser.add_argument(
+        "--change", nargs="+", choices=CHANGES, default=[], metavar="NAME", help="of those above"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=5000, help="thousands (default 5000)")
     parser.add_argument("--test", type=int, help="test images at most (default all)")

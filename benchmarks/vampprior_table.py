@@ -61,7 +61,10 @@ def main() -> None:
         "--wider", action="store_true", help="only print what more ex-post candidates are worth"
     )
     parser.add_argument(
-        "--compare", action="store_true", help="only print how far apart the rows' models are"
+        "--compare",
+        action="store_true",
+        help="only print log p(x) of the --annealed images in each row's model, by importance "
+        "sampling and by annealing, and how far it is above the first row's",
     )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
