@@ -83,14 +83,15 @@ def main() -> None:
             print(settings.model(row), train(row, settings)[1], flush=True)
         elif arguments.wider:
             pair, _, images = train(row, settings)
-            for found in ex_post_prior(row, pair, images, WIDER)[1].table:
-                print(f"{found.name:60} {found.held_out}", flush=True)
+            for candidate in ex_post_prior(row, pair, images, WIDER)[1].table:
+                print(f"{candidate.name:60} {candidate.held_out}", flush=True)
         elif arguments.compare:
             both = both_ways(row, settings)
             first = first or both
             for way, values in both.items():
                 above = mean_estimate(values - first[way])
-                print(f"{settings.model(row):40} {way:10} {mean_estimate(values)}; above {above}")
+                found = mean_estimate(values)
+                print(f"{settings.model(row):40} {way:10} {found}; above {above}", flush=True)
         elif not arguments.picture:
             result = settings.result(row)
             if not result.exists():
