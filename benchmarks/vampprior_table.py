@@ -27,7 +27,7 @@ from pathlib import Path
 from torch import Tensor
 from vampprior.data import SOURCES
 from vampprior.picture import draw
-from vampprior.rows import RESULTS, WIDER, Row, Settings, both_ways, ex_post_prior, run, train
+from vampprior.rows import FEW, RESULTS, WIDER, Row, Settings, both_ways, ex_post_prior, run, train
 from vampprior.table import render
 
 from pyrovae.estimates import mean_estimate
@@ -49,7 +49,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2000, help="at most (default 2000)")
     parser.add_argument("--warmup", type=int, default=100, help="epochs (default 100)")
     parser.add_argument("--draws", type=int, default=5000, help="importance draws (default 5000)")
-    parser.add_argument("--test", type=int, help="test images at most (default all)")
+    parser.add_argument(
+        "--test",
+        type=int,
+        help="test images that have so many draws, for the mean over all of which the others have "
+        f"{FEW} (default all)",
+    )
     parser.add_argument(
         "--annealed", type=int, default=50, help="test images to check by annealing (default 50)"
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.estimates import mean_estimate
+from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import UNRELIABLE, Evidence
 from pyrovae.models.pair import Pair, measuring
@@ -26,6 +26,7 @@ from vampprior.networks import INITIAL, LATENT, NormalizedAdam, build
 
 RESULTS = Path(__file__).parents[1] / "results" / "vampprior"
 PRIORS = "standard", "vamp", "vamp-random"
+FEW = 20  # draws for each test image where most have no more
 # What the library tries by default, less what would take hours to weigh millions of draws by.
 CANDIDATES = (
     *(pv.Inflated(amount) for amount in (0.0, 0.1, 0.2, 0.5)),
@@ -87,7 +88,7 @@ class Settings:
         checkpoints: folder for models, from which a row is resumed.
         epochs, warmup: passes over the data at most, and those of the KL warm-up.
         draws: importance draws for each test image.
-        test: test images at most; all if not given.
+        test: test images that have so many draws, the others having ``FEW``; all if not given.
         annealed: test images on which annealing checks importance sampling.
     """
 
@@ -107,7 +108,7 @@ class Settings:
         return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{weights}{short}"
 
     def result(self, row: Row) -> Path:
-        """Where a row's figures are, of all test images or of the first few."""
+        """Where a row's figures are, by many draws for all test images or for the first."""
         some = "" if self.test is None else f"-first{self.test}"
         return RESULTS / f"{self.model(row)}{some}.json"
 
@@ -166,14 +167,17 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
     agg, ex_post = ex_post_prior(row, pair, images, CANDIDATES)
     priors = {"own": None, "q_agg": agg, "ex_post": ex_post.distribution}
     test = images.test[: settings.test]
+    site = Pair(pair.model, pair.guide, row.site)
     with measuring(pair.model, pair.guide):
-        found = compare_priors(
-            Pair(pair.model, pair.guide, row.site),
-            test,
-            priors,
-            draws=settings.draws,
-            seed=row.seed,
-        )
+        found = compare_priors(site, test, priors, draws=settings.draws, seed=row.seed)
+        few = found
+        if len(test) < len(images.test):
+            few = compare_priors(site, images.test, priors, draws=FEW, seed=row.seed)
+    values = {name: (found[name].values, few[name].values) for name in priors}
+    above = {
+        name: [a - b for a, b in zip(values[name], values["own"], strict=True)]
+        for name in ("q_agg", "ex_post")
+    }
     return {
         **asdict(row),
         "epochs": fitted.epochs,
@@ -186,8 +190,9 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
         "test_rows": len(test),
         "draws": settings.draws,
         "unit": _unit(row, images),
-        "log_p": {name: asdict(result.mean()) for name, result in found.items()},
-        "gain": {name: asdict(found[name].minus(found["own"])) for name in ("q_agg", "ex_post")},
+        "log_p": {name: asdict(_over_all(*both)) for name, both in values.items()},
+        "gain": {name: asdict(_over_all(*both)) for name, both in above.items()},
+        "error_of_part": {name: _error_of_part(*both) for name, both in values.items()},
         "error_of_draws": {
             name: float(result.standard_error.norm() / len(test)) for name, result in found.items()
         },
@@ -202,6 +207,27 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
         f"{torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
     }
+
+
+def _over_all(many: Tensor, few: Tensor) -> Estimate:
+    """The mean over all test images, by few draws for each and many for the first ones.
+
+    Double sampling (Cochran 1977, ch. 12): images differ much more in log p(x) than in what many
+    draws add to few. The standard error is over test images.
+
+    Args:
+        many: values of the first n images, shape ``(n,)``.
+        few: values of all N, shape ``(N,)``; those of ``many`` if these are all.
+    """
+    value = float(few.mean() + (many - few[: len(many)]).mean())
+    error = math.hypot(float(many.std()) / math.sqrt(len(few)), _error_of_part(many, few))
+    return Estimate(value, error, len(few), "data")
+
+
+def _error_of_part(many: Tensor, few: Tensor) -> float:
+    """The share of that error which is left if the test images are what they are."""
+    added = many - few[: len(many)]
+    return float(added.std()) * math.sqrt(1 / len(many) - 1 / len(few))
 
 
 def _unit(row: Row, images: Images) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vampprior.rows import RESULTS, Row
+from vampprior.rows import FEW, RESULTS, Row
 
 MARK = "<!-- {} -->"
 PAPER = {
@@ -30,7 +30,7 @@ def render(page: Path) -> None:
         result = json.loads(file.read_text())
         model = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
         model += (result["weights"] != Row.weights, _short(result), result["seed"])
-        if result["test_rows"] > models.get(model, {"test_rows": 0})["test_rows"]:
+        if model not in models or _images(result) > _images(models[model]):
             models[model] = result
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for model, result in models.items():
@@ -70,7 +70,7 @@ def _runs(rows: Sequence[Results]) -> list[str]:
         first = group[0]
         cells = [
             *_key(first),
-            f"{first['draws']:,} × {first['test_rows']:,}",
+            _draws(first),
             ", ".join(str(r["best_epoch"]) for r in group),
             ", ".join(f"{r['validation_elbo']:.1f}" for r in group),
             ", ".join(_share(group, name) for name in ("own", "ex_post")),
@@ -95,6 +95,17 @@ def _key(result: dict[str, Any]) -> list[str]:
 def _short(result: dict[str, Any]) -> int:
     """The number of epochs that cut training short: such a model is not the paper's. Else 0."""
     return int(result["epochs"]) if result["stopped"] == "epochs" else 0
+
+
+def _images(result: dict[str, Any]) -> tuple[int, int]:
+    """How many test images the figures speak of, and how many of them had all draws."""
+    return result["log_p"]["own"]["size"], result["test_rows"]
+
+
+def _draws(result: dict[str, Any]) -> str:
+    everything, rows = _images(result)
+    others = f", {FEW} × {everything:,}" if everything > rows else ""
+    return f"{result['draws']:,} × {rows:,}{others}"
 
 
 def _share(group: Results, name: str) -> str:
