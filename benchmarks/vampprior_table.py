@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument(
         "--test",
         type=int,
-        help=f"test images that get all the draws; the others get {FEW}, and figures are of the mean "
-        "over all (default all)",
+        help=f"test images that get all the draws; the others get {FEW}, and each figure is of the "
+        "mean over all (default all)",
     )
     parser.add_argument(
         "--annealed", type=int, default=50, help="test images to check by annealing (default 50)"
