@@ -58,15 +58,20 @@ class Row:
     @classmethod
     def parse(cls, text: str) -> Row:
         """``caltech:1:vamp:0`` as a row; ``caltech:1:vamp:0:1e-4:glorot`` departs from it."""
-        data, layers, prior, seed, *more = text.split(":")
-        known = data in SOURCES and layers in ("1", "2") and prior in PRIORS
-        if not known or not INITIAL.keys() >= set(more[1:]):
-            raise argparse.ArgumentTypeError(
-                "expected DATA:LAYERS:PRIOR:SEED[:RATE[:WEIGHTS]] with DATA in "
-                f"{', '.join(SOURCES)}, LAYERS 1 or 2, PRIOR in {', '.join(PRIORS)} and WEIGHTS in "
-                f"{', '.join(INITIAL)}; got {text!r}"
-            )
-        return cls(data, int(layers), prior, int(seed), *more)
+        match text.split(":"):
+            case [data, "1" | "2" as layers, prior, seed, *more] if (
+                data in SOURCES
+                and prior in PRIORS
+                and seed.isdigit()
+                and len(more) < 3
+                and INITIAL.keys() >= set(more[1:])
+            ):
+                return cls(data, int(layers), prior, int(seed), *more)
+        raise argparse.ArgumentTypeError(
+            "expected DATA:LAYERS:PRIOR:SEED[:RATE[:WEIGHTS]] with DATA in "
+            f"{', '.join(SOURCES)}, LAYERS 1 or 2, PRIOR in {', '.join(PRIORS)} and WEIGHTS in "
+            f"{', '.join(INITIAL)}; got {text!r}"
+        )
 
     @property
     def site(self) -> str:
