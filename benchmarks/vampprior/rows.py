@@ -95,6 +95,8 @@ class Settings:
         draws: importance draws for each test image.
         test: test images that have so many draws, the others having ``FEW``; all if not given.
         annealed: test images on which annealing checks importance sampling.
+        matmul: precision of matrix products in training, as torch names it; all measuring is done
+            by the highest.
     """
 
     data: Path
@@ -104,6 +106,7 @@ class Settings:
     draws: int = 5000
     test: int | None = None
     annealed: int = 0
+    matmul: str = "highest"
 
     def model(self, row: Row) -> str:
         """What a row's model is called: one cut short by the number of epochs is another."""
@@ -135,6 +138,7 @@ def train(row: Row, settings: Settings) -> Trained:
         seed=row.seed,
     )
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision(settings.matmul)
     fitted = pv.fit(
         pair.model,
         pair.guide,
@@ -149,6 +153,7 @@ def train(row: Row, settings: Settings) -> Trained:
         checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
         resume=True,
     )
+    torch.set_float32_matmul_precision("highest")
     return pair, fitted, images
 
 
@@ -187,6 +192,7 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
         **asdict(row),
         "epochs": fitted.epochs,
         "warmup": settings.warmup,
+        "matmul": settings.matmul,
         "best_epoch": fitted.best_epoch,
         "stopped": fitted.stopped,
         "validation_elbo": fitted.validation,
