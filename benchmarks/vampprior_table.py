@@ -53,7 +53,7 @@ def main() -> None:
         choices=("highest", "high", "medium"),
         default="highest",
         help="precision of matrix products in training: medium takes factors of bfloat16, and "
-        "half the time on a CPU that multiplies these (default highest)",
+        "two thirds of the time on a CPU that multiplies these (default highest)",
     )
     parser.add_argument("--draws", type=int, default=5000, help="importance draws (default 5000)")
     parser.add_argument(
