@@ -26,8 +26,9 @@ from pathlib import Path
 
 from torch import Tensor
 from vampprior.data import SOURCES
+from vampprior.experiments import both_ways, refit
 from vampprior.picture import draw
-from vampprior.rows import FEW, RESULTS, WIDER, Row, Settings, both_ways, ex_post_prior, run, train
+from vampprior.rows import FEW, RESULTS, WIDER, Row, Settings, ex_post_prior, run, train
 from vampprior.table import render
 
 from pyrovae.estimates import mean_estimate
@@ -52,8 +53,8 @@ def main() -> None:
         "--matmul",
         choices=("highest", "high", "medium"),
         default="highest",
-        help="precision of matrix products in training: medium takes factors of bfloat16, and "
-        "two thirds of the time on a CPU that multiplies these (default highest)",
+        help="precision that torch may give to matrix products in training: by medium it takes "
+        "oneDNN's, which on some CPUs are as exact and save a third of the time (default highest)",
     )
     parser.add_argument("--draws", type=int, default=5000, help="importance draws (default 5000)")
     parser.add_argument(
@@ -78,6 +79,13 @@ def main() -> None:
         help="only print log p(x) of the --annealed images in each row's model, by importance "
         "sampling and by annealing, and how far it is above the first row's",
     )
+    parser.add_argument(
+        "--refit",
+        type=int,
+        metavar="EPOCHS",
+        help="only print what log p(x) of the --test images gains when each row's encoder alone is "
+        "trained on, with images drawn from its model",
+    )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw samples of two rows, standard and vamp"
@@ -97,6 +105,9 @@ def main() -> None:
             pair, _, images = train(row, settings)
             for candidate in ex_post_prior(row, pair, images, WIDER)[1].table:
                 print(f"{candidate.name:60} {candidate.held_out}", flush=True)
+        elif arguments.refit:
+            gain = refit(row, settings, arguments.refit)
+            print(f"{settings.model(row):40} refit {arguments.refit} epochs: {gain}", flush=True)
         elif arguments.compare:
             both = both_ways(row, settings)
             first = first or both

@@ -7,7 +7,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -121,6 +122,16 @@ class Settings:
         return RESULTS / f"{self.model(row)}{some}.json"
 
 
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Matrix products of this precision, and of the highest again afterwards."""
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 Trained = tuple[pv.VAE | pv.HierarchicalVAE, pv.Fit, Images]
 
 
@@ -138,22 +149,21 @@ def train(row: Row, settings: Settings) -> Trained:
         seed=row.seed,
     )
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision(settings.matmul)
-    fitted = pv.fit(
-        pair.model,
-        pair.guide,
-        images.train,
-        validation=images.validation,
-        epochs=settings.epochs,
-        optimizer=lambda parameters: NormalizedAdam(parameters, lr=float(row.rate)),
-        transform=images.transform,
-        kl_warmup=settings.warmup,
-        patience=50,
-        seed=row.seed,
-        checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
-        resume=True,
-    )
-    torch.set_float32_matmul_precision("highest")
+    with products(settings.matmul):
+        fitted = pv.fit(
+            pair.model,
+            pair.guide,
+            images.train,
+            validation=images.validation,
+            epochs=settings.epochs,
+            optimizer=lambda parameters: NormalizedAdam(parameters, lr=float(row.rate)),
+            transform=images.transform,
+            kl_warmup=settings.warmup,
+            patience=50,
+            seed=row.seed,
+            checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
+            resume=True,
+        )
     return pair, fitted, images
 
 
@@ -257,12 +267,12 @@ def _annealed(
     gains = {}
     for name in ("own", "ex_post") if len(x) else ():
         under = pair if priors[name] is None else pair.with_prior(priors[name])
-        difference = _by_annealing(row, under, x).values - found[name].values[: len(x)]
+        difference = by_annealing(row, under, x).values - found[name].values[: len(x)]
         gains[name] = asdict(mean_estimate(difference))
     return gains
 
 
-def _by_annealing(row: Row, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> Evidence:
+def by_annealing(row: Row, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> Evidence:
     """log p(x) of each image by annealing, over all latent layers at once."""
     return pv.log_evidence(
         pair.model,
@@ -273,13 +283,3 @@ def _by_annealing(row: Row, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> Evi
         site=row.latents,
         seed=row.seed,
     )
-
-
-def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
-    """log p(x) of the first ``annealed`` test images under the row's own prior, both ways."""
-    pair, _, images = train(row, settings)
-    x = images.test[: settings.annealed]
-    importance = pv.log_evidence(
-        pair.model, pair.guide, x, draws=settings.draws, site=row.latents, seed=row.seed
-    )
-    return {"importance": importance.values, "annealing": _by_annealing(row, pair, x).values}

@@ -1,0 +1,56 @@
+"""How much of a row's figures is the encoder's and how much the model's."""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from torch import Tensor
+
+import pyrovae as pv
+from pyrovae.estimates import Estimate, mean_estimate
+from pyrovae.training.fit import adam
+from vampprior.rows import Row, Settings, by_annealing, products, train
+
+
+def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
+    """log p(x) of the first ``annealed`` test images under the row's own prior, both ways."""
+    pair, _, images = train(row, settings)
+    x = images.test[: settings.annealed]
+    importance = pv.log_evidence(
+        pair.model, pair.guide, x, draws=settings.draws, site=row.latents, seed=row.seed
+    )
+    return {"importance": importance.values, "annealing": by_annealing(row, pair, x).values}
+
+
+def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
+    """What log p(x) gains when the encoder alone is trained on, with images drawn from the model.
+
+    Decoder and p(z) stay what they are, a VampPrior too, and so does the model: what importance
+    sampling then finds above what it found is what the encoder had missed on the test images.
+    """
+    pair, _, images = train(row, settings)
+    with torch.no_grad():
+        pair = pair.with_prior(pair.prior())
+    encoders = {"encoder", "inner_encoder"}
+    for name, module in pair.named_children():
+        module.requires_grad_(name in encoders)
+    drawn = pyro.poutine.uncondition(pair.model)
+    x = images.test[: settings.test]
+
+    def log_p() -> Tensor:
+        return pv.log_evidence(
+            pair.model, pair.guide, x, draws=settings.draws, site=row.latents, seed=row.seed
+        ).values
+
+    before = log_p()
+    with products(settings.matmul):
+        pv.fit(
+            pair.model,
+            pair.guide,
+            images.train,
+            epochs=epochs,
+            optimizer=adam(lr=1e-4),
+            transform=lambda batch, _: drawn(batch),
+            seed=row.seed,
+        )
+    return mean_estimate(log_p() - before)
