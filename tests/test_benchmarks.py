@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from vampprior.rows import Row, _error_of_part, _over_all
+from vampprior.table import render
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
-
 def test_the_tables_are_those_of_the_result_files(tmp_path: Path) -> None:
-    from vampprior.table import render
-
     page = ROOT / "docs" / "vampprior.md"
     again = tmp_path / page.name
     again.write_text(page.read_text())
@@ -32,8 +27,6 @@ def test_errors_of_few_draws_for_all_and_many_for_some_are_the_spread(part: bool
     # 400 images, whose means are spread by 10; few draws take 2 ± 1 from each and many nothing;
     # 50 images have many. Of 4,000 repetitions the variance is known to 1/√2000 ≈ 2.2 %, the mean
     # to 1/√4000 of their spread; four of those are the tolerances.
-    from vampprior.rows import _error_of_part, _over_all
-
     fixed = 10 * torch.randn(400)
     found, variances = [], []
     for _ in range(4000):
@@ -50,7 +43,5 @@ def test_errors_of_few_draws_for_all_and_many_for_some_are_the_spread(part: bool
 
 @pytest.mark.parametrize("text", ["mnist", "mnist:3:vamp:0", "mnist:1:vamp:0:1e-4:orthogonal"])
 def test_a_row_that_there_is_not_is_said_to_be_none(text: str) -> None:
-    from vampprior.rows import Row
-
     with pytest.raises(argparse.ArgumentTypeError, match="expected DATA:LAYERS:PRIOR:SEED"):
         Row.parse(text)

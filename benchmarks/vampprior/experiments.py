@@ -16,10 +16,10 @@ def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
     """log p(x) of the first ``annealed`` test images under the row's own prior, both ways."""
     pair, _, images = train(row, settings)
     x = images.test[: settings.annealed]
-    importance = pv.log_evidence(
-        pair.model, pair.guide, x, draws=settings.draws, site=row.latents, seed=row.seed
-    )
-    return {"importance": importance.values, "annealing": by_annealing(row, pair, x).values}
+    return {
+        "importance": _by_importance(row, settings, pair, x),
+        "annealing": by_annealing(row, pair, x).values,
+    }
 
 
 def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
@@ -36,13 +36,7 @@ def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
         module.requires_grad_(name in encoders)
     drawn = pyro.poutine.uncondition(pair.model)
     x = images.test[: settings.test]
-
-    def log_p() -> Tensor:
-        return pv.log_evidence(
-            pair.model, pair.guide, x, draws=settings.draws, site=row.latents, seed=row.seed
-        ).values
-
-    before = log_p()
+    before = _by_importance(row, settings, pair, x)
     with products(settings.matmul):
         pv.fit(
             pair.model,
@@ -53,4 +47,12 @@ def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
             transform=lambda batch, _: drawn(batch),
             seed=row.seed,
         )
-    return mean_estimate(log_p() - before)
+    return mean_estimate(_by_importance(row, settings, pair, x) - before)
+
+
+def _by_importance(
+    row: Row, settings: Settings, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor
+) -> Tensor:
+    return pv.log_evidence(
+        pair.model, pair.guide, x, draws=settings.draws, site=row.latents, seed=row.seed
+    ).values
