@@ -54,7 +54,7 @@ def main() -> None:
         choices=("highest", "high", "medium"),
         default="highest",
         help="precision that torch may give to matrix products in training: by medium it takes "
-        "oneDNN's, which on some CPUs are as exact and save three tenths of the time (default highest)",
+        "oneDNN's, which on some CPUs are as exact and three tenths faster (default highest)",
     )
     parser.add_argument("--draws", type=int, default=5000, help="importance draws (default 5000)")
     parser.add_argument(
