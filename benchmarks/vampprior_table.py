@@ -26,7 +26,7 @@ from pathlib import Path
 
 from torch import Tensor
 from vampprior.data import SOURCES
-from vampprior.experiments import both_ways, refit
+from vampprior.experiments import both_ways, refit, settle
 from vampprior.picture import draw
 from vampprior.rows import FEW, RESULTS, WIDER, Row, Settings, ex_post_prior, run, train
 from vampprior.table import render
@@ -86,6 +86,13 @@ def main() -> None:
         help="only print what log p(x) of the --test images gains when each row's encoder alone is "
         "trained on, with images drawn from its model",
     )
+    parser.add_argument(
+        "--settle",
+        type=float,
+        metavar="RATE",
+        help="only print what log p(x) of the --test images gains when each row's model is trained "
+        "on from its best epoch at this learning rate",
+    )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw samples of two rows, standard and vamp"
@@ -108,6 +115,9 @@ def main() -> None:
         elif arguments.refit:
             gain = refit(row, settings, arguments.refit)
             print(f"{settings.model(row):40} refit {arguments.refit} epochs: {gain}", flush=True)
+        elif arguments.settle:
+            fitted, gain = settle(row, settings, arguments.settle)
+            print(f"{settings.model(row):40} settled: {gain}; {fitted}", flush=True)
         elif arguments.compare:
             both = both_ways(row, settings)
             first = first or both

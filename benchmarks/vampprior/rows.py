@@ -149,22 +149,41 @@ def train(row: Row, settings: Settings) -> Trained:
         seed=row.seed,
     )
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
+    fitted = fit(
+        row,
+        settings,
+        pair,
+        images,
+        float(row.rate),
+        kl_warmup=settings.warmup,
+        checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
+        resume=True,
+    )
+    return pair, fitted, images
+
+
+def fit(
+    row: Row,
+    settings: Settings,
+    pair: pv.VAE | pv.HierarchicalVAE,
+    images: Images,
+    rate: float,
+    **options: Any,
+) -> pv.Fit:
+    """Train by the paper's optimiser and stopping rule, at this learning rate."""
     with products(settings.matmul):
-        fitted = pv.fit(
+        return pv.fit(
             pair.model,
             pair.guide,
             images.train,
             validation=images.validation,
             epochs=settings.epochs,
-            optimizer=lambda parameters: NormalizedAdam(parameters, lr=float(row.rate)),
+            optimizer=lambda parameters: NormalizedAdam(parameters, lr=rate),
             transform=images.transform,
-            kl_warmup=settings.warmup,
             patience=50,
             seed=row.seed,
-            checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
-            resume=True,
+            **options,
         )
-    return pair, fitted, images
 
 
 def ex_post_prior(
