@@ -238,7 +238,12 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the .npz file")
-    parser.add_argument("--images", choices=("caltech", "static-mnist"), default="caltech")
+    parser.add_argument(
+        "--images",
+        choices=("caltech", "static-mnist"),
+        default="caltech",
+        help="data set (default caltech)",
+    )
     parser.add_argument("--layers", type=int, choices=(1, 2), default=2)
     parser.add_argument("--prior", choices=("standard", "vamp"), default="standard")
     parser.add_argument("--rate", default="1e-4", help="learning rate (default 1e-4)")

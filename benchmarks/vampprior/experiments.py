@@ -1,4 +1,4 @@
-"""How much of a row's figures is the encoder's and how much the model's."""
+"""How much of a row's figures is the encoder's, the learning rate's and the model's."""
 
 from __future__ import annotations
 
