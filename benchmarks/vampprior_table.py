@@ -91,7 +91,8 @@ def main() -> None:
         type=float,
         metavar="RATE",
         help="only print what log p(x) of the --test images gains when each row's model is trained "
-        "on from its best epoch at this learning rate",
+        "on from its best epoch at this learning rate, and what the --annealed ones of them gain "
+        "when they are annealed, too",
     )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
@@ -116,8 +117,10 @@ def main() -> None:
             gain = refit(row, settings, arguments.refit)
             print(f"{settings.model(row):40} refit {arguments.refit} epochs: {gain}", flush=True)
         elif arguments.settle:
-            fitted, gain = settle(row, settings, arguments.settle)
-            print(f"{settings.model(row):40} settled: {gain}; {fitted}", flush=True)
+            fitted, gains = settle(row, settings, arguments.settle)
+            print(settings.model(row), fitted, flush=True)
+            for way, gain in gains.items():
+                print(f"{settings.model(row):40} {way:10} gains {gain}", flush=True)
         elif arguments.compare:
             both = both_ways(row, settings)
             first = first or both

@@ -50,17 +50,23 @@ def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
     return mean_estimate(_by_importance(row, settings, pair, x) - before)
 
 
-def settle(row: Row, settings: Settings, rate: float) -> tuple[pv.Fit, Estimate]:
+def settle(row: Row, settings: Settings, rate: float) -> tuple[pv.Fit, dict[str, Estimate]]:
     """What log p(x) gains when the model is trained on in smaller steps, until stopped again.
 
     It starts from the best epoch of the row, so that what it gains at once is what the larger
-    steps, not the epochs, had left undone.
+    steps, not the epochs, had left undone. Both gains are over importance sampling in the row's
+    model; that by annealing, of the first ``annealed`` images, is the steps' and the encoder's.
     """
     pair, _, images = train(row, settings)
     x = images.test[: settings.test]
+    few = x[: settings.annealed]
     before = _by_importance(row, settings, pair, x)
     fitted = fit(row, settings, pair, images, rate)
-    return fitted, mean_estimate(_by_importance(row, settings, pair, x) - before)
+    gains = {"importance": mean_estimate(_by_importance(row, settings, pair, x) - before)}
+    if len(few):
+        annealed = by_annealing(row, pair, few).values
+        gains["annealing"] = mean_estimate(annealed - before[: len(few)])
+    return fitted, gains
 
 
 def _by_importance(
