@@ -77,7 +77,8 @@ def main() -> None:
         "--compare",
         action="store_true",
         help="only print log p(x) of the --annealed images in each row's model, by importance "
-        "sampling and by annealing, and how far it is above the first row's",
+        "sampling and by annealing, how far each is above the first row's, and the one above the "
+        "other",
     )
     parser.add_argument(
         "--refit",
@@ -128,6 +129,8 @@ def main() -> None:
                 above = mean_estimate(values - first[way])
                 found = mean_estimate(values)
                 print(f"{settings.model(row):40} {way:10} {found}; above {above}", flush=True)
+            more = mean_estimate(both["annealing"] - both["importance"])
+            print(f"{settings.model(row):40} annealing finds {more} more", flush=True)
         elif not arguments.picture:
             result = settings.result(row)
             if not result.exists():
