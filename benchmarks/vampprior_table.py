@@ -67,6 +67,12 @@ def main() -> None:
         "--annealed", type=int, default=50, help="test images to check by annealing (default 50)"
     )
     parser.add_argument(
+        "--temperatures",
+        type=int,
+        default=300,
+        help="steps of that annealing (default 300); more of them err less, in as much more time",
+    )
+    parser.add_argument(
         "--checkpoints", type=Path, default=Path("vampprior-checkpoints"), help="folder of models"
     )
     parser.add_argument("--train-only", action="store_true", help="measure another time")

@@ -18,7 +18,7 @@ def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
     x = images.test[: settings.annealed]
     return {
         "importance": _by_importance(row, settings, pair, x),
-        "annealing": by_annealing(row, pair, x).values,
+        "annealing": by_annealing(row, settings, pair, x).values,
     }
 
 
@@ -61,10 +61,13 @@ def settle(row: Row, settings: Settings, rate: float) -> tuple[pv.Fit, dict[str,
     x = images.test[: settings.test]
     few = x[: settings.annealed]
     before = _by_importance(row, settings, pair, x)
-    fitted = fit(row, settings, pair, images, rate)
+    name = f"{settings.model(row)}-settled-{rate:g}.pt"
+    fitted = fit(
+        row, settings, pair, images, rate, checkpoint=settings.checkpoints / name, resume=True
+    )
     gains = {"importance": mean_estimate(_by_importance(row, settings, pair, x) - before)}
     if len(few):
-        annealed = by_annealing(row, pair, few).values
+        annealed = by_annealing(row, settings, pair, few).values
         gains["annealing"] = mean_estimate(annealed - before[: len(few)])
     return fitted, gains
 

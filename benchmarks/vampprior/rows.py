@@ -95,7 +95,8 @@ class Settings:
         epochs, warmup: passes over the data at most, and those of the KL warm-up.
         draws: importance draws for each test image.
         test: test images that have so many draws, the others having ``FEW``; all if not given.
-        annealed: test images on which annealing checks importance sampling.
+        annealed, temperatures: test images on which annealing, in so many steps, checks importance
+            sampling.
         matmul: precision of matrix products in training, as torch names it; all measuring is done
             by the highest.
     """
@@ -107,6 +108,7 @@ class Settings:
     draws: int = 5000
     test: int | None = None
     annealed: int = 0
+    temperatures: int = 300
     matmul: str = "highest"
 
     def model(self, row: Row) -> str:
@@ -240,7 +242,7 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
             name: float((result.pareto_k > UNRELIABLE).double().mean())
             for name, result in found.items()
         },
-        "annealed": _annealed(row, pair, test[: settings.annealed], priors, found),
+        "annealed": _annealed(row, settings, pair, test[: settings.annealed], priors, found),
         "training_seconds": float(fitted.history.seconds.sum()),
         "measuring_seconds": time.perf_counter() - started,
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
@@ -277,6 +279,7 @@ def _unit(row: Row, images: Images) -> float:
 
 def _annealed(
     row: Row,
+    settings: Settings,
     pair: pv.VAE | pv.HierarchicalVAE,
     x: Tensor,
     priors: dict[str, Any],
@@ -286,18 +289,20 @@ def _annealed(
     gains = {}
     for name in ("own", "ex_post") if len(x) else ():
         under = pair if priors[name] is None else pair.with_prior(priors[name])
-        difference = by_annealing(row, under, x).values - found[name].values[: len(x)]
+        difference = by_annealing(row, settings, under, x).values - found[name].values[: len(x)]
         gains[name] = asdict(mean_estimate(difference))
     return gains
 
 
-def by_annealing(row: Row, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> Evidence:
+def by_annealing(
+    row: Row, settings: Settings, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor
+) -> Evidence:
     """log p(x) of each image by annealing, over all latent layers at once."""
     return pv.log_evidence(
         pair.model,
         pair.guide,
         x,
-        method=pv.Annealing(temperatures=300),
+        method=pv.Annealing(temperatures=settings.temperatures),
         draws=16,
         site=row.latents,
         seed=row.seed,
