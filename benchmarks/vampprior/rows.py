@@ -242,6 +242,7 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
             name: float((result.pareto_k > UNRELIABLE).double().mean())
             for name, result in found.items()
         },
+        "temperatures": settings.temperatures,
         "annealed": _annealed(row, settings, pair, test[: settings.annealed], priors, found),
         "training_seconds": float(fitted.history.seconds.sum()),
         "measuring_seconds": time.perf_counter() - started,
