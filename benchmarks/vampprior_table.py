@@ -96,10 +96,11 @@ def main() -> None:
     parser.add_argument(
         "--settle",
         type=float,
+        nargs="+",
         metavar="RATE",
         help="only print what log p(x) of the --test images gains when each row's model is trained "
-        "on from its best epoch at this learning rate, and what the --annealed ones of them gain "
-        "when they are annealed, too",
+        "on from its best epoch at this learning rate, and from the best of that at the next; what "
+        "the --annealed images gain when they are annealed, too; and log p(x) of all",
     )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
@@ -124,10 +125,11 @@ def main() -> None:
             gain = refit(row, settings, arguments.refit)
             print(f"{settings.model(row):40} refit {arguments.refit} epochs: {gain}", flush=True)
         elif arguments.settle:
-            fitted, gains = settle(row, settings, arguments.settle)
-            print(settings.model(row), fitted, flush=True)
-            for way, gain in gains.items():
-                print(f"{settings.model(row):40} {way:10} gains {gain}", flush=True)
+            fits, settled = settle(row, settings, arguments.settle)
+            for fitted in fits:
+                print(settings.model(row), fitted, flush=True)
+            for way, found in settled.items():
+                print(f"{settings.model(row):40} {way:10} {found}", flush=True)
         elif arguments.compare:
             both = both_ways(row, settings)
             first = first or both

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from vampprior.rows import Row, _error_of_part, _over_all
+from vampprior.rows import Row, error_of_part, over_all
 from vampprior.table import render
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +32,9 @@ def test_errors_of_few_draws_for_all_and_many_for_some_are_the_spread(part: bool
     for _ in range(4000):
         many = fixed[torch.randperm(400)] if part else 10 * torch.randn(400)
         few = many - 2 - torch.randn(400)
-        estimate = _over_all(many[:50], few)
+        estimate = over_all(many[:50], few)
         found.append(estimate.value)
-        variances.append((_error_of_part(many[:50], few) if part else estimate.standard_error) ** 2)
+        variances.append((error_of_part(many[:50], few) if part else estimate.standard_error) ** 2)
     spread = float(torch.tensor(found).std())
     truth = float(fixed.mean()) if part else 0.0
     assert sum(found) / 4000 == pytest.approx(truth, abs=4 * spread / math.sqrt(4000))

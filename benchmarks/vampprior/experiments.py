@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import pyro
 import torch
 from torch import Tensor
@@ -9,7 +12,17 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.training.fit import adam
-from vampprior.rows import Row, Settings, by_annealing, fit, products, train
+from vampprior.rows import (
+    FEW,
+    Row,
+    Settings,
+    by_annealing,
+    error_of_part,
+    fit,
+    over_all,
+    products,
+    train,
+)
 
 
 def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
@@ -50,26 +63,57 @@ def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
     return mean_estimate(_by_importance(row, settings, pair, x) - before)
 
 
-def settle(row: Row, settings: Settings, rate: float) -> tuple[pv.Fit, dict[str, Estimate]]:
+@dataclass(frozen=True)
+class Settled:
+    """What a model trained on in smaller steps has, by importance sampling or by annealing.
+
+    Args:
+        gain: over importance sampling in the model that it started from, on the same images.
+        mean: log p(x), mean over all test images.
+        error_of_part: error of that mean if the test images are what they are.
+    """
+
+    gain: Estimate
+    mean: Estimate
+    error_of_part: float
+
+    def __str__(self) -> str:
+        return (
+            f"gains {self.gain}; all test images {self.mean}, "
+            f"± {self.error_of_part:.2f} with the images given"
+        )
+
+
+def settle(
+    row: Row, settings: Settings, rates: Sequence[float]
+) -> tuple[list[pv.Fit], dict[str, Settled]]:
     """What log p(x) gains when the model is trained on in smaller steps, until stopped again.
 
-    It starts from the best epoch of the row, so that what it gains at once is what the larger
-    steps, not the epochs, had left undone. Both gains are over importance sampling in the row's
-    model; that by annealing, of the first ``annealed`` images, is the steps' and the encoder's.
+    It starts from the best epoch of the row, and at each rate after the first from the best epoch
+    before, so that what it gains at once is what the larger steps, not the epochs, had left undone.
+    What annealing gains over importance sampling is the steps' and the encoder's.
     """
     pair, _, images = train(row, settings)
     x = images.test[: settings.test]
-    few = x[: settings.annealed]
     before = _by_importance(row, settings, pair, x)
-    name = f"{settings.model(row)}-settled-{rate:g}.pt"
-    fitted = fit(
-        row, settings, pair, images, rate, checkpoint=settings.checkpoints / name, resume=True
-    )
-    gains = {"importance": mean_estimate(_by_importance(row, settings, pair, x) - before)}
-    if len(few):
-        annealed = by_annealing(row, settings, pair, few).values
-        gains["annealing"] = mean_estimate(annealed - before[: len(few)])
-    return fitted, gains
+    name, fits = f"{settings.model(row)}-settled", []
+    for rate in rates:
+        name += f"-{rate:g}"
+        checkpoint = settings.checkpoints / f"{name}.pt"
+        fits.append(fit(row, settings, pair, images, rate, checkpoint=checkpoint, resume=True))
+    found = {"importance": _by_importance(row, settings, pair, x)}
+    if settings.annealed:
+        annealed = images.test[: settings.annealed]
+        found["annealing"] = by_annealing(row, settings, pair, annealed).values
+    few = _by_importance(row, replace(settings, draws=FEW), pair, images.test)
+    return fits, {
+        way: Settled(
+            mean_estimate(values[: len(x)] - before[: len(values)]),
+            over_all(values, few),
+            error_of_part(values, few),
+        )
+        for way, values in found.items()
+    }
 
 
 def _by_importance(

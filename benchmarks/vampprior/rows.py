@@ -232,9 +232,9 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
         "test_rows": len(test),
         "draws": settings.draws,
         "unit": _unit(row, images),
-        "log_p": {name: asdict(_over_all(*both)) for name, both in values.items()},
-        "gain": {name: asdict(_over_all(*both)) for name, both in above.items()},
-        "error_of_part": {name: _error_of_part(*both) for name, both in values.items()},
+        "log_p": {name: asdict(over_all(*both)) for name, both in values.items()},
+        "gain": {name: asdict(over_all(*both)) for name, both in above.items()},
+        "error_of_part": {name: error_of_part(*both) for name, both in values.items()},
         "error_of_draws": {
             name: float(result.standard_error.norm() / len(test)) for name, result in found.items()
         },
@@ -252,7 +252,7 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _over_all(many: Tensor, few: Tensor) -> Estimate:
+def over_all(many: Tensor, few: Tensor) -> Estimate:
     """The mean over all test images, by few draws for each and many for the first ones.
 
     Double sampling (Cochran 1977, ch. 12): images differ much more in log p(x) than in what many
@@ -263,11 +263,11 @@ def _over_all(many: Tensor, few: Tensor) -> Estimate:
         few: values of all N, shape ``(N,)``; those of ``many`` if these are all.
     """
     value = float(few.mean() + (many - few[: len(many)]).mean())
-    error = math.hypot(float(many.std()) / math.sqrt(len(few)), _error_of_part(many, few))
+    error = math.hypot(float(many.std()) / math.sqrt(len(few)), error_of_part(many, few))
     return Estimate(value, error, len(few), "data")
 
 
-def _error_of_part(many: Tensor, few: Tensor) -> float:
+def error_of_part(many: Tensor, few: Tensor) -> float:
     """The share of that error which is left if the test images are what they are."""
     added = many - few[: len(many)]
     return float(added.std()) * math.sqrt(1 / len(many) - 1 / len(few))
