@@ -87,7 +87,7 @@ class Settled:
 def settle(
     row: Row, settings: Settings, rates: Sequence[float]
 ) -> tuple[list[pv.Fit], dict[str, Settled]]:
-    """What log p(x) gains when the model is trained on in smaller steps, until stopped again.
+    """What log p(x) gains when the model is trained on in smaller steps, stopped at patience 10.
 
     It starts from the best epoch of the row, and at each rate after the first from the best epoch
     before, so that what it gains at once is what the larger steps, not the epochs, had left undone.
@@ -100,7 +100,9 @@ def settle(
     for rate in rates:
         name += f"-{rate:g}"
         checkpoint = settings.checkpoints / f"{name}.pt"
-        fits.append(fit(row, settings, pair, images, rate, checkpoint=checkpoint, resume=True))
+        fits.append(
+            fit(row, settings, pair, images, rate, patience=10, checkpoint=checkpoint, resume=True)
+        )
     found = {"importance": _by_importance(row, settings, pair, x)}
     if settings.annealed:
         annealed = images.test[: settings.annealed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pyro.distributions as dist
 import torch
@@ -62,6 +63,9 @@ class LimitedLogistic(nn.Module):
 
 class NormalizedAdam(torch.optim.Adam):
     """Adam on gradients divided by their norm, parameter by parameter."""
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        super().__init__(parameters, lr=lr, fused=True)
 
     @torch.no_grad()
     def step(self, closure: object = None) -> None:

@@ -157,6 +157,7 @@ def train(row: Row, settings: Settings) -> Trained:
         pair,
         images,
         float(row.rate),
+        patience=50,
         kl_warmup=settings.warmup,
         checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
         resume=True,
@@ -170,9 +171,11 @@ def fit(
     pair: pv.VAE | pv.HierarchicalVAE,
     images: Images,
     rate: float,
+    *,
+    patience: int,
     **options: Any,
 ) -> pv.Fit:
-    """Train by the paper's optimiser and stopping rule, at this learning rate."""
+    """Train by the paper's optimiser, stopped early, at this learning rate."""
     with products(settings.matmul):
         return pv.fit(
             pair.model,
@@ -182,7 +185,7 @@ def fit(
             epochs=settings.epochs,
             optimizer=lambda parameters: NormalizedAdam(parameters, lr=rate),
             transform=images.transform,
-            patience=50,
+            patience=patience,
             seed=row.seed,
             **options,
         )
