@@ -13,7 +13,6 @@ import pyrovae as pv
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.training.fit import adam
 from vampprior.rows import (
-    FEW,
     Row,
     Settings,
     by_annealing,
@@ -23,6 +22,8 @@ from vampprior.rows import (
     products,
     train,
 )
+
+ALL = 100  # draws for each of all test images
 
 
 def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ def settle(
     if settings.annealed:
         annealed = images.test[: settings.annealed]
         found["annealing"] = by_annealing(row, settings, pair, annealed).values
-    few = _by_importance(row, replace(settings, draws=FEW), pair, images.test)
+    few = _by_importance(row, replace(settings, draws=ALL), pair, images.test)
     return fits, {
         way: Settled(
             mean_estimate(values[: len(x)] - before[: len(values)]),
