@@ -88,7 +88,7 @@ class Settled:
 def settle(
     row: Row, settings: Settings, rates: Sequence[float]
 ) -> tuple[list[pv.Fit], dict[str, Settled]]:
-    """What log p(x) gains when the model is trained on in smaller steps, stopped at patience 10.
+    """What log p(x) gains when the model is trained on in smaller steps for up to 20 epochs.
 
     It starts from the best epoch of the row, and at each rate after the first from the best epoch
     before, so that what it gains at once is what the larger steps, not the epochs, had left undone.
@@ -98,12 +98,11 @@ def settle(
     x = images.test[: settings.test]
     before = _by_importance(row, settings, pair, x)
     name, fits = f"{settings.model(row)}-settled", []
+    few_epochs = replace(settings, epochs=20)
     for rate in rates:
         name += f"-{rate:g}"
-        checkpoint = settings.checkpoints / f"{name}.pt"
-        fits.append(
-            fit(row, settings, pair, images, rate, patience=10, checkpoint=checkpoint, resume=True)
-        )
+        options = {"checkpoint": settings.checkpoints / f"{name}.pt", "resume": True}
+        fits.append(fit(row, few_epochs, pair, images, rate, patience=10, **options))
     found = {"importance": _by_importance(row, settings, pair, x)}
     if settings.annealed:
         annealed = images.test[: settings.annealed]
