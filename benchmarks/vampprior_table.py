@@ -99,8 +99,9 @@ def main() -> None:
         nargs="+",
         metavar="RATE",
         help="only print what log p(x) of the --test images gains when each row's model is trained "
-        "on from its best epoch at this learning rate, and from the best of that at the next; what "
-        "the --annealed images gain when they are annealed, too; and log p(x) of all",
+        "on from its best epoch for up to 20 epochs at this learning rate, and from the best of "
+        "these at the next; what the --annealed images gain when they are annealed, too; and log "
+        "p(x) of all",
     )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
