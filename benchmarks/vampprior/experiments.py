@@ -23,7 +23,7 @@ from vampprior.rows import (
     train,
 )
 
-ALL = 100  # draws for each of all test images
+DRAWS = 100  # for each of all test images, where the first ones have more or are annealed
 
 
 def both_ways(row: Row, settings: Settings) -> dict[str, Tensor]:
@@ -98,16 +98,16 @@ def settle(
     x = images.test[: settings.test]
     before = _by_importance(row, settings, pair, x)
     name, fits = f"{settings.model(row)}-settled", []
-    few_epochs = replace(settings, epochs=20)
+    short = replace(settings, epochs=20)
     for rate in rates:
         name += f"-{rate:g}"
         options = {"checkpoint": settings.checkpoints / f"{name}.pt", "resume": True}
-        fits.append(fit(row, few_epochs, pair, images, rate, patience=10, **options))
+        fits.append(fit(row, short, pair, images, rate, patience=10, **options))
     found = {"importance": _by_importance(row, settings, pair, x)}
     if settings.annealed:
         annealed = images.test[: settings.annealed]
         found["annealing"] = by_annealing(row, settings, pair, annealed).values
-    few = _by_importance(row, replace(settings, draws=ALL), pair, images.test)
+    few = _by_importance(row, replace(settings, draws=DRAWS), pair, images.test)
     return fits, {
         way: Settled(
             mean_estimate(values[: len(x)] - before[: len(values)]),
