@@ -26,7 +26,7 @@ from pathlib import Path
 
 from torch import Tensor
 from vampprior.data import SOURCES
-from vampprior.experiments import both_ways, refit, settle
+from vampprior.experiments import average, both_ways, refit
 from vampprior.picture import draw
 from vampprior.rows import FEW, RESULTS, WIDER, Row, Settings, ex_post_prior, run, train
 from vampprior.table import render
@@ -94,14 +94,12 @@ def main() -> None:
         "trained on, with images drawn from its model",
     )
     parser.add_argument(
-        "--settle",
-        type=float,
-        nargs="+",
-        metavar="RATE",
+        "--average",
+        type=int,
+        metavar="EPOCHS",
         help="only print what log p(x) of the --test images gains when each row's model is trained "
-        "on from its best epoch for up to 20 epochs at this learning rate, and from the best of "
-        "these at the next; what the --annealed images gain when they are annealed, too; and log "
-        "p(x) of all",
+        "on from its best epoch and the weights are averaged over all steps of so many epochs; "
+        "what the --annealed images gain when they are annealed, too; and log p(x) of all",
     )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
@@ -125,12 +123,11 @@ def main() -> None:
         elif arguments.refit:
             gain = refit(row, settings, arguments.refit)
             print(f"{settings.model(row):40} refit {arguments.refit} epochs: {gain}", flush=True)
-        elif arguments.settle:
-            fits, settled = settle(row, settings, arguments.settle)
-            for fitted in fits:
-                print(settings.model(row), fitted, flush=True)
-            for way, found in settled.items():
-                print(f"{settings.model(row):40} {way:10} {found}", flush=True)
+        elif arguments.average:
+            elbo, averaged = average(row, settings, arguments.average)
+            print(f"{settings.model(row):40} averaged, validation ELBO {elbo:.2f}", flush=True)
+            for way, gained in averaged.items():
+                print(f"{settings.model(row):40} {way:10} {gained}", flush=True)
         elif arguments.compare:
             both = both_ways(row, settings)
             first = first or both

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vampprior.networks import AveragedAdam
 from vampprior.rows import Row, error_of_part, over_all
 from vampprior.table import render
 
@@ -45,3 +46,20 @@ def test_errors_of_few_draws_for_all_and_many_for_some_are_the_spread(part: bool
 def test_a_row_that_there_is_not_is_said_to_be_none(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected DATA:LAYERS:PRIOR:SEED"):
         Row.parse(text)
+
+
+def test_averaged_weights_are_the_mean_over_steps_of_an_interrupted_run_too() -> None:
+    weights = torch.zeros(3, requires_grad=True)
+    optimizer = AveragedAdam([weights], lr=0.1)
+    seen = []
+    for step in range(10):
+        if step == 5:
+            state = optimizer.state_dict()
+            optimizer = AveragedAdam([weights], lr=0.1)
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        (weights - torch.tensor([1.0, -2.0, 0.2])).square().sum().backward()
+        optimizer.step()
+        seen.append(weights.detach().clone())
+    optimizer.average()
+    torch.testing.assert_close(weights.detach(), torch.stack(seen).mean(0))

@@ -76,6 +76,23 @@ class NormalizedAdam(torch.optim.Adam):
         super().step()
 
 
+class AveragedAdam(NormalizedAdam):
+    """The same, with the mean of each parameter over all steps in its state."""
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:
+        super().step()
+        for parameter, state in self.state.items():
+            mean = state.setdefault("mean", torch.zeros_like(parameter))
+            mean.lerp_(parameter, 1 / state["step"])
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Give each parameter its mean."""
+        for parameter, state in self.state.items():
+            parameter.copy_(state["mean"])
+
+
 def build(
     layers: int, prior: str, weights: str, train: Tensor, *, levels: float, grey: float, seed: int
 ) -> pv.VAE | pv.HierarchicalVAE:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import UNRELIABLE, Evidence
 from pyrovae.models.pair import Pair, measuring
+from pyrovae.training.fit import OptimizerFactory
 from vampprior.data import SOURCES, Images, load
 from vampprior.networks import INITIAL, LATENT, NormalizedAdam, build
 
@@ -156,7 +158,7 @@ def train(row: Row, settings: Settings) -> Trained:
         settings,
         pair,
         images,
-        float(row.rate),
+        partial(NormalizedAdam, lr=float(row.rate)),
         patience=50,
         kl_warmup=settings.warmup,
         checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
@@ -170,12 +172,12 @@ def fit(
     settings: Settings,
     pair: pv.VAE | pv.HierarchicalVAE,
     images: Images,
-    rate: float,
+    optimizer: OptimizerFactory,
     *,
     patience: int,
     **options: Any,
 ) -> pv.Fit:
-    """Train by the paper's optimiser, stopped early, at this learning rate."""
+    """Train on a row's images, stopped early."""
     with products(settings.matmul):
         return pv.fit(
             pair.model,
@@ -183,7 +185,7 @@ def fit(
             images.train,
             validation=images.validation,
             epochs=settings.epochs,
-            optimizer=lambda parameters: NormalizedAdam(parameters, lr=rate),
+            optimizer=optimizer,
             transform=images.transform,
             patience=patience,
             seed=row.seed,
