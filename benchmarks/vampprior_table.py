@@ -26,9 +26,20 @@ from pathlib import Path
 
 from torch import Tensor
 from vampprior.data import SOURCES
-from vampprior.experiments import average, both_ways, refit
+from vampprior.experiments import both_ways, refit
 from vampprior.picture import draw
-from vampprior.rows import FEW, RESULTS, WIDER, Row, Settings, ex_post_prior, run, train
+from vampprior.rows import (
+    FEW,
+    RESULTS,
+    WIDER,
+    Row,
+    Settings,
+    error_of_part,
+    ex_post_prior,
+    over_all,
+    run,
+    train,
+)
 from vampprior.table import render
 
 from pyrovae.estimates import mean_estimate
@@ -49,6 +60,14 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=2000, help="at most (default 2000)")
     parser.add_argument("--warmup", type=int, default=100, help="epochs (default 100)")
+    parser.add_argument(
+        "--average",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="train each row's model on from its best epoch, and take the mean of its weights over "
+        "all steps of so many epochs (default: not)",
+    )
     parser.add_argument(
         "--matmul",
         choices=("highest", "high", "medium"),
@@ -83,8 +102,8 @@ def main() -> None:
         "--compare",
         action="store_true",
         help="only print log p(x) of the --annealed images in each row's model, by importance "
-        "sampling and by annealing, how far each is above the first row's, and the one above the "
-        "other",
+        "sampling and by annealing, how far each is above the first row's and the one above the "
+        "other, and the mean of all test images",
     )
     parser.add_argument(
         "--refit",
@@ -92,14 +111,6 @@ def main() -> None:
         metavar="EPOCHS",
         help="only print what log p(x) of the --test images gains when each row's encoder alone is "
         "trained on, with images drawn from its model",
-    )
-    parser.add_argument(
-        "--average",
-        type=int,
-        metavar="EPOCHS",
-        help="only print what log p(x) of the --test images gains when each row's model is trained "
-        "on from its best epoch and the weights are averaged over all steps of so many epochs; "
-        "what the --annealed images gain when they are annealed, too; and log p(x) of all",
     )
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables into a page")
     parser.add_argument(
@@ -123,18 +134,18 @@ def main() -> None:
         elif arguments.refit:
             gain = refit(row, settings, arguments.refit)
             print(f"{settings.model(row):40} refit {arguments.refit} epochs: {gain}", flush=True)
-        elif arguments.average:
-            elbo, averaged = average(row, settings, arguments.average)
-            print(f"{settings.model(row):40} averaged, validation ELBO {elbo:.2f}", flush=True)
-            for way, gained in averaged.items():
-                print(f"{settings.model(row):40} {way:10} {gained}", flush=True)
         elif arguments.compare:
-            both = both_ways(row, settings)
+            both, few = both_ways(row, settings)
             first = first or both
             for way, values in both.items():
                 above = mean_estimate(values - first[way])
                 found = mean_estimate(values)
-                print(f"{settings.model(row):40} {way:10} {found}; above {above}", flush=True)
+                every, error = over_all(values, few), error_of_part(values, few)
+                print(
+                    f"{settings.model(row):40} {way:10} {found}; above {above}; all test images "
+                    f"{every}, ± {error:.2f} with these given",
+                    flush=True,
+                )
             more = mean_estimate(both["annealing"] - both["importance"])
             print(f"{settings.model(row):40} annealing finds {more} more", flush=True)
         elif not arguments.picture:

@@ -7,14 +7,15 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from pyrovae.evidence.result import UNRELIABLE, Evidence
 from pyrovae.models.pair import Pair, measuring
 from pyrovae.training.fit import OptimizerFactory
 from vampprior.data import SOURCES, Images, load
-from vampprior.networks import INITIAL, LATENT, NormalizedAdam, build
+from vampprior.networks import INITIAL, LATENT, AveragedAdam, NormalizedAdam, build
 
 RESULTS = Path(__file__).parents[1] / "results" / "vampprior"
 PRIORS = "standard", "vamp", "vamp-random"
@@ -95,6 +96,7 @@ class Settings:
         data: folder with the data sets.
         checkpoints: folder for models, from which a row is resumed.
         epochs, warmup: passes over the data at most, and those of the KL warm-up.
+        average: passes after these, from the best epoch, over whose steps weights are averaged.
         draws: importance draws for each test image.
         test: test images that have so many draws, the others having ``FEW``; all if not given.
         annealed, temperatures: test images on which annealing, in so many steps, checks importance
@@ -107,6 +109,7 @@ class Settings:
     checkpoints: Path
     epochs: int = 2000
     warmup: int = 100
+    average: int = 0
     draws: int = 5000
     test: int | None = None
     annealed: int = 0
@@ -118,7 +121,8 @@ class Settings:
         rate = "" if row.rate == Row.rate else f"-{row.rate}"
         weights = "" if row.weights == Row.weights else f"-{row.weights}"
         short = "" if self.epochs == Settings.epochs else f"-{self.epochs}epochs"
-        return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{weights}{short}"
+        averaged = f"-averaged{self.average}" if self.average else ""
+        return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{weights}{short}{averaged}"
 
     def result(self, row: Row) -> Path:
         """Where a row's figures are, by many draws for all test images or for the first."""
@@ -153,42 +157,57 @@ def train(row: Row, settings: Settings) -> Trained:
         seed=row.seed,
     )
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
-    fitted = fit(
+    fitted = _fit(
         row,
-        settings,
+        replace(settings, average=0),
         pair,
         images,
         partial(NormalizedAdam, lr=float(row.rate)),
-        patience=50,
+        epochs=settings.epochs,
         kl_warmup=settings.warmup,
-        checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
-        resume=True,
+        patience=50,
     )
+    if settings.average:
+        _average(row, settings, pair, images)
     return pair, fitted, images
 
 
-def fit(
+def _average(
+    row: Row, settings: Settings, pair: pv.VAE | pv.HierarchicalVAE, images: Images
+) -> None:
+    """Train a model on from its best epoch, and leave it with the mean of its weights over that.
+
+    Polyak & Juditsky (1992), Izmailov et al. (2018): it takes out the noise of the steps.
+    """
+    made = []
+
+    def optimizer(parameters: Iterable[Tensor]) -> AveragedAdam:
+        made.append(AveragedAdam(parameters, lr=float(row.rate)))
+        return made[-1]
+
+    _fit(row, settings, pair, images, optimizer, epochs=settings.average)
+    made[0].average()
+
+
+def _fit(
     row: Row,
     settings: Settings,
     pair: pv.VAE | pv.HierarchicalVAE,
     images: Images,
     optimizer: OptimizerFactory,
-    *,
-    patience: int,
     **options: Any,
 ) -> pv.Fit:
-    """Train on a row's images, stopped early."""
     with products(settings.matmul):
         return pv.fit(
             pair.model,
             pair.guide,
             images.train,
             validation=images.validation,
-            epochs=settings.epochs,
             optimizer=optimizer,
             transform=images.transform,
-            patience=patience,
             seed=row.seed,
+            checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
+            resume=True,
             **options,
         )
 
@@ -228,10 +247,11 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
         **asdict(row),
         "epochs": fitted.epochs,
         "warmup": settings.warmup,
+        "averaged": settings.average,
         "matmul": settings.matmul,
         "best_epoch": fitted.best_epoch,
         "stopped": fitted.stopped,
-        "validation_elbo": fitted.validation,
+        "validation_elbo": _elbo(pair, images.validation),
         "choice": ex_post.choice,
         "candidates": {c.name: asdict(c.held_out) for c in ex_post.table},
         "test_rows": len(test),
@@ -276,6 +296,12 @@ def error_of_part(many: Tensor, few: Tensor) -> float:
     """The share of that error which is left if the test images are what they are."""
     added = many - few[: len(many)]
     return float(added.std()) * math.sqrt(1 / len(many) - 1 / len(few))
+
+
+@torch.no_grad()
+def _elbo(pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> float:
+    loss: float = pyro.infer.Trace_ELBO().loss(pair.model, pair.guide, x)
+    return -loss / len(x)
 
 
 def _unit(row: Row, images: Images) -> float:

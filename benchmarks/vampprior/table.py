@@ -29,7 +29,8 @@ def render(page: Path) -> None:
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
         model = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
-        model += (result["weights"] != Row.weights, _short(result), result["seed"])
+        model += (result["weights"] != Row.weights, _short(result), result.get("averaged", 0))
+        model += (result["seed"],)
         if model not in models or _images(result) > _images(models[model]):
             models[model] = result
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -88,6 +89,8 @@ def _runs(rows: Sequence[Results]) -> list[str]:
 def _key(result: dict[str, Any]) -> list[str]:
     epochs = _short(result)
     short = f", {epochs} epochs" if epochs else ""
+    if averaged := result.get("averaged"):
+        short += f" and {averaged} averaged"
     names = [str(result[name]) for name in ("layers", "prior", "rate", "weights")]
     return [result["data"] + short, *names]
 
