@@ -126,7 +126,8 @@ def main() -> None:
         if arguments.data is None or not (arguments.data / file).exists():
             sys.exit(f"expected --data with {file}; got {arguments.data}.")
         if arguments.train_only:
-            print(settings.model(row), train(row, settings)[1], flush=True)
+            for fitted in train(row, settings)[1]:
+                print(settings.model(row), fitted, flush=True)
         elif arguments.wider:
             pair, _, images = train(row, settings)
             for candidate in ex_post_prior(row, pair, images, WIDER)[1].table:

@@ -140,7 +140,7 @@ def products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-Trained = tuple[pv.VAE | pv.HierarchicalVAE, pv.Fit, Images]
+Trained = tuple[pv.VAE | pv.HierarchicalVAE, list[pv.Fit], Images]
 
 
 def train(row: Row, settings: Settings) -> Trained:
@@ -157,24 +157,26 @@ def train(row: Row, settings: Settings) -> Trained:
         seed=row.seed,
     )
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
-    fitted = _fit(
-        row,
-        replace(settings, average=0),
-        pair,
-        images,
-        partial(NormalizedAdam, lr=float(row.rate)),
-        epochs=settings.epochs,
-        kl_warmup=settings.warmup,
-        patience=50,
-    )
+    fits = [
+        _fit(
+            row,
+            replace(settings, average=0),
+            pair,
+            images,
+            partial(NormalizedAdam, lr=float(row.rate)),
+            epochs=settings.epochs,
+            kl_warmup=settings.warmup,
+            patience=50,
+        )
+    ]
     if settings.average:
-        _average(row, settings, pair, images)
-    return pair, fitted, images
+        fits.append(_average(row, settings, pair, images))
+    return pair, fits, images
 
 
 def _average(
     row: Row, settings: Settings, pair: pv.VAE | pv.HierarchicalVAE, images: Images
-) -> None:
+) -> pv.Fit:
     """Train a model on from its best epoch, and leave it with the mean of its weights over that.
 
     Polyak & Juditsky (1992), Izmailov et al. (2018): it takes out the noise of the steps.
@@ -185,8 +187,9 @@ def _average(
         made.append(AveragedAdam(parameters, lr=float(row.rate)))
         return made[-1]
 
-    _fit(row, settings, pair, images, optimizer, epochs=settings.average)
+    fitted = _fit(row, settings, pair, images, optimizer, epochs=settings.average)
     made[0].average()
+    return fitted
 
 
 def _fit(
@@ -227,7 +230,8 @@ def ex_post_prior(
 
 def run(row: Row, settings: Settings) -> dict[str, Any]:
     """Train and measure a row: what its file holds."""
-    pair, fitted, images = train(row, settings)
+    pair, fits, images = train(row, settings)
+    fitted = fits[0]
     started = time.perf_counter()
     agg, ex_post = ex_post_prior(row, pair, images, CANDIDATES)
     priors = {"own": None, "q_agg": agg, "ex_post": ex_post.distribution}
@@ -269,7 +273,7 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
         },
         "temperatures": settings.temperatures,
         "annealed": _annealed(row, settings, pair, test[: settings.annealed], priors, found),
-        "training_seconds": float(fitted.history.seconds.sum()),
+        "training_seconds": sum(float(fit.history.seconds.sum()) for fit in fits),
         "measuring_seconds": time.perf_counter() - started,
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads",
