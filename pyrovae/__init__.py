@@ -4,6 +4,7 @@ from pyrovae.diagnostics.calibration import calibrate
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
 from pyrovae.diagnostics.exact import beside_nuts
 from pyrovae.diagnostics.gaps import inference_gaps
+from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import Annealing
 from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.evidence.sandwich import BothSides
@@ -48,6 +49,7 @@ __all__ = [
     "HierarchicalVAE",
     "Inflated",
     "InflatedByUnit",
+    "InputError",
     "Reduced",
     "StandardNormal",
     "VampPrior",

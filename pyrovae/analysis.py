@@ -19,6 +19,7 @@ import pyrovae.report.html as html
 from pyrovae.batches import Data, Transform
 from pyrovae.datasets import Dataset, check, default_likelihood, split
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
+from pyrovae.errors import InputError
 from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.likelihoods import NormalDecoder, binarise
 from pyrovae.models.networks import LogCounts, Standardize, mlp, mlp_decoder, mlp_encoder
@@ -106,8 +107,8 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         options: what to train and how.
 
     Raises:
-        DataError: if the data do not suit the likelihood.
-        ValueError: if the device or the output folder cannot be used, an interrupted run lies
+        InputError: if the data do not suit the likelihood.
+        InputError: if the device or the output folder cannot be used, an interrupted run lies
             in the folder and ``resume`` is not set, or a pair of one's own cannot be made.
     """
     options = options or AnalysisOptions()
@@ -293,17 +294,17 @@ def check_prior(options: AnalysisOptions) -> None:
     """Raise unless the prior is known and fits its options.
 
     Raises:
-        ValueError: for an unknown prior, or components of one that has none.
+        InputError: for an unknown prior, or components of one that has none.
     """
     if options.prior not in PRIORS:
-        raise ValueError(f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}.")
+        raise InputError(f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}.")
     if options.components is not None and options.prior not in COMPONENTS:
-        raise ValueError(
+        raise InputError(
             f"expected components with a prior that has some, {' or '.join(COMPONENTS)}; got "
             f"{options.components} with {options.prior!r}. Leave them out, or name such a prior."
         )
     if options.prior == "flow" and options.latent < 2:
-        raise ValueError(
+        raise InputError(
             "expected at least 2 latent units with the prior 'flow', which couples them; got "
             f"{options.latent}. Take 'mixture'."
         )

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
+from pyrovae.errors import InputError
+
 Array = Tensor | NDArray[Any]
 Data = Array | tuple[Array, ...] | Dataset[Any] | DataLoader[Any]
 Batch = tuple[Tensor, ...]
@@ -125,13 +127,13 @@ def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
         name: what to call the data in an error.
 
     Raises:
-        ValueError: for no rows, arrays of different length, or NaN or infinite entries.
+        InputError: for no rows, arrays of different length, or NaN or infinite entries.
 
     >>> [len(x) for (x,) in as_batches(torch.zeros(5, 2), 2).ordered()]
     [2, 2, 1]
     """
     if batch_size < 1:
-        raise ValueError(f"expected batch_size ≥ 1; got {batch_size}. Use 100, say.")
+        raise InputError(f"expected batch_size ≥ 1; got {batch_size}. Use 100, say.")
     if isinstance(data, DataLoader):
         return _not_empty(LoaderBatches(data), name)
     if isinstance(data, TensorDataset):
@@ -143,7 +145,7 @@ def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
         _check_arrays(arrays, name)
         return _not_empty(ArrayBatches(arrays, batch_size), name)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise ValueError(
+        raise InputError(
             f"expected {name} to be a tensor, an array, a tuple of them, a map-style Dataset or a "
             f"DataLoader; got {type(data).__name__}. Put an iterable data set into a DataLoader."
         )
@@ -154,7 +156,7 @@ def all_rows(data: Data, *, name: str = "data") -> Batch:
     """All rows of a data set at once: one tensor for each argument of the pair.
 
     Raises:
-        ValueError: as :func:`as_batches`.
+        InputError: as :func:`as_batches`.
     """
     parts = list(as_batches(data, 65_536, name=name).ordered())
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -181,7 +183,7 @@ def repeat_rows(batch: Batch, times: int) -> Batch:
 
 def _not_empty(batches: Batches, name: str) -> Batches:
     if len(batches) == 0:
-        raise ValueError(f"expected at least one row in {name}; got none.")
+        raise InputError(f"expected at least one row in {name}; got none.")
     return batches
 
 
@@ -190,17 +192,17 @@ def _as_tensor(array: Any, name: str) -> Tensor:
         return array
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"expected tensors or arrays of numbers in {name}; got {kind}.")
+        raise InputError(f"expected tensors or arrays of numbers in {name}; got {kind}.")
     tensor = torch.as_tensor(array)
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def _check_arrays(arrays: Sequence[Tensor], name: str) -> None:
     if not arrays or any(array.ndim == 0 for array in arrays):
-        raise ValueError(f"expected {name} to have rows, shape (N, ...); got a scalar or nothing.")
+        raise InputError(f"expected {name} to have rows, shape (N, ...); got a scalar or nothing.")
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
-        raise ValueError(
+        raise InputError(
             f"expected arrays with as many rows as each other in {name}; got {lengths}."
         )
     for array in arrays:
@@ -210,7 +212,7 @@ def _check_arrays(arrays: Sequence[Tensor], name: str) -> None:
             if not part.isfinite().all():
                 row, *rest = (int(i) for i in (~part.isfinite()).nonzero()[0])
                 where = f"row {8192 * start + row}" + (f", position {tuple(rest)}" if rest else "")
-                raise ValueError(
+                raise InputError(
                     f"expected finite numbers in {name}; got {float(part[row, *rest])} in {where} "
                     "(counted from 0). Remove or impute such rows."
                 )
@@ -219,7 +221,7 @@ def _check_arrays(arrays: Sequence[Tensor], name: str) -> None:
 def _as_batch(part: Any) -> Batch:
     parts = tuple(part) if isinstance(part, list | tuple) else (part,)
     if not parts or not all(isinstance(p, Tensor) for p in parts):
-        raise ValueError(
+        raise InputError(
             "expected batches that are a tensor or a tuple of tensors; got "
             f"{[type(p).__name__ for p in parts]}. Map the items with a Dataset of your own."
         )

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pyrovae.errors import InputError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -88,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = error.strerror or type(error).__name__
         place = f" at {str(error.filename)!r}" if error.filename else ""
         return _fail(f"expected to read and write files; got: {reason}{place}.", BAD_INPUT)
-    except ValueError as error:
-        if not str(error).startswith("expected"):
-            raise  # not one of the library's own: a bug, which needs its traceback
+    except InputError as error:
         return _fail(str(error), BAD_INPUT)
     return OK
 
@@ -134,21 +134,21 @@ def _pair(given: dict[str, Any]) -> dict[str, Any]:
     """The options of a pair of one's own as one, if there is one.
 
     Raises:
-        ValueError: if options are given that have no meaning with it, or none without.
+        InputError: if options are given that have no meaning with it, or none without.
     """
     names = ("no_fit", "params", "site", "observed", "data_plate")
     chosen = {name: given.pop(name) for name in names if name in given}
     built = ("likelihood", "latent", "prior", "components", "hidden")
     idle = [name for name in built if name in given]
     if "pair" not in given and chosen:
-        raise ValueError(
+        raise InputError(
             f"expected --pair with --{next(iter(chosen)).replace('_', '-')}; got none. Name the "
             "pair: --pair package.module:factory"
         )
     if "pair" not in given:
         return {}
     if idle:
-        raise ValueError(
+        raise InputError(
             f"expected no --{idle[0]} with --pair, which has a model of its own; got one. Leave it "
             "out."
         )

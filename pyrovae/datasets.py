@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.files import DataError, Table, listed, read, row_and_column
+from pyrovae.errors import InputError
+from pyrovae.files import Table, listed, read, row_and_column
+from pyrovae.randomness import derived_seed
 
 __all__ = [
     "LIKELIHOODS",
-    "DataError",
     "Dataset",
     "Split",
     "check",
@@ -110,7 +111,7 @@ def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
         The data set, in float32.
 
     Raises:
-        DataError: if there is no such file, it can't be read, it holds something other than finite
+        InputError: if there is no such file, it can't be read, it holds something other than finite
             numbers, or fewer than 20 rows, or all its rows are the same.
 
     >>> load("digits")
@@ -133,14 +134,14 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
             for counts, not all of them 0 in a row, ``"normal"`` and ``None`` for finite numbers.
 
     Raises:
-        DataError: naming the first value at fault, its row and its column.
+        InputError: naming the first value at fault, its row and its column.
     """
     if likelihood is not None:
         _check_name(likelihood)
     _check_rows(data)
     _require(data, data.values.isfinite(), "finite numbers", "Remove or fill in such rows first.")
     if bool((data.values == data.values[:1]).all()):
-        raise DataError(
+        raise InputError(
             f"expected data points that differ; got {len(data):,} times the same one in "
             f"{data.name}. Give data that vary."
         )
@@ -179,7 +180,7 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
         seed: the same seed gives the same parts.
 
     Raises:
-        DataError: if a part would have fewer than two data points.
+        InputError: if a part would have fewer than two data points.
 
     >>> [len(part) for part in split(load("digits"))]
     [1258, 180, 359]
@@ -187,11 +188,11 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
     n = len(data)
     sizes = round(n * held_out), round(n * validation)
     if min(*sizes, n - sum(sizes)) < 2:
-        raise DataError(
+        raise InputError(
             f"expected shares that leave at least 2 of the {n:,} data points in each part; got "
             f"held_out={held_out}, validation={validation}. Choose both above 0, their sum below 1."
         )
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, "split")))
     held, val, train = order.split([*sizes, n - sum(sizes)])
     return Split(data.rows(train), data.rows(val), data.rows(held))
 
@@ -204,7 +205,7 @@ def _check_name(likelihood: str) -> None:
         return
     close = difflib.get_close_matches(likelihood.lower(), LIKELIHOODS, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
-    raise DataError(
+    raise InputError(
         f"expected one of {listed(LIKELIHOODS)} as likelihood; got {likelihood!r}. {hint}"
     )
 
@@ -212,12 +213,12 @@ def _check_name(likelihood: str) -> None:
 def _check_rows(data: Dataset) -> None:
     n, size = len(data), math.prod(data.event_shape)
     if n < MINIMUM_ROWS:
-        raise DataError(
+        raise InputError(
             f"expected at least {MINIMUM_ROWS} rows; got {n} in {data.name}. "
             "Give more data, or check that the first axis counts the data points."
         )
     if size == 0:
-        raise DataError(
+        raise InputError(
             f"expected at least one column; got rows of shape {data.event_shape} in {data.name}. "
             "Give data with numbers in them."
         )
@@ -240,7 +241,7 @@ def _check_categorical(data: Dataset) -> None:
     _require(data, good, expected, "Number the categories from 0, or take --likelihood normal.")
     count = int(data.values.max()) + 1
     if count > MAXIMUM_CATEGORIES:
-        raise DataError(
+        raise InputError(
             f"expected at most {MAXIMUM_CATEGORIES:,} categories; got {count:,} in {data.name}. "
             "Number the categories from 0 without gaps, or take --likelihood normal."
         )
@@ -265,7 +266,7 @@ def _require(data: Dataset, good: Tensor, expected: str, todo: str) -> None:
     index = bad.nonzero()[0].tolist()
     value, others = float(data.values[tuple(index)]), int(bad.sum()) - 1
     more = f" and {others:,} more" if others else ""
-    raise DataError(
+    raise InputError(
         f"expected {expected}; got {value:g} in {data.name}, {data.place(index)}{more}. {todo}"
     )
 

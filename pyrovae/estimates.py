@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from pyrovae.errors import InputError
+
 Over = Literal["draws", "data"]
 Bound = Literal["lower", "upper"]
 
@@ -54,7 +56,7 @@ def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = 
         values: independent values, shape ``(n,)`` with n ≥ 2.
 
     Raises:
-        ValueError: with fewer than two values, which carry no standard error, or a NaN among them.
+        InputError: with fewer than two values, which carry no standard error, or a NaN among them.
 
     >>> import torch
     >>> mean_estimate(torch.tensor([1.0, 2.0, 3.0]))
@@ -62,12 +64,12 @@ def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = 
     """
     n = values.numel()
     if n < 2:
-        raise ValueError(
+        raise InputError(
             f"expected at least 2 values for a standard error; got {n}. Use more data."
         )
     values = values.double()
     if values.isnan().any():
-        raise ValueError("expected numbers; got NaN among the values to be averaged.")
+        raise InputError("expected numbers; got NaN among the values to be averaged.")
     return Estimate(float(values.mean()), float(values.std() / math.sqrt(n)), n, over, bound)
 
 
@@ -87,14 +89,14 @@ def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = Non
         population: N ≥ m, the number of points in the data set.
 
     Raises:
-        ValueError: with fewer than two draws a point, or a NaN among the values.
+        InputError: with fewer than two draws a point, or a NaN among the values.
     """
     m, draws = values.shape
     if draws < 2:
-        raise ValueError(f"expected at least 2 draws for each data point; got {draws}.")
+        raise InputError(f"expected at least 2 draws for each data point; got {draws}.")
     values = values.double()
     if values.isnan().any():
-        raise ValueError("expected numbers; got NaN among the values to be averaged.")
+        raise InputError("expected numbers; got NaN among the values to be averaged.")
     fraction = m / population
     within = float(values.var(1).mean()) / (m * draws)
     between = float(values.mean(1).var()) / m if fraction < 1 else 0.0

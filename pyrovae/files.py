@@ -11,17 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from pyrovae.errors import InputError
+
 Array = np.ndarray[Any, Any]
 
 _ARRAY_NAMES = ("x", "X", "x_train", "X_train", "train", "data")
 _LABEL_NAMES = {"x": "y", "X": "y", "x_train": "y_train", "X_train": "y_train", "data": "target"}
-
-
-class DataError(ValueError):
-    """Data that can't be used, in one line: what was expected, what was found, what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ def read(source: str) -> Table:
         source: the path; ``file.npz:name`` picks one of the arrays of an archive.
 
     Raises:
-        DataError: if there is no such file, or it can't be read, or holds something but numbers.
+        InputError: if there is no such file, or it can't be read, or holds something but numbers.
     """
     path, array_name = Path(source).expanduser(), None
     if not path.exists() and ".npz:" in source:
@@ -67,12 +62,12 @@ def read(source: str) -> Table:
             raise _missing(path)
         if reader is None or not path.is_file():
             found = f"a file ending in {path.suffix!r}" if path.is_file() else "a directory"
-            raise DataError(
+            raise InputError(
                 f"expected a file ending in {listed(readers)}; got {found}: {str(path)!r}. "
                 "Save the data in one of these formats."
             )
         return reader(path)
-    except DataError:
+    except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise _unreadable(path, error) from error
@@ -96,19 +91,19 @@ def row_and_column(row: int, column: str) -> str:
     return f"row {row + 1}, column {column!r} (rows counted from 1, below the header)"
 
 
-def _missing(path: Path) -> DataError:
+def _missing(path: Path) -> InputError:
     folder = Path.cwd() if not path.is_absolute() else path.parent
-    return DataError(
+    return InputError(
         f"expected 'digits' or a file; got {str(path)!r}, which does not exist. "
         f"Check the path (looked in {str(folder)!r})."
     )
 
 
-def _unreadable(path: Path, error: BaseException) -> DataError:
+def _unreadable(path: Path, error: BaseException) -> InputError:
     reason = str(error).strip().rstrip(".") or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
-    return DataError(
+    return InputError(
         f"expected a readable {path.suffix} file; got {str(path)!r}: {reason}. "
         "Check that the file is whole and that you may read it."
     )
@@ -121,7 +116,7 @@ def _read_npy(path: Path) -> Table:
     array = np.load(path, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         array.close()
-        raise DataError(
+        raise InputError(
             f"expected one array in {str(path)!r}; got an archive of arrays. Rename it to .npz."
         )
     return Table(path.name, _numbers(path.name, array))
@@ -131,7 +126,7 @@ def _read_npz(path: Path, name: str | None) -> Table:
     with path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
-            raise DataError(
+            raise InputError(
                 f"expected an archive of arrays in {str(path)!r}; got one array. Rename it to .npy."
             )
         names = list(archive.files)
@@ -154,7 +149,7 @@ def _choose(path: Path, names: Sequence[str], name: str | None) -> str:
     if candidates:
         return candidates[0]
     found = "none named" if name is None else f"{name!r}, which is not among them"
-    raise DataError(
+    raise InputError(
         f"expected the name of one of the arrays in {str(path)!r}: {listed(names)}; got {found}. "
         f"Name one: {path.name}:{names[0] if names else 'x'}"
     )
@@ -163,7 +158,7 @@ def _choose(path: Path, names: Sequence[str], name: str | None) -> str:
 def _numbers(name: str, array: Array) -> Array:
     """The array if it holds real numbers in rows; shape ``(N,)`` becomes ``(N, 1)``."""
     if array.ndim == 0:
-        raise DataError(
+        raise InputError(
             f"expected an array with one row per data point; got a single value in {name}. "
             "Save an array of two axes or more."
         )
@@ -172,7 +167,7 @@ def _numbers(name: str, array: Array) -> Array:
         found = {"c": "complex numbers", "U": "strings", "S": "bytes"}.get(kind, str(array.dtype))
         if kind in "US" and array.size:
             found += f" ({array.flat[0].item()!r} in row 0)"
-        raise DataError(
+        raise InputError(
             f"expected real numbers; got {found} in {name}. Turn them into numbers first."
         )
     return array[:, None] if array.ndim == 1 else array
@@ -187,7 +182,7 @@ def _read_csv(path: Path) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = next((line for line in file if line.strip()), "").strip("\r\n")
     if not first:
-        raise DataError(
+        raise InputError(
             f"expected a table in {str(path)!r}; got an empty file. Give one row per data point."
         )
     separator = max(",;\t", key=first.count)
@@ -205,9 +200,9 @@ def _read_csv(path: Path) -> Table:
                 low_memory=False,
             )
         except pd.errors.ParserWarning as warning:
-            raise ValueError("rows have more cells than the header has names") from warning
+            raise InputError("rows have more cells than the header has names") from warning
     if header and str(frame.columns[0]).startswith("Unnamed: 0") and _counts(frame.iloc[:, 0]):
-        raise DataError(
+        raise InputError(
             f"expected columns of data; got row numbers in the first column of {path.name}, which "
             "has no name. Save the table without its index: to_csv(..., index=False)."
         )
@@ -240,7 +235,7 @@ def _read_parquet(path: Path) -> Table:
     try:
         frame = pd.read_parquet(path)
     except ImportError as error:
-        raise DataError(
+        raise InputError(
             f"expected pyarrow for reading {str(path)!r}; got no such package. "
             "Install it: pip install 'pyrovae[parquet]'"
         ) from error
@@ -266,7 +261,7 @@ def _column(name: str, label: str, column: Any) -> Array:
     bad = np.flatnonzero((column.notna() & ~texts.map(_is_number)).to_numpy())
     if len(bad):
         row = int(bad[0])
-        raise DataError(
+        raise InputError(
             f"expected numbers; got {str(column.iloc[row])!r} in {name}, "
             f"{row_and_column(row, label)}. Leave the column out or turn it into numbers."
         )

@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
@@ -37,7 +38,7 @@ def save(result: Any, path: str | Path) -> None:
         path: where to.
 
     Raises:
-        ValueError: if it holds a density that is not made of tensors, as one that runs a guide, or
+        InputError: if it holds a density that is not made of tensors, as one that runs a guide, or
             of a family that isn't one of ``pyro.distributions``.
     """
     target = Path(path)
@@ -52,7 +53,7 @@ def load(path: str | Path) -> Any:
     Nothing is unpickled but tensors, numbers and names, whatever stands in the file.
 
     Raises:
-        ValueError: if the file is none of its kind.
+        InputError: if the file is none of its kind.
         OSError: if there is none, or it can't be read.
 
     >>> import pyrovae as pv, tempfile
@@ -62,7 +63,7 @@ def load(path: str | Path) -> Any:
     ...     pv.load(folder + "/agg.pt")
     AggregatedPosterior(components=5, event_shape=(2,), family=Normal)
     """
-    foreign = ValueError(
+    foreign = InputError(
         f"expected a file that pyrovae.save has written; got {str(path)!r}. Write it anew with "
         "pyrovae.save, or read it with the library that wrote it."
     )
@@ -97,7 +98,7 @@ def _pack(value: Any) -> Any:
         content = {f.name: _pack(getattr(value, f.name)) for f in fields(value)}
         name = [type(value).__module__, type(value).__qualname__]
         return {"kind": "result", "name": name, "fields": content}
-    raise ValueError(
+    raise InputError(
         f"expected a result of pyrovae, made of tensors and numbers; got {type(value).__name__}."
     )
 
@@ -160,5 +161,5 @@ def _result_class(module: str, name: str) -> Any:
     if module.startswith("pyrovae."):
         found = getattr(importlib.import_module(module), name, None)
     if not (isinstance(found, type) and is_dataclass(found)):
-        raise ValueError(f"expected a result of pyrovae; got {module}.{name}.")
+        raise InputError(f"expected a result of pyrovae; got {module}.{name}.")
     return found

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyrovae.batches import Batch, as_batch
 from pyrovae.datasets import Dataset
+from pyrovae.errors import InputError
 from pyrovae.models.state import PyroFunction, called_modules
 
 STORE = {"params", "constraints"}  # what a saved parameter store is made of
@@ -99,7 +100,7 @@ class OwnPair:
             batch: rows, with which the pair is run to see which modules it registers.
 
         Raises:
-            ValueError: if it is no such file, or holds parameters of another pair.
+            InputError: if it is no such file, or holds parameters of another pair.
         """
         state = _read(path)
         whole = state if set(state) == {"store", "module"} else None
@@ -115,7 +116,7 @@ class OwnPair:
 
     def _load_module(self, state: dict[str, Tensor], path: Path) -> None:
         if self.module is None:
-            raise ValueError(
+            raise InputError(
                 f"expected a saved parameter store in {str(path)!r}; got a module's state, and the "
                 "pair is not one module. Save it with pyro.get_param_store().save(...)."
             )
@@ -123,7 +124,7 @@ class OwnPair:
             self.module.load_state_dict(state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise ValueError(
+            raise InputError(
                 f"expected the parameters of this pair in {str(path)!r}; got others: {reason}"
             ) from error
 
@@ -141,7 +142,7 @@ class _Fill(Messenger):
         if not isinstance(own, nn.Parameter) or own is stored:
             return
         if own.shape != stored.shape:
-            raise ValueError(
+            raise InputError(
                 f"expected the parameters of this pair in {str(self.path)!r}; got "
                 f"{msg['name']!r} of shape {tuple(stored.shape)} for {tuple(own.shape)}."
             )
@@ -156,7 +157,7 @@ def make_pair(options: PairOptions, data: Dataset) -> OwnPair:
         data: the training part of the data.
 
     Raises:
-        ValueError: if the factory can't be imported or doesn't return a pair, or its parameters
+        InputError: if the factory can't be imported or doesn't return a pair, or its parameters
             can't be read.
     """
     factory = _import(options.factory) if isinstance(options.factory, str) else options.factory
@@ -166,7 +167,7 @@ def make_pair(options: PairOptions, data: Dataset) -> OwnPair:
     else:
         model, guide = getattr(made, "model", None), getattr(made, "guide", None)
     if not (callable(model) and callable(guide)):
-        raise ValueError(
+        raise InputError(
             f"expected {options.name} to return (model, guide), or an object with both; got "
             f"{type(made).__name__}. Return two functions, or an object that has them."
         )
@@ -189,7 +190,7 @@ def _module(made: Any) -> nn.Module | None:
 def _import(name: str) -> Callable[[Dataset], Any]:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        raise ValueError(
+        raise InputError(
             f"expected package.module:factory as --pair; got {name!r}. Name the module, a colon "
             "and the function in it that returns model and guide."
         )
@@ -197,14 +198,14 @@ def _import(name: str) -> Callable[[Dataset], Any]:
         try:
             found: Any = importlib.import_module(module_name)
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f"expected a module {module_name!r} for --pair; got {type(error).__name__}: "
                 f"{error}. Run the command where the module lies, or install it."
             ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
-            raise ValueError(
+            raise InputError(
                 f"expected {attribute!r} in {module_name!r} for --pair; got none. Callable there: "
                 f"{', '.join(names) or 'nothing'}."
             )
@@ -231,16 +232,16 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(known):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"expected a file of parameters as --params; got {str(path)!r}: {error.strerror}."
         ) from error
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
+        raise InputError(
             f"expected parameters that pyro.get_param_store().save or torch.save has written in "
             f"{str(path)!r}; got {type(error).__name__}."
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(
+        raise InputError(
             f"expected a parameter store or a state_dict in {str(path)!r}; got "
             f"{type(state).__name__}."
         )

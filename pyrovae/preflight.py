@@ -9,6 +9,8 @@ from tempfile import TemporaryFile
 
 import torch
 
+from pyrovae.errors import InputError
+
 CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
 
 
@@ -16,7 +18,7 @@ def check_device(device: str | None) -> None:
     """Raise unless torch can compute on the device.
 
     Raises:
-        ValueError: naming the devices there are.
+        InputError: naming the devices there are.
 
     >>> check_device("cpu")
     """
@@ -30,7 +32,7 @@ def check_device(device: str | None) -> None:
     if not usable:
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         mps = ["mps"] if torch.backends.mps.is_available() else []
-        raise ValueError(
+        raise InputError(
             f"expected one of {', '.join(['cpu', *cuda, *mps])} as --device; got {device!r}, which "
             "torch can't use here. Leave --device out, or install a torch built for it."
         )
@@ -40,11 +42,11 @@ def check_no_run(out: Path, *, resume: bool) -> None:
     """Raise if an interrupted run lies in the folder and isn't to be gone on with.
 
     Raises:
-        ValueError: naming the checkpoint.
+        InputError: naming the checkpoint.
     """
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
-        raise ValueError(
+        raise InputError(
             f"expected no interrupted run in --out; got {str(checkpoint)!r}. "
             "Go on with it by --resume, delete that file, or name another folder."
         )
@@ -55,7 +57,7 @@ def writable(out: Path) -> Iterator[None]:
     """A folder that can be written to; if nothing is written, folders made for it go again.
 
     Raises:
-        ValueError: naming the folder and what is in the way.
+        InputError: naming the folder and what is in the way.
     """
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -74,7 +76,7 @@ def _try_to_write(out: Path) -> None:
             pass
     except OSError as error:
         reason = "a file of that name" if out.is_file() else error.strerror or "no such folder"
-        raise ValueError(
+        raise InputError(
             f"expected a folder to write to as --out; got {str(out)!r}: {reason}. "
             "Name another folder."
         ) from error

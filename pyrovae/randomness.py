@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 import torch
 
+from pyrovae.errors import InputError
+
 
 @contextmanager
-def seeded(*seeds: int) -> Iterator[None]:
-    """Draw from the stream that ``seeds`` name, then put torch's random state back.
+def seeded(seed: SupportsIndex, *purpose: SupportsIndex | str) -> Iterator[None]:
+    """Draw from the stream that ``seed`` and ``purpose`` name, then put torch's random state back.
 
-    Several integers name one stream, so that block ``b`` of a computation with ``seed`` draws from
-    ``seeded(seed, b)`` and its draws depend on nothing that happened before.
+    Block ``b`` of a computation draws from ``seeded(seed, "weights", b)``: its draws depend on
+    nothing that happened before, and no other seed or purpose shares them.
 
-    >>> with seeded(0, 3):
+    Args:
+        seed, purpose: as :func:`derived_seed`.
+
+    >>> with seeded(0, "codes"):
     ...     first = torch.rand(2)
-    >>> with seeded(0, 3):
+    >>> with seeded(0, "codes"):
     ...     bool((first == torch.rand(2)).all())
     True
     """
-    state = 0
-    for seed in seeds:
-        # A multiplicative hash: neighbouring seeds and blocks must not share a stream.
-        state = (state * 0x9E3779B97F4A7C15 + seed + 1) % (1 << 63)
+    state = derived_seed(seed, *purpose)
     with torch.random.fork_rng():
         torch.manual_seed(state)
         yield
+
+
+def derived_seed(seed: SupportsIndex, *purpose: SupportsIndex | str, bits: int = 63) -> int:
+    """A seed for another generator, which no other seed or purpose shares but by chance.
+
+    Args:
+        seed: the number that a user chose: an integer ≥ 0, NumPy's too.
+        purpose: what the draws are for: words, numbers of blocks or epochs.
+        bits: size of the result: 32 for NumPy's and scikit-learn's ``random_state``.
+
+    Raises:
+        InputError: if the seed is no integer ≥ 0.
+
+    >>> derived_seed(1, "folds") == derived_seed(2, "folds")
+    False
+    """
+    check_seed(seed)
+    parts = (part if isinstance(part, str) else operator.index(part) for part in (seed, *purpose))
+    digest = hashlib.blake2b(repr(tuple(parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> (64 - bits)
+
+
+def check_seed(seed: SupportsIndex) -> None:
+    """Raise unless a seed is an integer ≥ 0, before any work begins.
+
+    Raises:
+        InputError: saying what it is.
+    """
+    is_integer = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    if not is_integer or operator.index(seed) < 0:
+        raise InputError(f"expected an integer ≥ 0 as seed; got {seed!r}. Use seed=0, say.")

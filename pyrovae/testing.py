@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.errors import InputError
 from pyrovae.models.priors import StandardNormal
 from pyrovae.models.vae import VAE
 from pyrovae.randomness import seeded
@@ -100,7 +101,7 @@ def linear_gaussian_vae(
     (torch.Size([3]), torch.Size([3, 2]))
     """
     if data_dim < latent:
-        raise ValueError(f"expected data_dim ≥ latent; got {data_dim} < {latent}.")
+        raise InputError(f"expected data_dim ≥ latent; got {data_dim} < {latent}.")
     with seeded(seed):
         raw = torch.randn(data_dim, latent, dtype=torch.float64)
         bias = torch.randn(data_dim, dtype=torch.float64)

@@ -15,13 +15,13 @@ from sklearn.datasets import load_digits
 
 from pyrovae.datasets import (
     LIKELIHOODS,
-    DataError,
     Dataset,
     check,
     default_likelihood,
     load,
     split,
 )
+from pyrovae.errors import InputError
 from pyrovae.models.likelihoods import LIKELIHOODS as DECODERS
 
 TABLE = np.arange(60.0).reshape(30, 2) / 7
@@ -227,7 +227,7 @@ BAD_SOURCES = {
 @pytest.mark.parametrize("case", BAD_SOURCES)
 def test_a_bad_source_is_told_in_one_line(tmp_path: Path, case: str) -> None:
     make, parts = BAD_SOURCES[case]
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         load(make(tmp_path))
     message = str(caught.value)
     assert message.startswith("expected ") and "; got " in message
@@ -238,7 +238,7 @@ def test_a_bad_source_is_told_in_one_line(tmp_path: Path, case: str) -> None:
 
 def test_a_row_number_column_is_not_taken_for_data(tmp_path: Path) -> None:
     pd.DataFrame(TABLE, columns=["a", "b"]).to_csv(tmp_path / "t.csv")
-    with pytest.raises(DataError, match="row numbers in the first column"):
+    with pytest.raises(InputError, match="row numbers in the first column"):
         load(tmp_path / "t.csv")
 
 
@@ -248,7 +248,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     np.save(tmp_path / "a.npy", TABLE)
     monkeypatch.setattr(np, "load", refuse)
-    with pytest.raises(DataError, match=r"a\.npy': Permission denied\. .*may read it"):
+    with pytest.raises(InputError, match=r"a\.npy': Permission denied\. .*may read it"):
         load(tmp_path / "a.npy")
 
 
@@ -262,7 +262,7 @@ def test_parquet_without_pyarrow_names_the_extra(
         raise ImportError("Missing optional dependency 'pyarrow'")
 
     monkeypatch.setattr(pd, "read_parquet", fail)
-    with pytest.raises(DataError, match=r"pip install 'pyrovae\[parquet\]'"):
+    with pytest.raises(InputError, match=r"pip install 'pyrovae\[parquet\]'"):
         load(path)
 
 
@@ -294,7 +294,7 @@ def images(high: int) -> Dataset:
 def test_values_that_do_not_suit_the_likelihood(
     values: torch.Tensor, likelihood: str, parts: list[str]
 ) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         check(Dataset("d", values), likelihood)
     for part in parts:
         assert part in str(caught.value)
@@ -315,7 +315,7 @@ def test_values_that_suit(values: torch.Tensor, likelihoods: list[str]) -> None:
 
 
 def test_an_unknown_likelihood_is_found_before_the_file_is_read() -> None:
-    with pytest.raises(DataError, match="as likelihood"):
+    with pytest.raises(InputError, match="as likelihood"):
         load("no-such-file.npy", likelihood="poisson")
 
 
@@ -338,17 +338,17 @@ def test_counts_are_checked() -> None:
     for wrong in (-1.0, 0.5):
         spoilt = counts.clone()
         spoilt[3, 2] = wrong
-        with pytest.raises(DataError, match=rf"expected counts .* got {wrong:g} .*neither"):
+        with pytest.raises(InputError, match=rf"expected counts .* got {wrong:g} .*neither"):
             check(Dataset("d", spoilt), "negative_binomial")
     empty = counts.clone()
     empty[7] = 0
-    with pytest.raises(DataError, match="a count above 0 in each row"):
+    with pytest.raises(InputError, match="a count above 0 in each row"):
         check(Dataset("d", empty), "negative_binomial")
 
 
 def test_grey_levels_are_checked() -> None:
     check(Dataset("d", torch.arange(160.0).view(40, 4)), "logistic")
-    with pytest.raises(DataError, match="grey levels"):
+    with pytest.raises(InputError, match="grey levels"):
         check(Dataset("d", torch.arange(160.0).view(40, 4) * 2), "logistic")
 
 
@@ -374,5 +374,5 @@ def test_split_depends_on_the_seed_and_leaves_the_global_one_alone() -> None:
 
 @pytest.mark.parametrize("shares", [(0.0, 0.1), (0.2, 0.0), (0.9, 0.1), (-0.2, 0.1), (0.8, 0.9)])
 def test_split_refuses_empty_parts(shares: tuple[float, float]) -> None:
-    with pytest.raises(DataError, match="at least 2"):
+    with pytest.raises(InputError, match="at least 2"):
         split(load("digits"), held_out=shares[0], validation=shares[1])

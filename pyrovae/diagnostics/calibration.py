@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae.arviz_adapter import to_arviz
 from pyrovae.batches import Data, all_rows, take_rows
+from pyrovae.errors import InputError
 from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.randomness import seeded
@@ -132,11 +133,11 @@ def calibrate(
         seed: names the draws.
 
     Raises:
-        ValueError: with fewer than 100 simulations, or where data cannot be simulated, as where
+        InputError: with fewer than 100 simulations, or where data cannot be simulated, as where
             the likelihood takes a row's total from the row.
     """
     if simulations < 5 * BINS:
-        raise ValueError(
+        raise InputError(
             f"expected at least {5 * BINS} simulations, 5 for each bin of ranks; got {simulations}."
         )
     pair = Pair(model, guide, site, observed, data_plate)
@@ -144,7 +145,7 @@ def calibrate(
         rows = all_rows(like)
         chosen = torch.arange(simulations, device=rows[0].device) % len(rows[0])
         if not pair.follows(rows):
-            raise ValueError(
+            raise InputError(
                 "expected a pair that takes any number of rows, to simulate as many as are asked "
                 "for; got one with a plate or parameters of fixed size. Write an amortized guide."
             )

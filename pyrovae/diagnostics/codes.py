@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.randomness import seeded
 
 DRAWS = 2  # draws a data point: the fewest from which the variance within a point can be told
@@ -39,12 +40,12 @@ def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Code
         seed: names choice and draws.
 
     Raises:
-        ValueError: if ``size`` leaves fewer than two data points.
+        InputError: if ``size`` leaves fewer than two data points.
     """
     population = encoding.batch_shape[0]
     points = min(population, size // DRAWS)
     if points < 2:
-        raise ValueError(
+        raise InputError(
             f"expected at least {2 * DRAWS} codes of 2 data points or more; got {size}."
         )
     with seeded(seed):

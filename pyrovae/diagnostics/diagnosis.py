@@ -23,6 +23,7 @@ from pyrovae.diagnostics.memorisation import Memorisation, memorisation
 from pyrovae.diagnostics.pictures import Pictures, pictures
 from pyrovae.diagnostics.surgery import Surgery, surgery
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import BLOCK, compare_priors, left_out
 from pyrovae.evidence.result import Evidence
@@ -224,7 +225,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        ValueError: if the pair lacks the sites named, or the data have too few rows.
+        InputError: if the pair lacks the sites named, or the data have too few rows.
     """
     effort = effort or Effort()
     whole = Pair(model, guide, site, observed, data_plate)
@@ -330,11 +331,11 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
         prior: as :func:`diagnose` takes it.
 
     Raises:
-        ValueError: naming the site or the plate that is missing or cannot be told, or if the
+        InputError: naming the site or the plate that is missing or cannot be told, or if the
             guide's support is not the prior's.
     """
     if not pair.follows(x):
-        raise ValueError(
+        raise InputError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "
             "got one with a plate or parameters of fixed size. For the rows it was trained on, "
             "pyrovae.aggregate and pyrovae.log_evidence work; for others, write an amortized guide."
@@ -346,7 +347,7 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
     pair.decode(rows, z)
     source = pair.prior(rows) if prior is None else prior
     if share := left_out(guide, source):
-        raise ValueError(
+        raise InputError(
             f"expected a guide whose support is the prior's; got one that leaves out {share:.0%} "
             "of the prior's draws. There q_agg has no density to compare with, and posterior mass "
             "is missed without a sign. Use a guide such as a Normal, or transform it to the "

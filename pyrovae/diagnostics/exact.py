@@ -16,6 +16,7 @@ from torch import Tensor
 from pyrovae.arviz_adapter import convergence, to_arviz
 from pyrovae.batches import Data
 from pyrovae.diagnostics.codes import moments
+from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import Annealing, path_for
 from pyrovae.evidence.hmc import Path
 from pyrovae.evidence.result import UNRELIABLE, Evidence, smooth, summarise
@@ -136,10 +137,10 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        ValueError: with fewer than two chains, or if a chain never moves.
+        InputError: with fewer than two chains, or if a chain never moves.
     """
     if chains < 2:
-        raise ValueError(f"expected at least 2 chains for r-hat; got {chains}.")
+        raise InputError(f"expected at least 2 chains for r-hat; got {chains}.")
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         path = path_for(pair, x, Annealing(start="prior"), None)
@@ -178,7 +179,7 @@ def _check_moved(u: Tensor) -> None:
     """Raise if a chain stood still; positions have the shape ``(chains, draws, N, D)``."""
     still = int((u == u[:, :1]).flatten(1).all(1).sum())
     if still:
-        raise ValueError(
+        raise InputError(
             f"expected NUTS to move; got {still} of {len(u)} chains in which no move was ever "
             "accepted. The warm-up was too short, or log p(x, z) jumps, or its gradient in z is "
             "wrong or not a number: take 100 steps of warm-up or more, and check the decoder for "

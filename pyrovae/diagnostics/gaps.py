@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pyrovae.batches import Data
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import log_joint_of_draws
 from pyrovae.evidence.result import Evidence, smooth, summarise
@@ -95,7 +96,7 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        ValueError: if the guide's distribution has no gradients after its parameters, or the pair
+        InputError: if the guide's distribution has no gradients after its parameters, or the pair
             takes one number of rows only.
 
     Cremer et al. 2018, "Inference suboptimality in variational autoencoders"; Roeder et al. 2017
@@ -104,7 +105,7 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         if not pair.follows(x):
-            raise ValueError(
+            raise InputError(
                 "expected a model and guide that take any number of rows, so that many draws go "
                 "through them at once; got a pair that takes all data or none. Write an amortized "
                 "guide."
@@ -112,13 +113,13 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
         with torch.no_grad(), seeded(seed):
             start = families.convert(pair.encode(x), torch.Tensor.detach)
         if isinstance(start, families.Editable):
-            raise ValueError(
+            raise InputError(
                 f"expected a density of its own for each code, with parameters to optimise; got "
                 f"{families.family(start)}: sites that depend on each other, and one guide for "
                 "all data. Compare it with NUTS instead: beside_nuts."
             )
         if not start.has_rsample:
-            raise ValueError(
+            raise InputError(
                 "expected a guide with reparametrised draws; got "
                 f"{families.family(start)}. Its ELBO cannot be climbed along gradients."
             )

@@ -12,6 +12,7 @@ from pyrovae.batches import Batch, take_rows
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.exact import Beside, beside_nuts
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.models.pair import Pair
 
@@ -101,9 +102,7 @@ def check_guide(
         try:
             with torch.enable_grad():
                 return check()
-        except ValueError as error:
-            if not str(error).startswith("expected"):
-                raise  # not one of the library's own: a bug
+        except InputError as error:
             refused[name] = str(error)
         except NotImplementedError as error:  # a distribution that can't be drawn from
             refused[name] = f"a distribution of the pair lacks a method: {error or 'sample'}"

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
+from pyrovae.randomness import derived_seed
 
 FOLDS = 5
 CORRECTION = math.sqrt(1 + FOLDS / (FOLDS - 1))
@@ -51,13 +53,13 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
         seed: names the folds.
 
     Raises:
-        ValueError: with fewer than ten points in either sample.
+        InputError: with fewer than ten points in either sample.
 
     Lopez-Paz & Oquab 2017, "Revisiting classifier two-sample tests"; DeLong et al. 1988.
     """
     count = min(len(first), len(second), size)
     if count < 2 * FOLDS:
-        raise ValueError(
+        raise InputError(
             f"expected at least {2 * FOLDS} points in each sample; got {count}. Draw more: the "
             "two_sample= of an effort says how many."
         )
@@ -77,9 +79,12 @@ def _scores(points: Floats, labels: NDArray[np.int64], seed: int) -> Floats:
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     classifier = HistGradientBoostingClassifier(
-        max_iter=50, max_leaf_nodes=15, early_stopping=False, random_state=seed
+        max_iter=50,
+        max_leaf_nodes=15,
+        early_stopping=False,
+        random_state=derived_seed(seed, "trees", bits=32),
     )
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=derived_seed(seed, "folds", bits=32))
     found = cross_val_predict(classifier, points, labels, cv=folds, method="predict_proba")
     return np.asarray(found)[:, 1]
 

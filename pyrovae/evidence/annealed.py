@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.models.pair import Pair
@@ -51,14 +52,14 @@ class Annealing:
 
     def __post_init__(self) -> None:
         if self.temperatures < 2 or self.leapfrog < 1:
-            raise ValueError(
+            raise InputError(
                 "expected at least 2 temperatures and 1 leapfrog step; got "
                 f"{self.temperatures} and {self.leapfrog}."
             )
         if not 0 < self.acceptance < 1:
-            raise ValueError(f"expected an acceptance between 0 and 1; got {self.acceptance}.")
+            raise InputError(f"expected an acceptance between 0 and 1; got {self.acceptance}.")
         if self.start not in ("guide", "prior") or self.schedule not in ("sigmoid", "linear"):
-            raise ValueError(
+            raise InputError(
                 "expected start 'guide' or 'prior' and schedule 'sigmoid' or 'linear'; got "
                 f"{self.start!r} and {self.schedule!r}."
             )
@@ -115,13 +116,13 @@ def annealed_evidence(
         seed: names all draws; the result depends on it and not on how the data are batched.
 
     Raises:
-        ValueError: if the guide's support is not the prior's, or no move is ever accepted.
+        InputError: if the guide's support is not the prior's, or no move is ever accepted.
 
     Neal 2001, "Annealed importance sampling"; Wu et al. 2017, "On the quantitative analysis of
     decoder-based generative models".
     """
     if chains < 2:
-        raise ValueError(f"expected at least 2 chains for a standard error; got {chains}.")
+        raise InputError(f"expected at least 2 chains for a standard error; got {chains}.")
     annealing = annealing or Annealing()
     blocks = split_blocks(x, chains)
     parts = []
@@ -149,11 +150,11 @@ def path_for(
     """The path at some data points, with the pair checked there.
 
     Raises:
-        ValueError: if the guide has another support than the prior, or the pair takes one number of
+        InputError: if the guide has another support than the prior, or the pair takes one number of
             rows only.
     """
     if not pair.follows(rows):
-        raise ValueError(
+        raise InputError(
             "expected a model and guide that take any number of rows, so that many chains go "
             "through them at once; got a pair that takes all data or none. Use "
             "method='importance'."
@@ -166,7 +167,7 @@ def path_for(
             wanted = target.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
             inside = easy.support.check(wanted.expand(PROBES, len(rows), -1))
             if not (inside.all() and target.support.check(easy.sample()).all()):
-                raise ValueError(
+                raise InputError(
                     f"expected a guide with the prior's support, {target.support}; got "
                     f"{easy.support}. Anneal from the prior: Annealing(start='prior')."
                 )
@@ -174,7 +175,7 @@ def path_for(
         # Here validation is still on: shapes and values are checked.
         once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
         if not torch.allclose(once, again, equal_nan=True):
-            raise ValueError(
+            raise InputError(
                 "expected log p(x, z) to be a function of z; got two values at one z: the model "
                 "draws other latent sites too. Use method='importance', which weighs all of them."
             )
@@ -242,11 +243,11 @@ def check_moved(result: Evidence) -> Evidence:
     """The result, unless not a single chain ever moved.
 
     Raises:
-        ValueError: if less than one move in a thousand was accepted.
+        InputError: if less than one move in a thousand was accepted.
     """
     accepted = float("nan") if result.acceptance is None else float(result.acceptance.mean())
     if accepted < NEVER:
-        raise ValueError(
+        raise InputError(
             f"expected Hamiltonian moves to be accepted; got a share of {accepted:.4f} after "
             "tuning. log p(x, z) jumps, or its gradient in z is wrong or not a number: check the "
             "decoder for rounding, sampling or detached tensors, or use method='importance'."

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.models.pair import Pair, Weighted
 from pyrovae.randomness import seeded
@@ -75,7 +76,7 @@ def compare_priors(
         tick: called after each ``BLOCK`` of data points.
 
     Raises:
-        ValueError: with fewer than two draws.
+        InputError: with fewer than two draws.
     """
     _check(draws)
     columns: dict[str, list[Evidence]] = {name: [] for name in priors}
@@ -93,7 +94,7 @@ def compare_priors(
 
 def _check(draws: int) -> None:
     if draws < 2:
-        raise ValueError(f"expected at least 2 draws for a standard error; got {draws}.")
+        raise InputError(f"expected at least 2 draws for a standard error; got {draws}.")
 
 
 def _log_weight(part: Weighted, prior: dist.Distribution | None) -> Tensor:
@@ -126,16 +127,16 @@ def check_prior(prior: dist.Distribution, units: int) -> None:
         units: number of latent units at the pair's sites.
 
     Raises:
-        ValueError: if it is no distribution, or not one over as many units.
+        InputError: if it is no distribution, or not one over as many units.
     """
     if not isinstance(prior, torch.distributions.Distribution):
-        raise ValueError(
+        raise InputError(
             f"expected a distribution as prior=; got {type(prior).__name__}. "
             "Of a result such as an ex-post prior's give .distribution."
         )
     batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
     if batch not in ((), (1,)) or event != (units,):
-        raise ValueError(
+        raise InputError(
             f"expected as prior= a distribution with batch shape () and event shape ({units},), as "
             f"many as the pair has latent units; got {batch} and {event}. Declare the units as "
             "event dimensions with .to_event(1), or name the sites that are meant with site=."
@@ -146,7 +147,7 @@ def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
     """The share of the prior's draws that lie outside the guide's support, over its rows.
 
     Raises:
-        ValueError: if the prior is not over the guide's units.
+        InputError: if the prior is not over the guide's units.
     """
     check_prior(prior, guide.event_shape.numel())
     with seeded(0):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Data, all_rows
+from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import Annealing, annealed_evidence
 from pyrovae.evidence.importance import BLOCK, check_prior, importance_evidence
 from pyrovae.evidence.result import Evidence
@@ -103,7 +104,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
             hardly move.
 
     Raises:
-        ValueError: for an unknown method, a pair without the sites named, a ``prior`` that is not
+        InputError: for an unknown method, a pair without the sites named, a ``prior`` that is not
             over as many units as they have, a sandwich where data cannot be simulated, or chains
             that never move.
 
@@ -115,7 +116,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     True
     """
     if not isinstance(method, Annealing | BothSides) and method not in get_args(Method):
-        raise ValueError(
+        raise InputError(
             f"expected a method out of {get_args(Method)}, an Annealing or a BothSides; got "
             f"{method!r}."
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import psis
+from pyrovae.errors import InputError
 from pyrovae.estimates import Bound, Estimate, mean_estimate
 
 UNRELIABLE = 0.7  # k̂ above which the estimate and its error can't be trusted (Vehtari et al. 2024)
@@ -56,10 +57,10 @@ class Evidence:
         """Mean of the paired differences to ``other``, computed on the same data points.
 
         Raises:
-            ValueError: if the two speak of different numbers of data points.
+            InputError: if the two speak of different numbers of data points.
         """
         if self.values.shape != other.values.shape:
-            raise ValueError(
+            raise InputError(
                 f"expected two results on the same data; got {len(self.values)} and "
                 f"{len(other.values)} data points."
             )
@@ -110,12 +111,12 @@ def summarise(log_weights: Tensor) -> Evidence:
         log_weights: shape ``(N, K)`` with K ≥ 2; −inf where a draw has no weight.
 
     Raises:
-        ValueError: if a weight is not a number.
+        InputError: if a weight is not a number.
     """
     log_weights = log_weights.double()
     broken = log_weights.isnan().any(1) | (log_weights == math.inf).any(1)
     if broken.any():
-        raise ValueError(
+        raise InputError(
             f"expected a log density at every draw; got NaN or +inf for {int(broken.sum())} of "
             f"{len(broken)} data points, the first in row {int(broken.nonzero()[0])}. Check the "
             "model and the guide there."

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyrovae.batches import Batch
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.annealed import (
     Annealing,
@@ -99,7 +100,7 @@ def sandwich_evidence(
             part them.
     """
     if chains < 2:
-        raise ValueError(f"expected at least 2 chains for a standard error; got {chains}.")
+        raise InputError(f"expected at least 2 chains for a standard error; got {chains}.")
     annealing = annealing or Annealing()
     simulated, z = simulate(pair, like, prior=prior, seed=seed)
     pair, (x,) = over_rows(pair, simulated)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Batch, as_batch
+from pyrovae.errors import InputError
 from pyrovae.models.pair import Pair
 from pyrovae.models.sites import Reader
 from pyrovae.randomness import seeded
@@ -29,7 +30,7 @@ def simulate(
         the arguments with x in its place, and z, shape ``(N, D)``.
 
     Raises:
-        ValueError: if no argument, or more than one, is what the observed site takes as it is, the
+        InputError: if no argument, or more than one, is what the observed site takes as it is, the
             model observes more than one site, or p(x | z) takes something from x itself, such as a
             row's total, which is another one in the rows that are made.
     """
@@ -62,7 +63,7 @@ def _check_likelihood(pair: Pair, like: Batch, made: Batch, z: Tensor, x: Tensor
         first = str(error).splitlines()[0].rstrip(".")  # Pyro adds the shapes of all sites
         reason, same = f", and refuses rows that it has made: {first}", False
     if not same:
-        raise ValueError(
+        raise InputError(
             "expected p(x | z) not to depend on x itself, to simulate x and to score it; got a "
             f"model that takes something from x, as a row's total{reason}. Give that to model and "
             "guide as an argument of its own, such as model(x, total)."
@@ -75,7 +76,7 @@ def observed_argument(pair: Pair, batch: Batch) -> int:
     reading = Reader(pair.model, "model", pair.data_plate).read(batch)[0]
     names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
     if len(names) > 1:
-        raise ValueError(
+        raise InputError(
             f"expected one observed site, to simulate data there; got {names}. Condition the model "
             "on all others, or observe them as one site."
         )
@@ -87,7 +88,7 @@ def observed_argument(pair: Pair, batch: Batch) -> int:
     ]
     if len(found) != 1:
         shapes = [tuple(argument.shape[1:]) for argument in batch]
-        raise ValueError(
+        raise InputError(
             f"expected one argument that the site {names[0]!r} observes as it is, to put simulated "
             f"data in its place; got {len(found)} among arguments of shapes {shapes} for rows of "
             f"shape {tuple(value.shape[1:])}. Transform the data beforehand, not in the model."

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.mixture import Mixture
@@ -22,7 +23,7 @@ class AggregatedPosterior(Mixture):
         weights: of the data points, shape ``(N,)``, of any positive total; equal if not given.
 
     Raises:
-        ValueError: if the weights are not N finite, non-negative numbers with a positive total.
+        InputError: if the weights are not N finite, non-negative numbers with a positive total.
 
     Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -45,7 +46,7 @@ class AggregatedPosterior(Mixture):
         self.mass = float(weights.detach().double().sum())
         usable = weights.shape == (size,) and bool((weights >= 0).all())
         if not usable or not 0 < self.mass < float("inf"):
-            raise ValueError(
+            raise InputError(
                 f"expected {size} finite, non-negative weights with a positive total; got shape "
                 f"{tuple(weights.shape)}, total {self.mass}."
             )
@@ -63,13 +64,13 @@ class AggregatedPosterior(Mixture):
         """The aggregated posterior of some of the data points, by mask, index tensor or slice."""
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             if index.shape != (self.size,):
-                raise ValueError(
+                raise InputError(
                     f"expected a mask of shape ({self.size},); got {tuple(index.shape)}."
                 )
             index = index.nonzero().squeeze(-1)
         weights = (self.weights * self.mass)[index]
         if weights.dim() != 1 or not len(weights):
-            raise ValueError(
+            raise InputError(
                 "expected a mask, an index tensor or a slice that keeps at least one component; "
                 f"got {index!r}. For a single one use .component(n)."
             )

@@ -11,6 +11,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
+
 Edit = Callable[[Sequence[Tensor]], Tensor]
 
 PLAIN = (type(None), bool, int, float, str)
@@ -30,14 +32,14 @@ def rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distribution
         edit: makes one tensor of those of all parts; it leaves event dimensions alone.
 
     Raises:
-        ValueError: if the constructor can't be called with what the distribution keeps, or makes
+        InputError: if the constructor can't be called with what the distribution keeps, or makes
             something else of it.
     """
     first, names = parts[0], parameters(parts[0])
     tensors, others = zip(*(arguments(part, names) for part in parts), strict=True)
     differing = [name for name in {**tensors[0], **others[0]} if not _shared(name, tensors, others)]
     if differing:
-        raise ValueError(
+        raise InputError(
             f"expected {type(first).__name__} with the same {', '.join(differing)} for all; got "
             "several. Encode all data by one guide."
         )
@@ -79,7 +81,7 @@ def build(kind: Any, **arguments: Any) -> dist.Distribution:
     """A distribution by its constructor.
 
     Raises:
-        ValueError: with the name of the family, if the constructor refuses the arguments.
+        InputError: with the name of the family, if the constructor refuses the arguments.
     """
     try:
         return kind(**arguments)
@@ -101,9 +103,9 @@ def _check(first: dist.Distribution, rebuilt: dist.Distribution, given: dict[str
             raise _refusal(first, f"its constructor does not take {name}")
 
 
-def _refusal(found: Any, reason: str) -> ValueError:
+def _refusal(found: Any, reason: str) -> InputError:
     name: str = found.__name__ if isinstance(found, type) else type(found).__name__
-    return ValueError(
+    return InputError(
         f"expected a family that can be built anew from its parameters; got {name}: {reason}. Use "
         "another family, such as Normal, or let its constructor take the names in arg_constraints "
         "and keep every other argument as an attribute of that name."
@@ -157,7 +159,7 @@ def arguments(
     """What its constructor was given: tensors with the batch dimensions in front, and the rest.
 
     Raises:
-        ValueError: if it does not keep an argument.
+        InputError: if it does not keep an argument.
     """
     kind: Any = type(distribution)
     accepted = _accepted(kind)

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.affinities import log_affinities
@@ -60,13 +61,13 @@ def divergence(
         seed: their seed.
 
     Raises:
-        ValueError: if p does not give one log density to each draw from q.
+        InputError: if p does not give one log density to each draw from q.
     """
     with torch.no_grad(), seeded(seed):
         z = mixture.sample((draws,))
         of_other = other.log_prob(z)
         if of_other.shape != (draws,):
-            raise ValueError(
+            raise InputError(
                 f"expected one log density a draw, shape ({draws},); got {tuple(of_other.shape)} "
                 "from the other distribution. Give it the event shape "
                 f"{tuple(mixture.event_shape)} with .to_event(k), and batch shape ()."
@@ -89,7 +90,7 @@ def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) 
         seed: seed of the draw of components.
 
     Raises:
-        ValueError: if the components are not diagonal normals.
+        InputError: if the components are not diagonal normals.
 
     Kolchinsky & Tracey 2017, "Estimating mixture entropy with pairwise distances".
     """
@@ -130,13 +131,13 @@ def variational_divergence(mixture: Mixture, other: Mixture, *, rounds: int = 3)
         rounds: number of rounds, each a pass over all pairs of components in float64.
 
     Raises:
-        ValueError: if the components are not diagonal normals, or there is no round.
+        InputError: if the components are not diagonal normals, or there is no round.
 
     Hershey & Olsen 2007, "Approximating the Kullback Leibler divergence between Gaussian mixture
     models", section 8.
     """
     if rounds < 1:
-        raise ValueError(f"expected at least one round; got {rounds}.")
+        raise InputError(f"expected at least one round; got {rounds}.")
     q, p = _normals(mixture), _normals(other)
     log_w = _normalised(q.log_weight)
     negative_entropy = -float(log_w.exp() @ _entropies(q.scale))
@@ -186,7 +187,7 @@ def _entropies(scale: Tensor) -> Tensor:
 def _normals(mixture: Mixture) -> DiagonalNormals:
     normals = mixture.diagonal_normals()
     if normals is None:
-        raise ValueError(
+        raise InputError(
             "expected components that are diagonal normals; got "
             f"{families.family(mixture.component_distribution)}. Use the Monte Carlo estimates."
         )

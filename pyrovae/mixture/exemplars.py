@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
+
 
 @dataclass(frozen=True)
 class Responsibilities:
@@ -65,7 +67,7 @@ def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         value, position = merged.topk(min(k, merged.shape[-1]))
         index = torch.cat([index, number], -1).gather(-1, position)
     if index is None or value is None:
-        raise ValueError("expected at least one component; got none.")
+        raise InputError("expected at least one component; got none.")
     return index, value
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyrovae.errors import InputError
 from pyrovae.mixture import constructors
 
 Edit = constructors.Edit
@@ -37,14 +38,14 @@ def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution
         distributions: of one family, batch shapes ``(N_i, ...)``.
 
     Raises:
-        ValueError: if families or shapes differ, or a family can't be built anew.
+        InputError: if families or shapes differ, or a family can't be built anew.
 
     >>> parts = [dist.Normal(torch.zeros(n, 3), 1.0).to_event(1) for n in (2, 5)]
     >>> concatenate(parts).batch_shape
     torch.Size([7])
     """
     if not distributions:
-        raise ValueError("expected at least one distribution; got none.")
+        raise InputError("expected at least one distribution; got none.")
     if len(distributions) == 1:
         return distributions[0]
     first, others = distributions[0], []
@@ -54,7 +55,7 @@ def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution
             others.append(part)
     if others:
         got = [f"{tuple(p.batch_shape)} with {tuple(p.event_shape)}" for p in (first, others[0])]
-        raise ValueError(
+        raise InputError(
             "expected batch shapes (N_i, ...) alike but for N_i, with one event shape; got "
             f"{' and '.join(got)}. Encode all data by guides with the same latent units."
         )
@@ -65,7 +66,7 @@ def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distrib
     """The members of a batch that ``index`` names along the leading batch dimension.
 
     Raises:
-        ValueError: if the family can't be built anew.
+        InputError: if the family can't be built anew.
 
     >>> normal = dist.Normal(torch.arange(4.0).unsqueeze(-1), 1.0).to_event(1)
     >>> take(normal, torch.tensor([3, 1])).mean.squeeze(-1)
@@ -83,11 +84,11 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
     first = parts[0]
     if any(type(part) is not type(first) for part in parts):
         names = sorted({type(part).__name__ for part in parts})
-        raise ValueError(f"expected distributions of one family; got {', '.join(names)}.")
+        raise InputError(f"expected distributions of one family; got {', '.join(names)}.")
     if isinstance(first, torch.distributions.Independent):
         dims = sorted({part.reinterpreted_batch_ndims for part in parts})
         if len(dims) > 1:
-            raise ValueError(f"expected one .to_event(k) for all; got k = {dims}. Choose one.")
+            raise InputError(f"expected one .to_event(k) for all; got k = {dims}. Choose one.")
         return dist.Independent(_rebuild([part.base_dist for part in parts], edit), dims[0])
     if isinstance(first, Editable):
         return first.rebuild(parts, edit)
@@ -108,7 +109,7 @@ def rows_first(
         flatten: whether all other dimensions become one, so that the event shape is ``(D,)``.
 
     Raises:
-        ValueError: if dimensions of a multivariate family would have to be moved.
+        InputError: if dimensions of a multivariate family would have to be moved.
 
     >>> rows_first(dist.Normal(torch.zeros(3, 7, 2), 1.0).to_event(1), -1).event_shape
     torch.Size([6])
@@ -121,7 +122,7 @@ def rows_first(
         base = base.base_dist
     rank, event = len(base.batch_shape), len(base.event_shape)
     if event and (base.batch_shape.numel() != rows or (flatten and event > 1)):
-        raise ValueError(
+        raise InputError(
             "expected a family of independent units, whose dimensions can be laid out anew; got "
             f"{family(distribution)} with batch shape {tuple(distribution.batch_shape)} and event "
             f"shape {tuple(distribution.event_shape)}. Give it one vector a row: batch shape (B,), "
@@ -142,7 +143,7 @@ def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
     """Independent vectors as one: batch shape ``(B,)``, event shape ``(D_1 + D_2 + ...,)``.
 
     Raises:
-        ValueError: unless all are independent units of one family.
+        InputError: unless all are independent units of one family.
 
     >>> parts = [dist.Normal(torch.zeros(5, d), 1.0).to_event(1) for d in (2, 3)]
     >>> join(parts).event_shape
@@ -151,7 +152,7 @@ def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
     if len(distributions) == 1:
         return distributions[0]
     if not joinable(distributions):
-        raise ValueError(
+        raise InputError(
             "expected independent units of one family, to be one vector; got "
             f"{', '.join(family(part) for part in distributions)}. Take the sites one by one."
         )
@@ -170,7 +171,7 @@ def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
     """The transforms that all parts share.
 
     Raises:
-        ValueError: if they differ, or are made of something else than numbers, which may belong to
+        InputError: if they differ, or are made of something else than numbers, which may belong to
             single members.
     """
     first: list[Any] = parts[0].transforms
@@ -181,7 +182,7 @@ def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
         for kind, numbers in made[0]
     )
     if not plain or any(steps != made[0] for steps in made):
-        raise ValueError(
+        raise InputError(
             "expected transforms made of numbers, the same for all; got "
             f"{family(parts[0])}. Take transforms of pyro.distributions.transforms with numbers "
             "for arguments, and leave to the base distribution what differs from row to row."
@@ -240,12 +241,12 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
     """The marginal of some units of a vector: event shape ``()`` for one index, ``(k,)`` for k.
 
     Raises:
-        ValueError: if the family's marginals are not of a known form.
+        InputError: if the family's marginals are not of a known form.
     """
     index = torch.as_tensor(units)
     single = index.dim() == 0
     if len(distribution.event_shape) != 1:
-        raise ValueError(
+        raise InputError(
             "expected components over vectors, event shape (D,); got event shape "
             f"{tuple(distribution.event_shape)}."
         )
@@ -257,7 +258,7 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
         if single:
             return dist.Normal(loc, covariance[..., index, index].sqrt())
         return dist.MultivariateNormal(loc, covariance[..., index, :][..., index])
-    raise ValueError(
+    raise InputError(
         f"expected components with independent units or normal ones; got {family(distribution)}, "
         "whose marginals are not known in closed form. Use draws of the units instead."
     )
@@ -290,20 +291,20 @@ def floating_parameter(distribution: dist.Distribution) -> Tensor:
         value: Any = getattr(distribution, name)
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
-    raise ValueError(f"expected floating-point parameters; got {type(distribution).__name__}.")
+    raise InputError(f"expected floating-point parameters; got {type(distribution).__name__}.")
 
 
 def to_state(distribution: dist.Distribution) -> dict[str, Any]:
     """A distribution as nested dicts of names, numbers and tensors, which load without unpickling.
 
     Raises:
-        ValueError: if it can't be built anew from these.
+        InputError: if it can't be built anew from these.
     """
     if isinstance(distribution, torch.distributions.Independent):
         dims = distribution.reinterpreted_batch_ndims
         return {"family": "Independent", "dims": dims, "base": to_state(distribution.base_dist)}
     if isinstance(distribution, Editable):
-        raise ValueError(
+        raise InputError(
             f"expected a family that is made of parameter tensors; got {family(distribution)}, "
             "which is a function of the pair and has none of its own. Keep the pair, or name a "
             "single site."
@@ -332,7 +333,7 @@ def from_state(state: dict[str, Any]) -> dist.Distribution:
     """The distribution that `to_state` described.
 
     Raises:
-        ValueError: if the family is not one of ``pyro.distributions``, or refuses its arguments.
+        InputError: if the family is not one of ``pyro.distributions``, or refuses its arguments.
     """
     if state["family"] == "Independent":
         return dist.Independent(from_state(state["base"]), state["dims"])
@@ -347,7 +348,7 @@ def from_state(state: dict[str, Any]) -> dist.Distribution:
 def _kind(module: Any, name: str, parent: type) -> Any:
     kind = getattr(module, name, None)
     if not (isinstance(kind, type) and issubclass(kind, parent)):
-        raise ValueError(
+        raise InputError(
             f"expected a family of pyro.distributions; got {name!r}. Only those go into files."
         )
     return kind

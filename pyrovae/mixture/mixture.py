@@ -12,6 +12,7 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.errors import InputError
 from pyrovae.mixture import families, gradients, screening
 from pyrovae.mixture.exemplars import Responsibilities, top_scores, total_scores
 from pyrovae.mixture.full_normals import FullNormals
@@ -43,7 +44,7 @@ class Mixture(dist.MixtureSameFamily):
         component_distribution: batch shape ``(N,)``, any event shape.
 
     Raises:
-        ValueError: if the components have more than one batch dimension.
+        InputError: if the components have more than one batch dimension.
 
     >>> components = dist.Normal(torch.tensor([[-1.0], [1.0]]), 0.5).to_event(1)
     >>> mixture = Mixture(dist.Categorical(torch.ones(2)), components)
@@ -58,7 +59,7 @@ class Mixture(dist.MixtureSameFamily):
         validate_args: bool | None = None,
     ) -> None:
         if len(component_distribution.batch_shape) != 1:
-            raise ValueError(
+            raise InputError(
                 "expected components of batch shape (N,); got "
                 f"{tuple(component_distribution.batch_shape)}. Move event dimensions out of the "
                 "batch with .to_event(k), or build one mixture per batch entry."
@@ -74,7 +75,7 @@ class Mixture(dist.MixtureSameFamily):
         old = self.batch_shape
         aligned = zip(reversed(old), reversed(shape), strict=False)
         if len(old) > len(shape) or any(a not in (1, b) for a, b in aligned):
-            raise ValueError(f"expected a shape that {tuple(old)} expands to; got {tuple(shape)}.")
+            raise InputError(f"expected a shape that {tuple(old)} expands to; got {tuple(shape)}.")
         new._batch_shape = shape
         return new
 
@@ -175,11 +176,11 @@ class Mixture(dist.MixtureSameFamily):
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient.
 
         Raises:
-            ValueError: if the points are not of the event shape, or the components are discrete.
+            InputError: if the points are not of the event shape, or the components are discrete.
         """
         rows = self._rows(z).to(self._dtype(z))
         if self.component_distribution.support.is_discrete:
-            raise ValueError(
+            raise InputError(
                 "expected a mixture with a density, to have a score; got discrete components, "
                 f"{families.family(self.component_distribution)}."
             )
@@ -231,7 +232,7 @@ class Mixture(dist.MixtureSameFamily):
     def cdf(self, value: Tensor) -> Tensor:
         """P(z ≤ value) of a mixture over numbers, in blocks of components."""
         if self.event_shape:
-            raise ValueError(
+            raise InputError(
                 f"expected a mixture over numbers, event shape (); got {tuple(self.event_shape)}. "
                 "Take .marginal(d) first."
             )
@@ -257,12 +258,12 @@ class Mixture(dist.MixtureSameFamily):
             indices and weights, shape ``(..., min(top, N))``; B × N numbers are never held.
 
         Raises:
-            ValueError: if ``top`` is less than 1, or the points are not of the event shape or NaN.
+            InputError: if ``top`` is less than 1, or the points are not of the event shape or NaN.
         """
         if top < 1:
-            raise ValueError(f"expected at least one component to return; got top={top}.")
+            raise InputError(f"expected at least one component to return; got top={top}.")
         if bool(z.isnan().any()):
-            raise ValueError("expected points without NaN; got some. Leave these out.")
+            raise InputError("expected points without NaN; got some. Leave these out.")
         with torch.no_grad():
             evaluator = self.diagonal_normals() or self._components()
             rows, k = self._rows(z), min(top, evaluator.size)
@@ -316,18 +317,18 @@ class Mixture(dist.MixtureSameFamily):
             shape ``(...)``; without gradient.
 
         Raises:
-            ValueError: if a number is not that of a component, or component n is all there is.
+            InputError: if a number is not that of a component, or component n is all there is.
         """
         with torch.no_grad():
             shape = z.shape[: z.dim() - len(self.event_shape)]
             number = torch.as_tensor(n, device=z.device).expand(shape).flatten()
             if bool(((number < 0) | (number >= self.size)).any()):
-                raise ValueError(f"expected components from 0 to {self.size - 1}; got {n}.")
+                raise InputError(f"expected components from 0 to {self.size - 1}; got {n}.")
             weights = torch.nn.functional.pad(self.weights.double(), (1, 1))
             before, after = weights.cumsum(0)[:-2], weights.flip(0).cumsum(0).flip(0)[2:]
             rest = (before + after).log()[number]
             if bool((rest == -math.inf).any()):
-                raise ValueError(
+                raise InputError(
                     "expected another component with a weight above zero; got a mixture of one."
                 )
             return self._plain(self._total(self._rows(z), number) - rest, z)
@@ -351,7 +352,7 @@ class Mixture(dist.MixtureSameFamily):
     def _rows(self, z: Tensor) -> Tensor:
         dims = len(self.event_shape)
         if z.shape[max(0, z.dim() - dims) :] != self.event_shape:
-            raise ValueError(
+            raise InputError(
                 f"expected points of shape (..., {', '.join(map(str, self.event_shape))}); got "
                 f"{tuple(z.shape)}."
             )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family
 from pyrovae.mixture.mixture import Mixture
@@ -82,7 +83,7 @@ def reduce(
         seed: seed of the start and of these draws.
 
     Raises:
-        ValueError: for a K outside 1 … N, a negative ν, no round, another name of a covariance;
+        InputError: for a K outside 1 … N, a negative ν, no round, another name of a covariance;
             for a batch of mixtures, events that are not vectors, means or variances that are not
             known or not finite, or a new variance of 0.
 
@@ -114,26 +115,26 @@ def _check(
 ) -> None:
     """What `reduce` asks of its arguments."""
     if covariance not in ("diagonal", "full"):
-        raise ValueError(
+        raise InputError(
             f"expected covariance 'diagonal' or 'full'; got {covariance!r}. For covariances that "
             "are nearly one, take 'full' with a large shrinkage."
         )
     if mixture.batch_shape:
-        raise ValueError(
+        raise InputError(
             f"expected one mixture; got batch shape {tuple(mixture.batch_shape)}. Reduce it before "
             "it is expanded."
         )
     if not 1 <= components <= mixture.size:
-        raise ValueError(f"expected 1 to {mixture.size} components; got {components}.")
+        raise InputError(f"expected 1 to {mixture.size} components; got {components}.")
     if not shrinkage >= 0:
-        raise ValueError(f"expected a shrinkage of at least 0; got {shrinkage}.")
+        raise InputError(f"expected a shrinkage of at least 0; got {shrinkage}.")
     if rounds < 1:
-        raise ValueError(f"expected at least 1 round; got {rounds}.")
+        raise InputError(f"expected at least 1 round; got {rounds}.")
     if len(mixture.event_shape) != 1:
-        raise ValueError(f"expected a mixture over vectors; got events {mixture.event_shape}.")
+        raise InputError(f"expected a mixture over vectors; got events {mixture.event_shape}.")
     of = mixture.component_distribution
     if covariance == "full" and not (factorised(of) or isinstance(of, CORRELATED_NORMALS)):
-        raise ValueError(
+        raise InputError(
             "expected independent units or normals, whose covariances are known; got "
             f"{family(of)}. Take covariance='diagonal'."
         )

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.mixture.attention import block_log_sum_exp, block_log_sums, shares
 from pyrovae.mixture.families import CORRELATED_NORMALS, family, take
 from pyrovae.mixture.logdensity import constants, differences, keys, queries, roundoff
@@ -50,14 +51,14 @@ def _moments(mixture: Mixture, kept: Tensor) -> tuple[Tensor, Tensor]:
     try:
         mean, variance = of.mean.detach()[kept].double(), of.variance.detach()[kept].double()
     except NotImplementedError as error:
-        raise ValueError(
+        raise InputError(
             f"expected components of known means and variances; got {family(of)}. Reduce normals "
             "of the same moments, estimated from draws."
         ) from error
     wrong = ~(mean.isfinite() & variance.isfinite()).all(-1)
     if bool(wrong.any()):
         number = int(kept[wrong.nonzero()[0, 0]])
-        raise ValueError(
+        raise InputError(
             f"expected finite means and variances; got {int(wrong.sum())} of {len(mean)} components"
             f" without, the first at index {number}. Leave them out, or give them a weight of 0."
         )
@@ -83,7 +84,7 @@ class DiagonalRounds:
         self.unit = (weight @ (variance + (mean - self.shift).square())).sqrt()
         if not bool((self.unit > 0).all()):
             unit = int((self.unit <= 0).nonzero()[0, 0])
-            raise ValueError(f"expected units that vary; got variance 0 in unit {unit}. Drop it.")
+            raise InputError(f"expected units that vary; got variance 0 in unit {unit}. Drop it.")
         self.mean, self.variance = (mean - self.shift) / self.unit, variance / self.unit.square()
 
     def start(self, components: int, seed: int) -> Normals:
@@ -216,7 +217,7 @@ class DiagonalRounds:
         deviation = scale.diagonal(dim1=-2, dim2=-1) if scale.dim() == 3 else scale
         if not bool((deviation > LEAST).all()):
             unit = int((~(deviation > LEAST)).nonzero()[0, 1])
-            raise ValueError(
+            raise InputError(
                 "expected new components with a variance; got one of none that float64 can tell "
                 f"from 0, in unit {unit}. Ask for fewer components, or leave out old ones that are "
                 "points or lie far away."

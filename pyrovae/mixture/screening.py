@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.mixture.attention import block_log_sum_exp, block_log_sums
 from pyrovae.mixture.logdensity import roundoff
 from pyrovae.mixture.normals import BLOCK, CHUNK_BYTES, NOTHING, TOLERANCE, DiagonalNormals
@@ -206,7 +207,7 @@ class _Pass:
     def own_group(self) -> Tensor:
         """The group of the component that each point leaves out, ``(1, B)``; any if it is none."""
         if self.exclude is None:
-            raise ValueError("expected components to leave out; got none.")
+            raise InputError("expected components to leave out; got none.")
         return (self.exclude // self.normals.group).clamp(min=0).unsqueeze(0)
 
     def add(self, chosen: Tensor, total: Sum | None = None) -> None:

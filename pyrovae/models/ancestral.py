@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.batches import Batch, take_rows
+from pyrovae.errors import InputError
 from pyrovae.mixture.families import Edit
 from pyrovae.models.sites import Reader, Reading
 from pyrovae.models.state import apart, measuring
@@ -64,11 +65,11 @@ class Ancestral(dist.TorchDistribution):
         """The density at some sites of a function, for the rows of ``batch``.
 
         Raises:
-            ValueError: if the function takes one number of rows only, or a site is discrete, in no
+            InputError: if the function takes one number of rows only, or a site is discrete, in no
                 data plate or of a support that is not the same for all units.
         """
         if not reader.follows(batch):
-            raise ValueError(
+            raise InputError(
                 f"expected a {reader.where} that takes any number of rows, to have the sites "
                 f"{', '.join(sites)}, of which one depends on another, as one vector; got one with "
                 "a plate or parameters of fixed size. Name a single site."
@@ -145,10 +146,10 @@ class Ancestral(dist.TorchDistribution):
         """The same of edited rows; see `pyrovae.mixture.families.Editable`.
 
         Raises:
-            ValueError: if the parts are of several functions, or of several sites.
+            InputError: if the parts are of several functions, or of several sites.
         """
         if any((part.reader, part.sites) != (self.reader, self.sites) for part in parts):
-            raise ValueError(
+            raise InputError(
                 "expected parts of one function and its same sites; got several. Encode all data "
                 "by one guide."
             )
@@ -191,13 +192,13 @@ def density(reading: Reading, site: str) -> dist.Distribution:
     if isinstance(fn, dist.Delta):
         inner = f"{site}_unconstrained"
         if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
-            raise ValueError(
+            raise InputError(
                 f"expected a density at the {reading.where}'s site {site!r}; got a point. Draw it "
                 "from a distribution with pyro.sample, such as a Normal."
             )
         return reading.distribution(inner)
     if fn.support.is_discrete:
-        raise ValueError(
+        raise InputError(
             f"expected a continuous latent at the {reading.where}'s site {site!r}; got "
             f"{type(fn).__name__}, which is discrete. Name a continuous one of {reading.latent} "
             "with site=."
@@ -221,7 +222,7 @@ def _joint_support(
         while isinstance(unit, constraints.independent):
             unit = unit.base_constraint
         if unit.event_dim or any(isinstance(bound, Tensor) for bound in vars(unit).values()):
-            raise ValueError(
+            raise InputError(
                 f"expected sites whose units have one support, each its own; got {support}. "
                 "Take the sites one by one."
             )

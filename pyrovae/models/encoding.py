@@ -40,7 +40,7 @@ def encode(
         event of more dimensions, or more plates than the data's, are laid out as one vector.
 
     Raises:
-        ValueError: if the guide has no such site, the site depends on draws at one that is not
+        InputError: if the guide has no such site, the site depends on draws at one that is not
             named, or its family cannot be concatenated.
     """
     pair = Pair(_no_model, guide, site, data_plate=data_plate)

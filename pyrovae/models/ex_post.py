@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
@@ -91,7 +92,7 @@ class ExPostPrior:
             site: name of its latent site.
 
         Raises:
-            ValueError: for several sites.
+            InputError: for several sites.
         """
         return UnderPrior(model, self.distribution, site=site)
 
@@ -141,7 +142,7 @@ def fit_ex_post_prior(
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        ValueError: before any fit for no candidate, one that the components do not allow, no
+        InputError: before any fit for no candidate, one that the components do not allow, no
             draws, or a held-out encoding that is none, has fewer than two data points, other units
             or codes that are not finite; after a fit for a log density that is no number.
 
@@ -212,32 +213,32 @@ def _held_out_codes(
     """Codes of the held-out data, shape ``(draws, M, *event_shape)``.
 
     Raises:
-        ValueError: for what cannot be scored.
+        InputError: for what cannot be scored.
     """
     if not isinstance(agg, Mixture):
-        raise ValueError(
+        raise InputError(
             f"expected an aggregated posterior; got {type(agg).__name__}. Use aggregate(guide, "
             "train), or AggregatedPosterior(encoding)."
         )
     how = "Use encode(guide, validation), on data that the guide was not trained on."
     if not isinstance(held_out, torch.distributions.Distribution):
-        raise ValueError(
+        raise InputError(
             f"expected held_out to be an encoding; got {type(held_out).__name__}. {how}"
         )
     batch, event = tuple(held_out.batch_shape), tuple(held_out.event_shape)
     if len(batch) != 1 or batch[0] < 2 or event != tuple(agg.event_shape):
-        raise ValueError(
+        raise InputError(
             "expected held_out to be the encoding of at least 2 data points, batch shape (M,), "
             f"with event shape {tuple(agg.event_shape)} as the mixture's; got batch shape {batch} "
             f"and event shape {event}. {how}"
         )
     if not isinstance(draws, Integral) or draws < 1:
-        raise ValueError(f"expected draws of at least 1, a whole number; got {draws!r}. Try 4.")
+        raise InputError(f"expected draws of at least 1, a whole number; got {draws!r}. Try 4.")
     with torch.no_grad(), seeded(seed):
         codes: Tensor = held_out.sample(torch.Size([draws]))
     bad = ~codes.isfinite().flatten(2).all(2).all(0)
     if bad.any():
-        raise ValueError(
+        raise InputError(
             f"expected finite held-out codes; got others at {int(bad.sum())} of {len(bad)} data "
             f"points, the first in row {int(bad.nonzero()[0])}. Check these data and the guide."
         )
@@ -248,16 +249,16 @@ def _recipes(candidates: Sequence[Recipe] | None, agg: AggregatedPosterior) -> t
     """What is to be tried.
 
     Raises:
-        ValueError: before any fit, if there is nothing, or something that cannot be fitted.
+        InputError: before any fit, if there is nothing, or something that cannot be fitted.
     """
     if candidates is None:
         return default_candidates(agg)
     if not isinstance(candidates, Sequence) or not candidates:
         given = repr(candidates) if candidates else "none"
-        raise ValueError(f"expected at least one candidate; got {given}. Try [Inflated(0.2)].")
+        raise InputError(f"expected at least one candidate; got {given}. Try [Inflated(0.2)].")
     for recipe in candidates:
         if not isinstance(recipe, Recipe):
-            raise ValueError(
+            raise InputError(
                 "expected candidates like Inflated(0.2), InflatedByUnit(), Reduced(100) or "
                 f"Flow(); got {recipe!r}. Give such values."
             )
@@ -278,7 +279,7 @@ def _mean_log_density(density: dist.Distribution, codes: Tensor, recipe: Recipe)
     """For each held-out data point the mean over its codes, shape ``(M,)``."""
     value: Tensor = density.log_prob(codes).double().mean(0)
     if value.isnan().any():
-        raise ValueError(
+        raise InputError(
             f"expected log densities of held-out codes; got NaN under '{recipe.name}'. Leave it "
             "out of the candidates."
         )

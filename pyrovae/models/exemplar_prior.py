@@ -11,6 +11,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyrovae.errors import InputError
 from pyrovae.mixture.logdensity import constants, keys, queries
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.priors import check_inputs
@@ -59,7 +60,7 @@ class ExemplarPrior(nn.Module):
         subsample: M, 2 to N.
 
     Raises:
-        ValueError: for fewer than two exemplars, ones that do not go through the encoder, or
+        InputError: for fewer than two exemplars, ones that do not go through the encoder, or
             numbers out of range.
 
     Norouzi, Fleet & Norouzi 2020, "Exemplar VAE".
@@ -78,7 +79,7 @@ class ExemplarPrior(nn.Module):
     ) -> None:
         super().__init__()
         if len(exemplars) < 2:
-            raise ValueError(
+            raise InputError(
                 f"expected at least 2 exemplars, one of which is left out; got {len(exemplars)}."
             )
         _check_options(len(exemplars), neighbours, subsample)
@@ -109,10 +110,10 @@ class ExemplarPrior(nn.Module):
             index: numbers of the exemplars that the rows are, shape ``(B,)``; −1 for none.
 
         Raises:
-            ValueError: if there are no numbers, or some that are none of an exemplar.
+            InputError: if there are no numbers, or some that are none of an exemplar.
         """
         if index is None:
-            raise ValueError(
+            raise InputError(
                 "expected the numbers of the rows too, by which an exemplar prior leaves each out "
                 "for itself in training; got rows alone. Train on (x, torch.arange(len(x))), or "
                 "call .eval() on the pair first if this is no training."
@@ -209,7 +210,7 @@ class LeaveOneOut(TorchDistribution):
         if self._validate_args and (
             index.is_floating_point() or not bool(((index >= -1) & (index < size)).all())
         ):
-            raise ValueError(
+            raise InputError(
                 f"expected numbers of exemplars, whole numbers from 0 to {size - 1}, or -1 for a "
                 f"row that is none; got {index.dtype} from {float(index.min()):g} to "
                 f"{float(index.max()):g}. Number the rows of the exemplars: torch.arange({size})."
@@ -248,15 +249,15 @@ def prior_of(prior: nn.Module, index: Tensor | None) -> dist.Distribution:
 
 def _check_options(size: int, neighbours: int | None, subsample: int | None) -> None:
     if neighbours is not None and subsample is not None:
-        raise ValueError(
+        raise InputError(
             f"expected neighbours= or subsample=, not both; got {neighbours} and {subsample}."
         )
     if neighbours is not None and not 1 <= neighbours < size:
-        raise ValueError(
+        raise InputError(
             f"expected 1 to {size - 1} neighbours among {size} exemplars; got {neighbours}."
         )
     if subsample is not None and not 2 <= subsample <= size:
-        raise ValueError(f"expected a subsample of 2 to {size} of the exemplars; got {subsample}.")
+        raise InputError(f"expected a subsample of 2 to {size} of the exemplars; got {subsample}.")
 
 
 def _equal(kept: Sequence[Tensor], now: Sequence[Tensor]) -> bool:

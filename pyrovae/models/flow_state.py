@@ -10,6 +10,7 @@ import torch
 from pyro.nn import DenseNN
 from torch import Tensor, nn
 
+from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.randomness import seeded
 
@@ -29,7 +30,7 @@ def to_state(density: dist.Distribution) -> dict[str, Any]:
     """What a flow of `FlowPrior` or the candidate `Flow` is made of.
 
     Raises:
-        ValueError: for other modules than spline couplings.
+        InputError: for other modules than spline couplings.
     """
     if type(density) is not dist.TransformedDistribution:
         return {"base": families.to_state(density)}
@@ -89,12 +90,12 @@ def _step(held: dict[str, Any]) -> Any:
         return coupling.requires_grad_(False)
     kind = getattr(dist.transforms, held["name"], None)
     if not (isinstance(kind, type) and issubclass(kind, torch.distributions.Transform)):
-        raise ValueError(f"expected a transform of pyro.distributions; got {held['name']!r}.")
+        raise InputError(f"expected a transform of pyro.distributions; got {held['name']!r}.")
     return kind(**held["with"])
 
 
-def _unknown(name: str) -> ValueError:
-    return ValueError(
+def _unknown(name: str) -> InputError:
+    return InputError(
         f"expected a flow of spline couplings, as of FlowPrior; got {name}. Keep the state_dict "
         "of its module and build it anew, or choose a density without it."
     )

@@ -41,7 +41,7 @@ class HierarchicalVAE(nn.Module):
         name: under which the parameters stand in Pyro's parameter store.
 
     Raises:
-        ValueError: as :class:`~pyrovae.models.vae.VAE`.
+        InputError: as :class:`~pyrovae.models.vae.VAE`.
 
     >>> import pyrovae as pv
     >>> hvae = pv.HierarchicalVAE(

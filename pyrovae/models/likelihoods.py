@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.errors import InputError
 from pyrovae.mixture.families import innermost
 from pyrovae.models.discretized import DiscretizedLogistic
 
@@ -141,10 +142,10 @@ class NegativeBinomialDecoder(nn.Module):
             total: ℓ > 0, broadcasts against ``(...)``.
 
         Raises:
-            ValueError: for a total that is not positive, while arguments are checked.
+            InputError: for a total that is not positive, while arguments are checked.
         """
         if dist.is_validation_enabled() and not bool((total > 0).all()):
-            raise ValueError(
+            raise InputError(
                 f"expected a positive total in each row; got {float(total.min()):g}. Leave out "
                 "rows without counts."
             )
@@ -176,7 +177,7 @@ def likelihood_of(decoder: nn.Module, *codes: Tensor, x: Tensor) -> dist.Distrib
         x: rows, shape ``(B, ...)``.
 
     Raises:
-        ValueError: as :func:`check_values`, for rows that have to be counts and are not.
+        InputError: as :func:`check_values`, for rows that have to be counts and are not.
     """
     found: dist.Distribution
     if any(isinstance(module, NegativeBinomialDecoder) for module in decoder.modules()):
@@ -196,7 +197,7 @@ def check_values(likelihood: dist.Distribution, x: Tensor) -> None:
         x: rows, shape ``(B, ...)``.
 
     Raises:
-        ValueError: saying what values are expected, one that was found, and what to do.
+        InputError: saying what values are expected, one that was found, and what to do.
     """
     family = innermost(likelihood)
     if type(family).__name__ in _VALUES:
@@ -210,7 +211,7 @@ def _check(family: str, support: dist.constraints.Constraint, x: Tensor) -> None
     if not bool(good.all()):
         expected, remedy = _VALUES[family]
         found = float(x.expand(good.shape)[~good][0])
-        raise ValueError(f"expected {expected} in x; got {found:g}. {remedy}")
+        raise InputError(f"expected {expected} in x; got {found:g}. {remedy}")
 
 
 _VALUES = {
@@ -246,19 +247,19 @@ def binarise(x: Tensor, generator: torch.Generator) -> Tensor:
         generator: what to draw from.
 
     Raises:
-        ValueError: for other values, while arguments are checked.
+        InputError: for other values, while arguments are checked.
 
     >>> binarise(torch.tensor([0.0, 1.0]), torch.Generator())
     tensor([0., 1.])
     """
     if dist.is_validation_enabled() and not bool(((x >= 0) & (x <= 1)).all()):
         found = float(x[~((x >= 0) & (x <= 1))][0])
-        raise ValueError(
+        raise InputError(
             f"expected grey values in [0, 1] to binarise; got {found:g}. Divide levels from 0 to "
             "255 by 255."
         )
     if not x.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"expected grey values as floating-point numbers to binarise; got {x.dtype}. Convert "
             "them, and divide levels from 0 to 255 by 255: x.float() / 255."
         )

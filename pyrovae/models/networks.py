@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.errors import InputError
 from pyrovae.models.likelihoods import LIKELIHOODS
 
 
@@ -55,13 +56,13 @@ class LogCounts(nn.Module):
     """log(1 + x), which brings counts of all sizes to numbers of order one.
 
     Raises:
-        ValueError: when it runs, for numbers that have no such logarithm, while arguments are
+        InputError: when it runs, for numbers that have no such logarithm, while arguments are
             checked.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if dist.is_validation_enabled() and not bool((x > -1).all()):
-            raise ValueError(
+            raise InputError(
                 f"expected counts 0, 1, 2, … in x; got {float(x.min()):g}. Give the counts "
                 "themselves, neither normalised nor as logarithms."
             )
@@ -156,7 +157,7 @@ def mlp_decoder(
             ``per_unit=True`` of a normal one.
 
     Raises:
-        ValueError: for an unknown likelihood, or categories that are missing or out of place.
+        InputError: for an unknown likelihood, or categories that are missing or out of place.
     """
     outputs = math.prod(data_shape) * _outputs(likelihood, categories)
     network = _perceptron((latent, *hidden, outputs), gated)
@@ -176,7 +177,7 @@ def conv_encoder(
         channels: of the layers, from the image inwards.
 
     Raises:
-        ValueError: for rows that are no images.
+        InputError: for rows that are no images.
     """
     depth, sizes = _pyramid(data_shape, channels)
     layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (depth, *sizes[0]))]
@@ -206,7 +207,7 @@ def conv_decoder(
         channels: of the layers, from the code outwards.
 
     Raises:
-        ValueError: for rows that are no images, and as :func:`mlp_decoder`.
+        InputError: for rows that are no images, and as :func:`mlp_decoder`.
     """
     depth, sizes = _pyramid(data_shape, channels)
     outputs = _outputs(likelihood, categories)
@@ -247,11 +248,11 @@ def _perceptron(sizes: Sequence[int], gated: bool) -> nn.Sequential:
 def _outputs(likelihood: str, categories: int | None) -> int:
     """How many outputs of the network an entry of a row needs."""
     if likelihood not in LIKELIHOODS:
-        raise ValueError(
+        raise InputError(
             f"expected a likelihood among {', '.join(LIKELIHOODS)}; got {likelihood!r}."
         )
     if (likelihood == "categorical") != (categories is not None):
-        raise ValueError(
+        raise InputError(
             f"expected categories= with a categorical likelihood and with no other; got "
             f"categories={categories} with {likelihood!r}."
         )
@@ -263,7 +264,7 @@ def _pyramid(
 ) -> tuple[int, list[tuple[int, int]]]:
     """Channels of an image, and its height and width before and after each layer."""
     if len(data_shape) not in (2, 3) or not channels:
-        raise ValueError(
+        raise InputError(
             "expected images of shape (H, W) or (C, H, W) and at least one layer of channels; got "
             f"shape {tuple(data_shape)} and channels {tuple(channels)}. For other rows take "
             "mlp_encoder and mlp_decoder."

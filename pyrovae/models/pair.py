@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Batch, as_batch, repeat_rows, take_rows
+from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.models.ancestral import Ancestral, code_at, density
 from pyrovae.models.scoring import Scorer, total
@@ -89,7 +90,7 @@ class Pair:
         others an :class:`~pyrovae.models.ancestral.Ancestral`.
 
         Raises:
-            ValueError: if the guide has no such site, the site is in no data plate or is discrete,
+            InputError: if the guide has no such site, the site is in no data plate or is discrete,
                 or its parameters depend on draws of sites that are not named.
         """
         batch = as_batch(x)
@@ -103,7 +104,7 @@ class Pair:
             if _settled(joint, self._codes(readings[0])):
                 return joint
         others = [name for name in readings[0].latent if self.sites != (name,)]
-        raise ValueError(
+        raise InputError(
             f"expected q({', '.join(self.sites)} | x) to depend on nothing but the data; got a "
             f"guide whose parameters there depend on the draws of {others}. Name the site that is "
             "drawn first with site=, or give those draws as data."
@@ -155,7 +156,7 @@ class Pair:
             x: at least two rows, on which the prior is checked not to depend.
 
         Raises:
-            ValueError: if p(z) differs between rows, so that there is no one prior to compare to.
+            InputError: if p(z) differs between rows, so that there is no one prior to compare to.
         """
         batch = as_batch(x)
         if self.follows(batch):
@@ -170,7 +171,7 @@ class Pair:
             found = joint if _settled(joint, code) else None
         if found is None or not _alike(found.log_prob(code)):
             others = [name for name in first.latent if name not in self.sites]
-            raise ValueError(
+            raise InputError(
                 f"expected one prior p({', '.join(self.sites)}) for all rows; got one that depends "
                 f"on the data{f' or on the sites {others}' if others else ''}. Compare the "
                 "aggregated posterior with a prior of your own by passing prior=."
@@ -307,12 +308,12 @@ class Pair:
             for name in (self.observed, f"{self.observed}_observed"):
                 if name in names:
                     return name
-            raise ValueError(
+            raise InputError(
                 f"expected an observed site {self.observed!r} in the model; got {names}. Name one "
                 "of those with observed=."
             )
         if len(names) != 1:
-            raise ValueError(
+            raise InputError(
                 f"expected one observed site in the model; got {names}. Give the site obs=, or "
                 "name the one that is meant with observed=."
             )

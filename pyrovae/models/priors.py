@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.errors import InputError
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.state import measuring
 from pyrovae.randomness import seeded
@@ -48,7 +49,7 @@ class GaussianMixture(nn.Module):
     def __init__(self, latent: int, components: int) -> None:
         super().__init__()
         if components < 1:
-            raise ValueError(f"expected at least one component; got {components}.")
+            raise InputError(f"expected at least one component; got {components}.")
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.zeros(components, latent))
@@ -76,7 +77,7 @@ class VampPrior(nn.Module):
             that value.
 
     Raises:
-        ValueError: if there are no inputs, one is not finite or outside the bounds, the encoder
+        InputError: if there are no inputs, one is not finite or outside the bounds, the encoder
             does not take them, or the bounds do not fit a row or leave no entry any room.
     """
 
@@ -86,7 +87,7 @@ class VampPrior(nn.Module):
     def __init__(self, encoder: nn.Module, inputs: Tensor, *, bounds: Bounds | None = None) -> None:
         super().__init__()
         if len(inputs) < 1:
-            raise ValueError("expected at least one pseudo-input; got none.")
+            raise InputError("expected at least one pseudo-input; got none.")
         _check_values(inputs, bounds)
         check_inputs(encoder, inputs)
         self.encoder = encoder
@@ -111,11 +112,11 @@ class VampPrior(nn.Module):
         """Start from ``components`` rows of the data, chosen without replacement.
 
         Raises:
-            ValueError: if there are fewer rows than components, or any of them, chosen or not, is
+            InputError: if there are fewer rows than components, or any of them, chosen or not, is
                 not finite, not of floating point or outside the bounds.
         """
         if not 1 <= components <= len(data):
-            raise ValueError(
+            raise InputError(
                 f"expected 1 to {len(data)} pseudo-inputs, one row of the data each; got "
                 f"{components}. Use fewer, or start from values of your own: VampPrior(encoder, "
                 "inputs)."
@@ -148,11 +149,11 @@ class VampPrior(nn.Module):
             seed: names the draws.
 
         Raises:
-            ValueError: for fewer than one pseudo-input or two rows, or rows that are not finite,
+            InputError: for fewer than one pseudo-input or two rows, or rows that are not finite,
                 not of floating point or outside the bounds.
         """
         if components < 1 or len(like) < 2:
-            raise ValueError(
+            raise InputError(
                 f"expected at least one pseudo-input and two rows to draw them like; got "
                 f"{components} and {len(like)}."
             )
@@ -198,7 +199,7 @@ class FlowPrior(nn.Module):
         hidden: sizes of the hidden layers that parametrise one coupling.
 
     Raises:
-        ValueError: for a single unit, which has nothing to be coupled with.
+        InputError: for a single unit, which has nothing to be coupled with.
     """
 
     order: Tensor
@@ -206,7 +207,7 @@ class FlowPrior(nn.Module):
     def __init__(self, latent: int, *, layers: int = 4, hidden: tuple[int, ...] = (64, 64)) -> None:
         super().__init__()
         if latent < 2:
-            raise ValueError(
+            raise InputError(
                 f"expected at least 2 latent units to couple; got {latent}. Use GaussianMixture."
             )
         self.base = StandardNormal(latent)
@@ -228,20 +229,20 @@ def check_inputs(encoder: nn.Module, rows: Tensor) -> dist.Distribution:
     """What an encoder makes of the first two rows, batch shape ``(2,)``, event shape ``(D,)``.
 
     Raises:
-        ValueError: if the encoder does not take such rows, or returns no distribution over vectors.
+        InputError: if the encoder does not take such rows, or returns no distribution over vectors.
     """
     few = rows[:2]
     try:
         with torch.no_grad(), measuring(encoder):
             found: dist.Distribution = encoder(few)
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"expected rows that the encoder takes; got shape {tuple(few.shape[1:])}, dtype "
             f"{few.dtype}: {error}. Give rows like the data's."
         ) from error
     batch, event = tuple(found.batch_shape), tuple(found.event_shape)
     if batch != (len(few),) or len(event) != 1:
-        raise ValueError(
+        raise InputError(
             f"expected the encoder to return a distribution with batch shape ({len(few)},) and "
             f"event shape (D,); got {batch} and {event}. Declare the units of a code as event "
             "dimensions with .to_event(1)."
@@ -277,12 +278,12 @@ def _inside(inputs: Tensor, bounds: Bounds) -> Tensor:
 def _check_values(rows: Tensor, bounds: Bounds | None) -> None:
     """Raise unless all values are finite floating point numbers within their bounds."""
     if not rows.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"expected rows of floating point numbers, which can be learned; got {rows.dtype}. "
             "Convert them: x.float()."
         )
     if (where := _first(~rows.isfinite())) is not None:
-        raise ValueError(
+        raise InputError(
             f"expected finite rows; got {float(rows[where])} in row {where[0]}, entry "
             f"{where[1:]}. Remove or fill in such rows first."
         )
@@ -291,7 +292,7 @@ def _check_values(rows: Tensor, bounds: Bounds | None) -> None:
     low, high = _by_entry(bounds, rows)
     _check_room(low, high)
     if (where := _first((rows < low) | (rows > high))) is not None:
-        raise ValueError(
+        raise InputError(
             f"expected values in [{float(low[where[1:]])}, {float(high[where[1:]])}]; got "
             f"{float(rows[where])} in row {where[0]}, entry {where[1:]}. Give the bounds of the "
             "data, as numbers or for each entry."
@@ -301,12 +302,12 @@ def _check_values(rows: Tensor, bounds: Bounds | None) -> None:
 def _check_room(low: Tensor, high: Tensor) -> None:
     room = high - low
     if (where := _first(~(room.isfinite() & (room >= 0)))) is not None:
-        raise ValueError(
+        raise InputError(
             f"expected finite bounds, the lower one first; got {float(low[where])} and "
             f"{float(high[where])} for entry {where}. Leave bounds= out if there are none."
         )
     if not bool((room > 0).any()):
-        raise ValueError(
+        raise InputError(
             "expected bounds with room between them in at least one entry; got equal ones in all, "
             f"{float(low.min())} and the like. Give wider ones: nothing could be learned."
         )
@@ -319,7 +320,7 @@ def _by_entry(bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return low.expand(shape), high.expand(shape)
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"expected bounds that broadcast against a row of shape {tuple(shape)}; got shapes "
             f"{tuple(low.shape)} and {tuple(high.shape)}. Give two numbers, or tensors like a row."
         ) from error

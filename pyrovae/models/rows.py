@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Batch, Data, all_rows, take_rows
+from pyrovae.errors import InputError
 from pyrovae.models.pair import Pair
 from pyrovae.models.state import PyroFunction
 
@@ -30,7 +31,7 @@ def over_rows(pair: Pair, *data: Data) -> tuple[Pair, tuple[Tensor, ...]]:
     batches = [all_rows(rows) for rows in data]
     counts = {len(batch) for batch in batches}
     if len(counts) > 1:
-        raise ValueError(
+        raise InputError(
             f"expected as many arguments in each data set; got {[len(batch) for batch in batches]}."
         )
     if counts == {1}:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Batch
+from pyrovae.errors import InputError
 from pyrovae.models.sites import Reader, Reading
 
 ASSIGNMENTS = 256  # of discrete latent sites, at most, that are summed over
@@ -62,7 +63,7 @@ class Scorer:
         for reading in readings:
             observed = reading.observed
             if not observed:
-                raise ValueError(
+                raise InputError(
                     "expected an observed site in the model; got none. Give a site obs=, and the "
                     "data as an argument; observed= names one of several."
                 )
@@ -88,7 +89,7 @@ class Scorer:
             with torch.no_grad(), torch.random.fork_rng():
                 guide = self.guide.read(batch)[0]
             if wanted := [name for name in rest if name in guide.latent]:
-                raise ValueError(
+                raise InputError(
                     f"expected {list(self.sites)} to be all of the model's latent sites; got also "
                     f"{wanted}, which can't be summed over. Name all of them as one: "
                     f"site={(*self.sites, *wanted)}."

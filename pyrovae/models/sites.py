@@ -20,13 +20,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae.batches import Batch, take_rows
+from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.models.state import PyroFunction
 
 Node = Mapping[str, Any]
 
 
-class OtherRows(ValueError):
+class OtherRows(InputError):
     """A site speaks of another number of rows than the batch has."""
 
 
@@ -75,15 +76,15 @@ class Reading:
         """The latent site of a name.
 
         Raises:
-            ValueError: with the names of those there are.
+            InputError: with the names of those there are.
         """
         if site not in self.nodes:
-            raise ValueError(
+            raise InputError(
                 f"expected a latent site {site!r} in the {self.where}; got {self.latent}. Name one "
                 "of those with site=."
             )
         if site not in self.latent:
-            raise ValueError(
+            raise InputError(
                 f"expected site {site!r} of the {self.where} to be latent; got an observed one. "
                 f"Latent are {self.latent}: name one of those with site=."
             )
@@ -93,7 +94,7 @@ class Reading:
         """The distribution at a site, batch shape ``(kept,)``; event shape ``(D,)`` if flattened.
 
         Raises:
-            ValueError: if the site is in no data plate, or its family can't be laid out in rows.
+            InputError: if the site is in no data plate, or its family can't be laid out in rows.
         """
         node = self.nodes[site]
         fn = node["fn"]
@@ -102,7 +103,7 @@ class Reading:
         try:
             by_row = families.rows_first(fn, self.dim(site), flatten=flatten)
         except ValueError as error:
-            raise ValueError(f"{error} It stands at the {self.where}'s site {site!r}.") from error
+            raise InputError(f"{error} It stands at the {self.where}'s site {site!r}.") from error
         if self.kept < self.rows:
             by_row = families.take(by_row, slice(0, self.kept))
         return by_row
@@ -131,7 +132,7 @@ class Reading:
         """The batch dimension of the data plate at a site, counted from the right.
 
         Raises:
-            ValueError: if no plate around the site, or more than one, has a row for each datum.
+            InputError: if no plate around the site, or more than one, has a row for each datum.
         """
         node = self.nodes[site]
         frames = _frames(node)
@@ -143,12 +144,12 @@ class Reading:
             return int(found[0].dim)
         plates = {f.name: _size(f, node) for f in frames}
         if len(found) > 1:
-            raise ValueError(
+            raise InputError(
                 f"expected one plate of {self.rows} rows around the {self.where}'s site {site!r}; "
                 f"got {plates}. Name the one over the data with data_plate=."
             )
         if not plates:
-            raise ValueError(
+            raise InputError(
                 f"expected a plate over the data around the {self.where}'s site {site!r}; got "
                 'none, so that no row has a part of its own. Put it under with pyro.plate("data", '
                 "len(x)): or, if it is one for all rows, fix it with poutine.condition."
@@ -251,7 +252,7 @@ class Reader:
             reason = str(error).splitlines()[0]
             if not reason.startswith("Shape mismatch inside plate"):
                 raise
-            raise ValueError(
+            raise InputError(
                 f"expected the dimensions of one row to be event dimensions in the {self.where}; "
                 f"got: {reason}. Declare them with .to_event(1), or give them a plate of their own."
             ) from error
@@ -365,7 +366,7 @@ def _as_value(code: Tensor, fn: dist.Distribution, dim: int, site: str) -> Tenso
     others = torch.Size([n for i, n in enumerate(fn.batch_shape) if i != axis])
     units = (others + fn.event_shape).numel()
     if code.shape != (fn.batch_shape[axis], units):
-        raise ValueError(
+        raise InputError(
             f"expected codes of shape {(fn.batch_shape[axis], units)} at the model's site "
             f"{site!r}; got {tuple(code.shape)}. Give guide and model as many latent units there."
         )

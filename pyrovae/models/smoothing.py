@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.priors import FlowPrior
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 MOMENT_DRAWS = 64  # from each component, at least; four for each unit where that is more
 HELD = 1 << 22  # numbers drawn at once
@@ -34,14 +35,14 @@ class Inflated:
         amount: h ≥ 0, in units of Var_m(μ_m), per unit; 0 is the mixture as it is.
 
     Raises:
-        ValueError: for an amount that is negative or not finite.
+        InputError: for an amount that is negative or not finite.
     """
 
     amount: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.amount < math.inf:
-            raise ValueError(f"expected a finite amount of at least 0; got {self.amount}. Try 0.2.")
+            raise InputError(f"expected a finite amount of at least 0; got {self.amount}. Try 0.2.")
 
     @property
     def name(self) -> str:
@@ -49,7 +50,7 @@ class Inflated:
         return f"variances inflated by {self.amount:g} Var(μ)" if self.amount else "as it is"
 
     def check(self, agg: Mixture) -> None:
-        """Raises ``ValueError`` if components other than normal ones are to be inflated."""
+        """Raises ``InputError`` if components other than normal ones are to be inflated."""
         if self.amount:
             _need_normals(agg)
 
@@ -72,7 +73,7 @@ class InflatedByUnit:
         codes: codes in a step, each against all components.
 
     Raises:
-        ValueError: for less than one of either.
+        InputError: for less than one of either.
     """
 
     steps: int = 40
@@ -87,7 +88,7 @@ class InflatedByUnit:
         return "variances inflated unit by unit"
 
     def check(self, agg: Mixture) -> None:
-        """Raises ``ValueError`` unless there are two or more diagonal normals over vectors."""
+        """Raises ``InputError`` unless there are two or more diagonal normals over vectors."""
         _two_diagonal_normals(agg)
 
     def amounts(self, agg: AggregatedPosterior, *, seed: int) -> Tensor:
@@ -113,7 +114,7 @@ class Reduced:
             seed share none with those of another.
 
     Raises:
-        ValueError: for less than one component or start, another covariance, or a shrinkage that
+        InputError: for less than one component or start, another covariance, or a shrinkage that
             is negative or not finite.
 
     Ormoneit & Tresp 1998, "Averaging, maximum penalized likelihood and Bayesian estimation for
@@ -129,9 +130,9 @@ class Reduced:
         _need_counts(components=self.components, starts=self.starts)
         if self.covariance not in ("diagonal", "full"):
             given = repr(self.covariance)
-            raise ValueError(f"expected covariance 'diagonal' or 'full'; got {given}. Use one.")
+            raise InputError(f"expected covariance 'diagonal' or 'full'; got {given}. Use one.")
         if not 0 <= self.shrinkage < math.inf:
-            raise ValueError(f"expected a finite shrinkage of at least 0; got {self.shrinkage}.")
+            raise InputError(f"expected a finite shrinkage of at least 0; got {self.shrinkage}.")
 
     @property
     def name(self) -> str:
@@ -142,11 +143,11 @@ class Reduced:
         return of if self.starts == 1 else f"{of}, {self.starts} averaged"
 
     def check(self, agg: Mixture) -> None:
-        """Raises ``ValueError`` for fewer components than are wanted, or events but vectors."""
+        """Raises ``InputError`` for fewer components than are wanted, or events but vectors."""
         _need_vectors(agg)
         if self.components > agg.size:
             wanted = self.components
-            raise ValueError(f"expected 1 to {agg.size} components; got {wanted}. Use fewer.")
+            raise InputError(f"expected 1 to {agg.size} components; got {wanted}. Use fewer.")
 
     def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
         """The density."""
@@ -186,7 +187,7 @@ class Flow:
         learning_rate: of Adam at the start; it falls to 0 along a cosine.
 
     Raises:
-        ValueError: for less than one step, draw, layer or hidden unit, or a rate not above 0.
+        InputError: for less than one step, draw, layer or hidden unit, or a rate not above 0.
     """
 
     steps: int = 200
@@ -200,7 +201,7 @@ class Flow:
         _need_counts(hidden=min(self.hidden, default=0))
         if not 0 < self.learning_rate < math.inf:
             given = self.learning_rate
-            raise ValueError(f"expected a finite learning rate above 0; got {given}. Try 1e-2.")
+            raise InputError(f"expected a finite learning rate above 0; got {given}. Try 1e-2.")
 
     @property
     def name(self) -> str:
@@ -209,10 +210,10 @@ class Flow:
         return f"a flow of {self.layers} coupling{plural}, {self.steps} steps"
 
     def check(self, agg: Mixture) -> None:
-        """Raises ``ValueError`` unless codes are vectors of two units or more."""
+        """Raises ``InputError`` unless codes are vectors of two units or more."""
         _need_vectors(agg)
         if agg.event_shape.numel() < 2:
-            raise ValueError("expected at least 2 units for a flow to couple; got 1. Use Reduced.")
+            raise InputError("expected at least 2 units for a flow to couple; got 1. Use Reduced.")
 
     def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
         """The density, in units of the standard deviations of some draws."""
@@ -239,7 +240,7 @@ def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
             for each, shape ``(D,)``.
 
     Raises:
-        ValueError: if the components are not normal.
+        InputError: if the components are not normal.
     """
     if not isinstance(amount, Tensor) and amount == 0:
         return agg
@@ -300,7 +301,7 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
     """Amounts by unit that maximise the leave-one-out log density of codes, shape ``(D,)``.
 
     Raises:
-        ValueError: unless there are two or more diagonal normals over vectors.
+        InputError: unless there are two or more diagonal normals over vectors.
     """
     normal = _two_diagonal_normals(agg)
     loc, variance = ((t.detach() - shift) / unit for t, shift, unit in _standard(agg, *normal))
@@ -349,7 +350,7 @@ def _train(flow: FlowPrior, batches: Iterator[Tensor], recipe: Flow) -> None:
         schedule.step()
         density.clear_cache()
         if not loss.isfinite():
-            raise ValueError(f"expected a finite loss; got {float(loss)}. Lower the learning_rate.")
+            raise InputError(f"expected a finite loss; got {float(loss)}. Lower the learning_rate.")
 
 
 def _batches(source: AggregatedPosterior, recipe: Flow) -> Iterator[Tensor]:
@@ -361,20 +362,19 @@ def _batches(source: AggregatedPosterior, recipe: Flow) -> Iterator[Tensor]:
 
 
 def _named(seed: int, start: int) -> int:
-    """The seed that the pair names; seed + start would name the starts of neighbours too."""
-    with seeded(seed, 5, start):
-        return int(torch.randint(1 << 62, ()))
+    """The seed of a start; seed + start would name the starts of neighbours too."""
+    return derived_seed(seed, "start", start)
 
 
 def _need_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"expected {name} of at least 1, a whole number; got {value!r}.")
+            raise InputError(f"expected {name} of at least 1, a whole number; got {value!r}.")
 
 
 def _need_vectors(agg: Mixture) -> None:
     if len(agg.event_shape) != 1:
-        raise ValueError(
+        raise InputError(
             f"expected codes that are vectors, event shape (D,); got {tuple(agg.event_shape)}. "
             "Use Inflated, which takes any shape."
         )
@@ -382,7 +382,7 @@ def _need_vectors(agg: Mixture) -> None:
 
 def _need_normals(agg: Mixture) -> None:
     if not is_normal(agg.component_distribution):
-        raise ValueError(
+        raise InputError(
             "expected normal components, whose variances can be inflated; got "
             f"{families.family(agg.component_distribution)}. Use Inflated(0)."
         )
@@ -393,7 +393,7 @@ def _two_diagonal_normals(agg: Mixture) -> tuple[Tensor, Tensor]:
     normal = families.diagonal_normal(agg.component_distribution)
     _need_vectors(agg)
     if normal is None or agg.size < 2:
-        raise ValueError(
+        raise InputError(
             "expected at least 2 diagonal normal components, to choose an amount for each unit; "
             f"got {agg.size} of {families.family(agg.component_distribution)}. Use Inflated."
         )

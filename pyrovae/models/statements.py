@@ -11,17 +11,19 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.errors import InputError
+
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:
     """The plate ``"data"`` over the rows of ``x``, of ``size`` rows in all.
 
     Raises:
-        ValueError: if there are fewer rows in all than in ``x``.
+        InputError: if there are fewer rows in all than in ``x``.
     """
     if size is None or size == len(x):
         return pyro.plate("data", len(x))
     if size < len(x):
-        raise ValueError(
+        raise InputError(
             f"expected size ≥ {len(x)}, the number of rows of x; got {size}. It is the number "
             "of rows of the whole data set."
         )
@@ -75,7 +77,7 @@ def as_prior(prior: Prior) -> nn.Module:
         prior: such a module, p(z) itself, or a result that has it as its ``distribution``.
 
     Raises:
-        ValueError: for anything else.
+        InputError: for anything else.
     """
     if isinstance(prior, nn.Module):
         return prior
@@ -83,7 +85,7 @@ def as_prior(prior: Prior) -> nn.Module:
     density = prior if own else getattr(prior, "distribution", None)
     if not isinstance(density, dist.Distribution):
         kind = f"{type(prior).__module__}.{type(prior).__qualname__}".removeprefix("builtins.")
-        raise ValueError(
+        raise InputError(
             "expected a prior that is a module whose forward returns p(z), a distribution of "
             f"pyro.distributions, or the result of fit_ex_post_prior; got {kind}. Give one of "
             "these, such as StandardNormal(latent)."
@@ -99,16 +101,16 @@ def check_prior(prior: dist.Distribution, x: Tensor) -> None:
         x: the rows.
 
     Raises:
-        ValueError: saying what it is and what to declare.
+        InputError: saying what it is and what to declare.
     """
     if not isinstance(prior, dist.Distribution):
-        raise ValueError(
+        raise InputError(
             f"expected the prior to return a distribution; got {type(prior).__name__}. Return "
             "one of pyro.distributions from its forward."
         )
     batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
     if len(event) != 1 or batch not in ((), (1,), (len(x),)):
-        raise ValueError(
+        raise InputError(
             f"expected the prior to return a distribution with batch shape () and event shape "
             f"(D,); got {batch} and {event}. Declare the units of a code as event dimensions with "
             ".to_event(1)."
@@ -125,7 +127,7 @@ def encoded(who: str, encoder: nn.Module, x: Tensor, *codes: Tensor) -> dist.Dis
         codes: of layers above.
 
     Raises:
-        ValueError: if it returns something else, or fails on whole numbers that are not of its
+        InputError: if it returns something else, or fails on whole numbers that are not of its
             dtype.
     """
     try:
@@ -134,7 +136,7 @@ def encoded(who: str, encoder: nn.Module, x: Tensor, *codes: Tensor) -> dist.Dis
         own = next((p.dtype for p in encoder.parameters()), x.dtype)
         if x.is_floating_point() or x.dtype == own:
             raise
-        raise ValueError(
+        raise InputError(
             f"expected rows that the {who} takes, of its dtype {own}; got {x.dtype}: {error}. "
             f"Convert them: x.to({own})."
         ) from error
@@ -161,7 +163,7 @@ def decoding(
         encoder, prior: who they are, for the error.
 
     Raises:
-        ValueError: if they differ.
+        InputError: if they differ.
     """
     try:
         yield
@@ -190,7 +192,7 @@ def check_rows(
     if event_shape is None:
         event_shape = event[-1:] or ("D",)
     if event != event_shape or batch[-1:] != (len(x),):
-        raise ValueError(
+        raise InputError(
             f"expected the {who} to return a distribution with batch shape ({len(x)},) and event "
             f"shape {event_shape}; got {batch} and {event}. Declare the dimensions of one row as "
             "event dimensions with .to_event(...), and check the sizes of the networks."
@@ -203,8 +205,8 @@ def check_codes(z: Tensor, density: dist.Distribution, *, encoder: str, prior: s
         raise _other_units(density, z.shape[-1], encoder=encoder, prior=prior)
 
 
-def _other_units(density: dist.Distribution, units: int, *, encoder: str, prior: str) -> ValueError:
-    return ValueError(
+def _other_units(density: dist.Distribution, units: int, *, encoder: str, prior: str) -> InputError:
+    return InputError(
         f"expected codes of the {prior}'s event shape {tuple(density.event_shape)}; got "
         f"{units} latent units. Give {encoder} and {prior} the same number."
     )

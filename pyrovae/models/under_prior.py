@@ -7,6 +7,7 @@ from typing import Any
 import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
 
+from pyrovae.errors import InputError
 from pyrovae.models.state import PyroFunction
 
 
@@ -23,7 +24,7 @@ class UnderPrior:
         site: name of the latent site.
 
     Raises:
-        ValueError: for several sites; and when it runs, if the model has no such site or its event
+        InputError: for several sites; and when it runs, if the model has no such site or its event
             shape does not fit.
 
     >>> import pyro, torch
@@ -39,7 +40,7 @@ class UnderPrior:
 
     def __init__(self, model: PyroFunction, prior: dist.Distribution, *, site: str = "z") -> None:
         if not isinstance(site, str):
-            raise ValueError(
+            raise InputError(
                 f"expected one latent site, whose distribution is replaced; got {site!r}. Give the "
                 "density of several as prior= to log_evidence, with site= as it is here."
             )
@@ -52,7 +53,7 @@ class UnderPrior:
         with replacing:
             result = self.fn(*args, **kwargs)
         if not replacing.met:
-            raise ValueError(
+            raise InputError(
                 f"expected a site {self.site!r} in the model, to stand under another prior; got "
                 "none. Give the name of its latent site with site=."
             )
@@ -74,13 +75,13 @@ class _Replacing(Messenger):
         self.met = True
         old, new = msg["fn"], self.prior
         if old.event_shape != new.event_shape:
-            raise ValueError(
+            raise InputError(
                 f"expected a prior of the event shape at site {self.site!r}, "
                 f"{tuple(old.event_shape)}; got {tuple(new.event_shape)}. Both have to be over one "
                 "vector a row: declare its units with .to_event(1)."
             )
         if tuple(new.batch_shape) not in ((), (1,), tuple(old.batch_shape)):
-            raise ValueError(
+            raise InputError(
                 f"expected a prior for one row, batch shape (), at site {self.site!r}; got "
                 f"{tuple(new.batch_shape)}. Declare the units of a code with .to_event(1)."
             )

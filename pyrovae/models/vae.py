@@ -36,7 +36,7 @@ class VAE(nn.Module):
         name: under which the parameters stand in Pyro's parameter store.
 
     Raises:
-        ValueError: for a prior that is none of these; and when it runs, if the modules return
+        InputError: for a prior that is none of these; and when it runs, if the modules return
             distributions of other shapes, or a row has a value that the likelihood excludes.
 
     >>> import pyrovae as pv, torch

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.diagnostics.guide_check import GuideCheck
+from pyrovae.errors import InputError
 from pyrovae.report import (
     answers,
     findings,
@@ -110,11 +111,11 @@ def write(path: str | os.PathLike[str], html: str) -> Path:
     """Write a page so that ``path`` holds either what it held before or all of the page.
 
     Raises:
-        ValueError: if the folder does not exist.
+        InputError: if the folder does not exist.
     """
     target = Path(path)
     if not target.parent.is_dir():
-        raise ValueError(
+        raise InputError(
             f"expected a folder to write {target.name} into; got {target.parent}, which does not "
             "exist. Create it first."
         )

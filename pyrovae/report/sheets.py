@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.errors import InputError
 from pyrovae.report.style import (
     COLOURS,
     WIDTH,
@@ -58,7 +59,7 @@ def pseudo_inputs(diagnosis: Diagnosis) -> Figure:
     """Data beside the pseudo-inputs of a VampPrior, drawn as `sample_sheets` draws them."""
     inputs = diagnosis.pictures.pseudo_inputs
     if inputs is None:
-        raise ValueError("expected a pair whose prior is a VampPrior; got none.")
+        raise InputError("expected a pair whose prior is a VampPrior; got none.")
     data = diagnosis.pictures.data
     found = inputs.reshape(len(inputs), *data.shape[1:])
     return _sheets({"data": data[: len(inputs)], "pseudo-inputs": found}, 2)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
+
 FORMAT = 1
 
 
@@ -55,7 +57,7 @@ def load(path: Path, fingerprint: dict[str, str]) -> Checkpoint:
     """Read a checkpoint of the same settings and data; tensors come back on the CPU.
 
     Raises:
-        ValueError: if the file is no checkpoint of this library, or one of another run.
+        InputError: if the file is no checkpoint of this library, or one of another run.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -69,12 +71,12 @@ def load(path: Path, fingerprint: dict[str, str]) -> Checkpoint:
         AttributeError,
         pickle.UnpicklingError,
     ) as e:
-        raise ValueError(
+        raise InputError(
             f"expected a checkpoint of pyrovae.fit in {path}; got another or a damaged file "
             f"({type(e).__name__}). Name another file with checkpoint=."
         ) from e
     if version != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"expected a checkpoint of format {FORMAT} in {path}; got {version}. Train anew."
         )
     names = sorted(fingerprint.keys() | checkpoint.fingerprint.keys())
@@ -84,7 +86,7 @@ def load(path: Path, fingerprint: dict[str, str]) -> Checkpoint:
         if fingerprint.get(name) != checkpoint.fingerprint.get(name)
     ]
     if differing:
-        raise ValueError(
+        raise InputError(
             f"expected the settings and data that {path} was written with; got "
             f"{'; '.join(differing)}. Resume with the same ones, or name another checkpoint."
         )
@@ -95,15 +97,15 @@ def check_path(path: Path, *, resume: bool) -> None:
     """See that a checkpoint can be written to ``path`` without losing one.
 
     Raises:
-        ValueError: if the folder does not exist, or a checkpoint would be overwritten.
+        InputError: if the folder does not exist, or a checkpoint would be overwritten.
     """
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(
+        raise InputError(
             f"expected a folder that can be written to; got {path.parent}. Create it first."
         )
     if path.is_dir():
-        raise ValueError(f"expected the name of a file; got the folder {path}. Append a file name.")
+        raise InputError(f"expected the name of a file; got the folder {path}. Append a file name.")
     if path.exists() and not resume:
-        raise ValueError(
+        raise InputError(
             f"expected no file at {path}; got one. Go on from it with resume=True, or name another."
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Batches, Data, Transform, as_batches
+from pyrovae.errors import InputError
 from pyrovae.models.pair import PyroFunction, modules_of
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
@@ -90,7 +91,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         the history, the best epoch and why training stopped.
 
     Raises:
-        ValueError: for data or settings that can't be used, or a checkpoint of another run.
+        InputError: for data or settings that can't be used, or a checkpoint of another run.
         NonFiniteLoss: if the loss is NaN or infinite; the checkpoint stays as it was.
 
     >>> import pyrovae as pv
@@ -104,7 +105,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         epochs=epochs, kl_warmup=kl_warmup, clip_norm=clip_norm, patience=patience, seed=seed
     )
     if patience is not None and validation is None:
-        raise ValueError("expected validation data for patience; got none. Pass validation=.")
+        raise InputError("expected validation data for patience; got none. Pass validation=.")
     path = _checkpoint_path(checkpoint, resume)
     rows = as_batches(train, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
@@ -137,7 +138,7 @@ def _set_up(evaluator: Evaluator, rows: Batches, device: torch.device | str | No
     evaluator.device = home
     trainable = evaluator.survey(first)
     if not trainable.parameters:
-        raise ValueError(
+        raise InputError(
             "expected parameters to train; got none that requires a gradient. Declare them with "
             "pyro.param or pyro.module."
         )
@@ -150,7 +151,7 @@ def _set_up(evaluator: Evaluator, rows: Batches, device: torch.device | str | No
 def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None:
     if checkpoint is None:
         if resume:
-            raise ValueError("expected a file to resume from; got none. Pass checkpoint=.")
+            raise InputError("expected a file to resume from; got none. Pass checkpoint=.")
         return None
     path = Path(checkpoint)
     check_path(path, resume=resume)
@@ -163,7 +164,7 @@ def _check_alike(train: Batches, validation: Batches) -> None:
         for rows in (train, validation)
     ]
     if shapes[0] != shapes[1]:
-        raise ValueError(
+        raise InputError(
             f"expected validation rows of the shape and dtype of the training rows, {shapes[0]}; "
             f"got {shapes[1]}. Reshape or convert one of them."
         )

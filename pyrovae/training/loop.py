@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Batch, Batches, Transform
+from pyrovae.errors import InputError
 from pyrovae.models.pair import PyroFunction
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded
@@ -68,9 +69,9 @@ class Settings:
         for name, least in (("epochs", 1), ("kl_warmup", 0), ("patience", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"expected {name} ≥ {least}; got {value}.")
+                raise InputError(f"expected {name} ≥ {least}; got {value}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(
+            raise InputError(
                 f"expected clip_norm > 0; got {self.clip_norm}. Pass None for no clipping."
             )
 
@@ -180,10 +181,10 @@ class Trainer:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: if it is of another pair, or has more epochs than this run is to have.
+            InputError: if it is of another pair, or has more epochs than this run is to have.
         """
         if checkpoint.epoch > self.settings.epochs:
-            raise ValueError(
+            raise InputError(
                 f"expected epochs ≥ {checkpoint.epoch}, those of the checkpoint; got "
                 f"{self.settings.epochs}. Raise epochs, or name another checkpoint."
             )
@@ -219,7 +220,7 @@ class Trainer:
                 bar.tick()
         new = set(pyro.get_param_store().keys()) - self.known
         if new:
-            raise ValueError(
+            raise InputError(
                 f"expected every pyro.param statement to be run on the first batch; got {new} "
                 "later, which were not trained. Run the statements whatever the batch is."
             )
@@ -308,10 +309,10 @@ def unchecked(run: Callable[[], T], refusal: ValueError) -> T:
     """What a run returns without the argument checks that have refused it.
 
     Raises:
-        ValueError: the refusal, if it is the library's own, which says what to do, or if there is
+        InputError: the refusal, if it is the library's own, which says what to do, or if there is
             no such run: of a category that is none, say.
     """
-    if str(refusal).startswith("expected"):  # torch's own begin with a capital
+    if isinstance(refusal, InputError):
         raise refusal
     try:
         with argument_checks(False):

@@ -18,6 +18,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from pyrovae.errors import InputError
 from pyrovae.models.pair import PyroFunction
 
 Objective = Callable[..., Tensor]
@@ -51,7 +52,7 @@ def elbo(
         ``pyro.plate("data", len(x))``, N for ``pyro.plate("data", N, subsample=...)``.
 
     Raises:
-        ValueError: if a latent site of the guide is not reparametrised.
+        InputError: if a latent site of the guide is not reparametrised.
 
     Paper: Kingma & Welling 2014; warm-up: Sønderby et al. 2016.
     """
@@ -65,13 +66,13 @@ def as_objective(objective: Objective | pyro.infer.ELBO) -> Objective:
     """An objective as it is, or Pyro's own estimator as one, its latent sites scaled in a warm-up.
 
     Raises:
-        ValueError: if Pyro's estimator has no differentiable loss.
+        InputError: if Pyro's estimator has no differentiable loss.
     """
     if not isinstance(objective, pyro.infer.ELBO):
         return objective
     estimator = objective
     if not hasattr(estimator, "differentiable_loss"):
-        raise ValueError(
+        raise InputError(
             f"expected an estimator with a differentiable_loss; got {type(estimator).__name__}. "
             "Use Trace_ELBO, TraceMeanField_ELBO or TraceEnum_ELBO."
         )
@@ -117,7 +118,7 @@ def _one_draw(
     model_sites, guide_sites = _sample_sites(model_trace), _sample_sites(guide_trace)
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]
     if missing := [name for name in latents if name not in guide_sites]:
-        raise ValueError(
+        raise InputError(
             f"expected a site in the guide for every latent site of the model; got none for "
             f"{missing}. Add it, or sum it out with objective=pyro.infer.TraceEnum_ELBO()."
         )
@@ -191,7 +192,7 @@ def _weighted(values: Tensor, site: Site) -> Tensor:
 
 def _reparametrised(site: Site) -> Site:
     if not site["fn"].has_rsample:
-        raise ValueError(
+        raise InputError(
             f"expected reparametrised latent sites in the guide; got {site['fn']} at site "
             f"{site['name']!r}. Pass objective=pyro.infer.Trace_ELBO() or TraceEnum_ELBO()."
         )

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrovae.batches import Batch
+from pyrovae.errors import InputError
 from pyrovae.models.state import PyroFunction, called_modules, modules_of
 from pyrovae.training.objectives import Objective
 
@@ -38,13 +39,13 @@ class Trainable:
         """Write a :meth:`state` back in place, so that modules and the parameter store both see it.
 
         Raises:
-            ValueError: if names or shapes are not those of this pair.
+            InputError: if names or shapes are not those of this pair.
         """
         own = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
         got = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if own != got:
             differing = sorted(dict(own.items() ^ got.items()))
-            raise ValueError(
+            raise InputError(
                 f"expected the parameters of this pair; got others at {differing[:5]}. "
                 "Resume with the pair that wrote the checkpoint."
             )
@@ -95,7 +96,7 @@ def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch
     """Run the pair once in evaluation mode, without gradient, and note what it touches.
 
     Raises:
-        ValueError: if there is nothing to train, or no plate over the rows.
+        InputError: if there is nothing to train, or no plate over the rows.
     """
     notes = _Notes()
     # fork_rng: a survey may fall between two training steps and must not change their draws.
@@ -138,7 +139,7 @@ class _Notes(Messenger):
         found = {name: size for name, size, _ in self.frames}
         if -1 in found.values():  # pyro.plate("data"), which has as many rows as come
             return rows
-        raise ValueError(
+        raise InputError(
             f"expected a plate over the {rows} rows of a batch; got plates {found}. Write "
             'with pyro.plate("data", len(x)): around the latent and the observed site.'
         )
