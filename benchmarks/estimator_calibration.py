@@ -385,7 +385,7 @@ def inference(repetitions: int, size: int = 40, at_once: int = 50) -> list[Row]:
     evidence = dist.MultivariateNormal(torch.zeros(4), weight @ weight.T + noise**2 * torch.eye(4))
     found: dict[str, list[Estimate]] = {"amortization": [], "approximation": [], "inference": []}
     for start in range(0, repetitions, at_once):
-        with seeded(start):
+        with seeded(start, "rows"):
             x = evidence.sample(torch.Size([at_once * size]))
         gaps = inference_gaps(model, guide, x, draws=500, seed=start)
         for i in range(0, len(x), size):
@@ -405,7 +405,7 @@ def activity(repetitions: int, units: int = 400, size: int = 5000) -> list[Row]:
     variance = torch.linspace(0.007, 0.013, units)
     found = []
     for seed in range(repetitions):
-        with seeded(seed):
+        with seeded(seed, "means"):
             means = variance.sqrt() * torch.randn(size, units)
         encoding = dist.Normal(means, torch.ones(size, units)).to_event(1)
         found.append(collapse(encoding).active_units)

@@ -202,7 +202,7 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
         _binary(part.values, options.seed, number) if grey else part.values
         for number, part in enumerate(parts)
     )
-    with seeded(options.seed):
+    with seeded(options.seed, "initial weights"):
         vae = build(data, train, likelihood, options)
     return _Task(
         vae.model,
@@ -228,7 +228,7 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
 def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _Task:
     """A pair of one's own, to be trained here or trained elsewhere."""
     parts = split(data, seed=options.seed)
-    with seeded(options.seed):
+    with seeded(options.seed, "own pair"):
         pair = make_pair(which, parts.train)
     train, validation, held_out = (pair.arguments(part) for part in parts)
     sites = Pair(pair.model, pair.guide, which.site, which.observed, which.data_plate)
@@ -362,8 +362,8 @@ def _units(train: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
     return train.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
-def _binary(x: Tensor, *seeds: int) -> Tensor:
-    with seeded(*seeds):
+def _binary(x: Tensor, seed: int, part: int) -> Tensor:
+    with seeded(seed, "grey pixels", part):
         return torch.bernoulli(x)
 
 

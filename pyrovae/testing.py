@@ -50,7 +50,7 @@ class LinearGaussian:
 
     def sample(self, rows: int, *, seed: int = 0) -> Tensor:
         """Draws from p(x), shape ``(rows, P)``."""
-        with seeded(seed):
+        with seeded(seed, "rows of p(x)"):
             return self.evidence().sample(torch.Size([rows]))
 
     def vae(self, *, scale: float = 1.0, shift: float = 0.0) -> VAE:
@@ -102,7 +102,7 @@ def linear_gaussian_vae(
     """
     if data_dim < latent:
         raise InputError(f"expected data_dim ≥ latent; got {data_dim} < {latent}.")
-    with seeded(seed):
+    with seeded(seed, "weights of a linear decoder"):
         raw = torch.randn(data_dim, latent, dtype=torch.float64)
         bias = torch.randn(data_dim, dtype=torch.float64)
     columns, _ = torch.linalg.qr(raw)

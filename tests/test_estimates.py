@@ -45,7 +45,7 @@ def test_no_error_bar_is_invented(values: list[float]) -> None:
 def test_streams_do_not_meet_and_leave_no_trace() -> None:
     before = torch.get_rng_state()
     draws = []
-    for seeds in [(0,), (1,), (0, 0), (0, 1), (1, 0)]:
+    for seeds in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 1)]:
         with seeded(*seeds):
             draws.append(torch.rand(4))
     assert torch.equal(torch.get_rng_state(), before)

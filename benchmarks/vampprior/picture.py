@@ -24,7 +24,7 @@ def draw(standard: Row, vamp: Row, settings: Settings, path: Path) -> None:
     pair, _, images = train(standard, settings)
     learned, _, _ = train(vamp, settings)
     agg, ex_post = ex_post_prior(standard, pair, images, CANDIDATES)
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad(), seeded(0, "picture"):
         n = torch.Size([COLUMNS])
         rows = {
             "data": images.test[:COLUMNS],

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from pyrovae.evidence.result import Evidence
 
-RESOLVED = 2.0  # standard errors that a difference must exceed to count
-# … and nats: differences are skewed, since a density with light tails gains a little at most data
-# points and loses much at few, which a small sample may not contain.
+# Nats that a difference must exceed, beside being beyond doubt: differences are skewed, since a
+# density with light tails gains a little at most data points and loses much at few, which a small
+# sample may not contain.
 RELEVANT = 0.1
 PREFERENCE = ("prior", "ex_post", "q_agg")  # among densities that the data do not tell apart
 
@@ -29,6 +29,8 @@ def advise(evidence: Mapping[str, Evidence], names: Mapping[str, str]) -> str:
     }
     said = {
         name: f"{names[name]} changes it by {change.value:+.2f} ± {change.standard_error:.2f}"
+        if not change.unresolved
+        else f"what {names[name]} changes can't be told: {change.unresolved}"
         for name, change in changes.items()
     }
     if choice == "prior":
@@ -50,4 +52,4 @@ def _beaten(one: Evidence, best: Evidence) -> bool:
     if one is best:
         return False
     lead = best.minus(one)
-    return lead.value > max(RESOLVED * lead.standard_error, RELEVANT)
+    return lead.value > RELEVANT and lead.excludes(0.0)

@@ -13,7 +13,7 @@ from pyrovae.batches import Data, all_rows, take_rows
 from pyrovae.errors import InputError
 from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,8 +149,8 @@ def calibrate(
                 "expected a pair that takes any number of rows, to simulate as many as are asked "
                 "for; got one with a plate or parameters of fixed size. Write an amortized guide."
             )
-        x, z = simulate(pair, take_rows(rows, chosen), seed=seed)
-        with seeded(seed, 1):
+        x, z = simulate(pair, take_rows(rows, chosen), seed=derived_seed(seed, "calibration"))
+        with seeded(seed, "ranks"):
             ranks = (pair.encode(x).sample(torch.Size([DRAWS])) < z).sum(0)
             pit = (ranks + torch.rand_like(z)) / (DRAWS + 1)
     p_values = _uniformity(ranks)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.randomness import seeded
 
-DRAWS = 2  # draws a data point: the fewest from which the variance within a point can be told
+DRAWS = 2  # at a data point at least: the fewest from which the variance within it can be told
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Codes:
 
 
 def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Codes:
-    """``DRAWS`` codes at each of min(N, size / DRAWS) data points, chosen without replacement.
+    """As many codes at each of min(N, size / 2) data points, chosen without replacement.
+
+    There are two at each, or more where the data points are few.
 
     Args:
         encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
@@ -48,9 +50,9 @@ def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Code
         raise InputError(
             f"expected at least {2 * DRAWS} codes of 2 data points or more; got {size}."
         )
-    with seeded(seed):
+    with seeded(seed, "codes"):
         index = torch.randperm(population)[:points].sort().values
-        z = encoding.sample(torch.Size([DRAWS]))
+        z = encoding.sample(torch.Size([max(DRAWS, size // points)]))
     log_guide = encoding.log_prob(z)
     return Codes(index, z[:, index].movedim(0, 1), log_guide[:, index].T, population)
 
@@ -86,7 +88,7 @@ def moments(encoding: dist.Distribution, *, draws: int = 64, seed: int = 0) -> M
     try:
         return Moments(encoding.mean, encoding.mean, encoding.stddev)
     except NotImplementedError:
-        with seeded(seed):
+        with seeded(seed, "moments"):
             like = encoding.sample()
             first, second, squares = (torch.zeros_like(like, dtype=torch.float64) for _ in range(3))
             for total in (first, second):

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 
 from pyrovae.diagnostics.codes import Codes, Moments
 from pyrovae.diagnostics.surgery import unit_log_densities
-from pyrovae.estimates import Estimate, mean_estimate
+from pyrovae.estimates import FEW, TOO_FEW, Estimate, mean_estimate
 from pyrovae.mixture import families
 
 ACTIVE = 0.01  # variance of posterior means above which a unit counts as active (Burda et al. 2016)
@@ -71,12 +71,13 @@ def collapse(of: Moments, unit_rates: Tensor | None = None) -> Collapse:
     above = torch.special.ndtr(distance)
     count_error = float((above * (1 - above)).sum().sqrt())
     active = variance > ACTIVE
+    active_units = Estimate(float(active.sum()), count_error, n, "data")
     return Collapse(
         variance,
         error,
         of.stddev.double().mean(0),
         active,
-        Estimate(float(active.sum()), count_error, n, "data"),
+        active_units if n >= FEW else active_units.unresolve(TOO_FEW["data"]),
         None if unit_rates is None else tuple(mean_estimate(u) for u in unit_rates.unbind(-1)),
     )
 

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Batch, Data, all_rows, take_rows
+from pyrovae.batches import Data, all_rows, take_rows
 from pyrovae.diagnostics.advice import advise
 from pyrovae.diagnostics.codes import Codes, draw_codes, moments
 from pyrovae.diagnostics.collapse import Collapse, collapse, unit_rates
@@ -35,7 +35,7 @@ from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import seeded
+from pyrovae.randomness import check_seed, derived_seed, seeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 TERMS = (
     "elbo", "distortion", "rate", "index_code_mi", "marginal_kl",
     "total_correlation", "dimension_wise_kl",
+)  # fmt: skip
+COLUMNS = (
+    "data", "measure", "value", "standard_error", "size", "over", "bound", "low", "high",
+    "unresolved",
 )  # fmt: skip
 STAGES = 2  # of a diagnosis beside the estimates of log p(x), which take most of the time
 MANY_PAIRS = 1e8  # of datum and code: minutes of a small guide
@@ -106,6 +110,10 @@ class Diagnosis:
         guide: how good the guide is: its calibration, its gaps, NUTS beside it.
         bits: held-out bits per dimension under each density, if the data are grey levels of a
             discretised logistic; empty otherwise.
+        measured: numbers of the held-out rows that the measures speak of, rising: all, or the
+            random half that the ex-post prior was not chosen on.
+        evidence_rows: numbers of those whose log p(x) was estimated, rising, in the order of
+            ``evidence``.
     """
 
     training: Surgery
@@ -124,6 +132,8 @@ class Diagnosis:
     two_sample: TwoSample
     guide: GuideCheck
     bits: dict[str, Estimate]
+    measured: Tensor
+    evidence_rows: Tensor
 
     @property
     def advice(self) -> str:
@@ -136,23 +146,33 @@ class Diagnosis:
     def concerns(self) -> tuple[str, ...]:
         """What should not be believed of the numbers, and why, a sentence each."""
         saturated = [s.statement for s in (self.training, self.information) if s.saturated]
+        reasons: dict[str, list[str]] = {}
+        for data, measure, estimate in self._estimates():
+            if estimate.unresolved:
+                reasons.setdefault(f"{data} data: {estimate.unresolved}", []).append(measure)
+        untold = [f"{reason}: {', '.join(measures)}." for reason, measures in reasons.items()]
         evidence = [
             f"log p(x) under {NAMES.get(name, name)}: {concern[0].lower()}{concern[1:]}"
             for name, result in self.evidence.items()
             for concern in result.concerns()
         ]
-        return (*saturated, *evidence, *self.guide.concerns)
+        return (*saturated, *untold, *evidence, *self.guide.concerns)
 
     def summary(self) -> pd.DataFrame:
-        """All estimates as a table: data, measure, value, standard_error, size, over, bound."""
+        """All estimates as a table, a row each.
+
+        Columns: data, measure, value, standard_error, size, over, bound, low and high, the ends of
+        the 95 % interval, and unresolved, which says why a number can't be told, as "too few rows
+        to tell"; it is empty where it can.
+        """
         import pandas as pd
 
-        columns = ["data", "measure", "value", "standard_error", "size", "over", "bound"]
         rows = [
-            (data, measure, e.value, e.standard_error, e.size, e.over, e.bound or "")
+            (data, measure, e.value, e.standard_error, e.size, e.over, e.bound or "", *e.interval,
+             e.unresolved)
             for data, measure, e in self._estimates()
-        ]
-        return pd.DataFrame(rows, columns=columns)
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def to_arviz(self) -> Any:
         """Draws for held-out rows as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x)."""
@@ -212,7 +232,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         train: the rows it was trained on, shape ``(N, ...)``; a tuple where the pair takes more
             arguments.
         held_out: rows not seen in training; without them memorisation cannot be told from fit.
-        validation: rows on whose codes the ex-post prior is chosen; by default the first half of
+        validation: rows on whose codes the ex-post prior is chosen; by default a random half of
             ``held_out``, which is then not used for the measures.
         site: name of the latent site, or of several as one vector.
         observed: name of the observed site to decode; found by itself if there is just one.
@@ -227,24 +247,34 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
     Raises:
         InputError: if the pair lacks the sites named, or the data have too few rows.
     """
+    check_seed(seed)
     effort = effort or Effort()
     whole = Pair(model, guide, site, observed, data_plate)
-    pair, seen, choosing, unseen = _parts(whole, train, held_out, validation)
-    rows, draws = unseen[: effort.evidence_rows], effort.evidence_draws
+    pair, seen, choosing, unseen, measured = _parts(whole, train, held_out, validation, seed)
+    of_evidence, of_export = (
+        _some(len(measured), size, seed) for size in (effort.evidence_rows, effort.export_rows)
+    )
+    rows, draws = unseen[of_evidence], effort.evidence_draws
     steps = STAGES + -(-len(rows) // BLOCK)
     with measuring(model, guide):
         check_pair(pair, seen, prior=prior)
-        last = _last(held_out, unseen)
-        checked = check_guide(whole, last, **effort.of_guide, seed=seed, progress=progress)
+        of_guide = take_rows(all_rows(held_out), measured[_order(len(measured), seed)])
+        checked = check_guide(whole, of_guide, **effort.of_guide, seed=seed, progress=progress)
         encoding = _encode(pair, seen)
         aggregated = _aggregate(encoding, effort)
-        ex_post = fit_ex_post_prior(aggregated, held_out=_encode(pair, choosing), progress=progress)
+        ex_post = fit_ex_post_prior(
+            aggregated, held_out=_encode(pair, choosing), seed=seed, progress=progress
+        )
+    with seeded(seed, "rows to show"):
+        shown = seen[torch.randperm(len(seen))[: effort.pictures].sort().values]
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(seen) if prior is None else prior
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
-        codes = draw_codes(encoding, size=effort.codes, seed=seed)
+        codes = draw_codes(encoding, size=effort.codes, seed=derived_seed(seed, "training codes"))
         test_encoding = _encode(pair, unseen)
-        test_codes = draw_codes(test_encoding, size=effort.codes, seed=seed + 1)
+        test_codes = draw_codes(
+            test_encoding, size=effort.codes, seed=derived_seed(seed, "held-out codes")
+        )
         test_aggregated = AggregatedPosterior(test_encoding)
         seen_terms = surgery(codes, _log_likelihood(pair, seen, codes), aggregated, prior)
         bar.tick()
@@ -257,32 +287,60 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
-            collapse=collapse(moments(encoding, seed=seed), unit_rates(encoding, prior, codes)),
+            collapse=collapse(
+                moments(encoding, seed=derived_seed(seed, "activity")),
+                unit_rates(encoding, prior, codes),
+            ),
             memorisation=memorisation(codes, test_codes, densities, aggregated),
             ex_post=ex_post,
             evidence=evidence,
             aggregated=aggregated,
             prior=prior,
             codes=codes,
-            pictures=pictures(whole, pair, seen[: effort.pictures], densities, seed=seed),
-            labelled=_label(pair, unseen, prior, effort, seed),
+            pictures=pictures(whole, pair, shown, densities, seed=seed),
+            labelled=label(
+                pair,
+                unseen[of_export],
+                draws=effort.export_draws,
+                prior=prior,
+                numbers=measured[of_export].tolist(),
+                seed=seed,
+            ),
             information=information(test_codes, test_aggregated, ex_post.distribution),
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
             guide=checked,
             bits=_bits(pair, rows, evidence),
+            measured=measured,
+            evidence_rows=measured[of_evidence],
         )
 
 
 def _parts(
-    pair: Pair, train: Data, held_out: Data, validation: Data | None
-) -> tuple[Pair, Tensor, Tensor, Tensor]:
-    """Rows seen in training, rows to choose on and rows to measure on."""
+    pair: Pair, train: Data, held_out: Data, validation: Data | None, seed: int
+) -> tuple[Pair, Tensor, Tensor, Tensor, Tensor]:
+    """Rows seen in training, rows to choose on, rows to measure on, and the numbers of these."""
     data = (train, held_out) if validation is None else (train, held_out, validation)
     pair, (seen, unseen, *rest) = over_rows(pair, *data)
+    numbers = torch.arange(len(unseen), device=unseen.device)
+    if rest:
+        return pair, seen, rest[0], unseen, numbers
+    with seeded(seed, "halves of the held-out rows"):
+        order = torch.randperm(len(unseen)).to(unseen.device)
     half = len(unseen) // 2
-    choosing, unseen = (rest[0], unseen) if rest else (unseen[:half], unseen[half:])
-    return pair, seen, choosing, unseen
+    choosing, measured = order[:half].sort().values, order[half:].sort().values
+    return pair, seen, unseen[choosing], unseen[measured], measured
+
+
+def _order(rows: int, seed: int) -> Tensor:
+    """Numbers of rows in a random order, of which those that are wanted come first."""
+    with seeded(seed, "order of the held-out rows"):
+        return torch.randperm(rows)
+
+
+def _some(rows: int, size: int, seed: int) -> Tensor:
+    """Numbers of some of the rows, at random, rising."""
+    return _order(rows, seed)[:size].sort().values
 
 
 def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosterior:
@@ -299,20 +357,9 @@ def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosteri
     return AggregatedPosterior(encoding)
 
 
-def _last(data: Data, rows: Tensor) -> Batch:
-    """The last rows of a data set, as many as there are in ``rows``."""
-    batch = all_rows(data)
-    return take_rows(batch, slice(len(batch[0]) - len(rows), None))
-
-
-def _label(pair: Pair, x: Tensor, prior: dist.Distribution, effort: Effort, seed: int) -> Labelled:
-    rows = x[: effort.export_rows]
-    return label(pair, rows, draws=effort.export_draws, prior=prior, seed=seed)
-
-
 def _against_prior(codes: Codes, prior: dist.Distribution, *, size: int, seed: int) -> TwoSample:
     """A classifier between one code of each data point and draws from the prior."""
-    with seeded(seed, 2):
+    with seeded(seed, "codes against prior"):
         chosen = codes.z[torch.randperm(len(codes.z)), 0]  # they lie in the order of the data
         draws = prior.sample(torch.Size([len(chosen)])).reshape(chosen.shape)
     return two_sample_test(chosen, draws, size=size, seed=seed)

@@ -23,7 +23,7 @@ from pyrovae.evidence.result import UNRELIABLE, Evidence, smooth, summarise
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,13 +146,13 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
         path = path_for(pair, x, Annealing(start="prior"), None)
         with progress_bar("NUTS", chains * (warmup + draws), progress=progress) as bar:
             u = torch.stack(
-                [_chain(path, draws, warmup, (seed, chain), bar.tick) for chain in range(chains)]
+                [_chain(path, draws, warmup, seed, chain, bar.tick) for chain in range(chains)]
             )
         _check_moved(u)
-        with torch.no_grad(), seeded(seed, chains):
+        with torch.no_grad(), seeded(seed, "guide beside NUTS"):
             evidence = _evidence(path, u.flatten(0, 1))
             q = pair.encode(x)
-            guided = moments(q, draws=1000, seed=seed)
+            guided = moments(q, draws=1000, seed=derived_seed(seed, "moments beside NUTS"))
             z = q.sample(torch.Size([evidence.draws]))
             weights = (path.log_joint(z) - q.log_prob(z)).T.double()
             found, _ = path.constrained(u.flatten(0, 1))
@@ -188,7 +188,7 @@ def _check_moved(u: Tensor) -> None:
 
 
 def _chain(
-    path: Path, draws: int, warmup: int, seeds: tuple[int, ...], tick: Callable[[], None]
+    path: Path, draws: int, warmup: int, seed: int, chain: int, tick: Callable[[], None]
 ) -> Tensor:
     """One chain of NUTS over the positions of all data points, shape ``(draws, N, D)``."""
 
@@ -196,7 +196,7 @@ def _chain(
         z, jacobian = path.constrained(sites["u"].unsqueeze(0))
         return -(path.log_joint(z) + jacobian).sum()
 
-    with seeded(*seeds), pyro.validation_enabled(False):
+    with seeded(seed, "chain of NUTS", chain), pyro.validation_enabled(False):
         sampler = MCMC(
             NUTS(potential_fn=potential, max_tree_depth=8),
             num_samples=draws,

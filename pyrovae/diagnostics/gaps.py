@@ -20,7 +20,7 @@ from pyrovae.mixture import families
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 LEARNING_RATE = 0.05  # at the first step; falls to 0 along a cosine
 PART = 16  # draws in one step of the optimisation
@@ -110,7 +110,7 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
                 "through them at once; got a pair that takes all data or none. Write an amortized "
                 "guide."
             )
-        with torch.no_grad(), seeded(seed):
+        with torch.no_grad(), seeded(seed, "guide to climb from"):
             start = families.convert(pair.encode(x), torch.Tensor.detach)
         if isinstance(start, families.Editable):
             raise InputError(
@@ -123,17 +123,22 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
                 "expected a guide with reparametrised draws; got "
                 f"{families.family(start)}. Its ELBO cannot be climbed along gradients."
             )
+        paired = derived_seed(seed, "ELBO")  # one stream for all, so that differences are paired
         gaussian = families.family(start) in ("Normal", "MultivariateNormal")
         with progress_bar("optimising q(z|x)", steps * (1 + gaussian), progress=progress) as bar:
-            best = _climb(pair, x, start, steps=steps, seed=seed, tick=bar.tick)
+            climbing = derived_seed(seed, "best of the family")
+            best = _climb(pair, x, start, steps=steps, seed=climbing, tick=bar.tick)
             wide, full = best, None
             if gaussian:
                 diagonal = torch.diag_embed(best.stddev)
                 wide = dist.MultivariateNormal(best.mean, scale_tril=diagonal)
-                wide = _climb(pair, x, wide, steps=steps, seed=seed, tick=bar.tick)
-                full = _elbo(pair, x, wide, draws, seed=seed)
-        guided, family = (_elbo(pair, x, q, draws, seed=seed) for q in (start, best))
-        weights = _log_weights(pair, x, wide, draws, seed=seed + 1)
+                climbing = derived_seed(seed, "best of full covariance")
+                wide = _climb(pair, x, wide, steps=steps, seed=climbing, tick=bar.tick)
+                full = _elbo(pair, x, wide, draws, seed=paired)
+        guided, family = (_elbo(pair, x, q, draws, seed=paired) for q in (start, best))
+        weights = _log_weights(
+            pair, x, wide, draws, seed=derived_seed(seed, "log p(x) beside ELBO")
+        )
     return Gaps(guided, family, full, summarise(weights.T))
 
 
@@ -148,7 +153,7 @@ def _climb(
 ) -> dist.Distribution:
     """The member of a family with the highest ELBO, for every data point at once."""
     parameters, build = _free(start)
-    with torch.enable_grad(), seeded(seed):
+    with torch.enable_grad(), seeded(seed, "climb"):
         for parameter in parameters:
             parameter.requires_grad_()
         optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
@@ -200,7 +205,7 @@ def _constraint(distribution: dist.Distribution, name: str) -> constraints.Const
 
 @torch.no_grad()
 def _log_weights(pair: Pair, x: Tensor, q: dist.Distribution, draws: int, *, seed: int) -> Tensor:
-    with seeded(seed, 1):
+    with seeded(seed, "log weights"):
         z = q.sample(torch.Size([draws]))
         likelihood, prior = log_joint_of_draws(pair, x, z)
     return likelihood + prior - q.log_prob(z)

@@ -13,7 +13,7 @@ from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.exact import Beside, beside_nuts
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.errors import InputError
-from pyrovae.estimates import Estimate, mean_estimate
+from pyrovae.estimates import Estimate
 from pyrovae.models.pair import Pair
 
 T = TypeVar("T")
@@ -60,8 +60,12 @@ class GuideCheck:
             yield "approximation gap", self.gaps.approximation()
             if (beyond := self.gaps.beyond_gaussian()) is not None:
                 yield "gap beyond any Gaussian", beyond
-        if self.beside is not None and len(self.beside.kl) > 1:
-            yield "KL(q(z|x)‖p(z|x)) beside NUTS", mean_estimate(self.beside.kl, over="data")
+        if self.beside is not None:
+            kl, size = self.beside.kl, len(self.beside.kl)
+            # of these few data points, not of all to come
+            error = float(self.beside.kl_error.square().sum().sqrt()) / size
+            measure = "KL(q(z|x)‖p(z|x)) beside NUTS"
+            yield measure, Estimate(float(kl.mean()), error, size, "draws")
         if self.calibration is not None:
             calibrated = float((self.calibration.adjusted >= ALARM).sum())
             size = len(self.calibration.ranks)

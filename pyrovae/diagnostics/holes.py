@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrovae.diagnostics.codes import Codes
-from pyrovae.estimates import Estimate
+from pyrovae.estimates import CONFIDENCE, TOO_FEW, Estimate, Over
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import seeded
 
@@ -51,45 +52,93 @@ def holes(
         draws: number of draws from the prior.
         seed: names the draws.
     """
-    with seeded(seed):
+    with seeded(seed, "prior draws for holes"):
         z = prior.sample(torch.Size([draws])).reshape(draws, -1)
     codes = held_out.z[:, 0]
     return Holes(
-        share_below(aggregated.log_prob(z), aggregated.log_prob(codes)),
+        share_below(aggregated.log_prob(z), aggregated.log_prob(codes), over="data"),
         share_below(prior.log_prob(codes), prior.log_prob(z)),
     )
 
 
-def share_below(values: Tensor, reference: Tensor, level: float = LEVEL) -> Estimate:
+def share_below(
+    values: Tensor, reference: Tensor, level: float = LEVEL, *, over: Over = "draws"
+) -> Estimate:
     r"""Share of values below the ``level`` quantile of the reference, both independent samples.
 
-    .. math:: se^2 = s (1 - s) / n + (ds/dα)^2 α (1 - α) / m
+    Of how many reference values lie below the quantile it is known that they are binomial, whatever
+    the density: two of them, in order, hold it between them in 95 % of cases. The shares of values
+    below these two, joined with the interval of a binomial share, are the ends of the interval
+    (Zou & Donner 2008). All binomial tails count half of what is just reached (mid-P, Lancaster
+    1961), so that an end is wrong in at most 5 % of cases, and in about 2.5 % on average.
 
-    where the quantile is the one below which a new draw falls with probability α, the derivative
-    after the level α comes from the sample, and s in the first term has one success and one failure
-    added, so that a share of 0 is not taken for certain.
+    With fewer than 299 reference values none of them is below the quantile beyond doubt, so that
+    the share could be anything up to its upper end: it can't be told.
 
     Args:
         values: shape ``(n,)``.
         reference: shape ``(m,)``.
-        level: α.
+        level: α, the share of the reference's own density that lies below the quantile.
+        over: what the reference consists of, data points or draws.
     """
     n, m = len(values), len(reference)
-    values, reference = values.double(), reference.double()
-    spread = math.sqrt(level * (1 - level) / m)
-    width = min(max(level / 2, spread), level)
-    thresholds = (_quantile(reference, a) for a in (level - width, level, level + width))
-    low, share, high = (float((values < t).double().mean()) for t in thresholds)
-    slope = (high - low) / (2 * width)
-    likely = (share * n + 1) / (n + 2)
-    error = math.sqrt(likely * (1 - likely) / n + (slope * spread) ** 2)
-    return Estimate(share, error, n)
+    ordered = reference.double().sort().values
+    values = values.double()
+    lower, upper = _ranks(m, level)
+    if lower < 1 or upper > m:
+        return Estimate(math.nan, math.inf, n, over).unresolve(TOO_FEW[over])
 
+    def count_below(threshold: Tensor) -> int:
+        return int((values < threshold).sum())
 
-def _quantile(values: Tensor, level: float) -> Tensor:
-    """Below this a new draw falls with probability ``level``: order statistic level · (m + 1)."""
-    ordered = values.sort().values
-    position = min(max(level * (len(values) + 1) - 1, 0.0), len(values) - 1.0)
+    position = level * (m + 1) - 1  # below this one a new draw falls with probability ``level``
     below = int(position)
-    above = min(below + 1, len(values) - 1)
-    return torch.lerp(ordered[below], ordered[above], position - below)
+    quantile = torch.lerp(ordered[below], ordered[below + 1], position - below)
+    count = count_below(quantile)
+    share = count / n
+    least, most = binomial_interval(count, n)
+    low = count_below(ordered[lower - 1]) / n
+    high = count_below(ordered[upper - 1]) / n
+    ends = (
+        share - math.hypot(share - least, share - low),
+        share + math.hypot(most - share, high - share),
+    )
+    error = (ends[1] - ends[0]) / (2 * 1.96)
+    return Estimate(share, error, n, ends=(max(ends[0], 0.0), min(ends[1], 1.0)))
+
+
+def _ranks(size: int, level: float) -> tuple[int, int]:
+    """Ranks, from 1, of the order statistics that hold the ``level`` quantile between them.
+
+    0 or ``size`` + 1 where there is none.
+    """
+    from scipy.stats import binom
+
+    tail = (1 - CONFIDENCE) / 2
+    ranks = np.arange(size + 2)
+    # x_(r) > quantile ⇔ fewer than r values below it; x_(s) < quantile ⇔ at least s below it
+    fewer = (binom.cdf(ranks - 1, size, level) + binom.cdf(ranks - 2, size, level)) / 2
+    more = (binom.sf(ranks - 1, size, level) + binom.sf(ranks, size, level)) / 2
+    return int((fewer <= tail).nonzero()[0].max()), int((more <= tail).nonzero()[0].min())
+
+
+def binomial_interval(count: int, size: int) -> tuple[float, float]:
+    """The 95 % mid-P interval of a share of which ``count`` of ``size`` were seen (Lancaster 1961).
+
+    >>> [round(end, 3) for end in binomial_interval(0, 30)]
+    [0.0, 0.095]
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    tail = (1 - CONFIDENCE) / 2
+
+    def at_least(share: float) -> float:
+        return float(binom.sf(count - 1, size, share) + binom.sf(count, size, share)) / 2 - tail
+
+    def at_most(share: float) -> float:
+        return float(binom.cdf(count, size, share) + binom.cdf(count - 1, size, share)) / 2 - tail
+
+    low = brentq(at_least, 0.0, count / size) if count else 0.0
+    high = brentq(at_most, count / size, 1.0) if count < size else 1.0
+    return float(low), float(high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
 import torch
@@ -38,6 +38,8 @@ class Information:
     @property
     def statement(self) -> str:
         """One sentence on what is known of I(x; z)."""
+        if reason := self.lower.unresolved or self.upper.unresolved:
+            return f"Between which bounds I(x; z) lies: {reason}."
         found = f"I(x; z) lies between {self.lower.value:.2f} and {self.upper.value:.2f} nats"
         if self.saturated:
             return (
@@ -81,8 +83,8 @@ def _lower(codes: Codes, aggregated: AggregatedPosterior) -> Estimate:
     values = (codes.log_guide - aggregated.log_prob(codes.z)).mean(1).double()
     influence = 1 - n / m * _total_responsibility(codes.z, aggregated)
     influence[codes.index] += n / m * (values - values.mean())
-    error = float(influence.std()) / math.sqrt(n)
-    return Estimate(float(values.mean()), error, m, "data", "lower")
+    # Influences sum to 0: with the mean added, they are as values of their own to be averaged.
+    return replace(mean_estimate(values.mean() + influence, bound="lower"), size=m)
 
 
 def _total_responsibility(z: Tensor, aggregated: AggregatedPosterior) -> Tensor:

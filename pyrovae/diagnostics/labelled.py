@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae.arviz_adapter import Array, to_arviz
 from pyrovae.evidence.importance import weighted_draws
 from pyrovae.models.pair import Pair, Weighted
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 EVENT_DIMS = {0: (), 1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
 
@@ -41,7 +41,13 @@ class Labelled:
 
 @torch.no_grad()
 def label(
-    pair: Pair, x: Tensor, *, draws: int, prior: dist.Distribution | None = None, seed: int = 0
+    pair: Pair,
+    x: Tensor,
+    *,
+    draws: int,
+    prior: dist.Distribution | None = None,
+    numbers: list[int] | None = None,
+    seed: int = 0,
 ) -> Labelled:
     """Draws from guide, likelihood and prior for rows of data.
 
@@ -53,13 +59,15 @@ def label(
         x: rows, shape ``(N, ...)``.
         draws: draws S for each row.
         prior: what to draw from where the pair's p(z) is not one density for all rows.
+        numbers: what the rows are called, as their numbers in a larger data set; by default they
+            are counted from 0.
         seed: names the draws.
     """
-    blocks = list(weighted_draws(pair, x, draws=draws, seed=seed))
+    blocks = list(weighted_draws(pair, x, draws=draws, seed=derived_seed(seed, "exported codes")))
     posterior = Weighted(
         *(torch.cat([getattr(b, field) for b in blocks], 1) for field in Weighted.__annotations__)
     )
-    with seeded(seed, 1):
+    with seeded(seed, "exported predictions"):
         source = pair.prior(x) if prior is None else prior
         codes = source.sample(torch.Size([draws, len(x)])).view(posterior.z.shape)
         predictive = _predict(pair, x, posterior.z)
@@ -79,7 +87,10 @@ def label(
     return Labelled(
         groups,
         dims={z: ("datum", "unit"), "x": ("datum", *event), "log_weight": ("datum",)},
-        coords={"datum": list(range(len(x))), "unit": list(range(posterior.z.shape[-1]))},
+        coords={
+            "datum": numbers or list(range(len(x))),
+            "unit": list(range(posterior.z.shape[-1])),
+        },
         attrs={"inference_library": "pyrovae", "draws_from": "guide", "seed": seed},
     )
 

@@ -45,7 +45,7 @@ def pictures(
     """
     samples = {}
     for number, (name, density) in enumerate(densities.items()):
-        with seeded(seed, number):
+        with seeded(seed, "decoded draws", number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
         samples[name] = _expected(pair.decode(x, z))
     return Pictures(pair.observe(x), samples, _pseudo_inputs(whole, pair, x, seed))
@@ -57,7 +57,7 @@ def _pseudo_inputs(whole: Pair, pair: Pair, x: Tensor, seed: int) -> Tensor | No
     priors = [module for module in owned if isinstance(module, VampPrior)]
     if len(priors) != 1:
         return None
-    with seeded(seed):
+    with seeded(seed, "pseudo-inputs in force"):
         reading = Reader(pair.model, "model", pair.data_plate).read(as_batch(x))[0]
     density = priors[0]()
     for site in reading.latent:

@@ -16,7 +16,7 @@ from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.models.pair import Pair
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 CHAINS_AT_ONCE = 2048  # chains that go through the model together
 PILOT_CHAINS = 8  # at each data point; enough to tell 60 % from 90 % acceptance
@@ -130,8 +130,10 @@ def annealed_evidence(
     with progress_bar("annealing", total, progress=annealing.progress) as bar:
         for index, rows in enumerate(blocks):
             path = path_for(pair, rows, annealing, prior)
-            tuning = tune(path, annealing, seeds=(seed, index, 0), tick=bar.tick)
-            with seeded(seed, index, 1):
+            tuning = tune(
+                path, annealing, seed=derived_seed(seed, "annealing pilot", index), tick=bar.tick
+            )
+            with seeded(seed, "annealing", index):
                 start = path.sample(chains)
                 log_weights, accepted = anneal(path, start, annealing, tuning, tick=bar.tick)
             parts.append(replace(summarise(log_weights.T), acceptance=accepted))
@@ -159,7 +161,7 @@ def path_for(
             "through them at once; got a pair that takes all data or none. Use "
             "method='importance'."
         )
-    with seeded(0):
+    with seeded(0, "probes of a path"):
         target = pair.prior(rows[:1]) if prior is None else prior
         easy = target.expand((len(rows),))
         if annealing.start == "guide":
@@ -182,9 +184,9 @@ def path_for(
     return Path(pair, rows, easy, prior, target.support)
 
 
-def tune(path: Path, annealing: Annealing, *, seeds: tuple[int, ...], tick: Tick) -> Tuning:
+def tune(path: Path, annealing: Annealing, *, seed: int, tick: Tick) -> Tuning:
     """Step sizes and units of length at every β, from a pilot run that goes the way once."""
-    with seeded(*seeds), pyro.validation_enabled(False):
+    with seeded(seed, "pilot"), pyro.validation_enabled(False):
         u, variance = path.sample(PILOT_CHAINS), path.sample(64).var(0)
         step = torch.full_like(variance[:, 0], variance.shape[-1] ** -0.25)
         steps, scales = [], []

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.models.pair import Pair, Weighted
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 Proposal = Literal["guide", "prior"]
 
@@ -50,6 +50,7 @@ def importance_evidence(
         return compare_priors(pair, x, {"": prior}, draws=draws, seed=seed)[""]
     _check(draws)
     source = pair.prior(x) if prior is None else prior
+    seed = derived_seed(seed, "draws from the prior")
     return join(
         [
             summarise(torch.cat([w.log_likelihood for w in parts]).T)
@@ -110,7 +111,7 @@ def support_notes(
     rows = pair.blocks(x, BLOCK)[0]
     if pair.joint(rows):  # there is no one density a row to compare with the prior
         return dict.fromkeys(priors, ())
-    with seeded(0):
+    with seeded(0, "support notes"):
         guide = pair.encode(rows)
         own = None
         if None in priors.values():
@@ -150,7 +151,7 @@ def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
         InputError: if the prior is not over the guide's units.
     """
     check_prior(prior, guide.event_shape.numel())
-    with seeded(0):
+    with seeded(0, "probes of the support"):
         z = prior.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
     inside = guide.support.check(z.expand(PROBES, guide.batch_shape[0], -1))
     return 1 - float(inside.double().mean())
@@ -189,14 +190,14 @@ def weighted_blocks(
     """
     for index, rows in enumerate(pair.blocks(x, BLOCK)):
         source = None if proposal is None else proposal.expand((len(rows),))
-        yield _parts(pair, rows, source, draws, (seed, index))
+        yield _parts(pair, rows, source, draws, seed, index)
 
 
 def _parts(
-    pair: Pair, rows: Tensor, source: dist.Distribution | None, draws: int, seeds: tuple[int, ...]
+    pair: Pair, rows: Tensor, source: dist.Distribution | None, draws: int, seed: int, block: int
 ) -> Iterator[Weighted]:
     for part, start in enumerate(range(0, draws, STRIDE)):
-        with torch.no_grad(), seeded(*seeds, part):
+        with torch.no_grad(), seeded(seed, "weighted draws", block, part):
             weighted = pair.weigh(rows, min(STRIDE, draws - start), proposal=source)
         yield weighted
 

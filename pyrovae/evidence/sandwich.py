@@ -27,7 +27,7 @@ from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import seeded
+from pyrovae.randomness import derived_seed, seeded
 
 SPREAD = 10  # moves at β = 1 that part the backward chains of one data point from each other
 
@@ -102,7 +102,7 @@ def sandwich_evidence(
     if chains < 2:
         raise InputError(f"expected at least 2 chains for a standard error; got {chains}.")
     annealing = annealing or Annealing()
-    simulated, z = simulate(pair, like, prior=prior, seed=seed)
+    simulated, z = simulate(pair, like, prior=prior, seed=derived_seed(seed, "sandwich"))
     pair, (x,) = over_rows(pair, simulated)
     blocks = list(zip(split_blocks(x, chains), split_blocks(z, chains), strict=True))
     lower, upper = [], []
@@ -110,13 +110,18 @@ def sandwich_evidence(
     with progress_bar("annealing both ways", total, progress=annealing.progress) as bar:
         for index, (rows, codes) in enumerate(blocks):
             path = path_for(pair, rows, annealing, prior)
-            tuning = tune(path, annealing, seeds=(seed, index, 0), tick=bar.tick)
-            with seeded(seed, index, 1):
+            tuning = tune(
+                path,
+                annealing,
+                seed=derived_seed(seed, "pilot of a sandwich", index),
+                tick=bar.tick,
+            )
+            with seeded(seed, "annealing forwards", index):
                 weights, accepted = anneal(
                     path, path.sample(chains), annealing, tuning, tick=bar.tick
                 )
             lower.append(replace(summarise(weights.T), acceptance=accepted))
-            with seeded(seed, index, 2):
+            with seeded(seed, "annealing backwards", index):
                 upper.append(_backwards(path, codes, chains, annealing, tuning, bar.tick))
     made = simulated[0] if len(simulated) == 1 else simulated
     return Sandwich(made, z, check_moved(join(lower)), join(upper))

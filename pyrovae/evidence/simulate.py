@@ -36,7 +36,7 @@ def simulate(
     """
     batch = as_batch(like)
     rows = len(batch[0])
-    with seeded(seed):
+    with seeded(seed, "simulation"):
         position = observed_argument(pair, batch)
         if prior is None:
             readings = Reader(pair.model, "model", pair.data_plate).read(batch)
@@ -56,7 +56,7 @@ def _check_likelihood(pair: Pair, like: Batch, made: Batch, z: Tensor, x: Tensor
     try:
         densities = []
         for rows in (like, made):
-            with seeded(0):  # what else the model draws is the same in both
+            with seeded(0, "scored twice"):  # what else the model draws is the same in both
                 densities.append(pair.decode(rows, z).log_prob(x))
         reason, same = "", _same(*densities, tolerance=1e-5)
     except ValueError as error:

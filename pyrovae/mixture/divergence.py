@@ -45,7 +45,7 @@ def entropy(mixture: Mixture, *, draws: int = 4096, seed: int = 0) -> Estimate:
         draws: number of draws.
         seed: their seed.
     """
-    with torch.no_grad(), seeded(seed):
+    with torch.no_grad(), seeded(seed, "entropy"):
         return mean_estimate(-mixture.log_prob(mixture.sample((draws,))), over="draws")
 
 
@@ -63,7 +63,7 @@ def divergence(
     Raises:
         InputError: if p does not give one log density to each draw from q.
     """
-    with torch.no_grad(), seeded(seed):
+    with torch.no_grad(), seeded(seed, "divergence"):
         z = mixture.sample((draws,))
         of_other = other.log_prob(z)
         if of_other.shape != (draws,):
@@ -98,7 +98,7 @@ def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) 
     weight = _normalised(normals.log_weight).exp()
     index = torch.arange(normals.size, device=weight.device)
     if rows is not None:
-        with seeded(seed):
+        with seeded(seed, "entropy bounds"):
             drawn = torch.rand(rows, dtype=torch.float64).to(weight.device)
         cumulative = weight.cumsum(0)
         index = torch.searchsorted(cumulative / cumulative[-1], drawn, right=True)

@@ -103,7 +103,7 @@ def reduce(
         if torch.finfo(problem.dtype).eps < torch.finfo(problem.least).eps:
             found, bounds[-1] = problem.round(before, problem.dtype)
         reduced = problem.as_mixture(found)
-        with seeded(seed, 1):
+        with seeded(seed, "divergence of a reduction"):
             z = mixture.sample((draws,))
         difference = mixture.log_prob(z).double() - reduced.log_prob(z).double()
     divergence = mean_estimate(difference, over="draws")

@@ -90,7 +90,7 @@ class DiagonalRounds:
     def start(self, components: int, seed: int) -> Normals:
         """k-means++ centres among components drawn by weight, each wider than it is by the rest."""
         points = torch.cat([self.mean, self.variance.sqrt()], -1)
-        with seeded(seed):
+        with seeded(seed, "start of a reduction"):
             some, log_weight = _draw(self.log_weight, START * components)
             chosen, distance = _spread(points[some], log_weight, components)
         spread = log_weight.softmax(-1) @ distance / len(self.unit)

@@ -137,7 +137,7 @@ class Ancestral(dist.TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         seed = int(torch.randint(1 << 62, ()))  # measuring leaves the random state as it finds it
         found = [self.like.new_zeros(0, *self.event_shape)]
-        with torch.no_grad(), apart(), measuring(self.reader.function), seeded(seed):
+        with torch.no_grad(), apart(), measuring(self.reader.function), seeded(seed, "ancestral"):
             for rows, _ in self._blocks(shape):
                 found += [code_at(r, self.sites) for r in self.reader.read(rows, until=self.sites)]
         return torch.cat(found).reshape(shape + self.event_shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,10 +103,10 @@ def bits_per_dimension(log_p: Estimate, event_shape: Sequence[int]) -> Estimate:
     """
     unit = math.prod(event_shape) * math.log(2)
     turned: dict[Bound | None, Bound | None] = {"lower": "upper", "upper": "lower", None: None}
-    return Estimate(
-        -log_p.value / unit,
-        log_p.standard_error / unit,
-        log_p.size,
-        log_p.over,
-        turned[log_p.bound],
+    return replace(
+        log_p,
+        value=-log_p.value / unit,
+        standard_error=log_p.standard_error / unit,
+        bound=turned[log_p.bound],
+        ends=log_p.ends and (-log_p.ends[1] / unit, -log_p.ends[0] / unit),
     )

@@ -234,7 +234,7 @@ def _held_out_codes(
         )
     if not isinstance(draws, Integral) or draws < 1:
         raise InputError(f"expected draws of at least 1, a whole number; got {draws!r}. Try 4.")
-    with torch.no_grad(), seeded(seed):
+    with torch.no_grad(), seeded(seed, "codes to choose on"):
         codes: Tensor = held_out.sample(torch.Size([draws]))
     bad = ~codes.isfinite().flatten(2).all(2).all(0)
     if bad.any():

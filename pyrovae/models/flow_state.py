@@ -83,7 +83,7 @@ def _coupling_state(step: Any) -> dict[str, Any]:
 
 def _step(held: dict[str, Any]) -> Any:
     if "coupling" in held:
-        with seeded(0):  # what is drawn to start from is replaced
+        with seeded(0, "coupling that is replaced"):  # what is drawn to start from is replaced
             coupling = dist.transforms.spline_coupling(**held["coupling"])
         coupling.to(next(iter(held["tensors"].values())))
         coupling.load_state_dict(held["tensors"])

@@ -342,7 +342,7 @@ def _settled(joint: Ancestral, code: Tensor) -> bool:
     """Whether a joint density is one of the rows and of nothing that is drawn on the way."""
     found = []
     for seed in range(2):
-        with seeded(seed):
+        with seeded(seed, "joint density"):
             found.append(joint.log_prob(code))
     return _equal(*found)
 

@@ -122,7 +122,7 @@ class VampPrior(nn.Module):
                 "inputs)."
             )
         _check_values(data, bounds)
-        with seeded(seed):
+        with seeded(seed, "rows as pseudo-inputs"):
             rows = torch.randperm(len(data))[:components]
         return cls(encoder, data[rows], bounds=bounds)
 
@@ -162,7 +162,7 @@ class VampPrior(nn.Module):
         location, scale = like.mean(0), like.std(0)
         divisor = torch.where(scale > 0, scale, 1.0)
         normal = dist.Normal(0.0, 1.0)
-        with seeded(seed):
+        with seeded(seed, "pseudo-inputs at random"):
             uniform = torch.rand(components, *location.shape, dtype=torch.float64)
         least, greatest = (normal.cdf(((limit - location) / divisor).double()) for limit in limits)
         standard = normal.icdf(least + (greatest - least) * uniform.to(location.device))

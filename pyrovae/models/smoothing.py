@@ -218,7 +218,7 @@ class Flow:
     def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
         """The density, in units of the standard deviations of some draws."""
         self.check(agg)
-        with torch.no_grad(), seeded(seed, 2):
+        with torch.no_grad(), seeded(seed, "flow"):
             some = agg.sample((2000,))  # moments need not be known in closed form
             standard = dist.transforms.AffineTransform(some.mean(0), some.std(0), event_dim=1)
             flow = FlowPrior(agg.event_shape.numel(), layers=self.layers, hidden=self.hidden)
@@ -273,7 +273,7 @@ def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
     dim = agg.event_shape.numel()
     draws = max(MOMENT_DRAWS, 4 * dim)
     means, factors = [], []
-    with torch.no_grad(), seeded(seed, 4):
+    with torch.no_grad(), seeded(seed, "moments of components"):
         for part in torch.arange(agg.size).split(max(1, HELD // (draws * dim))):
             z = families.take(components, part).sample(torch.Size([draws]))
             centred = (z - z.mean(0)).double()
@@ -309,7 +309,7 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
     start = -2 / (dim + 4) * math.log(size)  # Silverman's bandwidth, squared
     log_amount = loc.new_full((dim,), start).requires_grad_()
     optimizer = torch.optim.Adam([log_amount], lr=0.15)
-    with seeded(seed, 3), torch.enable_grad():
+    with seeded(seed, "leave-one-out"), torch.enable_grad():
         for _ in range(steps):
             index = torch.randperm(size, device=loc.device)[:codes]
             z = loc[index] + variance[index].sqrt() * torch.randn_like(loc[index])
@@ -363,7 +363,7 @@ def _batches(source: AggregatedPosterior, recipe: Flow) -> Iterator[Tensor]:
 
 def _named(seed: int, start: int) -> int:
     """The seed of a start; seed + start would name the starts of neighbours too."""
-    return derived_seed(seed, "start", start)
+    return derived_seed(seed, "averaged start", start)
 
 
 def _need_counts(**counts: int) -> None:

@@ -11,8 +11,6 @@ from pyrovae.mixture import families
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import density_name
 
-RESOLVED = 2.0  # standard errors that a difference must exceed to be spoken of
-
 
 class Answer(NamedTuple):
     """One of the objects that the question can mean, and what is known of it here."""
@@ -50,7 +48,9 @@ def _guide(diagnosis: Diagnosis) -> Answer:
 def _aggregated(diagnosis: Diagnosis) -> Answer:
     terms = diagnosis.training
     overlapping = math.exp(max(terms.log_n - terms.index_code_mi.value, 0.0))
-    if terms.saturated:
+    if terms.index_code_mi.unresolved:
+        reading = "how close it comes to that limit can't be told"
+    elif terms.saturated:
         reading = (
             "within 5 % of that limit: the components hardly overlap, so q_agg is a kernel density "
             "estimate that remembers its training points one by one"
@@ -100,7 +100,9 @@ def _units(diagnosis: Diagnosis) -> Answer:
             "single units have no closed form: total correlation and the divergence of each unit "
             f"are left out. D was chosen by hand and is unrelated to N. {active_units(diagnosis)}",
         )
-    elif abs(correlation.value) > RESOLVED * correlation.standard_error:
+    elif correlation.unresolved:
+        reading = f"Whether they depend on each other in the whole of q_agg: {correlation}."
+    elif correlation.excludes(0.0):
         reading = (
             f"Within a component of q_agg the units are independent, in the whole of q_agg they "
             f"are not: their total correlation is {show(correlation)} nats."

@@ -9,7 +9,6 @@ from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.estimates import Estimate
 from pyrovae.report.numbers import plain, show
 
-RESOLVED = 2.0  # standard errors that a difference must exceed to be spoken of
 OF_DENSITY = re.compile(r"log p\(x\) under (?P<density>[^:]+): (?P<rest>.+)", re.DOTALL)
 OF_POINTS = re.compile(r"for (?P<some>\d+) of (?P<all>\d+) data points (?P<rest>.+)", re.DOTALL)
 
@@ -69,27 +68,40 @@ def holes(diagnosis: Diagnosis) -> list[str]:
     """What the shares of draws outside of the other density mean, in sentences."""
     found = diagnosis.holes
     prior, codes = found.prior_outside, found.aggregated_outside
-    alike = f"beyond doubt more than the {100 * found.level:g} % of equal densities"
     return [
-        f"{_percent(prior)} of prior draws fall where q_agg has next to no mass, "
-        + (
-            f"{alike}: holes, from which the decoder was never trained to decode, so that samples "
-            "from there may look like no data."
-            if _more(prior, found.level)
-            else f"not {alike}: no clear sign of holes."
+        _outside(
+            prior,
+            found.level,
+            "of prior draws fall where q_agg has next to no mass",
+            "holes, from which the decoder was never trained to decode, so that samples from there "
+            "may look like no data",
+            "no clear sign of holes",
         ),
-        f"{_percent(codes)} of held-out codes lie where the prior has next to no mass, "
-        + (
-            f"{alike}: sampling from the prior hardly ever makes data like these."
-            if _more(codes, found.level)
-            else f"not {alike}: no clear sign of data that the prior leaves out."
+        _outside(
+            codes,
+            found.level,
+            "of held-out codes lie where the prior has next to no mass",
+            "sampling from the prior hardly ever makes data like these",
+            "no clear sign of data that the prior leaves out",
         ),
     ]
+
+
+def _outside(share: Estimate, level: float, where: str, found: str, none: str) -> str:
+    """What a share of draws outside of the other density means."""
+    if share.unresolved:
+        return f"How many {where}: {share.unresolved}."
+    alike = f"beyond doubt more than the {100 * level:g} % of equal densities"
+    return f"{_percent(share)} {where}, " + (
+        f"{alike}: {found}." if share.interval[0] > level else f"not {alike}: {none}."
+    )
 
 
 def two_sample(diagnosis: Diagnosis) -> str:
     """Whether a classifier tells codes from draws of the prior, as a sentence."""
     found = diagnosis.two_sample
+    if found.accuracy.unresolved:
+        return f"Whether a classifier tells codes from prior draws: {found.accuracy.unresolved}."
     right = f"{_percent(found.accuracy)} of points"
     if found.differ:
         return (
@@ -119,11 +131,10 @@ def activity_by_rate(diagnosis: Diagnosis) -> str:
     )
 
 
-def _more(share: Estimate, level: float) -> bool:
-    return share.value - level > RESOLVED * share.standard_error
-
-
 def _percent(share: Estimate) -> str:
-    value, error = 100 * share.value, 100 * share.standard_error
-    places = 0 if error >= 1 else 1
-    return f"{plain(value, f'.{places}f')} ± {error:.{places}f} %"
+    """A share with its interval, which is not symmetric near 0 and 1."""
+    places = 0 if share.standard_error >= 0.01 else 1
+    value, low, high = (
+        plain(100 * number, f".{places}f") for number in (share.value, *share.interval)
+    )
+    return f"{value} % (95 %: {low} to {high})"

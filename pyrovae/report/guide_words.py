@@ -14,7 +14,6 @@ HOW = (
     "measured, since it takes minutes. To have it here: "
 )
 COMMAND = "pyrovae analyze … --check-guide"
-RESOLVED = 2.0  # standard errors that a difference must exceed to be spoken of
 
 
 def missing(diagnosis: Diagnosis) -> bool:
@@ -44,7 +43,9 @@ def gaps(found: Gaps) -> str:
         f"On {count(len(found.guide.values))} held-out data points the ELBO lies {show(whole)} "
         "nats below log p(x). "
     )
-    if whole.value <= RESOLVED * whole.standard_error:
+    if whole.unresolved:
+        return f"How far the ELBO lies below log p(x): {whole}."
+    if not whole.excludes(0.0) or whole.value < 0:
         return start + "That is no loss beyond doubt."
     share = plain(100 * min(max(amortized.value / whole.value, 0.0), 1.0), ".0f")
     remedy = (

@@ -30,6 +30,7 @@ from pyrovae.report.style import (
     LINES,
     MUTED,
     WIDTH,
+    bar,
     label_of,
     legend_above,
     panels,
@@ -122,7 +123,7 @@ def _unit_curves(ax: Axes, diagnosis: Diagnosis, unit: int, grid: Tensor) -> Non
 
 
 def _prior_draws(prior: dist.Distribution, size: int = 4096) -> Tensor:
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad(), seeded(0, "prior draws of a plot"):
         return prior.sample(torch.Size([size])).reshape(size, -1)
 
 
@@ -166,7 +167,7 @@ def unit_activity(diagnosis: Diagnosis) -> Figure:
     figure, axes = panels(1 + len(known), height=2.8 + 1.7 * len(known))
     active = activity.active.cpu().numpy()
     for ax, (estimates, label) in zip(axes, known, strict=False):
-        errors = np.array([estimate.standard_error for estimate in estimates])
+        errors = np.array([bar(estimate) for estimate in estimates])
         _unit_points(ax, np.array([estimate.value for estimate in estimates]), errors, active)
         ax.set_ylabel(label)
     ax = axes[-1]

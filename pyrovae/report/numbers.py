@@ -61,9 +61,13 @@ def plain(value: float, spec: str) -> str:
 def show(estimate: Estimate, *, signed: bool = False) -> str:
     """An estimate as it stands in a table, with the sign of the side on which it errs.
 
+    One that can't be told says why in words.
+
     >>> show(Estimate(-35.2134, 0.1432, 500, "data", "lower"))
     '≥ −35.21 ± 0.14'
     """
+    if estimate.unresolved:
+        return estimate.unresolved
     return SIGNS[estimate.bound] + number(estimate.value, estimate.standard_error, signed=signed)
 
 

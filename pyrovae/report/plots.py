@@ -22,6 +22,7 @@ from pyrovae.report.style import (
     MUTED,
     TRAINING,
     VALIDATION,
+    bar,
     colour_of,
     label_of,
     legend_above,
@@ -118,7 +119,9 @@ def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
     labels = []
     for row, (name, estimate) in enumerate(estimates.items()):
         finite = math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
-        labels.append(label_of(name) + ("" if finite else ":\nnot finite"))
+        labels.append(
+            label_of(name) + ("" if finite else f":\n{estimate.unresolved or 'not finite'}")
+        )
         if finite:
             ax.errorbar(
                 estimate.value, row, xerr=2 * estimate.standard_error, color=colour_of(name),
@@ -189,7 +192,7 @@ def _candidates(
 ) -> None:
     ax.errorbar(
         where, [row.held_out.value for row in rows],
-        yerr=[row.held_out.standard_error for row in rows],
+        yerr=[bar(row.held_out) for row in rows],
         color=MUTED if "full" in name else COLOURS["ex_post"], marker=shape, markersize=5,
         capsize=2, linestyle="none", label=name,
     )  # fmt: skip

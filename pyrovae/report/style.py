@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
@@ -9,6 +10,8 @@ from typing import Any, ParamSpec
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from pyrovae.estimates import Estimate
 
 P = ParamSpec("P")
 
@@ -96,3 +99,8 @@ def label_of(name: str) -> str:
 def colour_of(name: str) -> str:
     """The colour of a density, the same in all plots."""
     return COLOURS.get(name, FURTHER)
+
+
+def bar(estimate: Estimate) -> float:
+    """Length of an error bar: a standard error, or NaN, which draws none, if it can't be told."""
+    return math.nan if estimate.unresolved else estimate.standard_error

@@ -134,7 +134,10 @@ def everything(diagnosis: Diagnosis) -> list[Row]:
     """All rows of ``diagnosis.summary()``."""
     rows = []
     for row in diagnosis.summary().itertuples():
-        estimate = Estimate(row.value, row.standard_error, row.size, row.over, row.bound or None)
+        estimate = Estimate(
+            row.value, row.standard_error, row.size, row.over, row.bound or None,
+            unresolved=row.unresolved,
+        )  # fmt: skip
         value = cell(estimate)
         cells = (Cell(row.data), Cell(value.text), Cell(value.sample))
         rows.append(Row(measure_name(row.measure), cells))

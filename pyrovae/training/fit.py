@@ -18,7 +18,7 @@ from pyrovae.progress import progress_bar
 from pyrovae.randomness import seeded
 from pyrovae.training.checkpoint import check_path, load
 from pyrovae.training.history import Fit
-from pyrovae.training.loop import SETUP, Evaluator, Settings, Trainer
+from pyrovae.training.loop import Evaluator, Settings, Trainer
 from pyrovae.training.objectives import Objective, as_objective, elbo
 from pyrovae.training.trainable import Trainable
 
@@ -109,7 +109,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     path = _checkpoint_path(checkpoint, resume)
     rows = as_batches(train, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
-    with seeded(seed, SETUP):  # whatever draws in here, the caller's random state stays
+    with seeded(seed, "training setup"):  # whatever draws in here, the caller's random state stays
         if held_out is not None:
             _check_alike(rows, held_out)
         evaluator = Evaluator(model, guide, as_objective(objective), transform)

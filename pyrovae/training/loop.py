@@ -27,7 +27,6 @@ from pyrovae.training.trainable import Trainable, survey
 
 T = TypeVar("T")
 
-SETUP, TRAIN, VALIDATE = 0, 1, 2  # the random streams of a run
 _COLUMNS = ("train", "validation", "kl_weight", "seconds")
 
 
@@ -213,7 +212,7 @@ class Trainer:
         self.trainable.train(True)
         weight = self.settings.kl_weight(self.epoch)
         total, rows = 0.0, 0
-        with seeded(self.settings.seed, TRAIN, self.epoch):
+        with seeded(self.settings.seed, "training epoch", self.epoch):
             for step, batch in enumerate(self.evaluator.prepared(self.train.shuffled()), 1):
                 total += self._step(batch, weight, step) * len(batch[0])
                 rows += len(batch[0])
@@ -241,7 +240,7 @@ class Trainer:
             return math.nan
         self.trainable.train(False)
         total, rows = 0.0, 0
-        with torch.no_grad(), seeded(self.settings.seed, VALIDATE):
+        with torch.no_grad(), seeded(self.settings.seed, "validation"):
             for batch in self.evaluator.prepared(self.validation.ordered()):
                 total += self._evaluate(batch, 1.0, 0).item() * len(batch[0])
                 rows += len(batch[0])

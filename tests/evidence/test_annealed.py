@@ -96,7 +96,7 @@ def test_moves_leave_the_posterior_invariant() -> None:
     x = exact.sample(3)
     path = path_for(bad_pair(exact), x, SHORT, None)
     posterior = exact.posterior(x)
-    with seeded(3):
+    with seeded(3, "draws"):
         point = path.at(posterior.sample((4000,)), 1.0)
         for _ in range(3):
             point, probability = move(

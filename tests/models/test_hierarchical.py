@@ -401,7 +401,7 @@ def test_an_ex_post_prior_of_the_joint_is_kept(tmp_path: Path) -> None:
 
 # -- training --------------------------------------------------------------------------------------
 
-with seeded(0):
+with seeded(0, "draws"):
     SHARES = torch.rand(4, 9, dtype=torch.float64)[torch.arange(160) % 4]
     IMAGES = torch.bernoulli(SHARES).view(160, 3, 3)
 

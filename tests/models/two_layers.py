@@ -70,7 +70,7 @@ class TwoLayers:
         return self.marginal(X).log_prob(x)
 
     def sample(self, rows: int, *, seed: int = 0) -> Tensor:
-        with seeded(seed):
+        with seeded(seed, "two layers"):
             return self.marginal(X).sample(torch.Size([rows]))
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
