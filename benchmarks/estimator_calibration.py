@@ -1,12 +1,13 @@
 """Do the standard errors hold? Every estimator on problems whose answers are known exactly.
 
 Each estimator is repeated, and two things are counted: its bias in units of its own standard error,
-and how often value ± 1.96 standard errors covers the exact answer, which should be 95 %. Bounds are
+and how often its 95 % interval covers the exact answer. Bounds are
 held to the side that they promise, in expectation. Answers are closed forms of the linear-Gaussian
 VAE, or integrals on a grid over its two latent units.
 
     python benchmarks/estimator_calibration.py                     # ten minutes
     python benchmarks/estimator_calibration.py --bracket           # only the bad guide
+    python benchmarks/estimator_calibration.py --rows rows.json    # by number of held-out rows
     python benchmarks/estimator_calibration.py --repetitions 1000 --json calibration.json
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,13 +26,15 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+from exact_problems import PRIOR, grid, one_normal, pair_of, some_rows
+from few_rows import by_rows
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrovae.diagnostics.calibration import calibrate
-from pyrovae.diagnostics.codes import draw_codes
+from pyrovae.diagnostics.codes import draw_codes, moments
 from pyrovae.diagnostics.collapse import collapse, unit_rates
 from pyrovae.diagnostics.exact import beside_nuts
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
@@ -42,16 +46,12 @@ from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.estimates import Bound, Estimate
 from pyrovae.evidence.annealed import Annealing, annealed_evidence
 from pyrovae.evidence.importance import importance_evidence
-from pyrovae.evidence.result import Evidence
 from pyrovae.evidence.sandwich import sandwich_evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.mixture import Mixture
-from pyrovae.models.pair import Pair
 from pyrovae.randomness import seeded
-from pyrovae.testing import LinearGaussian, linear_gaussian_vae
+from pyrovae.testing import linear_gaussian_vae
 
 COVERAGE = (0.92, 0.98)
-PRIOR = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Row:
         bias: mean error in units of the mean standard error claimed.
         significance: mean error in units of its own standard error over repetitions.
         ratio: standard error claimed, divided by the standard deviation over repetitions.
-        coverage: share of repetitions in which ± 1.96 standard errors held the exact answer; for a
-            bound that is not tight here, its own expectation.
+        coverage: share of repetitions in which the interval held the exact answer; for a bound that
+            is not tight here, its own expectation.
         bound: the side that the estimator promises to err on.
         passed: coverage within 92 – 98 %, and the bound holds in expectation to 3 standard errors.
     """
@@ -88,14 +88,20 @@ def row(
     *,
     bound: Bound | None = None,
     loose: bool = False,
+    ends: tuple[Tensor, Tensor] | None = None,
 ) -> Row:
-    """Compare values and claimed standard errors, each ``(R,)``, with the exact answer."""
+    """Compare values and claimed standard errors, each ``(R,)``, with the exact answer.
+
+    Intervals are ± 1.96 standard errors, unless their ends are given.
+    """
     wrong = (values - truth).double()
     count, spread = len(wrong), float(wrong.std())
     mean = float(wrong.mean())
     significance = mean / max(spread / math.sqrt(count), 1e-12)
     centre = mean if loose else 0.0
-    coverage = float(((wrong - centre).abs() <= 1.96 * errors).double().mean())
+    low, high = (values - 1.96 * errors, values + 1.96 * errors) if ends is None else ends
+    centre = centre + truth
+    coverage = float(((low <= centre) & (centre <= high)).double().mean())
     holds = {None: True, "lower": significance < 3, "upper": significance > -3}[bound]
     return Row(
         estimator,
@@ -114,16 +120,12 @@ def of(name: str, found: Iterable[Estimate], truth: float, *, loose: bool = Fals
     estimates = list(found)
     values = torch.tensor([e.value for e in estimates], dtype=torch.float64)
     errors = torch.tensor([e.standard_error for e in estimates], dtype=torch.float64)
-    return row(name, values, errors, truth, bound=estimates[0].bound, loose=loose)
+    low, high = torch.tensor([e.interval for e in estimates], dtype=torch.float64).T
+    bound = estimates[0].bound
+    return row(name, values, errors, truth, bound=bound, loose=loose, ends=(low, high))
 
 
 # -- log p(x) --------------------------------------------------------------------------------------
-
-
-def pair_of(exact: LinearGaussian, **distortion: float) -> Pair:
-    """The pair with a guide that is distorted on purpose."""
-    vae = exact.vae(**distortion)
-    return Pair(vae.model, vae.guide)
 
 
 def evidence(repetitions: int) -> list[Row]:
@@ -178,7 +180,7 @@ def evidence_means(repetitions: int, size: int = 100) -> list[Row]:
     own = importance_evidence(pair, x, draws=400)
     changed = importance_evidence(pair, x, draws=400, prior=shifted)
     parts = [
-        (replace_values(own, i, size), replace_values(changed, i, size))
+        (some_rows(own, slice(i, i + size)), some_rows(changed, slice(i, i + size)))
         for i in range(0, len(x), size)
     ]
     entropy = float(exact.evidence().entropy())
@@ -189,33 +191,7 @@ def evidence_means(repetitions: int, size: int = 100) -> list[Row]:
     ]
 
 
-def replace_values(result: Evidence, start: int, size: int) -> Evidence:
-    """The result for some of the data points."""
-    rows = slice(start, start + size)
-    return type(result)(
-        result.values[rows], result.standard_error[rows], result.pareto_k[rows], result.draws
-    )
-
-
 # -- the terms of the ELBO -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Integrals over two latent units."""
-
-    z: Tensor
-    cell: float
-
-    def mean(self, log_density: Tensor, values: Tensor) -> float:
-        """The expectation of values under a density."""
-        return float((log_density.exp() * values).sum()) * self.cell
-
-
-def grid(limit: float = 7.0, points: int = 561) -> Grid:
-    """A grid that reaches 7 standard deviations of the prior."""
-    axis = torch.linspace(-limit, limit, points, dtype=torch.float64)
-    return Grid(torch.cartesian_prod(axis, axis), float(axis[1] - axis[0]) ** 2)
 
 
 def terms(repetitions: int) -> list[Row]:
@@ -276,7 +252,7 @@ def population(repetitions: int, size: int = 2000) -> list[Row]:
         terms = surgery(codes, likelihood, aggregated, PRIOR, unseen=True)
         bracket = information(codes, aggregated, one_normal())
         memory = memorisation(codes, codes, {"prior": PRIOR, "q_agg": seen}, seen)
-        activity = collapse(encoding, unit_rates(encoding, PRIOR, codes))
+        activity = collapse(moments(encoding), unit_rates(encoding, PRIOR, codes))
         outside = holes(codes, seen, PRIOR, draws=2000, seed=seed)
         for name, estimate in {
             "elbo": terms.elbo,
@@ -316,12 +292,6 @@ def population(repetitions: int, size: int = 2000) -> list[Row]:
         of(f"{name}, data to come", estimates, truth[name], loose=name == "I(x; z) from below")
         for name, estimates in columns.items()
     ]
-
-
-def one_normal() -> Mixture:
-    """The standard normal as a mixture of one."""
-    component = dist.Normal(torch.zeros(1, 2, dtype=torch.float64), 1.0).to_event(1)
-    return Mixture(dist.Categorical(torch.ones(1, dtype=torch.float64)), component)
 
 
 # -- the guide -------------------------------------------------------------------------------------
@@ -389,8 +359,9 @@ def inference(repetitions: int, size: int = 40, at_once: int = 50) -> list[Row]:
             x = evidence.sample(torch.Size([at_once * size]))
         gaps = inference_gaps(model, guide, x, draws=500, seed=start)
         for i in range(0, len(x), size):
-            part = Gaps(*(replace_values(e, i, size) for e in (gaps.guide, gaps.family)), None,
-                        replace_values(gaps.evidence, i, size))  # fmt: skip
+            rows = slice(i, i + size)
+            both = (some_rows(e, rows) for e in (gaps.guide, gaps.family))
+            part = Gaps(*both, None, some_rows(gaps.evidence, rows))
             for name, column in found.items():
                 column.append(getattr(part, name)())
     truth = (amortization, approximation, amortization + approximation)
@@ -408,7 +379,7 @@ def activity(repetitions: int, units: int = 400, size: int = 5000) -> list[Row]:
         with seeded(seed, "means"):
             means = variance.sqrt() * torch.randn(size, units)
         encoding = dist.Normal(means, torch.ones(size, units)).to_event(1)
-        found.append(collapse(encoding).active_units)
+        found.append(collapse(moments(encoding)).active_units)
     return [of(f"active units, {units // 2} of {units}", found, units / 2)]
 
 
@@ -472,9 +443,18 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--bracket", action="store_true", help="only the case with a bad guide")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="only the table by number of held-out rows, 30 to 500, for every number that a "
+        "diagnosis states; what is in this file is not run again",
+    )
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     warnings.simplefilter("ignore", UserWarning)  # Pyro's, on plates of one draw
+    if options.rows:
+        sys.exit(0 if by_rows(options.repetitions, options.rows) else 1)
     table = Table(title=f"{options.repetitions} repetitions of each estimator")
     for column in ("estimator", "bias / SE", "z of bias", "SE / sd", "coverage", "bound", ""):
         table.add_column(column, justify="left" if column == "estimator" else "right")

@@ -29,7 +29,7 @@ from pyrovae.models.rows import over_rows
 from pyrovae.models.vae import VAE
 from pyrovae.own_pair import PairOptions, make_pair
 from pyrovae.preflight import CHECKPOINT, check_device, check_no_run, writable
-from pyrovae.randomness import seeded
+from pyrovae.randomness import check_seed, seeded
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
 
@@ -112,6 +112,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             in the folder and ``resume`` is not set, or a pair of one's own cannot be made.
     """
     options = options or AnalysisOptions()
+    check_seed(options.seed)
     likelihood = options.likelihood or default_likelihood(data)
     check(data, likelihood if options.pair is None else None)
     check_prior(options)

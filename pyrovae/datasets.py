@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.files import Table, listed, read, row_and_column
-from pyrovae.randomness import derived_seed
+from pyrovae.randomness import check_seed, derived_seed
 
 __all__ = [
     "LIKELIHOODS",
@@ -185,6 +185,7 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
     >>> [len(part) for part in split(load("digits"))]
     [1258, 180, 359]
     """
+    check_seed(seed)
     n = len(data)
     sizes = round(n * held_out), round(n * validation)
     if min(*sizes, n - sum(sizes)) < 2:

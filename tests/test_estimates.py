@@ -1,11 +1,15 @@
 """Standard errors are what they say: the spread over repetitions of the sampling named."""
 
 import math
+from collections.abc import Callable
 
 import pytest
+import scipy.stats
 import torch
+from torch import Tensor
 
-from pyrovae.estimates import Estimate, mean_estimate, two_stage_mean
+from pyrovae.estimates import Over, mean_estimate, two_stage_mean
+from pyrovae.models.discretized import bits_per_dimension
 from pyrovae.randomness import seeded
 
 
@@ -29,9 +33,58 @@ def test_two_stage_error_is_the_spread_over_repetitions(points: int, draws: int)
 
 
 def test_mean_estimate_is_the_textbook_one() -> None:
-    assert mean_estimate(torch.tensor([1.0, 2.0, 3.0])) == Estimate(
-        2.0, 1 / math.sqrt(3), 3, "data"
-    )
+    estimate = mean_estimate(torch.arange(11.0))
+    assert (estimate.value, estimate.standard_error) == (5.0, pytest.approx(1.0))
+    assert (estimate.size, estimate.over, estimate.unresolved) == (11, "data", "")
+    # values that are symmetric have Student's interval
+    quantile = float(scipy.stats.t.ppf(0.975, 10))
+    assert estimate.interval == pytest.approx((5 - quantile, 5 + quantile))
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean"),
+    [
+        (lambda n: torch.randn(n), 0.0),
+        (lambda n: -torch.rand(n).log(), 1.0),
+        (lambda n: torch.randn(n).exp(), math.exp(0.5)),
+        (lambda n: -torch.randn(n).square(), -1.0),
+    ],
+    ids=["normal", "exponential", "lognormal", "chi-squared"],
+)
+@pytest.mark.parametrize("rows", [10, 30, 100])
+def test_intervals_of_few_and_skewed_values_hold(
+    draw: Callable[[int], Tensor], mean: float, rows: int
+) -> None:
+    # 600 intervals, of which 90 % of 10 rows and 92 % of more hold in long runs: four errors less
+    held = 0
+    for _ in range(600):
+        low, high = mean_estimate(draw(rows)).interval
+        held += low <= mean <= high
+    assert held / 600 > (0.90 - 4 * 0.0122 if rows == 10 else 0.92 - 4 * 0.0111)
+
+
+def test_intervals_move_and_stretch_with_the_values() -> None:
+    values = torch.randn(40).exp()
+    low, high = mean_estimate(values).interval
+    assert mean_estimate(3 - 2 * values).interval == pytest.approx((3 - 2 * high, 3 - 2 * low))
+    assert mean_estimate(torch.full((20,), 4.0)).interval == (4.0, 4.0)
+
+
+@pytest.mark.parametrize(("over", "words"), [("data", "rows"), ("draws", "draws")])
+def test_too_few_values_are_not_told(over: Over, words: str) -> None:
+    estimate = mean_estimate(torch.randn(9), over=over)
+    assert estimate.unresolved == f"too few {words} to tell" == str(estimate)
+    assert estimate.interval == (-math.inf, math.inf)
+    assert not estimate.excludes(0.0)
+    assert two_stage_mean(torch.randn(2, 3), population=2).unresolved == "too few draws to tell"
+    assert bits_per_dimension(estimate, (3,)).unresolved == estimate.unresolved
+
+
+def test_bits_turn_the_interval_round() -> None:
+    nats = mean_estimate(torch.randn(40).exp(), bound="lower")
+    bits = bits_per_dimension(nats, (2, 3))
+    unit = 6 * math.log(2)
+    assert bits.interval == pytest.approx(tuple(-end / unit for end in reversed(nats.interval)))
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, math.nan]])

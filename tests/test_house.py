@@ -143,6 +143,30 @@ def test_a_room_s_own_file_holds_a_docstring_only(path: Path) -> None:
     assert isinstance(only, ast.Expr) and isinstance(only.value, ast.Constant)
 
 
+# -- randomness ------------------------------------------------------------------------------------
+
+
+def purposes() -> Iterator[tuple[str, str]]:
+    """The purpose of every stream of draws, with the place where it is named."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if named and node.func.id in ("seeded", "derived_seed") and path.stem != "randomness":
+                place = f"{module_name(path)}:{node.lineno}"
+                word = node.args[1] if len(node.args) > 1 else None
+                assert isinstance(word, ast.Constant), f"{place}: a purpose that is not written out"
+                assert isinstance(word.value, str), f"{place}: a purpose that is no word"
+                yield word.value, place
+
+
+def test_no_two_places_draw_for_the_same_purpose() -> None:
+    places: dict[str, list[str]] = {}
+    for word, place in purposes():
+        places.setdefault(word, []).append(place)
+    assert {word: at for word, at in places.items() if len(at) > 1} == {}
+    assert len(places) > 30
+
+
 # -- sizes -----------------------------------------------------------------------------------------
 
 

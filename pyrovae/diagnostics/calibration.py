@@ -13,7 +13,7 @@ from pyrovae.batches import Data, all_rows, take_rows
 from pyrovae.errors import InputError
 from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.randomness import derived_seed, seeded
+from pyrovae.randomness import check_seed, derived_seed, seeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,6 +136,7 @@ def calibrate(
         InputError: with fewer than 100 simulations, or where data cannot be simulated, as where
             the likelihood takes a row's total from the row.
     """
+    check_seed(seed)
     if simulations < 5 * BINS:
         raise InputError(
             f"expected at least {5 * BINS} simulations, 5 for each bin of ranks; got {simulations}."

@@ -291,7 +291,9 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
                 moments(encoding, seed=derived_seed(seed, "activity")),
                 unit_rates(encoding, prior, codes),
             ),
-            memorisation=memorisation(codes, test_codes, densities, aggregated),
+            memorisation=memorisation(
+                codes, test_codes, densities, aggregated, fitted=ex_post.distribution, seed=seed
+            ),
             ex_post=ex_post,
             evidence=evidence,
             aggregated=aggregated,

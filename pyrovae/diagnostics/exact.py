@@ -23,7 +23,7 @@ from pyrovae.evidence.result import UNRELIABLE, Evidence, smooth, summarise
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import derived_seed, seeded
+from pyrovae.randomness import check_seed, derived_seed, seeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +139,7 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     Raises:
         InputError: with fewer than two chains, or if a chain never moves.
     """
+    check_seed(seed)
     if chains < 2:
         raise InputError(f"expected at least 2 chains for r-hat; got {chains}.")
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)

@@ -20,7 +20,7 @@ from pyrovae.mixture import families
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import derived_seed, seeded
+from pyrovae.randomness import check_seed, derived_seed, seeded
 
 LEARNING_RATE = 0.05  # at the first step; falls to 0 along a cosine
 PART = 16  # draws in one step of the optimisation
@@ -102,6 +102,7 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
     Cremer et al. 2018, "Inference suboptimality in variational autoencoders"; Roeder et al. 2017
     for the gradient.
     """
+    check_seed(seed)
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         if not pair.follows(x):

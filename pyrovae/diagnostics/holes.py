@@ -129,16 +129,13 @@ def binomial_interval(count: int, size: int) -> tuple[float, float]:
     [0.0, 0.095]
     """
     from scipy.optimize import brentq
-    from scipy.stats import binom
+    from scipy.special import bdtrc
+
+    def more(share: float, probability: float) -> float:
+        """By how much P(B > count) + P(B = count) / 2 exceeds a probability."""
+        return float(bdtrc(count, size, share) + bdtrc(count - 1, size, share)) / 2 - probability
 
     tail = (1 - CONFIDENCE) / 2
-
-    def at_least(share: float) -> float:
-        return float(binom.sf(count - 1, size, share) + binom.sf(count, size, share)) / 2 - tail
-
-    def at_most(share: float) -> float:
-        return float(binom.cdf(count, size, share) + binom.cdf(count - 1, size, share)) / 2 - tail
-
-    low = brentq(at_least, 0.0, count / size) if count else 0.0
-    high = brentq(at_most, count / size, 1.0) if count < size else 1.0
+    low = brentq(more, 0.0, count / size, (tail,)) if count else 0.0
+    high = brentq(more, count / size, 1.0, (1 - tail,)) if count < size else 1.0
     return float(low), float(high)

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.errors import InputError
-from pyrovae.estimates import Estimate
+from pyrovae.estimates import TOO_FEW, Estimate
 from pyrovae.randomness import derived_seed
 
 FOLDS = 5
+FEWEST = 30  # points of each sample, so that trees with 20 to a leaf can part them
 CORRECTION = math.sqrt(1 + FOLDS / (FOLDS - 1))
 
 Floats = NDArray[np.float64]
@@ -53,7 +54,8 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
         seed: names the folds.
 
     Raises:
-        InputError: with fewer than ten points in either sample.
+        InputError: with fewer than ten points in either sample. With fewer than 30 its trees can't
+            tell apart anything: accuracy and AUC can't be told.
 
     Lopez-Paz & Oquab 2017, "Revisiting classifier two-sample tests"; DeLong et al. 1988.
     """
@@ -69,8 +71,12 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
     share = float(right.mean())
     likely = (right.sum() + 1) / (len(right) + 2)  # a share of 1 is not taken for certain
     error = CORRECTION * math.sqrt(likely * (1 - likely) / len(right))
-    accuracy = Estimate(share, error, len(right), bound="lower")
-    return TwoSample(accuracy, _auc(scores[:count], scores[count:]))
+    result = TwoSample(
+        Estimate(share, error, len(right), bound="lower"), _auc(scores[:count], scores[count:])
+    )
+    if count >= FEWEST:
+        return result
+    return TwoSample(*(e.unresolve(TOO_FEW["draws"]) for e in (result.accuracy, result.auc)))
 
 
 def _scores(points: Floats, labels: NDArray[np.int64], seed: int) -> Floats:

@@ -18,6 +18,7 @@ from pyrovae.evidence.sandwich import BothSides, Sandwich, sandwich_evidence
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.models.sites import Reader
+from pyrovae.randomness import check_seed
 
 OneSided = Literal["importance", "prior", "annealed"]
 Method = Literal["importance", "prior", "annealed", "sandwich"]
@@ -115,6 +116,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     >>> bool((estimate.values - exact.log_prob(x)).abs().max() < 1e-9)  # the guide is exact
     True
     """
+    check_seed(seed)
     if not isinstance(method, Annealing | BothSides) and method not in get_args(Method):
         raise InputError(
             f"expected a method out of {get_args(Method)}, an Annealing or a BothSides; got "

@@ -18,7 +18,7 @@ from pyrovae.mixture.logdensity import differences, queries, roundoff
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.normals import TOLERANCE, DiagonalNormals
 from pyrovae.mixture.screening import log_prob
-from pyrovae.randomness import seeded
+from pyrovae.randomness import check_seed, seeded
 
 #: Pairs of components that are held at once.
 SCORES = 1 << 20
@@ -94,6 +94,7 @@ def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) 
 
     Kolchinsky & Tracey 2017, "Estimating mixture entropy with pairwise distances".
     """
+    check_seed(seed)
     normals = _normals(mixture)
     weight = _normalised(normals.log_weight).exp()
     index = torch.arange(normals.size, device=weight.device)

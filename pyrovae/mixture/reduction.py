@@ -12,7 +12,7 @@ from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction_rounds import DiagonalRounds, FullRounds
-from pyrovae.randomness import seeded
+from pyrovae.randomness import check_seed, seeded
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def reduce(
 
     Goldberger & Roweis 2004; Vasconcelos & Lippman 1998; Runnalls 2007; Hershey & Olsen 2007.
     """
+    check_seed(seed)
     _check(mixture, components, covariance, shrinkage, rounds)
     with torch.no_grad():
         problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, shrinkage)

@@ -28,7 +28,7 @@ from pyrovae.models.smoothing import (
 from pyrovae.models.state import PyroFunction
 from pyrovae.models.under_prior import UnderPrior
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import seeded
+from pyrovae.randomness import check_seed, seeded
 
 INFLATIONS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 REDUCTIONS = (10, 25, 50, 100, 200, 400, 1000)
@@ -149,6 +149,7 @@ def fit_ex_post_prior(
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
     """
+    check_seed(seed)
     codes = _held_out_codes(agg, held_out, draws=draws, seed=seed)
     normals = with_normals(agg, seed=seed)
     recipes = _recipes(candidates, normals)

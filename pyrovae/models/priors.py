@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyrovae.errors import InputError
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.state import measuring
-from pyrovae.randomness import seeded
+from pyrovae.randomness import check_seed, seeded
 
 Bounds = tuple[Tensor | float, Tensor | float]  # least and greatest value of entries, or of each
 
@@ -115,6 +115,7 @@ class VampPrior(nn.Module):
             InputError: if there are fewer rows than components, or any of them, chosen or not, is
                 not finite, not of floating point or outside the bounds.
         """
+        check_seed(seed)
         if not 1 <= components <= len(data):
             raise InputError(
                 f"expected 1 to {len(data)} pseudo-inputs, one row of the data each; got "
@@ -152,6 +153,7 @@ class VampPrior(nn.Module):
             InputError: for fewer than one pseudo-input or two rows, or rows that are not finite,
                 not of floating point or outside the bounds.
         """
+        check_seed(seed)
         if components < 1 or len(like) < 2:
             raise InputError(
                 f"expected at least one pseudo-input and two rows to draw them like; got "

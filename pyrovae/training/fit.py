@@ -15,7 +15,7 @@ from pyrovae.batches import Batches, Data, Transform, as_batches
 from pyrovae.errors import InputError
 from pyrovae.models.pair import PyroFunction, modules_of
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import seeded
+from pyrovae.randomness import check_seed, seeded
 from pyrovae.training.checkpoint import check_path, load
 from pyrovae.training.history import Fit
 from pyrovae.training.loop import Evaluator, Settings, Trainer
@@ -101,6 +101,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     >>> run.history.validation.shape
     (3,)
     """
+    check_seed(seed)
     settings = Settings(
         epochs=epochs, kl_warmup=kl_warmup, clip_norm=clip_norm, patience=patience, seed=seed
     )
