@@ -17,6 +17,7 @@ Bound = Literal["lower", "upper"]
 
 CONFIDENCE = 0.95  # of every interval
 FEW = 10  # values from which on the interval of a skewed mean holds (Hall 1992)
+NAMED = 3  # rows that a sentence names, at most
 TOO_FEW: dict[Over, str] = {"data": "too few rows to tell", "draws": "too few draws to tell"}
 
 
@@ -90,7 +91,13 @@ class Estimate:
         return f"Estimate({self}, size={self.size})"
 
 
-def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = None) -> Estimate:
+def mean_estimate(
+    values: Tensor,
+    *,
+    over: Over = "data",
+    bound: Bound | None = None,
+    rows: Tensor | None = None,
+) -> Estimate:
     r"""The mean of independent values with its standard error s/√n.
 
     The interval is that of the studentised mean T with its skewness removed: with γ the skewness
@@ -100,10 +107,13 @@ def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = 
 
     Of 30 values it covers the mean in 95 % of cases if they are exponential, and in 92 to 93 % if
     lognormal or normal to the fourth, where ± 1.96 standard errors do in 92, 87 and 79 %. Of fewer
-    than ten values the number can't be told.
+    than ten values, or where one is infinite, the number can't be told.
 
     Args:
         values: independent values, shape ``(n,)`` with n ≥ 2.
+        over, bound: as :class:`Estimate` has them.
+        rows: number of each value's data point in its data set, shape ``(n,)``, by which one that
+            is infinite is named; 0, …, n − 1 if not given.
 
     Raises:
         InputError: with fewer than two values, which carry no standard error, or a NaN among them.
@@ -120,13 +130,49 @@ def mean_estimate(values: Tensor, *, over: Over = "data", bound: Bound | None = 
             f"expected at least 2 values for a standard error; got {n}. Use more data."
         )
     values = values.double()
-    if values.isnan().any():
-        raise InputError("expected numbers; got NaN among the values to be averaged.")
+    _check_numbers(values, rows)
+    if values.isinf().any():
+        return _infinite(values, n, over, bound, rows)
     mean, error = float(values.mean()), float(values.std() / math.sqrt(n))
     estimate = Estimate(mean, error, n, over, bound)
     if n < FEW:
         return estimate.unresolve(TOO_FEW[over])
     return replace(estimate, ends=_ends(mean, error, n - 1, skewness(values)))
+
+
+def _check_numbers(values: Tensor, rows: Tensor | None) -> None:
+    """Raise for a NaN among the values of some data points, shape ``(n, ...)``, naming the row."""
+    if (broken := values.isnan().flatten(1).any(1) if values.dim() > 1 else values.isnan()).any():
+        raise InputError(
+            f"expected numbers to average; got NaN in {name_rows(broken, rows)} (counted from 0). "
+            "Check what model and guide give there."
+        )
+
+
+def _infinite(
+    values: Tensor, size: int, over: Over, bound: Bound | None, rows: Tensor | None
+) -> Estimate:
+    """A mean that can't be told, as the log density of a data point is infinite."""
+    broken = values.isinf().flatten(1).any(1) if values.dim() > 1 else values.isinf()
+    estimate = Estimate(float(values.mean()), math.inf, size, over, bound)
+    return estimate.unresolve(f"a log density is infinite in {name_rows(broken, rows)}")
+
+
+def name_rows(chosen: Tensor, rows: Tensor | None = None) -> str:
+    """Some data points by their numbers, in words.
+
+    Args:
+        chosen: which of them, shape ``(n,)``.
+        rows: their numbers, shape ``(n,)``; 0, …, n − 1 if not given.
+
+    >>> import torch
+    >>> name_rows(torch.arange(9) == 4), name_rows(torch.arange(7) >= 0)
+    ('row 4', 'rows 0, 1, 2 and 4 more')
+    """
+    numbers = (chosen.nonzero().squeeze(-1) if rows is None else rows[chosen]).tolist()
+    first = ", ".join(str(number) for number in numbers[:NAMED])
+    rest = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return f"row{'s' if len(numbers) > 1 else ''} {first}{rest}"
 
 
 def skewness(values: Tensor) -> float:
@@ -163,7 +209,9 @@ def _ends(mean: float, error: float, freedom: int, skewed: float = 0.0) -> tuple
     return mean - error * bent(quantile), mean - error * bent(-quantile)
 
 
-def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = None) -> Estimate:
+def two_stage_mean(
+    values: Tensor, *, population: int, bound: Bound | None = None, rows: Tensor | None = None
+) -> Estimate:
     r"""The mean over a finite data set of which m of N points were taken, S draws at each.
 
     The standard error is that of repeating choice and draws with the data set fixed: with f = m/N,
@@ -172,12 +220,13 @@ def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = Non
     .. math:: se^2 = (1 - f)\, s_b^2 / m + f\, s_w^2 / (m S)
 
     which is unbiased (Cochran 1977, *Sampling Techniques*, ch. 10), and leaves only the noise of
-    the draws when every point was taken. Of fewer than ten degrees of freedom the number can't be
-    told.
+    the draws when every point was taken. Of fewer than ten degrees of freedom, or where a value is
+    infinite, the number can't be told.
 
     Args:
         values: shape ``(m, S)`` with S ≥ 2; m ≥ 2 unless all of a single point is taken.
         population: N ≥ m, the number of points in the data set.
+        bound, rows: as :func:`mean_estimate`.
 
     Raises:
         InputError: with fewer than two draws a point, or a NaN among the values.
@@ -186,8 +235,9 @@ def two_stage_mean(values: Tensor, *, population: int, bound: Bound | None = Non
     if draws < 2:
         raise InputError(f"expected at least 2 draws for each data point; got {draws}.")
     values = values.double()
-    if values.isnan().any():
-        raise InputError("expected numbers; got NaN among the values to be averaged.")
+    _check_numbers(values, rows)
+    if values.isinf().any():
+        return _infinite(values, m * draws, "draws", bound, rows)
     fraction = m / population
     within = float(values.var(1).mean()) / (m * draws)
     between = float(values.mean(1).var()) / m if fraction < 1 else 0.0

@@ -8,6 +8,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
 from pyrovae.estimates import Over, mean_estimate, two_stage_mean
 from pyrovae.models.discretized import bits_per_dimension
 from pyrovae.randomness import seeded
@@ -103,3 +104,19 @@ def test_streams_do_not_meet_and_leave_no_trace() -> None:
             draws.append(torch.rand(4))
     assert torch.equal(torch.get_rng_state(), before)
     assert len({tuple(draw.tolist()) for draw in draws}) == 5
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_an_infinite_value_is_named_and_nothing_is_built_on_it(value: float) -> None:
+    values = torch.randn(40, 2)
+    values[9, 1] = value
+    rows = torch.arange(40) + 100
+    for estimate in (
+        mean_estimate(values.mean(1), rows=rows),
+        two_stage_mean(values, population=40, rows=rows),
+    ):
+        assert estimate.value == value and estimate.standard_error == math.inf
+        assert estimate.unresolved == "a log density is infinite in row 109"
+    values[9, 1] = math.nan
+    with pytest.raises(InputError, match="NaN in row 9"):
+        two_stage_mean(values, population=40)

@@ -23,15 +23,19 @@ class Codes:
         z: draws, shape ``(m, S, D)``.
         log_guide: log q(z | x_n) of each draw under its own data point, shape ``(m, S)``.
         population: number N of data points they were chosen from.
+        rows: number of each data point in the user's own data set, shape ``(m,)``.
     """
 
     index: Tensor
     z: Tensor
     log_guide: Tensor
     population: int
+    rows: Tensor
 
 
-def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Codes:
+def draw_codes(
+    encoding: dist.Distribution, *, size: int, rows: Tensor | None = None, seed: int = 0
+) -> Codes:
     """As many codes at each of min(N, size / 2) data points, chosen without replacement.
 
     There are two at each, or more where the data points are few.
@@ -39,6 +43,8 @@ def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Code
     Args:
         encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
         size: number of codes at most.
+        rows: number of each data point in the user's own data set, shape ``(N,)``; 0, …, N − 1 if
+            not given.
         seed: names choice and draws.
 
     Raises:
@@ -54,7 +60,8 @@ def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Code
         index = torch.randperm(population)[:points].sort().values
         z = encoding.sample(torch.Size([max(DRAWS, size // points)]))
     log_guide = encoding.log_prob(z)
-    return Codes(index, z[:, index].movedim(0, 1), log_guide[:, index].T, population)
+    numbers = index if rows is None else rows.to(index.device)[index]
+    return Codes(index, z[:, index].movedim(0, 1), log_guide[:, index].T, population, numbers)
 
 
 @dataclass(frozen=True)

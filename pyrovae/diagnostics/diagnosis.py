@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.batches import Data, all_rows, take_rows
-from pyrovae.diagnostics.advice import advise
+from pyrovae.diagnostics.advice import advise, change_from
 from pyrovae.diagnostics.codes import Codes, draw_codes, moments
 from pyrovae.diagnostics.collapse import Collapse, collapse, unit_rates
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide
@@ -112,8 +112,6 @@ class Diagnosis:
             discretised logistic; empty otherwise.
         measured: numbers of the held-out rows that the measures speak of, rising: all, or the
             random half that the ex-post prior was not chosen on.
-        evidence_rows: numbers of those whose log p(x) was estimated, rising, in the order of
-            ``evidence``.
     """
 
     training: Surgery
@@ -133,7 +131,6 @@ class Diagnosis:
     guide: GuideCheck
     bits: dict[str, Estimate]
     measured: Tensor
-    evidence_rows: Tensor
 
     @property
     def advice(self) -> str:
@@ -202,7 +199,8 @@ class Diagnosis:
             yield "held-out", f"log p(x) | {name}", result.mean()
         for name, result in self.evidence.items():
             if name != "prior":
-                yield "held-out", f"log p(x) | {name} − prior", result.minus(self.evidence["prior"])
+                change = change_from(self.evidence["prior"], result)
+                yield "held-out", f"log p(x) | {name} − prior", change
         for name, estimate in self.bits.items():
             yield "held-out", f"bits per dimension | {name}", estimate
         for name, estimate in self.guide.estimates():
@@ -273,7 +271,10 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         codes = draw_codes(encoding, size=effort.codes, seed=derived_seed(seed, "training codes"))
         test_encoding = _encode(pair, unseen)
         test_codes = draw_codes(
-            test_encoding, size=effort.codes, seed=derived_seed(seed, "held-out codes")
+            test_encoding,
+            size=effort.codes,
+            rows=measured,
+            seed=derived_seed(seed, "held-out codes"),
         )
         test_aggregated = AggregatedPosterior(test_encoding)
         seen_terms = surgery(codes, _log_likelihood(pair, seen, codes), aggregated, prior)
@@ -284,6 +285,8 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         evidence = compare_priors(
             pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
         )
+        numbers = measured[of_evidence]
+        evidence = {name: replace(result, rows=numbers) for name, result in evidence.items()}
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
@@ -314,7 +317,6 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             guide=checked,
             bits=_bits(pair, rows, evidence),
             measured=measured,
-            evidence_rows=measured[of_evidence],
         )
 
 

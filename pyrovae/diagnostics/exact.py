@@ -19,7 +19,7 @@ from pyrovae.diagnostics.codes import moments
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import Annealing, path_for
 from pyrovae.evidence.hmc import Path
-from pyrovae.evidence.result import UNRELIABLE, Evidence, smooth, summarise
+from pyrovae.evidence.result import Evidence, smooth, summarise
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
@@ -90,9 +90,10 @@ class Beside:
                 f"For {few} of {n} data points NUTS has fewer than {ENOUGH} effective draws of a "
                 "unit: its means and standard deviations are rough. Take more draws."
             )
-        if poor := int((self.pareto_k > UNRELIABLE).sum()):
+        limit = self.evidence.k_limit
+        if poor := int((~(self.pareto_k <= limit)).sum()):
             found.append(
-                f"For {poor} of {n} data points k̂ > {UNRELIABLE}: the guide is too far from the "
+                f"For {poor} of {n} data points k̂ > {limit:.2g}: the guide is too far from the "
                 "posterior for importance weights to repair it."
             )
         return (*found, *self.evidence.concerns())

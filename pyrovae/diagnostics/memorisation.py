@@ -65,14 +65,18 @@ def memorisation(
     """
     population = None if fitted is None else _skewness_of_advantage(densities, fitted, seed)
     seen = {
-        name: two_stage_mean(density.log_prob(training.z), population=training.population)
+        name: two_stage_mean(
+            density.log_prob(training.z), population=training.population, rows=training.rows
+        )
         for name, density in densities.items()
     }
     unseen = {name: density.log_prob(held_out.z).mean(1) for name, density in densities.items()}
     return Memorisation(
         training=seen,
-        held_out={name: mean_estimate(values) for name, values in unseen.items()},
-        advantage=_advantage(unseen["q_agg"] - unseen["prior"], population),
+        held_out={
+            name: mean_estimate(values, rows=held_out.rows) for name, values in unseen.items()
+        },
+        advantage=_advantage(unseen["q_agg"] - unseen["prior"], population, held_out.rows),
         log_aggregated=unseen["q_agg"],
         log_prior=unseen["prior"],
         components={
@@ -92,8 +96,10 @@ def _skewness_of_advantage(
     return skewness(densities["q_agg"].log_prob(z) - densities["prior"].log_prob(z))
 
 
-def _advantage(values: Tensor, population: float | None) -> Estimate:
-    estimate = mean_estimate(values)
+def _advantage(values: Tensor, population: float | None, rows: Tensor) -> Estimate:
+    estimate = mean_estimate(values, rows=rows)
+    if estimate.unresolved:
+        return estimate
     if population is None or len(values) >= ENOUGH * population**2:
         return estimate
     return estimate.unresolve(TOO_FEW["data"])  # also where the skewness is no number

@@ -90,10 +90,10 @@ def surgery(
     log_prior_marginals = unit_log_densities(prior, codes.z)
 
     def over_draws(values: Tensor) -> Estimate:
-        return two_stage_mean(values, population=codes.population)
+        return two_stage_mean(values, population=codes.population, rows=codes.rows)
 
     def over_data(values: Tensor) -> Estimate:
-        return mean_estimate(values.mean(1)) if unseen else over_draws(values)
+        return mean_estimate(values.mean(1), rows=codes.rows) if unseen else over_draws(values)
 
     total_correlation, dimension_wise, units = None, None, None
     if log_marginals is not None:

@@ -125,7 +125,7 @@ def annealed_evidence(
         raise InputError(f"expected at least 2 chains for a standard error; got {chains}.")
     annealing = annealing or Annealing()
     blocks = split_blocks(x, chains)
-    parts = []
+    parts: list[Evidence] = []
     total = len(blocks) * (2 * annealing.temperatures + 1)
     with progress_bar("annealing", total, progress=annealing.progress) as bar:
         for index, rows in enumerate(blocks):
@@ -136,7 +136,8 @@ def annealed_evidence(
             with seeded(seed, "annealing", index):
                 start = path.sample(chains)
                 log_weights, accepted = anneal(path, start, annealing, tuning, tick=bar.tick)
-            parts.append(replace(summarise(log_weights.T), acceptance=accepted))
+            block = summarise(log_weights.T, first=index * len(blocks[0]))
+            parts.append(replace(block, acceptance=accepted))
     return check_moved(join(parts))
 
 

@@ -51,12 +51,11 @@ def importance_evidence(
     _check(draws)
     source = pair.prior(x) if prior is None else prior
     seed = derived_seed(seed, "draws from the prior")
-    return join(
-        [
-            summarise(torch.cat([w.log_likelihood for w in parts]).T)
-            for parts in weighted_blocks(pair, x, draws=draws, seed=seed, proposal=source)
-        ]
-    )
+    blocks: list[Evidence] = []
+    for parts in weighted_blocks(pair, x, draws=draws, seed=seed, proposal=source):
+        weights = torch.cat([w.log_likelihood for w in parts])
+        blocks.append(summarise(weights.T, first=len(blocks) * BLOCK))
+    return join(blocks)
 
 
 @torch.no_grad()
@@ -86,8 +85,8 @@ def compare_priors(
         for part in parts:
             for name, prior in priors.items():
                 weights[name].append(_log_weight(part, prior))
-        for name, found in weights.items():
-            columns[name].append(summarise(torch.cat(found).T))
+        for name, blocks in columns.items():
+            blocks.append(summarise(torch.cat(weights[name]).T, first=len(blocks) * BLOCK))
         tick()
     notes = support_notes(pair, x, priors)
     return {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}

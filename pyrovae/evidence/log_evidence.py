@@ -101,8 +101,8 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
         ``gap()``.
 
     Warns:
-        UserWarning: in words, where k̂ > 0.7, a guide's support misses the posterior, or chains
-            hardly move.
+        UserWarning: in words, where k̂ is above its limit or unknown, a guide's support misses the
+            posterior, or chains hardly move.
 
     Raises:
         InputError: for an unknown method, a pair without the sites named, a ``prior`` that is not

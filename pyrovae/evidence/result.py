@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pyrovae.arviz_adapter import psis
 from pyrovae.errors import InputError
-from pyrovae.estimates import Bound, Estimate, mean_estimate
+from pyrovae.estimates import Bound, Estimate, mean_estimate, name_rows
 
-UNRELIABLE = 0.7  # k̂ above which the estimate and its error can't be trusted (Vehtari et al. 2024)
+UNRELIABLE = 0.7  # k̂ above which no number of draws is enough (Vehtari et al. 2024)
+FEWEST = 25  # draws with any weight, below which their tail is too short for a k̂
 STUCK = 0.1  # share of accepted moves below which a datum's chains hardly moved
 EQUAL = 1e-3  # log weights that all lie this close together, in nats, have no tail
 
@@ -25,14 +26,16 @@ class Evidence:
         values: estimates, shape ``(N,)``.
         standard_error: Monte Carlo standard error of each, shape ``(N,)``; infinite where no draw
             had any weight.
-        pareto_k: k̂ of each data point's importance weights, shape ``(N,)``; above 0.7 estimate and
-            standard error cannot be trusted (Vehtari et al. 2024); infinite where there were too
-            few draws to tell.
+        pareto_k: k̂ of each data point's importance weights, shape ``(N,)``; above ``k_limit``
+            estimate and standard error cannot be trusted; infinite where there were too few draws
+            to tell.
         draws: importance draws, or annealed chains, for each data point.
         bound: the side on which the expectation of ``values`` errs.
         smoothed: estimates from Pareto-smoothed weights, shape ``(N,)``: less noise where
             0.5 < k̂ < 0.7, and no bound; ``None`` if the weights do not average to p(x).
         acceptance: share of accepted Hamiltonian moves, shape ``(N,)``, if there were any.
+        rows: number of each data point in the data set it comes from, shape ``(N,)``, counted from
+            0; by default they are all of them, in order.
         notes: what else a reader has to know, in sentences.
     """
 
@@ -44,17 +47,29 @@ class Evidence:
     smoothed: Tensor | None = None
     acceptance: Tensor | None = None
     notes: tuple[str, ...] = ()
+    rows: Tensor | None = None
+
+    @property
+    def k_limit(self) -> float:
+        """The k̂ up to which so many draws are enough; see :func:`k_limit`."""
+        return k_limit(self.draws)
+
+    @property
+    def unresolved(self) -> Tensor:
+        """The data points whose k̂ is above the limit, or not known, shape ``(N,)``."""
+        return ~(self.pareto_k <= self.k_limit)
 
     def mean(self) -> Estimate:
-        """Mean over the data points; its standard error is over data and draws together."""
-        if self.values.isinf().any():
-            return Estimate(
-                float(self.values.mean()), math.inf, len(self.values), "data", self.bound
-            )
-        return mean_estimate(self.values, over="data", bound=self.bound)
+        """Mean over the data points; its standard error is over data and draws together.
+
+        It can't be told where log p(x) of a data point is infinite.
+        """
+        return self._mean_of(self.values, self.bound)
 
     def minus(self, other: Evidence) -> Estimate:
         """Mean of the paired differences to ``other``, computed on the same data points.
+
+        It can't be told where log p(x) of a data point is infinite in one of the two.
 
         Raises:
             InputError: if the two speak of different numbers of data points.
@@ -64,51 +79,85 @@ class Evidence:
                 f"expected two results on the same data; got {len(self.values)} and "
                 f"{len(other.values)} data points."
             )
-        return mean_estimate(self.values - other.values, over="data")
+        return self._mean_of(self.values - other.values, None)
+
+    def _mean_of(self, values: Tensor, bound: Bound | None) -> Estimate:
+        broken = ~values.isfinite()
+        if not broken.any():
+            return mean_estimate(values, over="data", bound=bound)
+        estimate = Estimate(float(values.mean()), math.inf, len(values), "data", bound)
+        return estimate.unresolve(f"log p(x) is infinite in {name_rows(broken, self.rows)}")
 
     def concerns(self) -> tuple[str, ...]:
         """Why some of the values should not be believed, in sentences; empty if none is known."""
         n = len(self.values)
-        empty = int((self.values == -math.inf).sum())
-        unreliable = int(((self.pareto_k > UNRELIABLE) & self.pareto_k.isfinite()).sum())
-        found = []
-        if empty:
-            found.append(
-                f"For {empty} of {n} data points no draw has any weight: the guide's support "
-                "misses the posterior, or the model gives these data no density. Widen the guide "
-                "or check the likelihood."
+        impossible, improper = self.values == -math.inf, self.values == math.inf
+        unknown = self.pareto_k.isinf() & self.values.isfinite()
+        rejected = (self.pareto_k > self.k_limit) & self.pareto_k.isfinite()
+        more = "draws" if self.acceptance is None else "chains"
+        sentences = []
+        if impossible.any():
+            sentences.append(
+                f"For {int(impossible.sum())} of {n} data points no draw has any weight, in "
+                f"{name_rows(impossible, self.rows)}: the guide's support misses the posterior, or "
+                "the model gives these data no density. Widen the guide or check the likelihood."
             )
-        if unreliable:
+        if improper.any():
+            sentences.append(
+                f"For {int(improper.sum())} of {n} data points log p(x) is +∞, in "
+                f"{name_rows(improper, self.rows)}: the likelihood has a density without bound "
+                "there. Give its scale a floor."
+            )
+        if unknown.any():
+            sentences.append(
+                f"For {int(unknown.sum())} of {n} data points k̂ is not known, as fewer than "
+                f"{FEWEST} {more} have any weight: nothing tells whether estimate and standard "
+                f"error hold. Take more {more}."
+            )
+        if rejected.any():
             side = "lower" if self.bound == "upper" else "higher"
             remedy = (
                 "more draws, a wider guide, or method='annealed'"
                 if self.acceptance is None
                 else "more temperatures or chains"
             )
-            found.append(
-                f"For {unreliable} of {n} data points k̂ > {UNRELIABLE}: the few largest weights "
+            sentences.append(
+                f"For {int(rejected.sum())} of {n} data points k̂ > {self.k_limit:.2g}, which is "
+                f"too much for {self.draws} {more}: the few largest weights "
                 f"decide, log p(x) is probably {side} than estimated and the standard errors are "
                 f"too small. Take {remedy}."
             )
         if self.acceptance is not None and (stuck := int((self.acceptance < STUCK).sum())):
-            found.append(
+            sentences.append(
                 f"For {stuck} of {n} data points fewer than {STUCK:.0%} of the Hamiltonian moves "
                 "were accepted: their chains hardly moved, and the bound is loose. Take more "
                 "temperatures, or check the model for jumps in z."
             )
-        return (*found, *self.notes)
+        return (*sentences, *self.notes)
 
     def __str__(self) -> str:
         return "\n".join([f"{self.mean()} over {len(self.values)} data points", *self.concerns()])
 
 
-def summarise(log_weights: Tensor) -> Evidence:
+def k_limit(draws: int) -> float:
+    r"""The k̂ up to which so many draws are enough: min(1 − 1/log10 S, 0.7), but not below 0.
+
+    Vehtari et al. 2024, "Pareto smoothed importance sampling", section 3.2.4.
+
+    >>> round(k_limit(100), 3), k_limit(10_000)
+    (0.5, 0.7)
+    """
+    return max(0.0, min(1 - 1 / math.log10(draws), UNRELIABLE))
+
+
+def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:
     r"""log of the mean weight of each data point, with the delta method's standard error.
 
     .. math:: \log \hat p = \log \tfrac1K \sum_k w_k, \quad se = s(w / \bar w) / \sqrt K
 
     Args:
         log_weights: shape ``(N, K)`` with K ≥ 2; −inf where a draw has no weight.
+        first: number of the first data point in its data set, for the error.
 
     Raises:
         InputError: if a weight is not a number.
@@ -117,9 +166,9 @@ def summarise(log_weights: Tensor) -> Evidence:
     broken = log_weights.isnan().any(1) | (log_weights == math.inf).any(1)
     if broken.any():
         raise InputError(
-            f"expected a log density at every draw; got NaN or +inf for {int(broken.sum())} of "
-            f"{len(broken)} data points, the first in row {int(broken.nonzero()[0])}. Check the "
-            "model and the guide there."
+            "expected a log density at every draw; got NaN or +inf in row "
+            f"{first + int(broken.nonzero()[0])} (counted from 0). Check what model and guide give "
+            "there: a scale of 0, say, or a density without bound."
         )
     k = log_weights.shape[1]
     values = log_weights.logsumexp(1) - math.log(k)
@@ -133,26 +182,32 @@ def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """log of the mean of the Pareto-smoothed weights, and k̂, of each data point separately.
 
     Smoothing leaves the bulk of the weights as it was, so what normalised and raw log weights
-    differ by at the smallest weight is the log of the smoothed weights' sum (Vehtari et al. 2024).
+    differ by at the smallest weight above 0 is the log of the smoothed weights' sum (Vehtari et al.
+    2024). Where no such weight lies below the tail, the weights are left as they are.
 
     Args:
         log_weights: shape ``(N, K)`` in float64.
 
     Returns:
         smoothed log mean weights and k̂, each ``(N,)``; k̂ is 0 where all weights agree to 1e-3, and
-        infinite where no weight, or too few draws, are there to tell.
+        infinite where too few draws have any weight to tell.
     """
     k = log_weights.shape[1]
     raw = log_weights.logsumexp(1) - math.log(k)
     usable = raw.isfinite()
     finite = torch.where(usable[:, None], log_weights, 0.0)
     normalised, pareto_k = (torch.as_tensor(a).to(raw) for a in psis(finite.cpu().numpy()))
-    smallest = torch.where(finite == -math.inf, math.inf, finite).argmin(1, keepdim=True)
+    weighted = finite > -math.inf
+    lowest = torch.where(weighted, finite, math.inf)
+    smallest = lowest.argmin(1, keepdim=True)
     offset = (finite.gather(1, smallest) - normalised.gather(1, smallest)).squeeze(1)
-    spread = finite.amax(1) - finite.amin(1)
-    pareto_k = torch.where(spread < EQUAL, 0.0, pareto_k)
-    pareto_k = torch.where(usable, pareto_k, math.inf)
-    smoothed = torch.where(usable & (pareto_k != 0), offset - math.log(k), raw)
+    equal = finite.amax(1) - lowest.amin(1) < EQUAL
+    tail = math.ceil(min(0.2 * k, 3 * math.sqrt(k)))
+    enough = weighted.sum(1) >= (torch.where(equal & weighted.all(1), 0, FEWEST))
+    pareto_k = torch.where(equal, 0.0, pareto_k)
+    pareto_k = torch.where(usable & enough, pareto_k, math.inf)
+    bulk = usable & (pareto_k != 0) & (weighted.sum(1) > tail)
+    smoothed = torch.where(bulk, offset - math.log(k), raw)
     return torch.where(smoothed.isnan(), raw, smoothed), pareto_k
 
 
@@ -172,4 +227,5 @@ def join(parts: list[Evidence]) -> Evidence:
         smoothed=None if first.smoothed is None else cat("smoothed"),
         acceptance=None if first.acceptance is None else cat("acceptance"),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        rows=None if first.rows is None else cat("rows"),
     )

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.evidence.result import UNRELIABLE, Evidence
+from pyrovae.evidence.result import Evidence
 from pyrovae.mixture import families
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import density_name
@@ -155,7 +155,7 @@ def _reliability(name: str, result: Evidence) -> str:
         start += f" For {count(len(result.pareto_k) - len(known))} there are too few draws to tell."
     if not result.concerns():
         return f"{start} Means and standard errors hold."
-    over = int((known > UNRELIABLE).sum())
-    if over:
-        start += f" For {count(over)} of {count(len(result.pareto_k))} it exceeds {UNRELIABLE}."
+    if over := int((known > result.k_limit).sum()):
+        limit = plain(result.k_limit, ".2f")
+        start += f" For {count(over)} of {count(len(result.pareto_k))} it exceeds {limit}."
     return start

@@ -136,8 +136,9 @@ FURTHER = (
     ),
     Term(
         "Pareto k̂",
-        "The shape of the tail of a data point's importance weights. Above 0.7 the estimate and "
-        "its standard error cannot be trusted.",
+        "The shape of the tail of a data point's importance weights. Above min(1 − 1/log10 S, 0.7) "
+        "for S draws, or where it is not known, the estimate and its standard error cannot be "
+        "trusted.",
         "Vehtari et al. 2024, Pareto smoothed importance sampling, JMLR 25(72); Yao et al. 2018, "
         "Yes, but did it work?, arXiv:1802.02538",
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.diagnostics.exact import Beside
 from pyrovae.diagnostics.gaps import Gaps
-from pyrovae.evidence.result import UNRELIABLE
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import Cell, Row, cell
 
@@ -93,7 +92,7 @@ def beside_table(found: Beside) -> list[Row]:
         k = float(found.pareto_k[datum])
         cells = (
             Cell(number(float(found.kl[datum]), float(found.kl_error[datum]))),
-            Cell(plain(k, ".2f") + (" !" if k > UNRELIABLE else "")),
+            Cell(plain(k, ".2f") + (" !" if k > found.evidence.k_limit else "")),
             Cell(plain(float((found.guide_mean - found.mean)[datum].abs().max()), ".3f")),
             Cell(plain(float((found.guide_sd / found.sd)[datum].log().abs().max().exp()), ".2f")),
             Cell(plain(float(found.r_hat[datum].max()), ".3f")),

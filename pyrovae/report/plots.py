@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.result import UNRELIABLE
 from pyrovae.models.ex_post import Candidate
 from pyrovae.report.style import (
     COLOURS,
@@ -135,8 +134,9 @@ def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
 
 @styled
 def pareto_k(diagnosis: Diagnosis) -> Figure:
-    """How many held-out data points have which k̂, under each density, with the 0.7 line."""
+    """How many held-out data points have which k̂ under each density, and the limit of it."""
     figure, (ax,) = panels()
+    limit = diagnosis.evidence["prior"].k_limit
     values = {n: e.pareto_k.double().cpu().numpy() for n, e in diagnosis.evidence.items()}
     finite = np.concatenate([k[np.isfinite(k)] for k in values.values()] + [np.array([0.0, 0.8])])
     edges = np.linspace(finite.min(), finite.max(), 31)
@@ -145,12 +145,11 @@ def pareto_k(diagnosis: Diagnosis) -> Figure:
             k[np.isfinite(k)], bins=list(edges), histtype="step", linewidth=1.6,
             color=colour_of(name), linestyle=LINES.get(name, "-"),
         )  # fmt: skip
-        over = int((~(k <= UNRELIABLE)).sum())
         ax.plot(
             [], [], color=colour_of(name), linestyle=LINES.get(name, "-"),
-            label=f"{label_of(name)}: {over} of {len(k)} above",
+            label=f"{label_of(name)}: {(~(k <= limit)).sum()} of {len(k)} above",
         )  # fmt: skip
-    ax.axvline(UNRELIABLE, color="#000000", linewidth=1, linestyle=":", label="0.7")
+    ax.axvline(limit, color="#000000", linewidth=1, linestyle=":", label=f"{limit:.2g}")
     ax.set(xlabel=r"Pareto $\hat{k}$ of the importance weights", ylabel="held-out data points")
     legend_above(figure, ax, columns=2)
     return figure

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from pyrovae.diagnostics.advice import change_from
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis
 from pyrovae.diagnostics.surgery import Surgery
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.result import UNRELIABLE, Evidence
+from pyrovae.evidence.result import Evidence
 from pyrovae.mixture import families
 from pyrovae.report.glossary import measure_name
 from pyrovae.report.numbers import MINUS, count, number, plain, show
@@ -65,14 +66,13 @@ def code_densities(diagnosis: Diagnosis) -> list[Row]:
 
 
 def evidence(diagnosis: Diagnosis) -> list[Row]:
-    """log p(x) by density: mean bound, Pareto-smoothed, difference from the prior, k̂ > 0.7."""
+    """log p(x) by density: mean bound, Pareto-smoothed, change from the prior, rejected rows."""
     base = diagnosis.evidence["prior"]
     rows = []
     for name, result in diagnosis.evidence.items():
-        gain = Cell(MISSING) if name == "prior" else cell(result.minus(base), signed=True)
-        over = int((~(result.pareto_k <= UNRELIABLE)).sum())
-        size = len(result.pareto_k)
-        reliable = Cell(f"{count(over)} of {count(size)}")
+        gain = Cell(MISSING) if name == "prior" else cell(change_from(base, result), signed=True)
+        rejected, size = int(result.unresolved.sum()), len(result.values)
+        reliable = Cell(f"{count(rejected)} of {count(size)}")
         cells = (cell(result.mean()), cell(_smoothed(result)), gain, reliable)
         rows.append(Row(density_name(name), cells))
     return rows

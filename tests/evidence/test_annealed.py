@@ -19,6 +19,9 @@ from pyrovae.models.pair import Pair
 from pyrovae.randomness import seeded
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
+# A few draws are enough for what is tested here; that they are too few for a k̂ is said elsewhere.
+pytestmark = pytest.mark.filterwarnings("ignore:(.|\n)*k̂ is not known:UserWarning")
+
 SHORT = Annealing(temperatures=40, leapfrog=3)
 
 

@@ -11,6 +11,9 @@ import pyrovae as pv
 from pyrovae.evidence.annealed import Annealing
 from pyrovae.evidence.sandwich import BothSides
 
+# A few draws are enough for what is tested here; that they are too few for a k̂ is said elsewhere.
+pytestmark = pytest.mark.filterwarnings("ignore:(.|\n)*k̂ is not known:UserWarning")
+
 LATENT, SHAPE = 2, (5,)
 EXEMPLARS = torch.rand(9, *SHAPE, generator=torch.Generator().manual_seed(1)).double()
 PRIORS: dict[str, Callable[[nn.Module], nn.Module]] = {
