@@ -167,7 +167,7 @@ def test_masked_rows_have_a_likelihood_of_one() -> None:
 
 
 def test_missing_entries_are_integrated_out() -> None:
-    with pytest.warns(UserWarning, match="k̂ > 0.7"):
+    with pytest.warns(UserWarning, match=r"k̂ > 0\."):
         found, (x, seen) = evidence("missing_entries_by_obs_mask", 4000)
     joint = EXACT.evidence()
     truth = []
@@ -182,7 +182,7 @@ def test_missing_entries_are_integrated_out() -> None:
 
 def test_a_discrete_site_of_the_model_is_summed_out() -> None:
     case = case_named("discrete_site_of_the_model_summed_out")
-    with pytest.warns(UserWarning, match="k̂ > 0.7"):
+    with pytest.warns(UserWarning, match=r"k̂ > 0\."):
         found = pv.log_evidence(*case.make(), X, method="prior", draws=20_000)
     clusters = torch.stack([EXACT.log_prob(X - y) for y in (0.0, 1.0)])
     truth = (clusters + torch.tensor([[0.7], [0.3]]).log()).logsumexp(0)
