@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae.report.html as html
-from pyrovae.batches import Data, Transform
+from pyrovae.atomic import replace, write_archive
+from pyrovae.batches import Data, Transform, take_rows
 from pyrovae.datasets import Dataset, check, default_likelihood, split
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.errors import InputError
@@ -139,7 +138,8 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         facts = {"data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}"}
         facts |= task.facts | _surroundings(options, time.perf_counter() - started)
         written = _write(options.out, diagnosis, run, facts)
-        parameters = _replace(options.out / "parameters.pt", task.save)
+        parameters = options.out / "parameters.pt"
+        task.save(parameters)
         (options.out / CHECKPOINT).unlink(missing_ok=True)
     return Analysis(task.vae, run, diagnosis, *written, parameters)
 
@@ -213,7 +213,7 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
         held_out,
         fitted=(_rows(parts.train, options), _rows(parts.validation, options)),
         back=vae.cpu,
-        save=lambda path: torch.save(vae.state_dict(), path),
+        save=lambda path: write_archive(vae.state_dict(), path),
         facts={
             "likelihood": likelihood,
             "latent units": str(options.latent),
@@ -244,7 +244,7 @@ def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _T
         held_out,
         fitted=(train, validation) if which.fit else None,
         back=lambda: pair.to(train[0].device, tuple(a[:2].to(options.device) for a in train)),
-        save=pair.save,
+        save=lambda path: pair.save(path, take_rows(train, slice(2))),
         facts={
             "pair": which.name,
             "parameters": "as they are" if which.params is None else str(which.params),
@@ -382,18 +382,10 @@ def _write(
     out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
 ) -> tuple[Path, Path, Path]:
     """Report, draws and table; each appears whole or not at all."""
-    netcdf = _replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
-    table = _replace(
+    netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
+    table = replace(
         out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)
     )
     page = html.render(diagnosis, run=run, facts=facts)
-    report = _replace(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    report = html.write(out / "report.html", page)
     return report, netcdf, table
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> Path:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        write(draft)
-        os.replace(draft, path)
-    return path

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from pyrovae.errors import InputError
+from pyrovae.randomness import seeded_everywhere
 
 Array = Tensor | NDArray[Any]
 Data = Array | tuple[Array, ...] | Dataset[Any] | DataLoader[Any]
@@ -61,12 +63,8 @@ class ArrayBatches(Batches):
             yield tuple(array.index_select(0, rows) for array in self.arrays)
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for array in self.arrays:
-            digest.update(f"{tuple(array.shape)} {array.dtype}".encode())
-            for part in array.split(8192):
-                digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return f"{digest.hexdigest()}, batches of {self.batch_size}"
+        whole = ArrayBatches(self.arrays, 8192)
+        return f"{_digest(whole.ordered())}, batches of {self.batch_size}"
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,8 @@ class DatasetBatches(Batches):
         return map(self._rows, torch.randperm(self.size).split(self.batch_size))
 
     def fingerprint(self) -> str:
-        ends = self._rows(torch.tensor([0, self.size - 1]))
-        ends_print = ArrayBatches(ends, self.batch_size).fingerprint()
-        return f"{self.size} items, first and last {ends_print}"
+        with seeded_everywhere(0, "fingerprint"):  # items may be drawn anew each time
+            return f"{_digest(self.ordered())}, batches of {self.batch_size}"
 
     def _rows(self, indices: Tensor) -> Batch:
         return _as_batch(default_collate([self.dataset[i] for i in indices.tolist()]))
@@ -108,12 +105,55 @@ class LoaderBatches(Batches):
         return map(_as_batch, self.loader)
 
     def shuffled(self) -> Iterator[Batch]:
-        if self.loader.generator is not None:  # otherwise it shuffles by torch's random state
-            self.loader.generator.manual_seed(int(torch.randint(1 << 62, ())))
+        _reseed(self.loader)
         return map(_as_batch, self.loader)
 
     def fingerprint(self) -> str:
-        return f"a loader of {len(self)} batches"
+        order, rows = self._order(), self._rows("fingerprint")
+        if order != self._order():
+            raise InputError(
+                "expected a DataLoader whose order can be had again, for a run that can be gone on "
+                f"with; got another one each time from {type(self.loader.sampler).__name__}. Let "
+                "its sampler draw from torch's random state or from a generator that it keeps as "
+                "an attribute, or leave checkpoint= out."
+            )
+        if self.loader.persistent_workers and rows != self._rows("another"):
+            raise InputError(
+                "expected the same rows each time from a DataLoader whose workers persist, for a "
+                "run that can be gone on with; got others. Set persistent_workers=False, or leave "
+                "checkpoint= out."
+            )
+        return f"{rows} in the order {order}"
+
+    def _order(self) -> str:
+        """A digest of the numbers of the rows in each batch."""
+        loader, digest = self.loader, hashlib.blake2b(digest_size=16)
+        if isinstance(loader.dataset, IterableDataset):
+            return "of a stream"
+        with seeded_everywhere(0, "order"):
+            _reseed(loader)
+            for rows in loader.sampler if loader.batch_sampler is None else loader.batch_sampler:
+                digest.update(repr(rows).encode())
+        return digest.hexdigest()
+
+    def _rows(self, draws: str) -> str:
+        """A digest of all rows in the order of the data set, read as the loader reads them."""
+        loader = self.loader
+        if isinstance(loader.dataset, IterableDataset):
+            in_order = loader
+        else:
+            in_order = DataLoader(
+                loader.dataset,
+                batch_size=loader.batch_size or (None if loader.batch_sampler is None else 256),
+                num_workers=loader.num_workers,
+                collate_fn=loader.collate_fn,
+                timeout=loader.timeout,
+                worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+            )
+        with seeded_everywhere(0, draws):
+            _reseed(loader)
+            return _digest(map(_as_batch, in_order))
 
 
 def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
@@ -179,6 +219,39 @@ def repeat_rows(batch: Batch, times: int) -> Batch:
     (tensor([1, 2, 1, 2]),)
     """
     return tuple(array.expand(times, *array.shape).flatten(0, 1) for array in batch)
+
+
+def _digest(batches: Iterable[Batch]) -> str:
+    """A digest of all numbers of all batches."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in batches:
+        for array in batch:
+            digest.update(f"{tuple(array.shape)} {array.dtype}".encode())
+            numbers = array.detach().cpu().contiguous().flatten()
+            digest.update(numbers.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _reseed(loader: DataLoader[Any]) -> None:
+    """Seed every generator that a loader, its samplers and its data set keep, from torch's state.
+
+    Whatever else they draw, they draw from the random states of torch, NumPy and Python.
+    """
+    batches = loader.batch_sampler
+    owners = (loader, loader.sampler, batches, getattr(batches, "sampler", None), loader.dataset)
+    values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+    for generator in {id(v): v for v in values if isinstance(v, _GENERATORS)}.values():
+        seed = int(torch.randint(1 << 62, ()))
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            bits = generator.bit_generator
+            bits.state = type(bits)(seed).state
+        else:
+            generator.seed(seed % (1 << 32))
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 def _not_empty(batches: Batches, name: str) -> Batches:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,14 +13,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.atomic import from_archive, replace, to_archive
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models import flow_state
 
-FORMAT = 1
+FORMAT = 2
 PLAIN = (type(None), bool, int, float, str)
+SEQUENCES = {"tuple": tuple, "list": list, "Size": torch.Size}
 MIXTURES = {"Mixture": Mixture, "MixtureSameFamily": dist.MixtureSameFamily}
 
 
@@ -31,20 +30,28 @@ def save(result: Any, path: str | Path) -> None:
     """Write a result to a file, whole or not at all; :func:`load` reads it.
 
     The file holds tensors, numbers and names, no code: it can be read without unpickling objects.
+    What is in it has been read back before it is written.
 
     Args:
         result: an aggregated posterior, an ex-post prior, a diagnosis, an estimate of log p(x), or
-            any other result of this library.
+            any other result of this library; lists, tuples and dicts of them, of tensors, arrays,
+            numbers and text. A number of NumPy's comes back as one of Python's.
         path: where to.
 
     Raises:
         InputError: if it holds a density that is not made of tensors, as one that runs a guide, or
-            of a family that isn't one of ``pyro.distributions``.
+            of a family that isn't one of ``pyro.distributions``; or something else that would not
+            come back as it was, or there is no room for the file.
     """
-    target = Path(path)
-    draft = target.with_name(target.name + ".partial")
-    torch.save({"pyrovae": FORMAT, "result": _pack(result)}, draft)
-    os.replace(draft, target)
+    archive = to_archive({"pyrovae": FORMAT, "result": _pack(result)})
+    try:
+        _read(archive)
+    except _FOREIGN as error:
+        raise InputError(
+            f"expected a result that can be read again; got a {type(result).__name__} of which "
+            f"that fails: {error}. Save its parts, tensors and numbers, one by one."
+        ) from error
+    replace(Path(path), lambda draft: draft.write_bytes(archive))
 
 
 def load(path: str | Path) -> Any:
@@ -63,43 +70,50 @@ def load(path: str | Path) -> Any:
     ...     pv.load(folder + "/agg.pt")
     AggregatedPosterior(components=5, event_shape=(2,), family=Normal)
     """
-    foreign = InputError(
-        f"expected a file that pyrovae.save has written; got {str(path)!r}. Write it anew with "
-        "pyrovae.save, or read it with the library that wrote it."
-    )
+    content = Path(path).read_bytes()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other protocols of pickles, refused here anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError):
-        raise foreign from None  # torch's own message advises to run whatever the file holds
+        return _read(content)
+    except _FOREIGN as error:
+        reason = str(error) if isinstance(error, ValueError) else "of another kind"
+        raise InputError(
+            f"expected a file that pyrovae.save has written; got {str(path)!r}, which is {reason}. "
+            "Write it anew with pyrovae.save, or read it with the library that wrote it."
+        ) from None
+
+
+_FOREIGN = (ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError, RuntimeError)
+
+
+def _read(archive: bytes) -> Any:
+    state = from_archive(archive)
     if not isinstance(state, dict) or state.get("pyrovae") != FORMAT:
-        raise foreign
-    try:
-        return _unpack(state["result"])
-    except (KeyError, TypeError, ImportError) as error:
-        raise foreign from error
+        raise ValueError(f"not of format {FORMAT}")
+    return _unpack(state["result"])
 
 
 def _pack(value: Any) -> Any:
-    if isinstance(value, PLAIN):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) in PLAIN:
         return value
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
-    if isinstance(value, np.ndarray):
-        return {"kind": "array", "value": torch.as_tensor(value)}
-    if isinstance(value, tuple | list):
+    if type(value) is np.ndarray and value.dtype.kind in "biufc":
+        plain = value.astype(value.dtype.newbyteorder("="), order="C")  # torch takes no other order
+        return {"kind": "array", "value": torch.from_numpy(plain)}
+    if type(value) in SEQUENCES.values():
         return {"kind": type(value).__name__, "items": [_pack(item) for item in value]}
     if isinstance(value, Mapping):
         return {"kind": "dict", "items": [[_pack(k), _pack(v)] for k, v in value.items()]}
     if isinstance(value, torch.distributions.Distribution):
         return _pack_density(value)
-    if is_dataclass(value) and type(value).__module__.startswith("pyrovae."):
-        content = {f.name: _pack(getattr(value, f.name)) for f in fields(value)}
+    if type(value).__module__.startswith("pyrovae.") and (names := _fields(type(value))):
+        content = {field: _pack(getattr(value, field)) for field in names}
         name = [type(value).__module__, type(value).__qualname__]
         return {"kind": "result", "name": name, "fields": content}
     raise InputError(
-        f"expected a result of pyrovae, made of tensors and numbers; got {type(value).__name__}."
+        "expected a result of pyrovae, made of tensors, arrays of numbers, numbers and text; got "
+        f"{type(value).__name__}. Save its parts one by one."
     )
 
 
@@ -137,9 +151,8 @@ def _unpack(state: Any) -> Any:
         return state["value"].numpy()
     if kind == "dict":
         return {_unpack(key): _unpack(value) for key, value in state["items"]}
-    if kind in ("tuple", "list"):
-        items = [_unpack(item) for item in state["items"]]
-        return tuple(items) if kind == "tuple" else items
+    if kind in SEQUENCES:
+        return SEQUENCES[kind]([_unpack(item) for item in state["items"]])
     if kind == "family":
         return families.from_state(state["state"])
     if kind == "flow":
@@ -156,10 +169,17 @@ def _unpack(state: Any) -> Any:
     return whole if whole.batch_shape == batch else whole.expand(batch)
 
 
+def _fields(kind: type) -> tuple[str, ...]:
+    """What a result is made of: the fields of a dataclass or of a named tuple."""
+    if is_dataclass(kind):
+        return tuple(field.name for field in fields(kind))
+    return getattr(kind, "_fields", ()) if issubclass(kind, tuple) else ()
+
+
 def _result_class(module: str, name: str) -> Any:
     found = None
     if module.startswith("pyrovae."):
         found = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and is_dataclass(found)):
+    if not (isinstance(found, type) and _fields(found)):
         raise InputError(f"expected a result of pyrovae; got {module}.{name}.")
     return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,9 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import constraints
 
+from pyrovae.atomic import from_archive, write_archive
 from pyrovae.batches import Batch, as_batch
 from pyrovae.datasets import Dataset
 from pyrovae.errors import InputError
@@ -69,11 +70,15 @@ class OwnPair:
     arguments: Callable[[Dataset], Batch]
     module: nn.Module | None = field(default=None)
 
-    def save(self, path: Path) -> None:
-        """Write all parameters: those of the parameter store and those of the module."""
-        state = pyro.get_param_store().get_state()
-        module = None if self.module is None else self.module.state_dict()
-        torch.save({"store": state, "module": module}, path)
+    def save(self, path: Path, batch: Batch) -> None:
+        """Write all parameters: those of the parameter store and those of the modules.
+
+        Args:
+            path: where to.
+            batch: rows, with which the pair is run to see which modules it calls.
+        """
+        modules = [module.state_dict() for module in self._modules(batch)]
+        write_archive({"store": pyro.get_param_store().get_state(), "modules": modules}, path)
 
     def to(self, device: torch.device, batch: Batch) -> None:
         """Bring all parameters to a device: those of modules and those of the parameter store.
@@ -83,11 +88,7 @@ class OwnPair:
             batch: rows on the device where the pair is now, with which it is run to see which
                 modules it calls.
         """
-        functions = (self.guide, self.model)
-        with torch.no_grad(), torch.random.fork_rng(), called_modules(*functions) as called:
-            for function in functions:
-                pyro.poutine.trace(function).get_trace(*batch)
-        for module in called:
+        for module in self._modules(batch):
             module.to(device)
         for _, parameter in pyro.get_param_store().named_parameters():
             parameter.data = parameter.data.to(device)
@@ -97,22 +98,67 @@ class OwnPair:
 
         Args:
             path: file that this pair, Pyro's parameter store or ``torch.save`` has written.
-            batch: rows, with which the pair is run to see which modules it registers.
+            batch: rows, with which the pair is run to see which parameters it has.
 
         Raises:
-            InputError: if it is no such file, or holds parameters of another pair.
+            InputError: if it is no such file, or does not hold the parameters of this pair.
         """
-        state = _read(path)
-        whole = state if set(state) == {"store", "module"} else None
-        store = whole["store"] if whole else (state if set(state) == STORE else None)
-        module = whole["module"] if whole else (None if store else state)
-        if module is not None:
-            self._load_module(module, path)
-        if store is not None:
-            pyro.get_param_store().set_state(store)
-            with torch.no_grad(), torch.random.fork_rng(), _Fill(path):
-                pyro.poutine.trace(self.guide).get_trace(*batch)
-                pyro.poutine.trace(self.model).get_trace(*batch)
+        state, store = _read(path), pyro.get_param_store()
+        before = store.get_state()
+        try:
+            if set(state) == {"store", "modules"}:
+                store.set_state(state["store"])
+                self._load_modules(state["modules"], path, batch)
+                self._fill(state["store"]["params"], path, batch)
+            elif set(state) == STORE:
+                store.set_state(state)
+                self._fill(state["params"], path, batch)
+                self._check_statistics(path, batch)
+            else:
+                self._load_module(state, path)
+                self._fill({}, path, batch)
+        except InputError:
+            store.clear()
+            store.set_state(before)
+            raise
+
+    def _modules(self, batch: Batch) -> list[nn.Module]:
+        """The modules that the pair runs and that are part of no other."""
+        called = self._run(batch)
+        inner = {part for module in called for part in module.modules() if part is not module}
+        return [module for module in called if module not in inner]
+
+    def _run(self, batch: Batch) -> list[nn.Module]:
+        """Run guide and model in evaluation mode, and say which modules they call or name."""
+        functions = (self.guide, self.model)
+        with torch.no_grad(), torch.random.fork_rng(), called_modules(*functions) as called:
+            for function in functions:
+                pyro.poutine.trace(function).get_trace(*batch)
+        return list(called)
+
+    def _fill(self, stored: dict[str, Tensor], path: Path, batch: Batch) -> None:
+        """Bring what the parameter store holds into the modules; see that nothing is missing."""
+        own = [] if self.module is None else list(self.module.parameters())
+        with _Fill(stored, own, path) as fill:
+            self._run(batch)
+        if fill.missing:
+            names = ", ".join(map(repr, list(stored)[:4])) or "those of the module alone"
+            raise InputError(
+                f"expected the parameters of this pair in {str(path)!r}; got none for "
+                f"{', '.join(map(repr, list(fill.missing)[:4]))}: it holds {names}. Name the file "
+                "of this pair; pyro.get_param_store().save writes all that pyro.param and "
+                "pyro.module declare."
+            )
+
+    def _load_modules(self, states: Sequence[dict[str, Tensor]], path: Path, batch: Batch) -> None:
+        modules = self._modules(batch)
+        if len(modules) != len(states):
+            raise InputError(
+                f"expected the parameters of this pair in {str(path)!r}, of {len(modules)} "
+                f"modules; got those of {len(states)}. Name the file of this pair."
+            )
+        for module, state in zip(modules, states, strict=True):
+            _load_state(module, state, path)
 
     def _load_module(self, state: dict[str, Tensor], path: Path) -> None:
         if self.module is None:
@@ -120,33 +166,67 @@ class OwnPair:
                 f"expected a saved parameter store in {str(path)!r}; got a module's state, and the "
                 "pair is not one module. Save it with pyro.get_param_store().save(...)."
             )
-        try:
-            self.module.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"expected the parameters of this pair in {str(path)!r}; got others: {reason}"
-            ) from error
+        _load_state(self.module, state, path)
+
+    def _check_statistics(self, path: Path, batch: Batch) -> None:
+        """Raise if the pair normalises by running means, which no parameter store holds."""
+        for module in self._modules(batch):
+            for part in module.modules():
+                if getattr(part, "num_batches_tracked", None) == 0:
+                    raise InputError(
+                        f"expected the running means of {type(part).__name__}, too; got the "
+                        f"parameters alone in {str(path)!r}. Make the pair one module, and save "
+                        "its state_dict() with torch.save."
+                    )
+
+
+def _load_state(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"expected the parameters of this pair in {str(path)!r}; got others: {reason}"
+        ) from error
 
 
 class _Fill(Messenger):
-    """Copy what the parameter store holds into the modules that ``pyro.module`` registers."""
+    """Copy stored parameters into the modules that ``pyro.module`` registers.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        stored: parameters by name, which are in Pyro's parameter store.
+        own: parameters that have been read in another way.
+        path: where all of them came from.
+    """
+
+    def __init__(self, stored: dict[str, Tensor], own: Sequence[Tensor], path: Path) -> None:
         super().__init__()
-        self.path = path
+        self.stored, self.path = stored, path
+        self.own = {id(parameter) for parameter in own}
+        self.missing: dict[str, None] = {}
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
-        own = msg["args"][1] if len(msg["args"]) > 1 else None
-        stored = msg["value"]
-        if not isinstance(own, nn.Parameter) or own is stored:
+        name, value = msg["name"], msg["value"]
+        if name not in self.stored:
+            if id(value.unconstrained()) not in self.own:
+                self.missing[name] = None
             return
-        if own.shape != stored.shape:
-            raise InputError(
-                f"expected the parameters of this pair in {str(self.path)!r}; got "
-                f"{msg['name']!r} of shape {tuple(stored.shape)} for {tuple(own.shape)}."
-            )
-        own.copy_(stored)
+        initial = msg["args"][1] if len(msg["args"]) > 1 else None
+        like = initial() if callable(initial) else initial
+        if isinstance(like, Tensor) and like.shape != value.shape:
+            raise self._other(name, f"of shape {tuple(value.shape)} for {tuple(like.shape)}")
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        if not bool(constraint.check(value).all()):
+            raise self._other(name, f"outside of {constraint}")
+        if isinstance(initial, nn.Parameter) and initial is not value:
+            initial.copy_(value)
+            pyro.get_param_store().replace_param(name, initial, value)
+
+    def _other(self, name: str, what: str) -> InputError:
+        return InputError(
+            f"expected the parameters of this pair in {str(self.path)!r}; got {name!r} {what}. "
+            "Name the file of this pair."
+        )
 
 
 def make_pair(options: PairOptions, data: Dataset) -> OwnPair:
@@ -225,20 +305,17 @@ def _from_here() -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from torch.distributions import constraints
-
-    known: list[Any] = [v for v in vars(constraints).values() if isinstance(v, type)]
+    known = [value for value in vars(constraints).values() if isinstance(value, type)]
     try:
-        with torch.serialization.safe_globals(known):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = from_archive(path.read_bytes(), sealed=False, known=known)
     except OSError as error:
         raise InputError(
             f"expected a file of parameters as --params; got {str(path)!r}: {error.strerror}."
         ) from error
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except ValueError as error:
         raise InputError(
             f"expected parameters that pyro.get_param_store().save or torch.save has written in "
-            f"{str(path)!r}; got {type(error).__name__}."
+            f"{str(path)!r}; got a file that is {error}."
         ) from error
     if not isinstance(state, dict):
         raise InputError(

@@ -15,9 +15,9 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
+from pyrovae.atomic import replace
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.diagnostics.guide_check import GuideCheck
-from pyrovae.errors import InputError
 from pyrovae.report import (
     answers,
     findings,
@@ -111,24 +111,9 @@ def write(path: str | os.PathLike[str], html: str) -> Path:
     """Write a page so that ``path`` holds either what it held before or all of the page.
 
     Raises:
-        InputError: if the folder does not exist.
+        InputError: if the folder does not exist, or has no room.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InputError(
-            f"expected a folder to write {target.name} into; got {target.parent}, which does not "
-            "exist. Create it first."
-        )
-    draft = target.with_name(target.name + ".partial")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-    return target
+    return replace(Path(path), lambda draft: draft.write_text(html, encoding="utf-8"))
 
 
 def _together(text: str) -> str:

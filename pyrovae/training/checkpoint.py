@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pyrovae.atomic import check_folder, from_archive, write_archive
 from pyrovae.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,10 @@ class Checkpoint:
     the epoch's number.
 
     Args:
-        fingerprint: settings and data of the run, as text by name.
+        fingerprint: settings, data and pair of the run, as text by name.
         epoch: number of epochs done.
         state: parameters and buffers after that epoch.
+        probe: the objective at that state, of certain rows and draws, on a kind of device.
         optimizer: the optimizer's ``state_dict()``.
         best_epoch: epoch with the best validation ELBO so far; the last one without validation.
         best: parameters and buffers after the best epoch; empty without validation.
@@ -36,6 +35,7 @@ class Checkpoint:
     fingerprint: dict[str, str]
     epoch: int
     state: dict[str, Tensor]
+    probe: tuple[str, float]
     optimizer: dict[str, Any]
     best_epoch: int
     best: dict[str, Tensor]
@@ -43,66 +43,64 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint so that ``path`` holds the old one or the new one at any moment."""
-    temporary = path.with_name(path.name + ".partial")
+    """Write a checkpoint so that ``path`` holds the old one or the new one at any moment.
+
+    Raises:
+        InputError: if it can't be written.
+    """
     content = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_archive({"format": FORMAT, **content}, path)
 
 
 def load(path: Path, fingerprint: dict[str, str]) -> Checkpoint:
-    """Read a checkpoint of the same settings and data; tensors come back on the CPU.
+    """Read a checkpoint of the same settings, data and pair; tensors come back on the CPU.
 
     Raises:
         InputError: if the file is no checkpoint of this library, or one of another run.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        version = content.pop("format")
-        checkpoint = Checkpoint(**content)
-    except (
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as e:
-        raise InputError(
-            f"expected a checkpoint of pyrovae.fit in {path}; got another or a damaged file "
-            f"({type(e).__name__}). Name another file with checkpoint=."
-        ) from e
-    if version != FORMAT:
-        raise InputError(
-            f"expected a checkpoint of format {FORMAT} in {path}; got {version}. Train anew."
-        )
-    names = sorted(fingerprint.keys() | checkpoint.fingerprint.keys())
+    checkpoint = _read(path)
     differing = [
-        f"{name} {fingerprint.get(name)} (checkpoint: {checkpoint.fingerprint.get(name)})"
-        for name in names
+        f"{name} {_text(fingerprint, name)} (checkpoint: {_text(checkpoint.fingerprint, name)})"
+        for name in {**fingerprint, **checkpoint.fingerprint}
         if fingerprint.get(name) != checkpoint.fingerprint.get(name)
     ]
     if differing:
+        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise InputError(
-            f"expected the settings and data that {path} was written with; got "
-            f"{'; '.join(differing)}. Resume with the same ones, or name another checkpoint."
+            f"expected the settings, data and pair that {path} was written with; got "
+            f"{'; '.join(differing[:4])}{more}. Resume with the same ones, or name another "
+            "checkpoint."
         )
     return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        content = from_archive(path.read_bytes())
+        version = content.pop("format")
+        if version != FORMAT:
+            raise ValueError(f"of format {version}, not {FORMAT}")
+        return Checkpoint(**content)
+    except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        known = isinstance(error, ValueError | OSError)
+        raise InputError(
+            f"expected a checkpoint of pyrovae.fit in {path}; got a file that is "
+            f"{error if known else 'of another kind'}. Name another file with checkpoint=, or "
+            "delete it and train anew."
+        ) from error
+
+
+def _text(fingerprint: dict[str, str], name: str) -> str:
+    return fingerprint.get(name, "that is none")
 
 
 def check_path(path: Path, *, resume: bool) -> None:
     """See that a checkpoint can be written to ``path`` without losing one.
 
     Raises:
-        InputError: if the folder does not exist, or a checkpoint would be overwritten.
+        InputError: if the folder can't be written to, or a checkpoint would be overwritten.
     """
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(
-            f"expected a folder that can be written to; got {path.parent}. Create it first."
-        )
+    check_folder(path.parent)
     if path.is_dir():
         raise InputError(f"expected the name of a file; got the folder {path}. Append a file name.")
     if path.exists() and not resume:

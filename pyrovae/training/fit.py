@@ -15,8 +15,8 @@ from pyrovae.batches import Batches, Data, Transform, as_batches
 from pyrovae.errors import InputError
 from pyrovae.models.pair import PyroFunction, modules_of
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import check_seed, seeded
-from pyrovae.training.checkpoint import check_path, load
+from pyrovae.randomness import check_seed, seeded_everywhere
+from pyrovae.training.checkpoint import check_path
 from pyrovae.training.history import Fit
 from pyrovae.training.loop import Evaluator, Settings, Trainer
 from pyrovae.training.objectives import Objective, as_objective, elbo
@@ -83,8 +83,10 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             ELBO.
         seed: names all random choices: initial values drawn by the pair, shuffling, latent draws.
         device: where to train; where the pair's parameters are now, if not given.
-        checkpoint: file to write after each epoch.
-        resume: go on from ``checkpoint`` if it exists; ``epochs`` may be larger than it was.
+        checkpoint: file to write after each epoch. A ``Dataset`` or ``DataLoader`` is read once
+            more for it, as the file notes what data it is about.
+        resume: go on from ``checkpoint`` if it exists; ``epochs`` may be larger than it was. With
+            other data, settings, or another pair it is refused.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
@@ -110,7 +112,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     path = _checkpoint_path(checkpoint, resume)
     rows = as_batches(train, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
-    with seeded(seed, "training setup"):  # whatever draws in here, the caller's random state stays
+    with seeded_everywhere(seed, "training setup"):  # whatever draws in here, the caller's random state stays
         if held_out is not None:
             _check_alike(rows, held_out)
         evaluator = Evaluator(model, guide, as_objective(objective), transform)
@@ -124,8 +126,8 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
                 validation=held_out,
                 settings=settings,
             )
-            if path is not None and path.exists():
-                trainer.load(load(path, trainer.fingerprint))
+            if path is not None:
+                trainer.begin(path)
             done = len(rows) * trainer.epoch
             with progress_bar("epoch 1", len(rows) * epochs, done=done, progress=progress) as bar:
                 return trainer.run(bar, path)

@@ -15,12 +15,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrovae.atomic import check_room
 from pyrovae.batches import Batch, Batches, Transform
 from pyrovae.errors import InputError
 from pyrovae.models.pair import PyroFunction
 from pyrovae.progress import Bar
-from pyrovae.randomness import seeded
-from pyrovae.training.checkpoint import Checkpoint, save
+from pyrovae.randomness import seeded_everywhere
+from pyrovae.training.checkpoint import Checkpoint, load, save
+from pyrovae.training.fingerprint import described, of_optimizer, of_pair
 from pyrovae.training.history import Fit, History, Stopped
 from pyrovae.training.objectives import Objective, log_density, paired_traces
 from pyrovae.training.trainable import Trainable, survey
@@ -176,18 +178,39 @@ class Trainer:
         history = History.from_lists(self.columns)
         return Fit(history, self.best_epoch, stopped, self.settings.seed)
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+    def begin(self, path: Path) -> None:
+        """See that checkpoints can be written to ``path``, and go on from the one there, if any.
 
         Raises:
-            InputError: if it is of another pair, or has more epochs than this run is to have.
+            InputError: if there is no room for it, the data have no order that can be had again, or
+                the checkpoint is of another run or has more epochs than this one is to have.
         """
+        exists = path.exists()
+        # While a checkpoint is written there are two of them.
+        check_room(path.parent, self._least_size() * (1 if exists else 2))
+        fingerprint = self.fingerprint  # now, before a step changes what the optimizer says
+        if exists:
+            self._load(load(path, fingerprint))
+
+    def _least_size(self) -> int:
+        """What a checkpoint holds at least, in bytes: the moments, too, of Adam and its kin."""
+        state = sum(tensor.nbytes for tensor in self.trainable.state().values())
+        moments = sum(
+            2 * tensor.nbytes
+            for group in self.optimizer.param_groups
+            for tensor in group["params"]
+            if "betas" in group
+        )
+        return state * (1 if self.validation is None else 2) + moments
+
+    def _load(self, checkpoint: Checkpoint) -> None:
         if checkpoint.epoch > self.settings.epochs:
             raise InputError(
                 f"expected epochs ≥ {checkpoint.epoch}, those of the checkpoint; got "
                 f"{self.settings.epochs}. Raise epochs, or name another checkpoint."
             )
         self.trainable.load(checkpoint.state)
+        self._check_probe(*checkpoint.probe)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.epoch, self.best_epoch = checkpoint.epoch, checkpoint.best_epoch
         self.best, self.columns = checkpoint.best, checkpoint.history
@@ -201,18 +224,19 @@ class Trainer:
             "kl_warmup": str(s.kl_warmup),
             "clip_norm": str(s.clip_norm),
             "patience": str(s.patience),
-            "objective": _name(e.objective),
-            "transform": _name(e.transform),
-            "optimizer": f"{type(self.optimizer).__name__} {self.optimizer.defaults}",
+            "objective": described(e.objective),
+            "transform": described(e.transform),
+            **of_optimizer(self.optimizer, self.trainable),
             "train": self.train.fingerprint(),
             "validation": str(self.validation and self.validation.fingerprint()),
+            **of_pair(self.trainable),
         }
 
     def _train_epoch(self, bar: Bar) -> float:
         self.trainable.train(True)
         weight = self.settings.kl_weight(self.epoch)
         total, rows = 0.0, 0
-        with seeded(self.settings.seed, "training epoch", self.epoch):
+        with seeded_everywhere(self.settings.seed, "training epoch", self.epoch):
             for step, batch in enumerate(self.evaluator.prepared(self.train.shuffled()), 1):
                 total += self._step(batch, weight, step) * len(batch[0])
                 rows += len(batch[0])
@@ -240,7 +264,7 @@ class Trainer:
             return math.nan
         self.trainable.train(False)
         total, rows = 0.0, 0
-        with torch.no_grad(), seeded(self.settings.seed, "validation"):
+        with torch.no_grad(), seeded_everywhere(self.settings.seed, "validation"):
             for batch in self.evaluator.prepared(self.validation.ordered()):
                 total += self._evaluate(batch, 1.0, 0).item() * len(batch[0])
                 rows += len(batch[0])
@@ -282,15 +306,44 @@ class Trainer:
         return patience is not None and since >= patience
 
     def _checkpoint(self) -> Checkpoint:
+        probe = self._probe()
         return Checkpoint(
             fingerprint=self.fingerprint,
             epoch=self.epoch,
             state=self.trainable.state(),
+            probe=(probe.device.type, probe.item()),
             optimizer=self.optimizer.state_dict(),
             best_epoch=self.best_epoch,
             best=self.best,
             history=self.columns,
         )
+
+    @cached_property
+    def _sample(self) -> Batch:
+        """A minibatch that another process finds too."""
+        with seeded_everywhere(self.settings.seed, "sample"):
+            return next(self.train.shuffled())
+
+    def _probe(self) -> Tensor:
+        """The objective as it is now, of certain rows and draws."""
+        self.trainable.train(False)
+        draws = seeded_everywhere(self.settings.seed, "probe")
+        with torch.no_grad(), argument_checks(False), draws:
+            (batch,) = self.evaluator.prepared(iter([self._sample]))
+            return self.evaluator(batch)
+
+    def _check_probe(self, device: str, before: float) -> None:
+        """Raise if the objective is not what it was: the same parameters mean something else."""
+        probe = self._probe()
+        now, close = probe.item(), torch.finfo(probe.dtype).eps ** 0.5
+        if probe.device.type != device or str(now) == str(before):  # elsewhere, draws are others
+            return
+        if not math.isclose(now, before, rel_tol=close, abs_tol=close):
+            raise InputError(
+                "expected the pair, objective and transform that the checkpoint was written with; "
+                f"got {now:.6g} nats per datum at its parameters where it was {before:.6g}. Resume "
+                "with the same ones, or name another checkpoint."
+            )
 
 
 def argument_checks(on: bool) -> AbstractContextManager[object]:
@@ -332,11 +385,3 @@ def _random_state(device: torch.device) -> Callable[[], None]:
         torch.cuda.set_rng_state(cuda, device)
 
     return restore
-
-
-def _name(function: object) -> str:
-    """A name that is the same in another process."""
-    if isinstance(function, partial):
-        return f"{_name(function.func)} {function.args} {function.keywords}"
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import pyro.infer
@@ -70,24 +71,26 @@ def as_objective(objective: Objective | pyro.infer.ELBO) -> Objective:
     """
     if not isinstance(objective, pyro.infer.ELBO):
         return objective
-    estimator = objective
-    if not hasattr(estimator, "differentiable_loss"):
+    if not hasattr(objective, "differentiable_loss"):
         raise InputError(
-            f"expected an estimator with a differentiable_loss; got {type(estimator).__name__}. "
+            f"expected an estimator with a differentiable_loss; got {type(objective).__name__}. "
             "Use Trace_ELBO, TraceMeanField_ELBO or TraceEnum_ELBO."
         )
+    return partial(_negative_loss, objective)
 
-    def negative_loss(
-        model: PyroFunction, guide: PyroFunction, *data: Tensor, kl_weight: float = 1.0
-    ) -> Tensor:
-        if kl_weight != 1.0:
-            model, guide = ScaleLatents(kl_weight)(model), ScaleLatents(kl_weight)(guide)
-        # Without gradient some of Pyro's estimators know nothing but their plain loss.
-        loss = estimator.differentiable_loss if torch.is_grad_enabled() else estimator.loss
-        return -torch.as_tensor(loss(model, guide, *data))
 
-    negative_loss.__qualname__ = type(estimator).__qualname__
-    return negative_loss
+def _negative_loss(
+    estimator: Any,
+    model: PyroFunction,
+    guide: PyroFunction,
+    *data: Tensor,
+    kl_weight: float = 1.0,
+) -> Tensor:
+    if kl_weight != 1.0:
+        model, guide = ScaleLatents(kl_weight)(model), ScaleLatents(kl_weight)(guide)
+    # Without gradient some of Pyro's estimators know nothing but their plain loss.
+    loss = estimator.differentiable_loss if torch.is_grad_enabled() else estimator.loss
+    return -torch.as_tensor(loss(model, guide, *data))
 
 
 class ScaleLatents(Messenger):
