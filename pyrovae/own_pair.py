@@ -220,7 +220,7 @@ class _Fill(Messenger):
             raise self._other(name, f"outside of {constraint}")
         if isinstance(initial, nn.Parameter) and initial is not value:
             initial.copy_(value)
-            pyro.get_param_store().replace_param(name, initial, value)
+            pyro.get_param_store()[name] = initial  # one tensor, however the pair is trained on
 
     def _other(self, name: str, what: str) -> InputError:
         return InputError(

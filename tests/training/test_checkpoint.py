@@ -137,7 +137,7 @@ def test_other_settings_or_data_are_refused(tmp_path: Path, name: str) -> None:
     if name == "validation":
         changed = {name: pairs.data(30, seed=changed[name])}
     message = {"batch": "train"}.get(name, name)
-    with pytest.raises(ValueError, match=f"settings and data.*{message}"):
+    with pytest.raises(ValueError, match=f"settings, data and pair.*{message}"):
         train(path, epochs=2, resume=True, **changed)
 
 
@@ -146,10 +146,10 @@ def test_other_data_or_another_pair_is_refused(tmp_path: Path) -> None:
     train(path, epochs=1, validation=None)
     changed = x.clone()
     changed[3, 2] += 1e-9
-    with pytest.raises(ValueError, match=r"settings and data.*train"):
+    with pytest.raises(ValueError, match=r"settings, data and pair.*train"):
         fit(*pairs.plain(), changed, batch_size=25, checkpoint=path, resume=True)
     pair, _, _ = pairs.registered()
-    with pytest.raises(ValueError, match="parameters of this pair"):
+    with pytest.raises(ValueError, match=r"data and pair.*tensor"):
         fit(*pair, x, batch_size=25, checkpoint=path, resume=True)
 
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_runs_nobodys_code(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "touched",)
 
     torch.save({"format": 1, "epoch": Malicious()}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="no checksum"):
         train(tmp_path / "c.pt", resume=True)
     assert not (tmp_path / "touched").exists()
 
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path: Pat
 
     def poison(x: Tensor, generator: torch.Generator) -> Tensor:
         calls[0] += 1
-        return x * (float("nan") if calls[0] == 9 else 1.0)  # one call looks around
+        return x * (float("nan") if calls[0] == 11 else 1.0)  # besides steps, one call looks around
 
     path = tmp_path / "c.pt"
     with pytest.raises(NonFiniteLoss) as caught:
