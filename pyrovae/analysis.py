@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae.report.html as html
-from pyrovae.atomic import replace, write_archive
+from pyrovae.arviz_adapter import arviz
+from pyrovae.atomic import check_room, replace, write_archive
 from pyrovae.batches import Data, Transform, take_rows
 from pyrovae.datasets import Dataset, check, default_likelihood, split
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
@@ -27,7 +28,7 @@ from pyrovae.models.priors import Bounds, FlowPrior, GaussianMixture, StandardNo
 from pyrovae.models.rows import over_rows
 from pyrovae.models.vae import VAE
 from pyrovae.own_pair import PairOptions, make_pair
-from pyrovae.preflight import CHECKPOINT, check_device, check_no_run, writable
+from pyrovae.preflight import CHECKPOINT, check_device, check_no_run, training_kept, writable
 from pyrovae.randomness import check_seed, seeded
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
@@ -35,6 +36,7 @@ from pyrovae.training.history import Fit
 PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
 COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
 NEIGHBOURS = 10  # of each row among the exemplars, in training
+MARGIN = 1_000_000  # bytes of a file of arrays besides the arrays
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
 
@@ -117,6 +119,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check_prior(options)
     check_device(options.device)
     check_no_run(options.out, resume=options.resume)
+    arviz()  # it may find no folder for its cache; better now than after the training
     started = time.perf_counter()
     with writable(options.out):
         if options.pair is None:
@@ -137,9 +140,10 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         )
         facts = {"data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}"}
         facts |= task.facts | _surroundings(options, time.perf_counter() - started)
-        written = _write(options.out, diagnosis, run, facts)
-        parameters = options.out / "parameters.pt"
-        task.save(parameters)
+        with training_kept(options.out):
+            written = _write(options.out, diagnosis, run, facts)
+            parameters = options.out / "parameters.pt"
+            task.save(parameters)
         (options.out / CHECKPOINT).unlink(missing_ok=True)
     return Analysis(task.vae, run, diagnosis, *written, parameters)
 
@@ -382,6 +386,8 @@ def _write(
     out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
 ) -> tuple[Path, Path, Path]:
     """Report, draws and table; each appears whole or not at all."""
+    arrays = [a for group in diagnosis.labelled.groups.values() for a in group.values()]
+    check_room(out, MARGIN + sum(array.nbytes for array in arrays))
     netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
     table = replace(
         out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrovae.errors import InputError
+
 Array = NDArray[Any]
+
+LEAST_DRAWS = 5  # a tail is a fifth of them, and ArviZ 1.x stumbles where that is none
 
 # Groups of ArviZ's InferenceData schema that we write.
 SCHEMA = (
     "posterior", "log_likelihood", "sample_stats", "posterior_predictive", "prior",
     "prior_predictive", "observed_data",
 )  # fmt: skip
+
+
+def arviz() -> Any:
+    """The library itself, which is imported where it is first needed.
+
+    Raises:
+        InputError: if it finds no folder to keep something in, as where HOME is read-only.
+    """
+    try:
+        with warnings.catch_warnings():
+            # 0.23 announces its coming refactor once a day; nobody who gets here can act on it.
+            warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+            import arviz
+    except OSError as error:
+        raise InputError(
+            f"expected a folder in which ArviZ may keep its cache; got {error.strerror or error} "
+            f"at {error.filename!r}. Set the environment variable XDG_CACHE_HOME to a folder that "
+            "may be written to."
+        ) from error
+    return arviz
 
 
 def psis(log_weights: Array) -> tuple[Array, Array]:
@@ -29,13 +54,11 @@ def psis(log_weights: Array) -> tuple[Array, Array]:
         few or the largest weights all equal.
     """
     with np.errstate(all="ignore"):  # of very unequal weights
-        try:
-            from arviz import psislw
-        except ImportError:  # ArviZ 1.x
+        if hasattr(arviz(), "psislw"):
+            smoothed, pareto_k = arviz().psislw(log_weights)
+        else:  # ArviZ 1.x
             rows = [_psis_of_row(row) for row in log_weights]
             smoothed, pareto_k = (np.stack(column) for column in zip(*rows, strict=True))
-        else:
-            smoothed, pareto_k = psislw(log_weights)
     return smoothed, np.where(np.isnan(pareto_k), np.inf, pareto_k)
 
 
@@ -44,8 +67,10 @@ def _psis_of_row(log_weights: Array) -> tuple[Array, Array]:
     from arviz_stats.base import array_stats
 
     try:
+        if len(log_weights) < LEAST_DRAWS:
+            raise ValueError("too few draws")
         smoothed, pareto_k = array_stats.psislw(-log_weights)
-    except ValueError:  # too few draws, or a tail of equal weights
+    except ValueError:  # or a tail of equal weights
         return log_weights - np.logaddexp.reduce(log_weights), np.array(np.inf)
     return smoothed, np.asarray(pareto_k)
 
@@ -60,15 +85,14 @@ def convergence(draws: Array) -> tuple[Array, Array]:
         rank-normalised r-hat and bulk effective sample size, each of shape ``(...)``
         (Vehtari et al. 2021, "Rank-normalization, folding, and localization").
     """
-    try:
-        from arviz import convert_to_dataset, ess, rhat
-    except ImportError:  # ArviZ 1.x
+    az = arviz()
+    if not hasattr(az, "psislw"):  # ArviZ 1.x
         from arviz_stats.base import array_stats
 
         axes = {"chain_axis": 0, "draw_axis": 1}
         return array_stats.rhat(draws, **axes), array_stats.ess(draws, **axes)
-    data = convert_to_dataset({"z": draws})
-    return rhat(data)["z"].values, ess(data)["z"].values
+    data = az.convert_to_dataset({"z": draws})
+    return az.rhat(data)["z"].values, az.ess(data)["z"].values
 
 
 def to_arviz(
@@ -90,8 +114,7 @@ def to_arviz(
     Returns:
         ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under 1.x.
     """
-    import arviz as az
-
+    az = arviz()
     named = {key: list(value) for key, value in dims.items()}
     labels = {key: list(value) for key, value in coords.items()}
     data = {group: dict(variables) for group, variables in groups.items()}

@@ -26,7 +26,8 @@ SEALED = len(SEAL) + 64
 def replace(path: Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` make a draft beside ``path``; once it is whole and on disk, put it there.
 
-    Whatever happens, ``path`` holds what it held before or all that was written.
+    Whatever happens, ``path`` holds what it held before or all that was written. Of HDF5, which
+    ends the process where a disk is full, see first that there is room (:func:`check_room`).
 
     Raises:
         InputError: saying what is in the way: no such folder, no room in it, no permission.
@@ -47,7 +48,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> Path:
 
 def unwritable(path: Path, error: OSError) -> InputError:
     """The error for a file or folder that can't be written."""
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     return InputError(
         f"expected to write {str(path)!r}; got: {reason}. Make room there, or name a folder that "
         "exists and may be written to."

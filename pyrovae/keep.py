@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ def save(result: Any, path: str | Path) -> None:
     Args:
         result: an aggregated posterior, an ex-post prior, a diagnosis, an estimate of log p(x), or
             any other result of this library; lists, tuples and dicts of them, of tensors, arrays,
-            numbers and text. A number of NumPy's comes back as one of Python's.
+            numbers and text. A number of NumPy's comes back as one of Python's, a named tuple of
+            someone else as one with the same names.
         path: where to.
 
     Raises:
@@ -111,6 +113,9 @@ def _pack(value: Any) -> Any:
         content = {field: _pack(getattr(value, field)) for field in names}
         name = [type(value).__module__, type(value).__qualname__]
         return {"kind": "result", "name": name, "fields": content}
+    if isinstance(value, tuple) and (names := _fields(type(value))):
+        items = [_pack(item) for item in value]
+        return {"kind": "named", "name": type(value).__name__, "names": names, "items": items}
     raise InputError(
         "expected a result of pyrovae, made of tensors, arrays of numbers, numbers and text; got "
         f"{type(value).__name__}. Save its parts one by one."
@@ -151,6 +156,8 @@ def _unpack(state: Any) -> Any:
         return state["value"].numpy()
     if kind == "dict":
         return {_unpack(key): _unpack(value) for key, value in state["items"]}
+    if kind == "named":
+        return namedtuple(state["name"], state["names"])(*map(_unpack, state["items"]))
     if kind in SEQUENCES:
         return SEQUENCES[kind]([_unpack(item) for item in state["items"]])
     if kind == "family":

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import torch
 
+from pyrovae.atomic import check_folder, check_room
 from pyrovae.errors import InputError
 
 CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
+LEAST_ROOM = 4_000_000  # bytes of a report and the files beside it, of a few columns
 
 
 def check_device(device: str | None) -> None:
@@ -61,7 +62,7 @@ def writable(out: Path) -> Iterator[None]:
     """
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        _try_to_write(out)
+        _check(out)
         yield
     finally:
         for folder in new:
@@ -69,14 +70,25 @@ def writable(out: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _try_to_write(out: Path) -> None:
+def _check(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
     except OSError as error:
         reason = "a file of that name" if out.is_file() else error.strerror or "no such folder"
         raise InputError(
             f"expected a folder to write to as --out; got {str(out)!r}: {reason}. "
             "Name another folder."
         ) from error
+    check_folder(out)
+    check_room(out, LEAST_ROOM)
+
+
+@contextmanager
+def training_kept(out: Path) -> Iterator[None]:
+    """Where files can't be written after the training, say that it need not be done again."""
+    try:
+        yield
+    except InputError as error:
+        if not (out / CHECKPOINT).exists():
+            raise
+        raise InputError(f"{error} The training is kept: make room, and add --resume.") from error
