@@ -1,4 +1,4 @@
-# Everything happens in .venv beside this file; `make clean` leaves nothing behind.
+# Everything happens in .venv beside this file, or in one of its kin; `make clean` leaves nothing behind.
 # Another interpreter: make demo PYTHON=/path/to/python3.12
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-lowest test-arviz1 lint format clean
 
 help:
 	@echo "make demo    install pyrovae into .venv and write a report on scikit-learn's digits"
@@ -16,6 +16,10 @@ help:
 	@echo "make format  let ruff format the code and sort its imports"
 	@echo "make clean   remove .venv, the report, caches and build products"
 	@echo
+	@echo "By hand, as each fills an environment of its own with gigabytes:"
+	@echo "make test-lowest    pytest on the lowest versions that pyproject.toml declares"
+	@echo "make test-arviz1    pytest on ArviZ 1.x, which needs Python 3.12: PYTHON=/path/to/python3.12"
+	@echo
 	@echo "Variables: PYTHON=$(PYTHON) (3.11 or newer), OUT=$(OUT) (where the demo writes)"
 
 demo: .venv/.installed
@@ -23,6 +27,12 @@ demo: .venv/.installed
 
 test: lint
 	$(PY) -m pytest
+
+test-lowest: .venv-lowest/.installed
+	.venv-lowest/bin/python -m pytest
+
+test-arviz1: .venv-arviz1/.installed
+	.venv-arviz1/bin/python -m pytest
 
 lint: .venv/.installed-test
 	$(PY) -m ruff check .
@@ -34,7 +44,7 @@ format: .venv/.installed-test
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf .venv pyrovae-report build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-arviz1 pyrovae-report build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -49,10 +59,27 @@ clean:
 	@$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
 	@touch .venv/.installed $@
 
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt
+	$(call new_venv,.venv-lowest,3.11)
+	.venv-lowest/bin/python -m pip install --constraint constraints-lowest.txt --editable ".[test]"
+	@touch $@
+
+.venv-arviz1/.installed: pyproject.toml constraints.txt
+	$(call new_venv,.venv-arviz1,3.12)
+	grep -v '^arviz' constraints.txt > .venv-arviz1/constraints.txt
+	.venv-arviz1/bin/python -m pip install --constraint .venv-arviz1/constraints.txt \
+	  "arviz>=1" --editable ".[test]"
+	@touch $@
+
 $(PY):
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "expected Python 3.11 or newer as $(PYTHON);" \
-	    "got $$("$(PYTHON)" --version 2>/dev/null || echo "no such command")." \
-	    "Name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@"$(PYTHON)" -m venv --clear .venv || { rm -rf .venv; \
-	  echo "expected the venv module (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
+	$(call new_venv,.venv,3.11)
+
+# An empty environment in a folder, $(1), of Python $(2) or newer.
+define new_venv
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(2)".split("."))))' 2>/dev/null || { \
+  echo "expected Python $(2) or newer as $(PYTHON);" \
+    "got $$("$(PYTHON)" --version 2>/dev/null || echo "no such command")." \
+    "Name another: make $(MAKECMDGOALS) PYTHON=/path/to/python$(2)" >&2; exit 1; }
+@"$(PYTHON)" -m venv --clear $(1) || { rm -rf $(1); \
+  echo "expected the venv module (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
+endef

@@ -20,6 +20,7 @@ from pyrovae.mixture.general import Components
 from pyrovae.mixture.kept import Kept, outside_inference, usable
 from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.normals import DiagonalNormals
+from pyrovae.mixture.support import OfAnyComponent
 
 #: Components that are averaged over at once.
 ROWS = 1 << 16
@@ -116,7 +117,7 @@ class Mixture(dist.MixtureSameFamily):
         while isinstance(inner, constraints.independent):
             inner = inner.base_constraint
         if any(isinstance(bound, Tensor) for bound in vars(inner).values()):
-            return constraints.MixtureSameFamilyConstraint(of_components)
+            return OfAnyComponent(of_components)
         return of_components
 
     @property

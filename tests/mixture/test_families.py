@@ -63,7 +63,6 @@ UNITS: dict[str, Callable[[], dist.Distribution]] = {
     "AffineBeta": lambda: dist.AffineBeta(positive(), positive(), real(), positive()),
     "VonMises": lambda: dist.VonMises(real(), positive()),
     "Uniform": lambda: dist.Uniform(-positive(), positive()),
-    "Stable": lambda: dist.StableWithLogProb(unit(), unit(), coords="S"),
     "ContinuousBernoulli": lambda: dist.ContinuousBernoulli(unit(), lims=(0.4, 0.6)),
     "Bernoulli": lambda: dist.Bernoulli(unit()),
     "Binomial": lambda: dist.Binomial(7, logits=real()),
@@ -83,6 +82,8 @@ UNITS: dict[str, Callable[[], dist.Distribution]] = {
         STEPS.SoftplusTransform(), base=dist.Laplace(real(), 1.0)
     ),
 }
+if hasattr(dist, "StableWithLogProb"):  # since Pyro 1.9.1
+    UNITS["Stable"] = lambda: dist.StableWithLogProb(unit(), unit(), coords="S")
 VECTORS: dict[str, Callable[[], dist.Distribution]] = {
     "Dirichlet": lambda: dist.Dirichlet(positive()),
     "MultivariateNormal, covariance": lambda: dist.MultivariateNormal(real(), covariance()),
