@@ -12,6 +12,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import pyrovae
 
@@ -212,16 +214,32 @@ def test_all_names_exported_exist_and_say_what_they_are() -> None:
         assert getattr(pyrovae, name).__doc__, name
 
 
-def test_every_dependency_is_pinned_to_a_version_in_its_range() -> None:
-    from packaging.requirements import Requirement
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+def requirements() -> list[Requirement]:
     metadata = project()
     wanted = list(metadata["dependencies"])  # type: ignore[call-overload]
     for extra in metadata["optional-dependencies"].values():  # type: ignore[attr-defined]
         wanted += extra
-    for text in wanted:
-        requirement = Requirement(text)
-        if requirement.name != "pyrovae":
-            assert requirement.specifier.contains(pins[requirement.name.lower()]), text
+    found = [Requirement(text) for text in wanted]
+    return [requirement for requirement in found if requirement.name != "pyrovae"]
+
+
+def test_every_dependency_is_pinned_to_a_version_in_its_range() -> None:
+    pinned = pins("constraints.txt")
+    for requirement in requirements():
+        assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    pinned = pins("constraints-lowest.txt")
+    for requirement in requirements():
+        (bound,) = requirement.specifier
+        assert bound.operator == ">=", requirement
+        lowest = Version(pinned[requirement.name.lower()])
+        assert (
+            Version(bound.version).release == lowest.release[: len(Version(bound.version).release)]
+        )

@@ -20,7 +20,9 @@ import pyrovae.analysis
 from pyrovae.cli import BAD_INPUT, OK, main
 from pyrovae.datasets import Dataset
 from pyrovae.diagnostics.diagnosis import Effort
-from pyrovae.own_pair import PairOptions, make_pair
+from pyrovae.errors import InputError
+from pyrovae.own_pair import OwnPair, PairOptions, make_pair
+from pyrovae.training.fit import adam, fit
 
 PAIR = """
 import pyro, torch
@@ -52,6 +54,29 @@ def make(data):
 def functions(data):
     both = Both(data.event_shape[0])
     return (lambda x: both.model(x)), (lambda x: both.guide(x))
+
+def unregistered(data):
+    encoder, decoder = nn.Linear(data.event_shape[0], 4), nn.Linear(2, data.event_shape[0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("code", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc, scale = encoder(x).chunk(2, -1)
+            pyro.sample("code", dist.Normal(loc, scale.exp()).to_event(1))
+
+    return model, guide
+
+class Normalised(Both):
+    def __init__(self, columns):
+        super().__init__(columns)
+        self.encoder = nn.Sequential(nn.BatchNorm1d(columns), self.encoder)
+
+def normalised(data):
+    return Normalised(data.event_shape[0])
 
 def nothing(data):
     return 3
@@ -157,3 +182,133 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         assert word in error
     assert "Traceback" not in error
     assert not (folder / "out").exists()  # found before training, and nothing is left behind
+
+
+# -- parameters of another pair --------------------------------------------------------------------
+
+
+def rows() -> Dataset:
+    return Dataset("data", torch.as_tensor(np.load("data.npy")).float())
+
+
+def loaded(factory: str, path: str = "file.pt") -> Any:
+    pyro.clear_param_store()
+    return make_pair(PairOptions(f"mine:{factory}", params=Path(path)), rows())
+
+
+def store_of(factory: str) -> dict[str, Any]:
+    pyro.clear_param_store()
+    pair = make_pair(PairOptions(f"mine:{factory}"), rows())
+    pyro.poutine.trace(pair.guide).get_trace(rows().values)
+    pyro.poutine.trace(pair.model).get_trace(rows().values)
+    return pyro.get_param_store().get_state()
+
+
+def changed(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    params = {**state["params"], name: value}
+    return {**state, "params": {n: v for n, v in params.items() if v is not None}}
+
+
+WEIGHT = "both$$$encoder.weight"
+ANOTHER: dict[str, tuple[Any, str]] = {
+    "another name": (lambda state: changed(state, "noise", None), "got none for 'noise'"),
+    "another module": (lambda state: changed(state, WEIGHT, None), "got none for '.*encoder"),
+    "nothing": (lambda state: {"params": {}, "constraints": {}}, "got none for .*it holds"),
+    "a shape": (lambda state: changed(state, WEIGHT, torch.zeros(4, 2)), r"\(4, 2\) for \(4, 3\)"),
+    "a shape made by a function": (
+        lambda state: changed(state, "noise", torch.zeros(3)),
+        r"'noise' of shape \(3,\) for \(\)",
+    ),
+    "a number outside": (
+        lambda state: {
+            "params": {**state["params"], "noise": torch.tensor(-1.0)},
+            "constraints": {**state["constraints"], "noise": torch.distributions.constraints.real},
+        },
+        "'noise' outside of GreaterThan",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_a_store_of_another_pair_is_refused(folder: Path, name: str) -> None:
+    change, words = ANOTHER[name]
+    torch.save(change(store_of("functions")), "file.pt")
+    pyro.clear_param_store()
+    pyro.param("mine", torch.ones(3))
+    with pytest.raises(InputError, match=rf"^expected the parameters of this pair.*{words}"):
+        make_pair(PairOptions("mine:functions", params=Path("file.pt")), rows())
+    assert list(pyro.get_param_store()) == ["mine"]
+
+
+def test_what_else_a_store_holds_is_left_alone(folder: Path) -> None:
+    torch.save(changed(store_of("functions"), "of another", torch.ones(2)), "file.pt")
+    assert loaded("functions").module is None
+
+
+def test_parameters_of_other_modules_are_refused(folder: Path) -> None:
+    def save(factory: str) -> None:
+        pyro.clear_param_store()
+        pair = make_pair(PairOptions(f"mine:{factory}"), rows())
+        pair.save(Path("file.pt"), (rows().values,))
+
+    for factory, other in (
+        ("make", "unregistered"),
+        ("unregistered", "make"),
+        ("make", "normalised"),
+        ("functions", "unregistered"),
+    ):
+        save(factory)
+        loaded(factory)
+        with pytest.raises(InputError, match=r"^expected the parameters of this pair"):
+            loaded(other)
+
+
+def test_a_module_s_state_without_what_pyro_param_declares_is_refused(folder: Path) -> None:
+    pair = make_pair(PairOptions("mine:make"), rows())
+    torch.save(pair.module.state_dict(), "file.pt")
+    with pytest.raises(InputError, match=r"got none for 'noise'.*get_param_store\(\)\.save"):
+        loaded("make")
+    torch.save(store_of("make"), "file.pt")  # which is the way that it names
+    assert loaded("make").module is not None
+
+
+def test_running_means_that_are_missing_are_named(folder: Path) -> None:
+    torch.save(store_of("normalised"), "file.pt")
+    with pytest.raises(InputError, match="running means of BatchNorm1d"):
+        loaded("normalised")
+
+
+@pytest.mark.parametrize("factory", ["make", "functions", "unregistered", "normalised"])
+def test_trained_on_after_it_was_loaded_it_is_loaded_as_it_then_is(
+    folder: Path, factory: str
+) -> None:
+    pair = make_pair(PairOptions(f"mine:{factory}"), rows())
+    values = rows().values
+    for step in range(2):
+        fit(pair.model, pair.guide, values, epochs=2, optimizer=adam(0.05), seed=step)
+        before = module_states(pair)
+        pair.save(Path("file.pt"), (values[:2],))
+        pair = loaded(factory)
+        for one, other in zip(before, module_states(pair), strict=True):
+            assert all(torch.equal(one[name], value) for name, value in other.items())
+
+
+def module_states(pair: OwnPair) -> list[dict[str, torch.Tensor]]:
+    modules = pair._modules((rows().values,))
+    return [{n: v.clone() for n, v in module.state_dict().items()} for module in modules]
+
+
+def test_a_damaged_file_of_parameters_is_refused(folder: Path) -> None:
+    pair = make_pair(PairOptions("mine:make"), rows())
+    pair.save(Path("file.pt"), (rows().values,))
+    own = Path("file.pt").read_bytes()
+    torch.save(store_of("make"), "file.pt")
+    theirs = Path("file.pt").read_bytes()
+    for whole in (own, theirs):
+        damaged = bytearray(whole)
+        for place in range(len(damaged) // 3, len(damaged) // 3 + 200, 5):
+            damaged[place] ^= 16
+        for content in (damaged, whole[:-200]):
+            Path("file.pt").write_bytes(content)
+            with pytest.raises(InputError, match=r"^expected parameters that .*got a file that is"):
+                loaded("make")

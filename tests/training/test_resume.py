@@ -281,6 +281,19 @@ def test_a_loader_of_which_the_order_cannot_be_had_again_is_refused(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.float32
+def test_rows_that_workers_draw_are_had_again_unless_the_workers_persist(tmp_path: Path) -> None:
+    def rows(persist: bool) -> DataLoader[Any]:
+        return DataLoader(Noisy(X), 16, num_workers=1, persistent_workers=persist)
+
+    with pytest.raises(InputError, match=r"persistent_workers=False"):
+        train(tmp_path / "p.pt", rows(True), epochs=1)
+    path = tmp_path / "c.pt"
+    whole = train(None, rows(False), epochs=2)
+    train(path, rows(False), epochs=1)
+    assert train(path, rows(False), epochs=2, resume=True) == whole
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 
