@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -118,16 +117,12 @@ def _analyze(given: dict[str, Any]) -> None:
 
     data = load(given.pop("data"), likelihood=given.get("likelihood"))
     given |= _pair(given)
-    with warnings.catch_warnings():
-        # ArviZ 0.23 announces its coming refactor; whoever runs a command can't act on it.
-        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
-        from pyrovae.analysis import AnalysisOptions, analyze
-        from pyrovae.diagnostics.diagnosis import Effort
+    from pyrovae.analysis import AnalysisOptions, analyze
+    from pyrovae.diagnostics.diagnosis import Effort
 
-        if given.pop("check_guide", False):
-            given["effort"] = Effort(gap_rows=GAP_ROWS, nuts_rows=NUTS_ROWS)
-        analysis = analyze(data, AnalysisOptions(**given))
-    _show(analysis)
+    if given.pop("check_guide", False):
+        given["effort"] = Effort(gap_rows=GAP_ROWS, nuts_rows=NUTS_ROWS)
+    _show(analyze(data, AnalysisOptions(**given)))
 
 
 def _pair(given: dict[str, Any]) -> dict[str, Any]:
