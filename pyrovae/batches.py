@@ -85,7 +85,7 @@ class DatasetBatches(Batches):
         return map(self._rows, torch.randperm(self.size).split(self.batch_size))
 
     def fingerprint(self) -> str:
-        with seeded_everywhere(0, "fingerprint"):  # items may be drawn anew each time
+        with seeded_everywhere(0, "rows of a data set"):  # items may be drawn anew each time
             return f"{_digest(self.ordered())}, batches of {self.batch_size}"
 
     def _rows(self, indices: Tensor) -> Batch:
@@ -109,7 +109,7 @@ class LoaderBatches(Batches):
         return map(_as_batch, self.loader)
 
     def fingerprint(self) -> str:
-        order, rows = self._order(), self._rows("fingerprint")
+        order, rows = self._order(), self._rows(0)
         if order != self._order():
             raise InputError(
                 "expected a DataLoader whose order can be had again, for a run that can be gone on "
@@ -117,7 +117,7 @@ class LoaderBatches(Batches):
                 "its sampler draw from torch's random state or from a generator that it keeps as "
                 "an attribute, or leave checkpoint= out."
             )
-        if self.loader.persistent_workers and rows != self._rows("another"):
+        if self.loader.persistent_workers and rows != self._rows(1):
             raise InputError(
                 "expected the same rows each time from a DataLoader whose workers persist, for a "
                 "run that can be gone on with; got others. Set persistent_workers=False, or leave "
@@ -130,13 +130,13 @@ class LoaderBatches(Batches):
         loader, digest = self.loader, hashlib.blake2b(digest_size=16)
         if isinstance(loader.dataset, IterableDataset):
             return "of a stream"
-        with seeded_everywhere(0, "order"):
+        with seeded_everywhere(0, "order of a loader"):
             _reseed(loader)
             for rows in loader.sampler if loader.batch_sampler is None else loader.batch_sampler:
                 digest.update(repr(rows).encode())
         return digest.hexdigest()
 
-    def _rows(self, draws: str) -> str:
+    def _rows(self, draws: int) -> str:
         """A digest of all rows in the order of the data set, read as the loader reads them."""
         loader = self.loader
         if isinstance(loader.dataset, IterableDataset):
@@ -151,7 +151,7 @@ class LoaderBatches(Batches):
                 worker_init_fn=loader.worker_init_fn,
                 multiprocessing_context=loader.multiprocessing_context,
             )
-        with seeded_everywhere(0, draws):
+        with seeded_everywhere(0, "rows of a loader", draws):
             _reseed(loader)
             return _digest(map(_as_batch, in_order))
 

@@ -103,7 +103,7 @@ def same(one: Any, other: Any) -> bool:
         return torch.equal(one, other) and one.dtype == other.dtype
     if isinstance(one, np.ndarray):
         return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc") and (
-            one.dtype == other.dtype and one.shape == other.shape
+            one.dtype.newbyteorder("=") == other.dtype and one.shape == other.shape
         )
     if isinstance(one, torch.distributions.Distribution):
         z = torch.zeros(one.event_shape)

@@ -112,7 +112,9 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     path = _checkpoint_path(checkpoint, resume)
     rows = as_batches(train, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
-    with seeded_everywhere(seed, "training setup"):  # whatever draws in here, the caller's random state stays
+    with seeded_everywhere(
+        seed, "training setup"
+    ):  # whatever draws in here, the caller's random state stays
         if held_out is not None:
             _check_alike(rows, held_out)
         evaluator = Evaluator(model, guide, as_objective(objective), transform)

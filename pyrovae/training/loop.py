@@ -321,13 +321,13 @@ class Trainer:
     @cached_property
     def _sample(self) -> Batch:
         """A minibatch that another process finds too."""
-        with seeded_everywhere(self.settings.seed, "sample"):
+        with seeded_everywhere(self.settings.seed, "rows to compare"):
             return next(self.train.shuffled())
 
     def _probe(self) -> Tensor:
         """The objective as it is now, of certain rows and draws."""
         self.trainable.train(False)
-        draws = seeded_everywhere(self.settings.seed, "probe")
+        draws = seeded_everywhere(self.settings.seed, "draws to compare")
         with torch.no_grad(), argument_checks(False), draws:
             (batch,) = self.evaluator.prepared(iter([self._sample]))
             return self.evaluator(batch)
