@@ -175,8 +175,9 @@ class OwnPair:
                 if getattr(part, "num_batches_tracked", None) == 0:
                     raise InputError(
                         f"expected the running means of {type(part).__name__}, too; got the "
-                        f"parameters alone in {str(path)!r}. Make the pair one module, and save "
-                        "its state_dict() with torch.save."
+                        f"parameters alone in {str(path)!r}. Save both: torch.save({{'store': "
+                        "pyro.get_param_store().get_state(), 'modules': [module.state_dict()]}, "
+                        "path)."
                     )
 
 

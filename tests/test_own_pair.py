@@ -274,8 +274,14 @@ def test_a_module_s_state_without_what_pyro_param_declares_is_refused(folder: Pa
 
 def test_running_means_that_are_missing_are_named(folder: Path) -> None:
     torch.save(store_of("normalised"), "file.pt")
-    with pytest.raises(InputError, match="running means of BatchNorm1d"):
+    with pytest.raises(InputError, match="running means of BatchNorm1d") as caught:
         loaded("normalised")
+    store_of("normalised")  # as after a training
+    module = make_pair(PairOptions("mine:normalised"), rows()).module
+    module.encoder(rows().values)
+    advice = str(caught.value).partition("Save both: ")[2].rstrip(".")
+    eval(advice, {"torch": torch, "pyro": pyro, "module": module, "path": "file.pt"})
+    assert loaded("normalised").module.encoder[0].num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("factory", ["make", "functions", "unregistered", "normalised"])
