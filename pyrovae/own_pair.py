@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyrovae.batches import Batch, as_batch
 from pyrovae.datasets import Dataset
 from pyrovae.errors import InputError
-from pyrovae.models.state import PyroFunction, called_modules
+from pyrovae.models.state import PyroFunction, modules_of
 
 STORE = {"params", "constraints"}  # what a saved parameter store is made of
 
@@ -75,19 +75,9 @@ class OwnPair:
         module = None if self.module is None else self.module.state_dict()
         torch.save({"store": state, "module": module}, path)
 
-    def to(self, device: torch.device, batch: Batch) -> None:
-        """Bring all parameters to a device: those of modules and those of the parameter store.
-
-        Args:
-            device: where to.
-            batch: rows on the device where the pair is now, with which it is run to see which
-                modules it calls.
-        """
-        functions = (self.guide, self.model)
-        with torch.no_grad(), torch.random.fork_rng(), called_modules(*functions) as called:
-            for function in functions:
-                pyro.poutine.trace(function).get_trace(*batch)
-        for module in called:
+    def to(self, device: torch.device) -> None:
+        """Bring all parameters to a device: those of modules and those of the parameter store."""
+        for module in modules_of(self.guide, self.model):
             module.to(device)
         for _, parameter in pyro.get_param_store().named_parameters():
             parameter.data = parameter.data.to(device)

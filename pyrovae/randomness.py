@@ -11,6 +11,7 @@ from typing import SupportsIndex
 import torch
 
 from pyrovae.errors import InputError
+from pyrovae.isolation import alone
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def seeded(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator
     """Draw from the stream that ``seed`` and ``purpose`` name, then put torch's random state back.
 
     Block ``b`` of a computation draws from ``seeded(seed, "weights", b)``: its draws depend on
-    nothing that happened before, and no other seed or purpose shares them.
+    nothing that happened before, and no other seed or purpose shares them. Other threads wait.
 
     Args:
         seed, purpose, parts: as :func:`derived_seed`.
@@ -30,7 +31,7 @@ def seeded(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator
     True
     """
     state = derived_seed(seed, purpose, *parts)
-    with torch.random.fork_rng():
+    with alone(), torch.random.fork_rng():
         torch.manual_seed(state)
         yield
 
