@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import pyrovae.report.html as html
 from pyrovae.arviz_adapter import arviz
 from pyrovae.atomic import check_room, replace, write_archive
-from pyrovae.batches import Data, Transform, take_rows
+from pyrovae.batches import Data, Transform
 from pyrovae.datasets import Dataset, check, default_likelihood, split
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.errors import InputError
@@ -28,8 +28,9 @@ from pyrovae.models.priors import Bounds, FlowPrior, GaussianMixture, StandardNo
 from pyrovae.models.rows import over_rows
 from pyrovae.models.vae import VAE
 from pyrovae.own_pair import PairOptions, make_pair
-from pyrovae.preflight import CHECKPOINT, check_device, check_no_run, training_kept, writable
+from pyrovae.preflight import CHECKPOINT, check_no_run, only_run, training_kept, writable
 from pyrovae.randomness import check_seed, seeded
+from pyrovae.training.checks import check_device
 from pyrovae.training.fit import fit
 from pyrovae.training.history import Fit
 
@@ -109,19 +110,20 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
 
     Raises:
         InputError: if the data do not suit the likelihood.
-        InputError: if the device or the output folder cannot be used, an interrupted run lies
-            in the folder and ``resume`` is not set, or a pair of one's own cannot be made.
+        InputError: if the device or the output folder cannot be used, another process is writing to
+            the folder, an interrupted run lies there and ``resume`` is not set, or a pair of one's
+            own cannot be made.
     """
     options = options or AnalysisOptions()
     check_seed(options.seed)
     likelihood = options.likelihood or default_likelihood(data)
     check(data, likelihood if options.pair is None else None)
     check_prior(options)
-    check_device(options.device)
-    check_no_run(options.out, resume=options.resume)
+    check_device(options.device, "--device")
     arviz()  # it may find no folder for its cache; better now than after the training
     started = time.perf_counter()
-    with writable(options.out):
+    with writable(options.out), only_run(options.out):
+        check_no_run(options.out, resume=options.resume)
         if options.pair is None:
             task = _recipe(data, likelihood, options)
         else:
@@ -247,8 +249,8 @@ def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _T
         validation,
         held_out,
         fitted=(train, validation) if which.fit else None,
-        back=lambda: pair.to(train[0].device, tuple(a[:2].to(options.device) for a in train)),
-        save=lambda path: pair.save(path, take_rows(train, slice(2))),
+        back=lambda: pair.to(train[0].device),
+        save=pair.save,
         facts={
             "pair": which.name,
             "parameters": "as they are" if which.params is None else str(which.params),

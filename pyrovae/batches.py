@@ -262,7 +262,7 @@ def _not_empty(batches: Batches, name: str) -> Batches:
 
 def _as_tensor(array: Any, name: str) -> Tensor:
     if isinstance(array, Tensor):
-        return array
+        return array.clone() if array.is_inference() else array  # autograd can't save such ones
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise InputError(f"expected tensors or arrays of numbers in {name}; got {kind}.")

@@ -20,7 +20,7 @@ from pyrovae.atomic import from_archive, write_archive
 from pyrovae.batches import Batch, as_batch
 from pyrovae.datasets import Dataset
 from pyrovae.errors import InputError
-from pyrovae.models.state import PyroFunction, called_modules
+from pyrovae.models.state import PyroFunction, evaluating, modules_of
 
 STORE = {"params", "constraints"}  # what a saved parameter store is made of
 
@@ -70,25 +70,14 @@ class OwnPair:
     arguments: Callable[[Dataset], Batch]
     module: nn.Module | None = field(default=None)
 
-    def save(self, path: Path, batch: Batch) -> None:
-        """Write all parameters: those of the parameter store and those of the modules.
-
-        Args:
-            path: where to.
-            batch: rows, with which the pair is run to see which modules it calls.
-        """
-        modules = [module.state_dict() for module in self._modules(batch)]
+    def save(self, path: Path) -> None:
+        """Write all parameters: those of the parameter store and those of the modules."""
+        modules = [module.state_dict() for module in modules_of(self.guide, self.model)]
         write_archive({"store": pyro.get_param_store().get_state(), "modules": modules}, path)
 
-    def to(self, device: torch.device, batch: Batch) -> None:
-        """Bring all parameters to a device: those of modules and those of the parameter store.
-
-        Args:
-            device: where to.
-            batch: rows on the device where the pair is now, with which it is run to see which
-                modules it calls.
-        """
-        for module in self._modules(batch):
+    def to(self, device: torch.device) -> None:
+        """Bring all parameters to a device: those of modules and those of the parameter store."""
+        for module in modules_of(self.guide, self.model):
             module.to(device)
         for _, parameter in pyro.get_param_store().named_parameters():
             parameter.data = parameter.data.to(device)
@@ -108,12 +97,12 @@ class OwnPair:
         try:
             if set(state) == {"store", "modules"}:
                 store.set_state(state["store"])
-                self._load_modules(state["modules"], path, batch)
+                self._load_modules(state["modules"], path)
                 self._fill(state["store"]["params"], path, batch)
             elif set(state) == STORE:
                 store.set_state(state)
                 self._fill(state["params"], path, batch)
-                self._check_statistics(path, batch)
+                self._check_statistics(path)
             else:
                 self._load_module(state, path)
                 self._fill({}, path, batch)
@@ -122,19 +111,15 @@ class OwnPair:
             store.set_state(before)
             raise
 
-    def _modules(self, batch: Batch) -> list[nn.Module]:
-        """The modules that the pair runs and that are part of no other."""
-        called = self._run(batch)
-        inner = {part for module in called for part in module.modules() if part is not module}
-        return [module for module in called if module not in inner]
-
-    def _run(self, batch: Batch) -> list[nn.Module]:
-        """Run guide and model in evaluation mode, and say which modules they call or name."""
-        functions = (self.guide, self.model)
-        with torch.no_grad(), torch.random.fork_rng(), called_modules(*functions) as called:
-            for function in functions:
+    def _run(self, batch: Batch) -> None:
+        """Run guide and model in evaluation mode."""
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(),
+            evaluating(modules_of(self.guide, self.model)),
+        ):
+            for function in (self.guide, self.model):
                 pyro.poutine.trace(function).get_trace(*batch)
-        return list(called)
 
     def _fill(self, stored: dict[str, Tensor], path: Path, batch: Batch) -> None:
         """Bring what the parameter store holds into the modules; see that nothing is missing."""
@@ -150,8 +135,8 @@ class OwnPair:
                 "pyro.module declare."
             )
 
-    def _load_modules(self, states: Sequence[dict[str, Tensor]], path: Path, batch: Batch) -> None:
-        modules = self._modules(batch)
+    def _load_modules(self, states: Sequence[dict[str, Tensor]], path: Path) -> None:
+        modules = modules_of(self.guide, self.model)
         if len(modules) != len(states):
             raise InputError(
                 f"expected the parameters of this pair in {str(path)!r}, of {len(modules)} "
@@ -168,9 +153,9 @@ class OwnPair:
             )
         _load_state(self.module, state, path)
 
-    def _check_statistics(self, path: Path, batch: Batch) -> None:
+    def _check_statistics(self, path: Path) -> None:
         """Raise if the pair normalises by running means, which no parameter store holds."""
-        for module in self._modules(batch):
+        for module in modules_of(self.guide, self.model):
             for part in module.modules():
                 if getattr(part, "num_batches_tracked", None) == 0:
                     raise InputError(

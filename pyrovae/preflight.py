@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
 
 from pyrovae.atomic import check_folder, check_room
 from pyrovae.errors import InputError
 
 CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
+LOCK = ".pyrovae.lock"  # in the output folder while a run writes to it
 LEAST_ROOM = 4_000_000  # bytes of a report and the files beside it, of a few columns
-
-
-def check_device(device: str | None) -> None:
-    """Raise unless torch can compute on the device.
-
-    Raises:
-        InputError: naming the devices there are.
-
-    >>> check_device("cpu")
-    """
-    if device is None:
-        return
-    try:
-        usable = torch.device(device).type != "meta"
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # unknown, not built in, not there
-        usable = False
-    if not usable:
-        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        mps = ["mps"] if torch.backends.mps.is_available() else []
-        raise InputError(
-            f"expected one of {', '.join(['cpu', *cuda, *mps])} as --device; got {device!r}, which "
-            "torch can't use here. Leave --device out, or install a torch built for it."
-        )
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def check_no_run(out: Path, *, resume: bool) -> None:
@@ -51,6 +30,55 @@ def check_no_run(out: Path, *, resume: bool) -> None:
             f"expected no interrupted run in --out; got {str(checkpoint)!r}. "
             "Go on with it by --resume, delete that file, or name another folder."
         )
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """No other process writes to the folder; the system forgets a process that is killed.
+
+    Where the file system knows no locks, nothing is checked.
+
+    Raises:
+        InputError: if another run is at work there.
+    """
+    path = out / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        if not _lock(file):
+            os.close(file)
+            raise InputError(
+                f"expected one run at a time in --out; got {str(out)!r}, to which another one is "
+                "writing. Wait until it is done, or name another folder."
+            )
+        with suppress(FileNotFoundError):  # the other run has just ended and removed its file
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                break
+        os.close(file)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # some systems don't remove a file that is open
+            path.unlink()
+        os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Whether no other process has a lock on a file; this one has it then until it is closed."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _NO_LOCKS
+    return True
 
 
 @contextmanager

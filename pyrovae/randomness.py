@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pyrovae.errors import InputError
+from pyrovae.isolation import alone
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def seeded(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator
     """Draw from the stream that ``seed`` and ``purpose`` name, then put torch's random state back.
 
     Block ``b`` of a computation draws from ``seeded(seed, "weights", b)``: its draws depend on
-    nothing that happened before, and no other seed or purpose shares them.
+    nothing that happened before, and no other seed or purpose shares them. Other threads wait.
 
     Args:
         seed, purpose, parts: as :func:`derived_seed`.
@@ -32,7 +33,7 @@ def seeded(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator
     True
     """
     state = derived_seed(seed, purpose, *parts)
-    with torch.random.fork_rng():
+    with alone(), torch.random.fork_rng():
         torch.manual_seed(state)
         yield
 

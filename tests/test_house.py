@@ -23,7 +23,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room imports only from rooms before it. Files of one room stand on one level.
 ROOMS = (
-    ("errors", "estimates", "randomness", "atomic", "arviz_adapter", "batches", "progress"),
+    (
+        "errors",
+        "estimates",
+        "isolation",
+        "randomness",
+        "atomic",
+        "arviz_adapter",
+        "batches",
+        "progress",
+    ),
     ("mixture",),
     ("models",),
     ("training",),

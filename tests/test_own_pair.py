@@ -149,7 +149,7 @@ def test_a_pair_is_moved_with_its_modules_and_its_store(
         return move(module, *where)
 
     monkeypatch.setattr(nn.Module, "to", noted)
-    pair.to(to, pair.arguments(data))
+    pair.to(to)
     assert "Both cpu" in moved
     store = dict(pyro.get_param_store().named_parameters())
     assert {"both$$$encoder.weight", "noise"} <= store.keys()

@@ -12,6 +12,7 @@ from pyrovae.arviz_adapter import to_arviz
 from pyrovae.batches import Data, all_rows, take_rows
 from pyrovae.errors import InputError
 from pyrovae.evidence.simulate import simulate
+from pyrovae.isolation import plain
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.randomness import check_seed, derived_seed, seeded
 
@@ -104,6 +105,7 @@ class Calibration:
 
 
 @torch.no_grad()
+@plain()
 def calibrate(
     model: PyroFunction,
     guide: PyroFunction,

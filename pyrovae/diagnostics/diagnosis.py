@@ -27,6 +27,7 @@ from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import BLOCK, compare_priors, left_out
 from pyrovae.evidence.result import Evidence
+from pyrovae.isolation import plain
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.models.discretized import DiscretizedLogistic, bits_per_dimension
@@ -208,6 +209,7 @@ class Diagnosis:
 
 
 @torch.no_grad()
+@plain()
 def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are called has defaults
     model: PyroFunction,
     guide: PyroFunction,
@@ -356,7 +358,7 @@ def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosteri
             f"q_agg of sites that depend on each other sends each of {pairs:.1g} pairs of datum "
             "and code through the guide, which may take hours. Give fewer rows, or a smaller "
             "effort= (codes, evidence_rows, evidence_draws).",
-            stacklevel=3,
+            stacklevel=4,
         )
     return AggregatedPosterior(encoding)
 

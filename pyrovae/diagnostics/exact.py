@@ -20,6 +20,7 @@ from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import Annealing, path_for
 from pyrovae.evidence.hmc import Path
 from pyrovae.evidence.result import Evidence, smooth, summarise
+from pyrovae.isolation import plain
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
@@ -109,6 +110,7 @@ class Beside:
         )
 
 
+@plain()
 def beside_nuts(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,
@@ -198,7 +200,11 @@ def _chain(
         z, jacobian = path.constrained(sites["u"].unsqueeze(0))
         return -(path.log_joint(z) + jacobian).sum()
 
-    with seeded(seed, "chain of NUTS", chain), pyro.validation_enabled(False):
+    with (
+        torch.enable_grad(),
+        seeded(seed, "chain of NUTS", chain),
+        pyro.validation_enabled(False),
+    ):
         sampler = MCMC(
             NUTS(potential_fn=potential, max_tree_depth=8),
             num_samples=draws,

@@ -16,6 +16,7 @@ from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.importance import log_joint_of_draws
 from pyrovae.evidence.result import Evidence, smooth, summarise
+from pyrovae.isolation import plain
 from pyrovae.mixture import families
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
@@ -65,6 +66,7 @@ class Gaps:
         return self.evidence.concerns()
 
 
+@plain()
 def inference_gaps(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,

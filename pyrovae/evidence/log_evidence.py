@@ -15,6 +15,7 @@ from pyrovae.evidence.annealed import Annealing, annealed_evidence
 from pyrovae.evidence.importance import BLOCK, check_prior, importance_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.evidence.sandwich import BothSides, Sandwich, sandwich_evidence
+from pyrovae.isolation import plain
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.models.sites import Reader
@@ -58,6 +59,7 @@ def log_evidence(
 ) -> Sandwich: ...
 
 
+@plain()
 def log_evidence(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,
@@ -149,7 +151,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                 pair, x, chains=chains, annealing=annealing, prior=prior, seed=seed
             )
     if concerns := result.concerns():
-        warnings.warn("\n".join(concerns), stacklevel=2)
+        warnings.warn("\n".join(concerns), stacklevel=3)
     return result
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Kept:
@@ -49,19 +46,6 @@ def _place(tensor: Tensor) -> int:
         return tensor.data_ptr()
     except RuntimeError:  # inside of torch.func there is no memory to point to
         return id(tensor)
-
-
-def outside_inference(method: Method) -> Method:
-    """A method that leaves ``torch.inference_mode``, so that what it keeps serves gradients too."""
-
-    @wraps(method)
-    def outside(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_inference_mode_enabled():
-            return method(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():
-            return method(*args, **kwargs)
-
-    return cast(Method, outside)
 
 
 def usable(tensor: Tensor) -> Tensor:

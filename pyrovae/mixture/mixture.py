@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.errors import InputError
+from pyrovae.isolation import plain
 from pyrovae.mixture import families, gradients, screening
 from pyrovae.mixture.exemplars import Responsibilities, top_scores, total_scores
 from pyrovae.mixture.full_normals import FullNormals
 from pyrovae.mixture.general import Components
-from pyrovae.mixture.kept import Kept, outside_inference, usable
+from pyrovae.mixture.kept import Kept, usable
 from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.normals import DiagonalNormals
 from pyrovae.mixture.support import OfAnyComponent
@@ -150,7 +151,7 @@ class Mixture(dist.MixtureSameFamily):
             total = total + torch.tensordot(weight, part, 1)
         return total
 
-    @outside_inference
+    @plain()
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(z), differentiable in z and in the parameters.
 
@@ -172,7 +173,7 @@ class Mixture(dist.MixtureSameFamily):
         found = gradients.log_density(points, lambda: self._diagonal(normal), parameters)
         return self._shaped(found, value)
 
-    @outside_inference
+    @plain()
     def score(self, z: Tensor) -> Tensor:
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient.
 
@@ -230,6 +231,7 @@ class Mixture(dist.MixtureSameFamily):
             "estimate with its standard error, or pyrovae.entropy_bounds(mixture)."
         )
 
+    @plain()
     def cdf(self, value: Tensor) -> Tensor:
         """P(z ≤ value) of a mixture over numbers, in blocks of components."""
         if self.event_shape:
@@ -247,7 +249,7 @@ class Mixture(dist.MixtureSameFamily):
             total = total + found @ weights[rows].to(found.dtype)
         return total.expand(broadcast_shape(total.shape, self.batch_shape))
 
-    @outside_inference
+    @plain()
     def responsibilities(self, z: Tensor, *, top: int) -> Responsibilities:
         """The components that explain each point best, r_n(z) = w_n q_n(z) / q(z).
 
@@ -280,7 +282,7 @@ class Mixture(dist.MixtureSameFamily):
             shape = z.shape[: z.dim() - len(self.event_shape)] + index.shape[-1:]
             return Responsibilities(index.reshape(shape), weight.to(self._dtype(z)).reshape(shape))
 
-    @outside_inference
+    @plain()
     def effective_components(self, z: Tensor) -> Tensor:
         r"""How many components share a point: exp of the entropy of its responsibilities.
 
@@ -301,7 +303,7 @@ class Mixture(dist.MixtureSameFamily):
                 total, expected = found.log_prob, found.expected
             return self._plain((total - expected).clamp(min=0.0).exp(), z)
 
-    @outside_inference
+    @plain()
     def leave_one_out_log_prob(self, z: Tensor, n: Tensor) -> Tensor:
         r"""log density of the mixture without component n, a different one for every point.
 

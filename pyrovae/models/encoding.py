@@ -6,13 +6,18 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Data, as_batches
+from pyrovae.batches import Batch, Data, as_batches
+from pyrovae.errors import InputError
+from pyrovae.isolation import plain
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.families import concatenate, convert
+from pyrovae.models.by_place import by_place
 from pyrovae.models.pair import Pair
+from pyrovae.models.sites import Reader
 from pyrovae.models.state import PyroFunction, measuring
 
 
+@plain()
 def encode(
     guide: PyroFunction,
     data: Data,
@@ -41,15 +46,29 @@ def encode(
 
     Raises:
         InputError: if the guide has no such site, the site depends on draws at one that is not
-            named, or its family cannot be concatenated.
+            named, its family cannot be concatenated, or it has parameters for each row and the
+            rows are more than one batch.
     """
     pair = Pair(_no_model, guide, site, data_plate=data_plate)
+    batches = as_batches(data, batch_size, name="data")
+    parts = []
     with torch.no_grad(), measuring(guide):
-        parts = [
-            convert(pair.encode(batch), torch.Tensor.detach)
-            for batch in as_batches(data, batch_size, name="data").ordered()
-        ]
+        for batch in batches.ordered():
+            parts.append(convert(pair.encode(batch), torch.Tensor.detach))
+            if len(parts) == 1 and len(batches) > 1:
+                _check_batches(guide, data_plate, batch)
     return concatenate(parts)
+
+
+def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) -> None:
+    """Raise if a guide would give the rows of every batch the parameters of the first."""
+    model = Reader(_no_model, "model")
+    if found := by_place(model, Reader(guide, "guide", data_plate), batch):
+        raise InputError(
+            f"expected a guide that encodes each row by itself, for batches of {len(batch[0])}; "
+            "got one that has parameters for each place in a batch, of shape "
+            f"{tuple(found[0].shape)}. Give all rows that it was trained on at once: batch_size=."
+        )
 
 
 def _no_model(*batch: Tensor) -> None:

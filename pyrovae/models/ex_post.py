@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
+from pyrovae.isolation import plain
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
@@ -97,6 +98,7 @@ class ExPostPrior:
         return UnderPrior(model, self.distribution, site=site)
 
 
+@plain()
 def fit_ex_post_prior(
     agg: AggregatedPosterior,
     *,

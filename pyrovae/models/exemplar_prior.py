@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyrovae.errors import InputError
 from pyrovae.mixture.logdensity import constants, keys, queries
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.models.fixed import same_numbers
 from pyrovae.models.priors import check_inputs
 
 ROWS = 4096  # exemplars that go through the encoder at once
@@ -97,7 +98,7 @@ class ExemplarPrior(nn.Module):
         if self.training:
             return self._mixture(self._encode(every))
         tensors = [*self.encoder.parameters(), *self.encoder.buffers(), self.log_scale]
-        if self._held is None or not _equal(self._held[0], tensors):
+        if self._held is None or not same_numbers(self._held[0], tensors):
             with torch.inference_mode(False), torch.no_grad():
                 kept = [tensor.clone() for tensor in tensors]
                 self._held = kept, self._mixture(self._encode(every))
@@ -258,10 +259,3 @@ def _check_options(size: int, neighbours: int | None, subsample: int | None) -> 
         )
     if subsample is not None and not 2 <= subsample <= size:
         raise InputError(f"expected a subsample of 2 to {size} of the exemplars; got {subsample}.")
-
-
-def _equal(kept: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
-    return len(kept) == len(now) and all(
-        one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
-        for one, other in zip(kept, now, strict=True)
-    )

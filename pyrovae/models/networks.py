@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pyro.distributions as dist
 import torch
@@ -128,7 +128,11 @@ def mlp_encoder(
         latent: number of latent units D.
         hidden: sizes of the hidden layers, from the row inwards.
         gated: whether the hidden layers are gated.
+
+    Raises:
+        InputError: for sizes that are no whole numbers ≥ 1.
     """
+    _check_sizes(data_shape, latent, hidden=hidden)
     sizes = (math.prod(data_shape), *hidden, 2 * latent)
     return NormalEncoder(nn.Sequential(nn.Flatten(), *_perceptron(sizes, gated)))
 
@@ -157,8 +161,10 @@ def mlp_decoder(
             ``per_unit=True`` of a normal one.
 
     Raises:
-        InputError: for an unknown likelihood, or categories that are missing or out of place.
+        InputError: for sizes that are no whole numbers ≥ 1, an unknown likelihood, or categories
+            that are missing or out of place.
     """
+    _check_sizes(data_shape, latent, hidden=hidden)
     outputs = math.prod(data_shape) * _outputs(likelihood, categories)
     network = _perceptron((latent, *hidden, outputs), gated)
     return LIKELIHOODS[likelihood](network, torch.Size(data_shape), **options)
@@ -177,8 +183,9 @@ def conv_encoder(
         channels: of the layers, from the image inwards.
 
     Raises:
-        InputError: for rows that are no images.
+        InputError: for rows that are no images, or sizes that are no whole numbers ≥ 1.
     """
+    _check_sizes(data_shape, latent, channels=channels)
     depth, sizes = _pyramid(data_shape, channels)
     layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (depth, *sizes[0]))]
     for inputs, outputs in itertools.pairwise((depth, *channels)):
@@ -209,6 +216,7 @@ def conv_decoder(
     Raises:
         InputError: for rows that are no images, and as :func:`mlp_decoder`.
     """
+    _check_sizes(data_shape, latent, channels=channels)
     depth, sizes = _pyramid(data_shape, channels)
     outputs = _outputs(likelihood, categories)
     sizes = sizes[::-1]
@@ -239,6 +247,26 @@ class _FromCodes(nn.Module):
         images = self.network(z.reshape(-1, z.shape[-1]))
         by_pixel = images.unflatten(1, (-1, self.outputs)).movedim(2, -1)
         return by_pixel.reshape(*z.shape[:-1], -1)
+
+
+def _check_sizes(data_shape: Sequence[int], latent: int, **layers: Sequence[int]) -> None:
+    """Raise unless all sizes are whole numbers from 1 on, the shape and layers several of them."""
+    if not _is_size(latent):
+        raise InputError(
+            f"expected a whole number of latent units ≥ 1; got {latent!r}. Take latent=10, say."
+        )
+    for name, sizes in {"data_shape": data_shape, **layers}.items():
+        several = isinstance(sizes, Sequence) and not isinstance(sizes, str)
+        if not several or not all(map(_is_size, sizes)):
+            example = "(64,) for rows of 64 numbers" if name == "data_shape" else "(256, 256)"
+            raise InputError(
+                f"expected {name} as a tuple of whole numbers ≥ 1; got {sizes!r}. Give {example}, "
+                "say."
+            )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _perceptron(sizes: Sequence[int], gated: bool) -> nn.Sequential:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from pyrovae.batches import Batch, as_batch, repeat_rows, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.models.ancestral import Ancestral, code_at, density
+from pyrovae.models.by_place import by_place
 from pyrovae.models.scoring import Scorer, total
 from pyrovae.models.sites import Reader, Reading
 from pyrovae.models.state import PyroFunction, measuring, modules_of
@@ -220,12 +222,12 @@ class Pair:
         return Weighted(z, likelihood, prior, source.log_prob(z))
 
     def follows(self, x: Tensor | Batch) -> bool:
-        """Whether model and guide take any number of rows; if not, always give all rows."""
+        """Whether model and guide take any rows, in any number; if not, always give all rows."""
         batch = as_batch(x)
         key = ("follows", *_kinds(batch))
         if key not in self._known:
             both = self._read_guide.follows(batch) and self._read_model.follows(batch)
-            self._known[key] = both
+            self._known[key] = both and not by_place(self._read_model, self._read_guide, batch)
         return self._known[key]
 
     def joint(self, x: Tensor | Batch) -> bool:
@@ -242,11 +244,11 @@ class Pair:
         """Blocks of ``size`` rows; all rows in one where the pair takes nothing else."""
         return x.split(size) if self.follows(x) else (x,)
 
-    @property
+    @cached_property
     def _read_model(self) -> Reader:
         return Reader(self.model, "model", self.data_plate)
 
-    @property
+    @cached_property
     def _read_guide(self) -> Reader:
         return Reader(self.guide, "guide", self.data_plate)
 

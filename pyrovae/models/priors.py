@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyrovae.errors import InputError
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.models.state import measuring
+from pyrovae.models.statements import check_kind
 from pyrovae.randomness import check_seed, seeded
 
 Bounds = tuple[Tensor | float, Tensor | float]  # least and greatest value of entries, or of each
@@ -242,6 +243,7 @@ def check_inputs(encoder: nn.Module, rows: Tensor) -> dist.Distribution:
             f"expected rows that the encoder takes; got shape {tuple(few.shape[1:])}, dtype "
             f"{few.dtype}: {error}. Give rows like the data's."
         ) from error
+    check_kind("encoder", found)
     batch, event = tuple(found.batch_shape), tuple(found.event_shape)
     if batch != (len(few),) or len(event) != 1:
         raise InputError(

@@ -6,23 +6,24 @@ others count as event dimensions of one row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.batches import Batch, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
-from pyrovae.models.state import PyroFunction
+from pyrovae.models.state import AsFound, PyroFunction, modules_of
 
 Node = Mapping[str, Any]
 
@@ -207,12 +208,25 @@ class Reader:
         return readings
 
     def follows(self, batch: Batch) -> bool:
-        """Whether the function takes any number of rows, so that rows can be repeated."""
+        """Whether the function takes any number of rows, so that rows can be repeated.
+
+        What it keeps of its first run it makes for the rows of ``batch``, never for fewer.
+        """
         with torch.no_grad(), torch.random.fork_rng():
-            found = all(self._takes(batch, rows) for rows in (2, 3))
-            if not found:
+            takes, fresh = self._takes_others(batch)
+            if fresh or not takes:
                 self.read(batch)  # what fails for all rows too does not fail for their number
-        return found
+            if fresh:
+                takes, _ = self._takes_others(batch)
+        return takes
+
+    def _takes_others(self, batch: Batch) -> tuple[bool, bool]:
+        """Whether it takes other numbers of rows, and whether a look made something in it."""
+        found = AsFound(modules_of(self.function))
+        takes = all(self._takes(batch, rows) for rows in (2, 3))
+        fresh = found.changed
+        found.put_back()
+        return takes, fresh
 
     def _takes(self, batch: Batch, rows: int) -> bool:
         index = torch.arange(rows, device=batch[0].device) % len(batch[0])
@@ -222,9 +236,25 @@ class Reader:
                 reading.dim(site)
         except OtherRows:
             return False
-        except (ValueError, RuntimeError, IndexError):  # a fixed size in the function's own sums
+        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its sums
             return False
         return True
+
+    @contextmanager
+    def _whole_or_undone(self) -> Iterator[None]:
+        """A run that ends early leaves no plates or parameters of half a run in a guide."""
+        found = AsFound(self._guides, store=False)
+        try:
+            yield
+        except BaseException:
+            found.put_back()
+            raise
+
+    @cached_property
+    def _guides(self) -> list[nn.Module]:
+        """Modules that keep something of each run, and keep half of it if the run is stopped."""
+        roots = modules_of(self.function)
+        return [r for r in roots if any(isinstance(m, PyroModule) for m in r.modules())]
 
     def _run(
         self,
@@ -239,7 +269,7 @@ class Reader:
         blank = Reading({}, count, count, self.where, self.data_plate, growing, indices)
         tracing = poutine.trace(place(blank, rows)(self.function))
         try:
-            with suppress(_Passed):
+            with suppress(_Passed), self._whole_or_undone():
                 tracing(*batch)
             reading = replace(blank, nodes=_sites(tracing.trace.nodes))
             if reading.ambiguous:
@@ -249,7 +279,14 @@ class Reader:
         except _Ambiguous:
             return self._run(batch, indices, place, self._growing(batch))
         except ValueError as error:
+            if isinstance(error.__cause__, InputError):  # Pyro appends the shapes in its trace
+                raise error.__cause__ from None
             reason = str(error).splitlines()[0]
+            if "invalid shape of pyro.param" in reason:
+                raise OtherRows(
+                    f"expected as many rows as the {self.where} has parameters for; got {rows}: "
+                    f"{reason}. Give all rows that it was trained on at once: batch_size=."
+                ) from error
             if not reason.startswith("Shape mismatch inside plate"):
                 raise
             raise InputError(
@@ -261,8 +298,12 @@ class Reader:
     def _growing(self, batch: Batch) -> frozenset[str]:
         """Which of several plates of one size are over the data: those that grow by a row."""
         index = torch.arange(len(batch[0]) + 1, device=batch[0].device) % len(batch[0])
-        with torch.no_grad(), torch.random.fork_rng():
-            longer = poutine.trace(self.function).get_trace(*take_rows(batch, index))
+        found = AsFound(modules_of(self.function))
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                longer = poutine.trace(self.function).get_trace(*take_rows(batch, index))
+        finally:
+            found.put_back()
         return frozenset(
             frame.name
             for node in _sites(longer.nodes).values()

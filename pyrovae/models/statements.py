@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.errors import InputError
+from pyrovae.models.fixed import Fixed
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:
@@ -41,22 +42,6 @@ def register(name: str, module: nn.Module) -> None:
         if key in store and store[key] is not parameter:
             del store[key]
     pyro.module(name, module)
-
-
-class Fixed(nn.Module):
-    """A distribution as a module: what p(z) is when nothing in it is to be learned.
-
-    Its tensors are neither parameters nor buffers: ``state_dict()`` lacks them, and ``.to(...)``
-    and ``.double()`` leave them as they are. Make the distribution where the networks are, and keep
-    it by :func:`pyrovae.save`.
-    """
-
-    def __init__(self, distribution: dist.Distribution) -> None:
-        super().__init__()
-        self.distribution = distribution
-
-    def forward(self) -> dist.Distribution:
-        return self.distribution
 
 
 class HasDistribution(Protocol):
@@ -103,11 +88,7 @@ def check_prior(prior: dist.Distribution, x: Tensor) -> None:
     Raises:
         InputError: saying what it is and what to declare.
     """
-    if not isinstance(prior, dist.Distribution):
-        raise InputError(
-            f"expected the prior to return a distribution; got {type(prior).__name__}. Return "
-            "one of pyro.distributions from its forward."
-        )
+    check_kind("prior", prior)
     batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
     if len(event) != 1 or batch not in ((), (1,), (len(x),)):
         raise InputError(
@@ -187,7 +168,11 @@ def check_rows(
         distribution: what it returned.
         x: the rows.
         event_shape: that of one row; any vector if not given.
+
+    Raises:
+        InputError: saying what it returned.
     """
+    check_kind(who, distribution)
     batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
     if event_shape is None:
         event_shape = event[-1:] or ("D",)
@@ -197,6 +182,24 @@ def check_rows(
             f"shape {event_shape}; got {batch} and {event}. Declare the dimensions of one row as "
             "event dimensions with .to_event(...), and check the sizes of the networks."
         )
+
+
+def check_kind(who: str, distribution: object) -> None:
+    """Raise unless a module returned a distribution that Pyro can sample from.
+
+    Raises:
+        InputError: saying what it returned.
+    """
+    if isinstance(distribution, dist.Distribution):
+        return
+    kind = f"{type(distribution).__module__}.{type(distribution).__qualname__}"
+    by_network = "encoder" in who and isinstance(distribution, Tensor)
+    recipe = "pyrovae.models.networks.NormalEncoder(network), of two outputs a latent unit"
+    raise InputError(
+        f"expected the {who} to return a distribution of pyro.distributions; got {kind}. Return "
+        f"one from its forward{f', as by {recipe}' if by_network else ''}: "
+        "dist.Normal(loc, scale).to_event(1), say."
+    )
 
 
 def check_codes(z: Tensor, density: dist.Distribution, *, encoder: str, prior: str) -> None:

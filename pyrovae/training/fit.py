@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro.infer
 import torch
-from torch import Tensor
 
 from pyrovae.batches import Batches, Data, Transform, as_batches
 from pyrovae.errors import InputError
-from pyrovae.models.pair import PyroFunction, modules_of
+from pyrovae.isolation import plain
+from pyrovae.models.state import AsFound, PyroFunction, check_parameters, modules_of
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, seeded_everywhere
 from pyrovae.training.checkpoint import check_path
+from pyrovae.training.checks import (
+    OptimizerFactory,
+    check_before,
+    check_device,
+    check_optimizer,
+    make_optimizer,
+    single_rows,
+)
 from pyrovae.training.history import Fit
 from pyrovae.training.loop import Evaluator, Settings, Trainer
 from pyrovae.training.objectives import Objective, as_objective, elbo
 from pyrovae.training.trainable import Trainable
-
-OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
 def adam(lr: float = 1e-3, **settings: Any) -> OptimizerFactory:
@@ -35,6 +40,8 @@ def adam(lr: float = 1e-3, **settings: Any) -> OptimizerFactory:
     return partial(torch.optim.Adam, lr=lr, **({"fused": True} | settings))
 
 
+@plain()
+@torch.enable_grad()
 def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword with a default
     model: PyroFunction,
     guide: PyroFunction,
@@ -110,47 +117,63 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     if patience is not None and validation is None:
         raise InputError("expected validation data for patience; got none. Pass validation=.")
     path = _checkpoint_path(checkpoint, resume)
+    check_device(device, "device=")
+    factory = adam() if optimizer is None else optimizer
+    check_optimizer(factory)
     rows = as_batches(train, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
-    with seeded_everywhere(
-        seed, "training setup"
-    ):  # whatever draws in here, the caller's random state stays
+    with seeded_everywhere(seed, "training setup"):
         if held_out is not None:
             _check_alike(rows, held_out)
         evaluator = Evaluator(model, guide, as_objective(objective), transform)
-        trainable = _set_up(evaluator, rows, device)
-        with trainable.modes_kept():
-            trainer = Trainer(
-                evaluator=evaluator,
-                trainable=trainable,
-                optimizer=(optimizer or adam())(list(trainable.parameters.values())),
-                train=rows,
-                validation=held_out,
-                settings=settings,
-            )
-            if path is not None:
-                trainer.begin(path)
-            done = len(rows) * trainer.epoch
-            with progress_bar("epoch 1", len(rows) * epochs, done=done, progress=progress) as bar:
-                return trainer.run(bar, path)
+        where = None if device is None else torch.device(device)
+        trainable, in_order = _set_up(evaluator, rows, held_out, where)
+        trainer = Trainer(
+            evaluator=evaluator,
+            trainable=trainable,
+            optimizer=make_optimizer(factory, trainable.parameters.values()),
+            train=rows,
+            validation=held_out,
+            settings=settings,
+            in_order=in_order,
+        )
+    with trainable.modes_kept():
+        if path is not None:
+            trainer.begin(path)
+        done = len(rows) * trainer.epoch
+        with progress_bar("epoch 1", len(rows) * epochs, done=done, progress=progress) as bar:
+            return trainer.run(bar, path)
 
 
-def _set_up(evaluator: Evaluator, rows: Batches, device: torch.device | str | None) -> Trainable:
-    """Find what there is to train on the first batch, and bring it to the device."""
+def _set_up(
+    evaluator: Evaluator, rows: Batches, held_out: Batches | None, device: torch.device | None
+) -> tuple[Trainable, bool]:
+    """Find what there is to train on the first batch, see that it can be, bring it to the device.
+
+    A pair that is refused is as it was.
+
+    Returns:
+        what there is, and whether the rows have to keep their order.
+    """
     first = next(rows.ordered())
-    modules = [*modules_of(evaluator.model), *modules_of(evaluator.guide)]
+    functions = evaluator.model, evaluator.guide
+    modules = modules_of(*functions)
     home = next((p.device for module in modules for p in module.parameters()), first[0].device)
     evaluator.device = home
-    trainable = evaluator.survey(first)
-    if not trainable.parameters:
-        raise InputError(
-            "expected parameters to train; got none that requires a gradient. Declare them with "
-            "pyro.param or pyro.module."
-        )
+    check_parameters(modules)
+    found = AsFound(modules)
+    try:
+        first = evaluator.prepared_once(first)
+        with single_rows(rows):
+            trainable = evaluator.survey(first)
+        in_order = check_before(evaluator, trainable, rows, held_out, first=first)
+    except BaseException:
+        found.put_back()
+        raise
     if device is not None:
-        evaluator.device = torch.device(device)
+        evaluator.device = device
         trainable.to(evaluator.device)
-    return trainable
+    return trainable, in_order
 
 
 def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyrovae.atomic import check_room
 from pyrovae.batches import Batch, Batches, Transform
 from pyrovae.errors import InputError
+from pyrovae.isolation import alone
 from pyrovae.models.pair import PyroFunction
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded_everywhere
@@ -96,19 +97,12 @@ class Evaluator:
         """Mean objective per datum, in nats, shape ``()``."""
         rows = len(batch[0])
         if rows not in self._plate_sizes:
-            self._look_at(batch)
+            self.survey(batch)
         total = self.objective(self.model, self.guide, *batch, kl_weight=kl_weight)
         return total / self._plate_sizes[rows]
 
     def survey(self, batch: Batch) -> Trainable:
-        """Look at what the pair does with batches of this many rows, as they come from the data."""
-        again = _random_state(self.device)
-        with torch.no_grad():
-            (prepared,) = self.prepared(iter([batch]))
-        again()  # the transform's draws are those of no step
-        return self._look_at(prepared)
-
-    def _look_at(self, batch: Batch) -> Trainable:
+        """Look at what the pair does with batches of this many rows."""
         look = partial(survey, self.objective, self.model, self.guide, batch)
         try:
             found = look()
@@ -129,6 +123,14 @@ class Evaluator:
                 x = self.transform(x, generator)
             yield (x, *others)
 
+    def prepared_once(self, batch: Batch) -> Batch:
+        """One batch, transformed with draws that are those of no step."""
+        again = _random_state(self.device)
+        with torch.no_grad():
+            (prepared,) = self.prepared(iter([batch]))
+        again()
+        return prepared
+
     def non_finite_sites(self, batch: Batch) -> tuple[str, ...]:
         """Sample sites whose log density is not finite, with draws of the state in force."""
         with torch.no_grad(), argument_checks(False):
@@ -145,7 +147,7 @@ class Evaluator:
 
 @dataclass
 class Trainer:
-    """A training run that can be interrupted after any epoch."""
+    """A training run that can be interrupted after any epoch; other threads wait until then."""
 
     evaluator: Evaluator
     trainable: Trainable
@@ -153,6 +155,7 @@ class Trainer:
     train: Batches
     validation: Batches | None
     settings: Settings
+    in_order: bool = False
     epoch: int = 0
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -164,7 +167,7 @@ class Trainer:
         while not self._stalled() and self.epoch < self.settings.epochs:
             start = time.perf_counter()
             self.epoch += 1
-            with argument_checks(self.epoch == 1):
+            with alone(), argument_checks(self.epoch == 1):
                 train = self._train_epoch(bar)
                 validation = self._validate()
             self._note(train, validation, time.perf_counter() - start)
@@ -219,6 +222,8 @@ class Trainer:
     def fingerprint(self) -> dict[str, str]:
         """What a resumed run must share with the interrupted one; ``epochs`` may grow."""
         s, e = self.settings, self.evaluator
+        with seeded_everywhere(s.seed, "fingerprint of data"):  # items of a data set may be drawn
+            data = self.train.fingerprint(), str(self.validation and self.validation.fingerprint())
         return {
             "seed": str(s.seed),
             "kl_warmup": str(s.kl_warmup),
@@ -227,8 +232,8 @@ class Trainer:
             "objective": described(e.objective),
             "transform": described(e.transform),
             **of_optimizer(self.optimizer, self.trainable),
-            "train": self.train.fingerprint(),
-            "validation": str(self.validation and self.validation.fingerprint()),
+            "train": data[0],
+            "validation": data[1],
             **of_pair(self.trainable),
         }
 
@@ -237,7 +242,8 @@ class Trainer:
         weight = self.settings.kl_weight(self.epoch)
         total, rows = 0.0, 0
         with seeded_everywhere(self.settings.seed, "training epoch", self.epoch):
-            for step, batch in enumerate(self.evaluator.prepared(self.train.shuffled()), 1):
+            rows_of = self.train.ordered() if self.in_order else self.train.shuffled()
+            for step, batch in enumerate(self.evaluator.prepared(rows_of), 1):
                 total += self._step(batch, weight, step) * len(batch[0])
                 rows += len(batch[0])
                 bar.tick()

@@ -109,8 +109,11 @@ def paired_traces(
     model: PyroFunction, guide: PyroFunction, data: tuple[Tensor, ...]
 ) -> tuple[Trace, Trace]:
     """A trace of the guide, and one of the model at the guide's draws, without plate sites."""
-    guide_trace = poutine.trace(guide).get_trace(*data)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*data)
+    try:
+        guide_trace = poutine.trace(guide).get_trace(*data)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*data)
+    except InputError as error:  # to which Pyro appends the shapes in its trace
+        raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from None
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pyrovae.batches import Batch
 from pyrovae.errors import InputError
-from pyrovae.models.state import PyroFunction, called_modules, modules_of
+from pyrovae.models.reach import modules_of, parameters_behind
+from pyrovae.models.state import PyroFunction, evaluating
 from pyrovae.training.objectives import Objective
 
 
@@ -93,16 +94,17 @@ class Survey:
 
 
 def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch: Batch) -> Survey:
-    """Run the pair once in evaluation mode, without gradient, and note what it touches.
+    """Run the pair once in evaluation mode and note what it touches.
 
     Raises:
-        InputError: if there is nothing to train, or no plate over the rows.
+        InputError: if there is nothing to train, a parameter that is nowhere to be found, or no
+            plate over the rows.
     """
     notes = _Notes()
     # fork_rng: a survey may fall between two training steps and must not change their draws.
-    with torch.random.fork_rng(), torch.no_grad(), called_modules() as called, notes:
-        objective(model, guide, *batch)
-    roots = _outermost([*modules_of(model), *modules_of(guide), *called])
+    with torch.random.fork_rng(), torch.enable_grad(), evaluating(modules_of(model, guide)), notes:
+        value = objective(model, guide, *batch)
+    roots = modules_of(model, guide)  # a guide may make some in its first run
     store = dict(pyro.get_param_store().named_parameters())
     named = {name: store[name] for name in notes.names if name in store}
     known = {id(parameter) for parameter in named.values()}
@@ -110,7 +112,20 @@ def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch
         for name, parameter in root.named_parameters():
             if parameter.requires_grad and id(parameter) not in known:
                 named[f"{i}.{name}"] = parameter
+    _check_all_found(value, named.values())
     return Survey(Trainable(named, roots), notes.plate_size(len(batch[0])))
+
+
+def _check_all_found(value: Tensor, found: Iterable[Tensor]) -> None:
+    """Raise if the objective depends on a parameter that would not be trained."""
+    known = {id(parameter) for parameter in found}
+    for leaf in parameters_behind(value):
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
+            raise InputError(
+                "expected networks that model or guide name, or register with pyro.module; got a "
+                f"parameter of shape {tuple(leaf.shape)} that is in none of them. Register its "
+                "network in the model or guide: pyro.module(name, network)."
+            )
 
 
 @dataclass(eq=False)
@@ -143,9 +158,3 @@ class _Notes(Messenger):
             f"expected a plate over the {rows} rows of a batch; got plates {found}. Write "
             'with pyro.plate("data", len(x)): around the latent and the observed site.'
         )
-
-
-def _outermost(modules: list[nn.Module]) -> tuple[nn.Module, ...]:
-    unique = list(dict.fromkeys(modules))
-    inner = {m for root in unique for m in root.modules() if m is not root}
-    return tuple(module for module in unique if module not in inner)

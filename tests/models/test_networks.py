@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -124,3 +125,30 @@ def test_bad_recipe(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make(LATENT, (2, 4), likelihood, categories=categories)
+
+
+SIZES = {
+    "shape": lambda: pv.mlp_encoder(64, 4),
+    "shape of a decoder": lambda: pv.mlp_decoder(4, 64),
+    "shape of convolutions": lambda: pv.conv_encoder(8, 4),
+    "shape and units changed places": lambda: pv.mlp_decoder((64,), 4),
+    "an empty side": lambda: pv.mlp_encoder((8, 0), 4),
+    "text": lambda: pv.mlp_encoder("64", 4),
+    "no units": lambda: pv.mlp_encoder((64,), 0),
+    "half a unit": lambda: pv.mlp_encoder((64,), 2.5),
+    "one hidden size": lambda: pv.mlp_encoder((64,), 4, hidden=256),
+    "a hidden size of nothing": lambda: pv.mlp_decoder(4, (64,), hidden=(8, 0)),
+    "channels": lambda: pv.conv_decoder(4, (8, 8), channels=32),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_that_are_none_are_named(case: str) -> None:
+    with pytest.raises(pv.InputError, match=r"whole number.*≥ 1; got"):
+        SIZES[case]()
+
+
+def test_sizes_may_be_numbers_of_numpy_and_shapes_of_torch() -> None:
+    encoder = pv.mlp_encoder(torch.Size([6]), np.int64(2), hidden=[4])
+    assert encoder(torch.zeros(3, 6)).event_shape == (2,)
+    assert pv.mlp_encoder((6,), 2, hidden=())(torch.zeros(3, 6)).event_shape == (2,)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.diagnostics.diagnosis import Effort
+from pyrovae.models.fixed import Fixed
 from pyrovae.models.pair import Pair
 from pyrovae.models.priors import Bounds
-from pyrovae.models.statements import Fixed
 from pyrovae.report import html
 from pyrovae.training.objectives import elbo
 
@@ -410,5 +410,7 @@ def test_values_that_pseudo_inputs_cannot_have_are_named(case: str) -> None:
 def test_a_density_is_a_prior_too() -> None:
     mixture = shaken("mixture")()
     vae = in_a_pair("standard normal").with_prior(mixture)
-    assert isinstance(vae.prior, Fixed) and vae.prior() is mixture
+    z = torch.randn(5, *mixture.event_shape)
+    assert isinstance(vae.prior, Fixed)
+    assert torch.equal(vae.prior().log_prob(z), mixture.log_prob(z))
     elbo(vae.model, vae.guide, data(), torch.arange(ROWS))

@@ -158,7 +158,7 @@ UNFIT = {
     ),
     "no distribution": (
         lambda: Returns(torch.zeros(2)),
-        "prior to return a distribution; got Tensor",
+        r"prior to return a distribution of pyro\.distributions; got torch\.Tensor",
     ),
 }
 
@@ -184,7 +184,8 @@ def test_a_prior_is_a_module_a_density_or_what_was_found() -> None:
     found = pv.fit_ex_post_prior(pv.aggregate(vae.guide, X), held_out=held_out, progress=False)
     z = torch.randn(7, 2)
     for prior in (found, found.distribution):
-        assert vae.with_prior(prior).prior() is found.distribution
+        other = vae.with_prior(prior).prior()
+        assert torch.equal(other.log_prob(z), found.distribution.log_prob(z))
         made = pv.VAE(vae.encoder, vae.decoder, prior)
         assert torch.equal(made.prior().log_prob(z), found.distribution.log_prob(z))
     assert vae.with_prior(vae.prior).prior is vae.prior
@@ -206,3 +207,44 @@ def test_rows_of_another_dtype_are_named() -> None:
     vae.encoder = nn.Linear(7, 4)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         vae.guide(X)
+
+
+class OfTorch(nn.Module):
+    """Returns one of torch's distributions, which Pyro can't sample from."""
+
+    def forward(self, x: Tensor) -> torch.distributions.Distribution:
+        return torch.distributions.Independent(torch.distributions.Normal(x[:, :2], 1.0), 1)
+
+
+DOORS = {
+    "guide": lambda vae: vae.guide(X),
+    "encode": lambda vae: pv.encode(vae.guide, X),
+    "vamp": lambda vae: pv.VampPrior(vae.encoder, X[:3]),
+    **RUNS,
+}
+
+
+@pytest.mark.parametrize("door", [name for name in DOORS if name not in ("model", "by the prior")])
+@pytest.mark.parametrize("kind", ["Tensor", "Independent"])
+def test_a_network_that_returns_no_distribution_is_named(kind: str, door: str) -> None:
+    vae = small()
+    vae.encoder = nn.Linear(4, 4) if kind == "Tensor" else OfTorch()
+    with pytest.raises(
+        pv.InputError, match=f"encoder to return a distribution of.*{kind}"
+    ) as caught:
+        DOORS[door](vae)
+    assert "\n" not in str(caught.value)  # not the shapes that Pyro appends
+
+
+@pytest.mark.parametrize("door", RUNS)
+def test_a_decoder_that_returns_no_distribution_is_named(door: str) -> None:
+    vae = small()
+    vae.decoder = nn.Linear(2, 4)
+    with pytest.raises(pv.InputError, match=r"decoder to return a distribution of.*Tensor"):
+        DOORS[door](vae)
+
+
+def test_the_remedy_for_a_network_works() -> None:
+    vae = small()
+    vae.encoder = pv.models.networks.NormalEncoder(nn.Linear(4, 4))
+    assert pv.encode(vae.guide, X).event_shape == (2,)

@@ -1,0 +1,162 @@
+"""The networks that a model or guide can run, and the parameters that a result comes from."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+PyroFunction = Any
+
+# What these classes hold may be run by them; how they are written is known.
+_FRAMEWORKS = {"torch", "pyro", "pyrovae"}
+_LIBRARIES = _FRAMEWORKS | {"numpy", "pandas", "scipy", "sklearn", "matplotlib"}
+_LEAVES = (type(None), bool, int, float, complex, str, bytes, Tensor, np.ndarray, np.generic)
+_ALWAYS = ("__call__", "forward", "guide")  # methods that run without being named
+_BY_ANY_NAME = {"getattr", "vars", "__dict__"}
+_OF_ANY_MODULE = vars(nn.Module()).keys()
+
+
+def modules_of(*functions: PyroFunction) -> tuple[nn.Module, ...]:
+    """The outermost networks that models or guides can run.
+
+    These are what a function is, is bound to or wraps, what stands in its closure, and what its
+    body and the bodies of all that it calls name: globals, attributes of objects and modules of
+    Python, at any depth, in containers too. Nothing is run for it. A network that is only found by
+    a name made up on the way, or is made in each call, is not reached.
+    """
+    walk = _Walk()
+    walk.take(functions)
+    inner = {m for root in walk.modules for m in root.modules() if m is not root}
+    return tuple(module for module in walk.modules if module not in inner)
+
+
+def parameters_behind(value: Tensor) -> list[Tensor]:
+    """The tensors that ask for a gradient and that a value was computed from."""
+    waiting: list[Any] = [value.grad_fn]
+    seen: set[Any] = {None}
+    leaves: dict[int, Tensor] = {}
+    while waiting:
+        step = waiting.pop()
+        if step not in seen:
+            seen.add(step)
+            waiting.extend(inner for inner, _ in step.next_functions)
+            if (leaf := getattr(step, "variable", None)) is not None:
+                leaves[id(leaf)] = leaf
+    return list(leaves.values())
+
+
+class _Walk:
+    """All that was reached so far."""
+
+    def __init__(self) -> None:
+        self.modules: dict[nn.Module, None] = {}
+        self.names: dict[str, None] = dict.fromkeys(_ALWAYS)
+        self.seen: dict[int, Any] = {}
+        self.partly: list[Any] = []  # objects of which only what is named counts
+
+    def take(self, start: Iterable[Any]) -> None:
+        """Go to everything that can be reached from some objects."""
+        waiting, names = list(start)[::-1], -1
+        while waiting or names < len(self.names):
+            if not waiting:  # new names may be those of attributes that were passed over
+                names = len(self.names)
+                waiting = [value for owner in self.partly for value in self._named(owner)]
+            while waiting:
+                value = waiting.pop()
+                if not isinstance(value, _LEAVES) and id(value) not in self.seen:
+                    self.seen[id(value)] = value
+                    waiting.extend(reversed(list(self._next(value))))
+
+    def _next(self, value: Any) -> Iterator[Any]:
+        """What an object leads to at once."""
+        match value:
+            case FunctionType():
+                yield from self._of_function(value)
+            case MethodType():
+                yield from (value.__self__, value.__func__)
+            case partial():
+                yield from (value.func, value.args, value.keywords)
+            case dict():
+                yield from value.values()
+            case list() | tuple() | set() | frozenset() | deque():
+                yield from value
+            case staticmethod() | classmethod():
+                yield value.__func__
+            case property():
+                yield value.fget
+            case cached_property():
+                yield value.func
+            case weakref.ref():
+                yield value()
+            case type() | ModuleType():
+                name = value.__module__ if isinstance(value, type) else value.__name__
+                if not _is_library(name):
+                    self.partly.append(value)
+                    yield from getattr(value, "__bases__", ())
+            case _:
+                yield from self._of_instance(value)
+
+    def _of_function(self, function: FunctionType) -> Iterator[Any]:
+        for cell in function.__closure__ or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # a name that has no value yet
+                continue
+        yield from vars(function).values()
+        yield from (function.__defaults__ or ())
+        yield from (function.__kwdefaults__ or {}).values()
+        if _is_library(function.__module__):
+            return
+        names = dict.fromkeys(_names(function.__code__))
+        self.names |= names
+        for name in names:
+            if name in function.__globals__:
+                yield function.__globals__[name]
+            elif name in sys.modules:  # imported in the body
+                yield sys.modules[name]
+
+    def _of_instance(self, value: Any) -> Iterator[Any]:
+        is_module = isinstance(value, nn.Module)
+        if is_module:
+            self.modules[value] = None
+            yield from value._modules.values()
+        root = type(value).__module__.partition(".")[0]
+        if root not in _FRAMEWORKS:
+            self.partly.append(value)
+            yield type(value)
+        elif root != "torch" or not is_module:
+            held = getattr(value, "__dict__", {})
+            yield from (v for name, v in held.items() if name not in _OF_ANY_MODULE)
+        if "__wrapped__" in getattr(value, "__dict__", ()):  # functools.lru_cache and the like
+            yield value.__wrapped__
+
+    def _named(self, owner: Any) -> Iterator[Any]:
+        """The attributes of an object that some body names."""
+        held = getattr(owner, "__dict__", {})
+        every = not _BY_ANY_NAME.isdisjoint(self.names)
+        yield from (value for name, value in held.items() if every or name in self.names)
+        for kind in type(owner).__mro__:
+            for name, slot in vars(kind).items():
+                if isinstance(slot, MemberDescriptorType) and (every or name in self.names):
+                    yield getattr(owner, name, None)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Names of globals and attributes in a body, and in those of functions inside of it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_library(name: str | None) -> bool:
+    root = (name or "builtins").partition(".")[0]
+    return root in _LIBRARIES or root in sys.stdlib_module_names
