@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.randomness import seeded
 
-DRAWS = 2  # draws a data point: the fewest from which the variance within a point can be told
+DRAWS = 2  # at a data point at least: the fewest from which the variance within it can be told
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Codes:
 
 
 def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Codes:
-    """``DRAWS`` codes at each of min(N, size / DRAWS) data points, chosen without replacement.
+    """As many codes at each of min(N, size / 2) data points, chosen without replacement.
+
+    There are two at each, or more where the data points are few.
 
     Args:
         encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
-        size: number of codes at most.
+        size: number of codes at least, as near as it can be.
         seed: names choice and draws.
 
     Raises:
@@ -50,7 +52,7 @@ def draw_codes(encoding: dist.Distribution, *, size: int, seed: int = 0) -> Code
         )
     with seeded(seed):
         index = torch.randperm(population)[:points].sort().values
-        z = encoding.sample(torch.Size([DRAWS]))
+        z = encoding.sample(torch.Size([-(-size // points)]))
     log_guide = encoding.log_prob(z)
     return Codes(index, z[:, index].movedim(0, 1), log_guide[:, index].T, population)
 

@@ -266,7 +266,7 @@ class Mixture(dist.MixtureSameFamily):
         return total.expand(broadcast_shape(total.shape, self.batch_shape))
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The z with P(z' ≤ z) = value of a mixture over numbers; differentiable once.
+        """The z with P(z' ≤ z) = value of a mixture over numbers; differentiable.
 
         Raises:
             InputError: for a value that is not from 0 to 1, or a mixture over vectors.

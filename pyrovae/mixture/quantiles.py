@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
@@ -46,7 +45,7 @@ def icdf(components: dist.Distribution, weights: Tensor, probability: Tensor) ->
     r"""The number z with Σ_n w_n F_n(z) = p, in float64: Newton's method, kept within a bracket.
 
     The bracket is that of the components' own quantiles. The result has gradients in p and in the
-    parameters, which can be taken once:
+    parameters, any number of times:
 
     .. math:: dz = \frac{dp - \sum_n d(w_n F_n)(z)}{\sum_n w_n q_n(z)}
 
@@ -66,32 +65,50 @@ def icdf(components: dist.Distribution, weights: Tensor, probability: Tensor) ->
             f"expected probabilities from 0 to 1; got {float(p[outside][0]):g}. Check what they "
             "were computed from."
         )
-    wide = families.convert(components, lambda t: t.double() if t.is_floating_point() else t)
-    weights = weights.double()
+    tensors: list[Tensor] = []
+
+    def widened(tensor: Tensor) -> Tensor:
+        tensors.append(tensor.double() if tensor.is_floating_point() else tensor)
+        return tensors[-1]
+
+    wide, weights = families.convert(components, widened), weights.double()
     with torch.no_grad():
         root = _root(wide, weights, p)
-    left = p - cdf(wide, weights, root)
-    if not left.requires_grad:
+    if not any(tensor.requires_grad for tensor in (p, weights, *tensors)):
         return root
-    with torch.no_grad():
-        density = _density(wide, weights, root)
-    result: Tensor = _Moved.apply(root, left, density)  # type: ignore[no-untyped-call]
+    result: Tensor = _Quantile.apply(root, wide, p, weights, *tensors)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Moved(torch.autograd.Function):
-    """A root, which moves with what is left of its equation."""
+class _Quantile(torch.autograd.Function):
+    """A root, which moves so that F(z) stays p; saved as an output, for second derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, root: Tensor, left: Tensor, density: Tensor) -> Tensor:
-        ctx.save_for_backward(density)
+    def forward(root: Tensor, components: dist.Distribution, *made_of: Tensor) -> Tensor:
         return root.clone()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        (density,) = ctx.saved_tensors
-        return None, grad / density, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.components = inputs[1]
+        ctx.save_for_backward(output, *inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, _, *made_of = ctx.saved_tensors
+
+        def probability(weights: Tensor, *tensors: Tensor) -> Tensor:
+            return cdf(_of(ctx.components, tensors), weights, z)
+
+        weights, *tensors = made_of
+        slope = grad / _density(_of(ctx.components, tensors), weights, z)
+        pull = torch.func.vjp(probability, *made_of)[1]  # autograd would follow z back to here
+        return None, None, slope, *pull(-slope)
+
+
+def _of(components: dist.Distribution, tensors: Sequence[Tensor]) -> dist.Distribution:
+    """The same family of other tensors, in the order in which `convert` comes by them."""
+    replaced = iter(tensors)
+    return families.convert(components, lambda _: next(replaced))
 
 
 def _root(components: dist.Distribution, weights: Tensor, p: Tensor) -> Tensor:
