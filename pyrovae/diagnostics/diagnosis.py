@@ -49,7 +49,7 @@ STAGES = 2  # of a diagnosis beside the estimates of log p(x), which take most o
 MANY_PAIRS = 1e8  # of datum and code: minutes of a small guide
 #: What each number of an `Effort` has to be at least, and whether it may be 0.
 LEAST = {
-    "codes": (4, False),
+    "codes": (20, False),  # two of as many data points as a classifier needs
     "evidence_rows": (2, True),
     "evidence_draws": (2, False),
     "export_rows": (1, True),

@@ -155,14 +155,14 @@ def fit_ex_post_prior(
     normals = with_normals(agg, seed=seed)
     recipes = _recipes(candidates, normals)
     tried: list[_Tried] = []
-    leading, held = -1, agg  # the choice so far alone is held: each may be as large as the mixture
+    leading, held = -1, normals  # the choice so far alone: each may be as large as the mixture
     with torch.no_grad(), progress_bar("ex-post prior", len(recipes), progress=progress) as bar:
         for number, recipe in enumerate(recipes):
             bar.update(f"ex-post prior · {recipe.name}")
             density, amount = _fit(recipe, agg, normals, seed)
             tried.append(_score(recipe, density, amount, codes))
             if _simplest(_table(tried)) == number:
-                leading, held = number, copy(density)  # without its evaluator
+                leading, held = number, density
             del density
             bar.tick()
         table = _table(tried)
@@ -281,6 +281,7 @@ def _fit(
 
 def _mean_log_density(density: dist.Distribution, codes: Tensor, recipe: Recipe) -> Tensor:
     """For each held-out data point the mean over its codes, shape ``(M,)``."""
+    density = copy(density)  # with an evaluator of its own, which is not held on to
     value: Tensor = density.log_prob(codes).double().mean(0)
     if value.isnan().any():
         raise InputError(
