@@ -98,7 +98,7 @@ def test_one_candidate_is_held_beside_the_one_that_is_fitted(
 
 def evaluators() -> int:
     gc.collect()
-    return sum(isinstance(thing, DiagonalNormals) for thing in gc.get_objects())
+    return sum(type(thing) is DiagonalNormals for thing in gc.get_objects())
 
 
 def test_what_evaluation_leaves_behind_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
