@@ -11,8 +11,6 @@ import torch
 
 import pyrovae as pv
 from pyrovae.datasets import load, split
-from pyrovae.evidence.annealed import Annealing
-from pyrovae.evidence.sandwich import BothSides
 
 
 def main() -> None:
@@ -38,13 +36,13 @@ def main() -> None:
     for method, draws in (("prior", 2000), ("importance", 20), ("importance", 2000)):
         result = pv.log_evidence(vae.model, vae.guide, x, method=method, draws=draws)
         print(f"  {method:10s} {draws:5,d} draws: {result}")
-    annealing = Annealing(temperatures=100 if arguments.epochs >= 30 else 20, leapfrog=4)
+    annealing = pv.Annealing(temperatures=100 if arguments.epochs >= 30 else 20, leapfrog=4)
     result = pv.log_evidence(vae.model, vae.guide, x, method=annealing, draws=16)
     print(f"  annealed      16 chains: {result}")
     print(f"  {float(result.acceptance.mean()):.0%} of the Hamiltonian moves were accepted.\n")
 
     print("How far below log p(x) is that? On data that the model simulates, from both sides:")
-    both = pv.log_evidence(vae.model, vae.guide, x, method=BothSides(annealing), draws=16)
+    both = pv.sandwich(vae.model, vae.guide, like=x, annealing=annealing, chains=16)
     print(f"  {both}")
 
 

@@ -7,7 +7,7 @@ from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import Annealing
 from pyrovae.evidence.log_evidence import log_evidence
-from pyrovae.evidence.sandwich import BothSides
+from pyrovae.evidence.sandwich import sandwich
 from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.divergence import (
@@ -36,7 +36,6 @@ __all__ = [
     "VAE",
     "AggregatedPosterior",
     "Annealing",
-    "BothSides",
     "Branches",
     "Diagnosis",
     "Effort",
@@ -73,6 +72,7 @@ __all__ = [
     "mlp_decoder",
     "mlp_encoder",
     "reduce",
+    "sandwich",
     "save",
     "variational_divergence",
 ]

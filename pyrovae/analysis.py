@@ -87,7 +87,7 @@ class Analysis:
         vae: the trained pair, unless it is one of one's own.
         run: how its training went, if there was any.
         diagnosis: what was measured of it.
-        report, netcdf, table: files that were written.
+        report, netcdf, table: files that were written; no ``netcdf`` if the effort left draws out.
         parameters: the trained parameters, as ``vae.load_state_dict`` takes them, or, of a pair of
             one's own, as ``PairOptions.params`` does.
     """
@@ -96,7 +96,7 @@ class Analysis:
     run: Fit | None
     diagnosis: Diagnosis
     report: Path
-    netcdf: Path
+    netcdf: Path | None
     table: Path
     parameters: Path
 
@@ -386,11 +386,16 @@ def _surroundings(options: AnalysisOptions, seconds: float) -> dict[str, str]:
 
 def _write(
     out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
-) -> tuple[Path, Path, Path]:
+) -> tuple[Path, Path | None, Path]:
     """Report, draws and table; each appears whole or not at all."""
-    arrays = [a for group in diagnosis.labelled.groups.values() for a in group.values()]
+    labelled = diagnosis.labelled
+    arrays = [a for group in labelled.groups.values() for a in group.values()] if labelled else []
     check_room(out, MARGIN + sum(array.nbytes for array in arrays))
-    netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
+    netcdf = None
+    if labelled is None:  # those of an earlier run would be taken for this one's
+        (out / "diagnosis.nc").unlink(missing_ok=True)
+    else:
+        netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
     table = replace(
         out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)
     )

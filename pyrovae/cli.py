@@ -170,7 +170,8 @@ def _show(analysis: Analysis) -> None:
     for concern in analysis.diagnosis.concerns:
         console.print(f"Careful: {concern}", markup=False, style="yellow")
     console.print()
-    console.print(f"draws for ArviZ: {analysis.netcdf}", soft_wrap=True, markup=False)
+    if analysis.netcdf is not None:
+        console.print(f"draws for ArviZ: {analysis.netcdf}", soft_wrap=True, markup=False)
     console.print(f"report: {analysis.report}", soft_wrap=True, markup=False)
 
 

@@ -42,7 +42,7 @@ def draw_codes(
 
     Args:
         encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
-        size: number of codes at most.
+        size: number of codes at least, as near as it can be.
         rows: number of each data point in the user's own data set, shape ``(N,)``; 0, …, N − 1 if
             not given.
         seed: names choice and draws.
@@ -58,7 +58,7 @@ def draw_codes(
         )
     with seeded(seed, "codes"):
         index = torch.randperm(population)[:points].sort().values
-        z = encoding.sample(torch.Size([max(DRAWS, size // points)]))
+        z = encoding.sample(torch.Size([-(-size // points)]))
     log_guide = encoding.log_prob(z)
     numbers = index if rows is None else rows.to(index.device)[index]
     return Codes(index, z[:, index].movedim(0, 1), log_guide[:, index].T, population, numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
@@ -51,6 +52,22 @@ COLUMNS = (
 )  # fmt: skip
 STAGES = 2  # of a diagnosis beside the estimates of log p(x), which take most of the time
 MANY_PAIRS = 1e8  # of datum and code: minutes of a small guide
+#: What each number of an `Effort` has to be at least, and whether it may be 0.
+LEAST = {
+    "codes": (20, False),  # two of as many data points as a classifier needs
+    "evidence_rows": (2, True),
+    "evidence_draws": (2, False),
+    "export_rows": (1, True),
+    "export_draws": (1, False),
+    "pictures": (1, True),
+    "two_sample": (10, False),
+    "simulations": (100, True),
+    "gap_rows": (2, True),
+    "nuts_rows": (1, True),
+}
+UNADVISED = (
+    "No density to sample from is advised: log p(x) under them was left out, by evidence_rows=0."
+)
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -58,18 +75,27 @@ NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-
 class Effort:
     """How much is computed; more of it makes standard errors smaller.
 
+    Where fewer data points are there than are asked for, all of them are taken; every estimate says
+    its size.
+
     Args:
-        codes: latent draws for the terms of the ELBO and the density of codes.
-        evidence_rows: held-out data points whose log p(x) is estimated.
+        codes: latent draws, at least, for the terms of the ELBO and the density of codes: two at
+            each of as many data points, or more where the data points are fewer.
+        evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
+            is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
-        export_rows, export_draws: data points and draws handed to ArviZ.
-        pictures: draws decoded from each density over z.
-        two_sample: codes, and as many draws from the prior, that a classifier has to tell apart.
+        export_rows, export_draws: data points and draws handed to ArviZ; no rows for no export.
+        pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
+        two_sample: codes, each of a data point of its own, and as many draws from the prior, that a
+            classifier has to tell apart.
         simulations: data points to simulate for the calibration of the guide; 0 for none.
         gap_rows: held-out data points for which the guide is held against the best of its family;
             0, the default, for none: 16 take about half a minute.
         nuts_rows: held-out data points for which it is held against NUTS; 0 for none: 4 take
             minutes.
+
+    Raises:
+        InputError: for a number that is not whole, or too small to estimate anything with.
     """
 
     codes: int = 8192
@@ -82,6 +108,16 @@ class Effort:
     simulations: int = 500
     gap_rows: int = 0
     nuts_rows: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (least, none) in LEAST.items():
+            value = getattr(self, name)
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not whole or not (value >= least or (none and value == 0)):
+                or_none = ", or 0 to leave that part out" if none else ""
+                raise InputError(
+                    f"expected {name} of at least {least}, a whole number{or_none}; got {value!r}."
+                )
 
     @property
     def of_guide(self) -> dict[str, int]:
@@ -99,18 +135,19 @@ class Diagnosis:
         collapse: activity of the latent units on the training data.
         memorisation: log densities of codes of both data sets.
         ex_post: the density fitted to q_agg after training, and what it was chosen among.
-        evidence: held-out log p(x) under ``"prior"``, ``"q_agg"`` and ``"ex_post"``, same draws.
+        evidence: held-out log p(x) under ``"prior"``, ``"q_agg"`` and ``"ex_post"``, same draws;
+            empty if it was left out.
         aggregated: q_agg of the training data.
         prior: p(z).
         codes: draws from the encodings of the training data.
-        pictures: decoded draws from each density.
-        labelled: draws for ArviZ.
+        pictures: decoded draws from each density, if there are any.
+        labelled: draws for ArviZ, if there are any.
         information: I(x; z) of the population, from below and from above.
         holes: shares of draws from prior and q_agg that fall where the other has no mass.
         two_sample: how well a classifier tells codes of the training data from prior draws.
         guide: how good the guide is: its calibration, its gaps, NUTS beside it.
         bits: held-out bits per dimension under each density, if the data are grey levels of a
-            discretised logistic; empty otherwise.
+            discretised logistic; empty otherwise, and without ``evidence``.
         measured: numbers of the held-out rows that the measures speak of, rising: all, or the
             random half that the ex-post prior was not chosen on.
     """
@@ -124,8 +161,8 @@ class Diagnosis:
     aggregated: AggregatedPosterior
     prior: dist.Distribution
     codes: Codes
-    pictures: Pictures
-    labelled: Labelled
+    pictures: Pictures | None
+    labelled: Labelled | None
     information: Information
     holes: Holes
     two_sample: TwoSample
@@ -136,6 +173,8 @@ class Diagnosis:
     @property
     def advice(self) -> str:
         """One sentence that says where to draw z from, and why."""
+        if not self.evidence:
+            return UNADVISED
         return advise(
             self.evidence, NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
         )
@@ -173,7 +212,13 @@ class Diagnosis:
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def to_arviz(self) -> Any:
-        """Draws for held-out rows as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x)."""
+        """Draws for held-out rows as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x).
+
+        Raises:
+            InputError: if they were left out.
+        """
+        if self.labelled is None:
+            raise left_out_of("draws for ArviZ", "export_rows")
         return self.labelled.to_arviz()
 
     def _estimates(self) -> Iterator[tuple[str, str, Estimate]]:
@@ -206,6 +251,14 @@ class Diagnosis:
             yield "held-out", f"bits per dimension | {name}", estimate
         for name, estimate in self.guide.estimates():
             yield "simulated" if name == "calibrated units" else "held-out", name, estimate
+
+
+def left_out_of(part: str, setting: str) -> InputError:
+    """What to raise where a part of a diagnosis is asked for that an effort of 0 left out."""
+    return InputError(
+        f"expected a diagnosis with {part}; got one of an effort with {setting}=0. Diagnose with "
+        f"effort=pyrovae.Effort({setting}=100)."
+    )
 
 
 @torch.no_grad()
@@ -284,11 +337,15 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         likelihood = _log_likelihood(pair, unseen, test_codes)
         unseen_terms = surgery(test_codes, likelihood, test_aggregated, prior, unseen=True)
         bar.tick()
-        evidence = compare_priors(
-            pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
-        )
-        numbers = measured[of_evidence]
-        evidence = {name: replace(result, rows=numbers) for name, result in evidence.items()}
+        evidence = {}
+        if len(rows):
+            numbers = measured[of_evidence]
+            evidence = {
+                name: replace(result, rows=numbers)
+                for name, result in compare_priors(
+                    pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
+                ).items()
+            }
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
@@ -304,7 +361,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             aggregated=aggregated,
             prior=prior,
             codes=codes,
-            pictures=pictures(whole, pair, shown, densities, seed=seed),
+            pictures=pictures(whole, pair, shown, densities, seed=seed) if len(shown) else None,
             labelled=label(
                 pair,
                 unseen[of_export],
@@ -312,7 +369,9 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
                 prior=prior,
                 numbers=measured[of_export].tolist(),
                 seed=seed,
-            ),
+            )
+            if len(of_export)
+            else None,
             information=information(test_codes, test_aggregated, ex_post.distribution),
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
@@ -415,6 +474,8 @@ def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:
 
 def _bits(pair: Pair, x: Tensor, evidence: dict[str, Evidence]) -> dict[str, Estimate]:
     """Bits per dimension under each density; none where p(x | z) is not one over grey levels."""
+    if not evidence:
+        return {}
     likelihood = pair.decode(x[:2], pair.encode(x[:2]).sample())
     if not isinstance(families.innermost(likelihood), DiscretizedLogistic):
         return {}

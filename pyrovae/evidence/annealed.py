@@ -18,6 +18,7 @@ from pyrovae.models.pair import Pair
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import derived_seed, seeded
 
+CHAINS = 32  # at each data point, by default
 CHAINS_AT_ONCE = 2048  # chains that go through the model together
 PILOT_CHAINS = 8  # at each data point; enough to tell 60 % from 90 % acceptance
 GAIN = 0.5  # of the pilot's control of the step, in log step per unit of acceptance

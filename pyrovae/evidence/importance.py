@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.models.pair import Pair, Weighted
+from pyrovae.models.sites import Reader
 from pyrovae.randomness import derived_seed, seeded
 
 Proposal = Literal["guide", "prior"]
@@ -141,6 +142,14 @@ def check_prior(prior: dist.Distribution, units: int) -> None:
             f"many as the pair has latent units; got {batch} and {event}. Declare the units as "
             "event dimensions with .to_event(1), or name the sites that are meant with site=."
         )
+
+
+@torch.no_grad()
+def latent_units(pair: Pair, x: Tensor) -> int:
+    """Number of latent units at the pair's sites, from a run of the model as far as these."""
+    rows = pair.blocks(x, BLOCK)[0]
+    reading = Reader(pair.model, "model", pair.data_plate).read((rows,), until=pair.sites)[0]
+    return sum(reading.code(site).shape[1] for site in pair.sites)
 
 
 def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:

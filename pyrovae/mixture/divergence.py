@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Independent, MixtureSameFamily, register_kl
 
 from pyrovae.errors import InputError
 from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.affinities import log_affinities
+from pyrovae.mixture.conversion import as_mixture
 from pyrovae.mixture.logdensity import differences, queries, roundoff
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.normals import TOLERANCE, DiagonalNormals
@@ -37,7 +39,7 @@ class Bounds:
     upper: Estimate
 
 
-def entropy(mixture: Mixture, *, draws: int = 4096, seed: int = 0) -> Estimate:
+def entropy(mixture: MixtureSameFamily, *, draws: int = 4096, seed: int = 0) -> Estimate:
     """H(q) = −E_q[log q] by Monte Carlo, in nats.
 
     Args:
@@ -50,32 +52,51 @@ def entropy(mixture: Mixture, *, draws: int = 4096, seed: int = 0) -> Estimate:
 
 
 def divergence(
-    mixture: Mixture, other: dist.Distribution, *, draws: int = 4096, seed: int = 0
+    distribution: dist.Distribution, other: dist.Distribution, *, draws: int = 4096, seed: int = 0
 ) -> Estimate:
-    """KL(q ‖ p) = E_q[log q − log p] by Monte Carlo, for any p with a log density.
+    """KL(q ‖ p) = E_q[log q − log p] by Monte Carlo, for any q and p with a log density.
 
     Args:
-        mixture: q.
+        distribution: q, of batch shape ``()``; a mixture, or anything else with draws.
         other: p, with the events of q; another mixture, a prior, a flow.
         draws: number of draws from q.
         seed: their seed.
 
     Raises:
-        InputError: if p does not give one log density to each draw from q.
+        InputError: if q is a batch of distributions, or p does not give one log density to each
+            draw from q.
     """
+    if distribution.batch_shape:
+        raise InputError(
+            f"expected one distribution, batch shape (); got {tuple(distribution.batch_shape)}. "
+            "Declare event dimensions with .to_event(k), or take the members of a batch one by one."
+        )
     with torch.no_grad(), seeded(seed, "divergence"):
-        z = mixture.sample((draws,))
+        z = distribution.sample(torch.Size([draws]))
         of_other = other.log_prob(z)
         if of_other.shape != (draws,):
             raise InputError(
                 f"expected one log density a draw, shape ({draws},); got {tuple(of_other.shape)} "
                 "from the other distribution. Give it the event shape "
-                f"{tuple(mixture.event_shape)} with .to_event(k), and batch shape ()."
+                f"{tuple(distribution.event_shape)} with .to_event(k), and batch shape ()."
             )
-        return mean_estimate(mixture.log_prob(z) - of_other, over="draws")
+        return mean_estimate(distribution.log_prob(z) - of_other, over="draws")
 
 
-def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) -> Bounds:
+def _no_closed_form(q: dist.Distribution, p: dist.Distribution) -> Tensor:
+    """What ``torch.distributions.kl_divergence`` says of mixtures; Pyro's ELBOs then take draws."""
+    raise NotImplementedError(
+        f"expected KL(q ‖ p) in closed form; got {type(q).__name__} and {type(p).__name__}. Use "
+        "pyrovae.divergence(q, p), an estimate with its standard error, or, between two mixtures "
+        "of diagonal normals, pyrovae.variational_divergence(q, p), a bound without draws."
+    )
+
+
+register_kl(Mixture, Distribution)(_no_closed_form)
+register_kl(Independent, Mixture)(_no_closed_form)  # as of an encoding from q_agg
+
+
+def entropy_bounds(mixture: MixtureSameFamily, *, rows: int | None = None, seed: int = 0) -> Bounds:
     r"""Bounds on the entropy of a mixture of diagonal normals from pairwise distances.
 
     .. math:: H ≷ \sum_i w_i H_i - \sum_i w_i \log \sum_j w_j e^{-d(i, j)}
@@ -90,7 +111,7 @@ def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) 
         seed: seed of the draw of components.
 
     Raises:
-        InputError: if the components are not diagonal normals.
+        InputError: if it is no mixture, or its components are not diagonal normals.
 
     Kolchinsky & Tracey 2017, "Estimating mixture entropy with pairwise distances".
     """
@@ -115,7 +136,9 @@ def entropy_bounds(mixture: Mixture, *, rows: int | None = None, seed: int = 0) 
     )
 
 
-def variational_divergence(mixture: Mixture, other: Mixture, *, rounds: int = 3) -> Estimate:
+def variational_divergence(
+    mixture: MixtureSameFamily, other: MixtureSameFamily, *, rounds: int = 3
+) -> Estimate:
     r"""An upper bound on KL(q ‖ p) between two mixtures of diagonal normals, without draws.
 
     Every way φ of sharing out the components of q among those of p, Σ_b φ_ab = w_a, bounds
@@ -132,7 +155,7 @@ def variational_divergence(mixture: Mixture, other: Mixture, *, rounds: int = 3)
         rounds: number of rounds, each a pass over all pairs of components in float64.
 
     Raises:
-        InputError: if the components are not diagonal normals, or there is no round.
+        InputError: if one is no mixture, components are not diagonal normals, or there is no round.
 
     Hershey & Olsen 2007, "Approximating the Kullback Leibler divergence between Gaussian mixture
     models", section 8.
@@ -185,7 +208,8 @@ def _entropies(scale: Tensor) -> Tensor:
     return (scale.double().log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1)
 
 
-def _normals(mixture: Mixture) -> DiagonalNormals:
+def _normals(given: MixtureSameFamily) -> DiagonalNormals:
+    mixture = as_mixture(given)
     normals = mixture.diagonal_normals()
     if normals is None:
         raise InputError(

@@ -14,13 +14,14 @@ from torch.distributions import constraints
 
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
-from pyrovae.mixture import families, gradients, screening
+from pyrovae.mixture import families, gradients, quantiles, screening
 from pyrovae.mixture.exemplars import Responsibilities, top_scores, total_scores
 from pyrovae.mixture.full_normals import FullNormals
 from pyrovae.mixture.general import Components
 from pyrovae.mixture.kept import Kept, usable
 from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.normals import DiagonalNormals
+from pyrovae.mixture.reparametrised import reparametrised
 from pyrovae.mixture.support import OfAnyComponent
 
 #: Components that are averaged over at once.
@@ -46,7 +47,7 @@ class Mixture(dist.MixtureSameFamily):
         component_distribution: batch shape ``(N,)``, any event shape.
 
     Raises:
-        InputError: if the components have more than one batch dimension.
+        InputError: if the components have more than one batch dimension, or the weights any.
 
     >>> components = dist.Normal(torch.tensor([[-1.0], [1.0]]), 0.5).to_event(1)
     >>> mixture = Mixture(dist.Categorical(torch.ones(2)), components)
@@ -66,7 +67,13 @@ class Mixture(dist.MixtureSameFamily):
                 f"{tuple(component_distribution.batch_shape)}. Move event dimensions out of the "
                 "batch with .to_event(k), or build one mixture per batch entry."
             )
+        if mixture_distribution.batch_shape:
+            raise InputError(
+                "expected one set of weights, a Categorical of batch shape (); got "
+                f"{tuple(mixture_distribution.batch_shape)}. Build one mixture per batch entry."
+            )
         super().__init__(mixture_distribution, component_distribution, validate_args)
+        self.has_rsample = families.diagonal_normal(component_distribution) is not None
         self._kept = Kept()
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
@@ -203,6 +210,29 @@ class Mixture(dist.MixtureSameFamily):
             drawn: Tensor = families.take(self.component_distribution, index).sample()
             return drawn.reshape(shape + self.event_shape)
 
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws with gradients in the parameters, weights among them, for diagonal normals.
+
+        They are the same draws as those of `sample`. Gradients are those of implicit
+        reparametrisation, in any number of units (Graves 2016; Figurnov et al. 2018), and visit all
+        pairs of draw and component.
+
+        Raises:
+            NotImplementedError: if the components are not diagonal normals, saying what to use.
+        """
+        normal = families.diagonal_normal(self.component_distribution)
+        if normal is None:
+            raise NotImplementedError(
+                "expected diagonal normals, whose draws have gradients in the parameters; got "
+                f"{families.family(self.component_distribution)}. Use sample(), and the score "
+                "function: the gradient of E[f(z)] is that of E[f(z) * log_prob(z)], f(z) held."
+            )
+        z = self.sample(sample_shape)
+        if not self._learns(normal):
+            return z
+        parameters = (usable(tensor) for tensor in (*normal, self.log_weights))
+        return reparametrised(self._flat(z), *parameters).reshape(z.shape)
+
     def sample_index(self, count: int) -> Tensor:
         """Component numbers drawn by weight, shape ``(count,)``; any number of components."""
         weights = self.log_weights.detach()
@@ -234,20 +264,28 @@ class Mixture(dist.MixtureSameFamily):
     @plain()
     def cdf(self, value: Tensor) -> Tensor:
         """P(z ≤ value) of a mixture over numbers, in blocks of components."""
+        components = self._over_numbers()
+        total = quantiles.cdf(components, self.weights, value.to(self._dtype(value)))
+        return total.expand(broadcast_shape(total.shape, self.batch_shape))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The z with P(z' ≤ z) = value of a mixture over numbers; differentiable.
+
+        Raises:
+            InputError: for a value that is not from 0 to 1, or a mixture over vectors.
+            NotImplementedError: for a family without quantiles, saying what to use.
+        """
+        components = self._over_numbers()
+        found = quantiles.icdf(components, self.weights, value).to(self._dtype(value))
+        return found.expand(broadcast_shape(found.shape, self.batch_shape))
+
+    def _over_numbers(self) -> dist.Distribution:
         if self.event_shape:
             raise InputError(
                 f"expected a mixture over numbers, event shape (); got {tuple(self.event_shape)}. "
                 "Take .marginal(d) first."
             )
-        value = value.to(self._dtype(value))
-        total, step = torch.zeros_like(value), max(1, (1 << 22) // max(1, value.numel()))
-        weights = self.weights
-        for start in range(0, self.size, step):
-            rows = slice(start, start + step)
-            part = families.take(self.component_distribution, rows)
-            found = part.cdf(value.unsqueeze(-1))
-            total = total + found @ weights[rows].to(found.dtype)
-        return total.expand(broadcast_shape(total.shape, self.batch_shape))
+        return self.component_distribution
 
     @plain()
     def responsibilities(self, z: Tensor, *, top: int) -> Responsibilities:

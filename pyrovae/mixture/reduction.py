@@ -9,6 +9,7 @@ import torch
 
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
+from pyrovae.mixture.conversion import as_mixture
 from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction_rounds import DiagonalRounds, FullRounds
@@ -33,7 +34,7 @@ class Reduction:
 
 
 def reduce(
-    mixture: Mixture,
+    mixture: torch.distributions.MixtureSameFamily,
     components: int,
     *,
     covariance: Literal["diagonal", "full"] = "diagonal",
@@ -71,7 +72,8 @@ def reduce(
     dtype: float32 does not hold means that lie 10⁷ standard deviations from 0.
 
     Args:
-        mixture: components over vectors with mean and variance; normals for full covariances.
+        mixture: a `Mixture` or torch's or Pyro's own ``MixtureSameFamily``, components over vectors
+            with mean and variance; normals for full covariances.
         components: K, from 1 to N. Fewer are found where fewer are needed: old components of the
             same means and variances count as one, those of weight zero as none, and a new one to
             which nothing is assigned is left out.
@@ -83,13 +85,14 @@ def reduce(
         seed: seed of the start and of these draws.
 
     Raises:
-        InputError: for a K outside 1 … N, a negative ν, no round, another name of a covariance;
-            for a batch of mixtures, events that are not vectors, means or variances that are not
-            known or not finite, or a new variance of 0.
+        InputError: for a K outside 1 … N, a negative ν, no round, another name of a covariance; for
+            what is no mixture, or a batch of them, events that are not vectors, means or variances
+            that are not known or not finite, or a new variance of 0.
 
     Goldberger & Roweis 2004; Vasconcelos & Lippman 1998; Runnalls 2007; Hershey & Olsen 2007.
     """
     check_seed(seed)
+    mixture = as_mixture(mixture)
     _check(mixture, components, covariance, shrinkage, rounds)
     with torch.no_grad():
         problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, shrinkage)

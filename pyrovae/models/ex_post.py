@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -155,23 +157,22 @@ def fit_ex_post_prior(
     codes = _held_out_codes(agg, held_out, draws=draws, seed=seed)
     normals = with_normals(agg, seed=seed)
     recipes = _recipes(candidates, normals)
-    densities, amounts, values = [], [], []
+    tried: list[_Tried] = []
+    leading, held = -1, normals  # the choice so far alone: each may be as large as the mixture
     with torch.no_grad(), progress_bar("ex-post prior", len(recipes), progress=progress) as bar:
-        for recipe in recipes:
+        for number, recipe in enumerate(recipes):
             bar.update(f"ex-post prior · {recipe.name}")
-            source = agg if isinstance(recipe, Flow) else normals  # a flow is fitted to draws
-            density, amount = _fit(recipe, source, seed)
-            densities.append(density)
-            amounts.append(amount)
-            values.append(_mean_log_density(density, codes, recipe))
+            density, amount = _fit(recipe, agg, normals, seed)
+            tried.append(_score(recipe, density, amount, codes))
+            if _simplest(_table(tried)) == number:
+                leading, held = number, density
+            del density
             bar.tick()
-    best = max(range(len(values)), key=lambda i: float(values[i].mean()))
-    table = tuple(
-        _row(recipe, density, amount, value, values[best])
-        for recipe, density, amount, value in zip(recipes, densities, amounts, values, strict=True)
-    )
-    chosen = _simplest(table)
-    return ExPostPrior(densities[chosen], table[chosen].name, table)
+        table = _table(tried)
+        chosen = _simplest(table)
+        if chosen != leading:  # a new best has brought back an earlier one
+            held, _ = _fit(recipes[chosen], agg, normals, seed)
+    return ExPostPrior(held, table[chosen].name, table)
 
 
 def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
@@ -269,8 +270,11 @@ def _recipes(candidates: Sequence[Recipe] | None, agg: AggregatedPosterior) -> t
     return tuple(candidates)
 
 
-def _fit(recipe: Recipe, source: AggregatedPosterior, seed: int) -> tuple[dist.Distribution, float]:
+def _fit(
+    recipe: Recipe, agg: AggregatedPosterior, normals: AggregatedPosterior, seed: int
+) -> tuple[dist.Distribution, float]:
     """The density, and the mean amount by which variances were inflated."""
+    source = agg if isinstance(recipe, Flow) else normals  # a flow is fitted to draws
     if isinstance(recipe, InflatedByUnit):
         by_unit = recipe.amounts(source, seed=seed)
         return inflate(source, by_unit), float(by_unit.double().log().mean().exp())
@@ -280,6 +284,7 @@ def _fit(recipe: Recipe, source: AggregatedPosterior, seed: int) -> tuple[dist.D
 
 def _mean_log_density(density: dist.Distribution, codes: Tensor, recipe: Recipe) -> Tensor:
     """For each held-out data point the mean over its codes, shape ``(M,)``."""
+    density = copy(density)  # with an evaluator of its own, which is not held on to
     value: Tensor = density.log_prob(codes).double().mean(0)
     if value.isnan().any():
         raise InputError(
@@ -289,19 +294,32 @@ def _mean_log_density(density: dist.Distribution, codes: Tensor, recipe: Recipe)
     return value
 
 
-def _row(
-    recipe: Recipe, density: dist.Distribution, amount: float, value: Tensor, best: Tensor
-) -> Candidate:
+class _Tried(NamedTuple):
+    """What a row of the table is made of, and mean log densities by data point, ``(M,)``."""
+
+    row: dict[str, Any]
+    values: Tensor
+
+
+def _score(recipe: Recipe, density: dist.Distribution, amount: float, codes: Tensor) -> _Tried:
     family = {Inflated: "inflated", InflatedByUnit: "inflated", Reduced: "reduced"}
     full = isinstance(recipe, Reduced) and recipe.covariance == "full"
-    return Candidate(
-        name=recipe.name,
-        family="reduced, full" if full else family.get(type(recipe), "flow"),
-        amount=amount,
-        components=density.size if isinstance(density, Mixture) else 0,
-        parameters=_parameters(density),
-        held_out=mean_estimate(value),
-        difference=mean_estimate(value - best),
+    row = {
+        "name": recipe.name,
+        "family": "reduced, full" if full else family.get(type(recipe), "flow"),
+        "amount": amount,
+        "components": density.size if isinstance(density, Mixture) else 0,
+        "parameters": _parameters(density),
+    }
+    return _Tried(row, _mean_log_density(density, codes, recipe))
+
+
+def _table(tried: Sequence[_Tried]) -> tuple[Candidate, ...]:
+    """Candidates beside the best of them."""
+    best = max((values for _, values in tried), key=lambda values: float(values.mean()))
+    return tuple(
+        Candidate(**row, held_out=mean_estimate(values), difference=mean_estimate(values - best))
+        for row, values in tried
     )
 
 

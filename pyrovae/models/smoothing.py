@@ -22,7 +22,7 @@ from pyrovae.models.priors import FlowPrior
 from pyrovae.randomness import derived_seed, seeded
 
 MOMENT_DRAWS = 64  # from each component, at least; four for each unit where that is more
-HELD = 1 << 22  # numbers drawn at once
+HELD = 1 << 22  # numbers drawn at once, or pairs of code and component looked at
 DRAWN = 1 << 13  # codes that a flow draws at once; a guide may have to be run for them
 STEEP = 5.0  # norm of a gradient, above which a flow's step is shortened
 
@@ -317,11 +317,16 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
             log_weight = agg.log_weights.detach() - 0.5 * wide.log().sum(-1)
             precision = wide.reciprocal()
             at_means = log_weight - 0.5 * (precision * loc.square()).sum(-1)
-            scores = z.square() @ (-0.5 * precision).mT + z @ (precision * loc).mT + at_means
-            others = torch.ones_like(scores).scatter(1, index.unsqueeze(-1), 0.0).bool()
-            loss = -scores.masked_fill(~others, -math.inf).logsumexp(-1).mean()
+            terms = (precision * loc, -0.5 * precision, at_means)
+            leaves = [term.detach().requires_grad_() for term in terms]
+            few = max(1, HELD // size)  # their gradients are summed, some codes at a time
+            for points, own in zip(z.split(few), index.unsqueeze(-1).split(few), strict=True):
+                first, second, constant = leaves
+                scores = points @ first.mT + points.square() @ second.mT + constant
+                loss = -scores.scatter(1, own, -math.inf).logsumexp(-1).sum() / len(index)
+                loss.backward()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(terms, [leaf.grad for leaf in leaves])
             optimizer.step()
     return log_amount.detach().exp()
 

@@ -76,13 +76,19 @@ def _generative(diagnosis: Diagnosis) -> Answer:
     others = ", ".join(
         f"{text} with {density_name(name)}" for name, text in found.items() if name != "prior"
     )
+    object_, verdict = (
+        "p(x) = ∫ p(x | z) p(z) dz, the generative side",
+        "An infinite mixture: one component for every z.",
+    )
+    mixed = "The decoder is mixed over all z, so the number of components has nothing to do with N."
+    if not found:
+        return Answer(object_, verdict, f"{mixed} Its log p(x) was not estimated.")
     size = count(len(diagnosis.evidence["prior"].values))
     bits = f", {show(diagnosis.bits['prior'])} bits per dimension" if diagnosis.bits else ""
     return Answer(
-        "p(x) = ∫ p(x | z) p(z) dz, the generative side",
-        "An infinite mixture: one component for every z.",
-        f"The decoder is mixed over all z, so the number of components has nothing to do with N. "
-        f"On {size} held-out data points its mean log p(x) is {found['prior']} nats{bits}"
+        object_,
+        verdict,
+        f"{mixed} On {size} held-out data points its mean log p(x) is {found['prior']} nats{bits}"
         + (f"; with another density in the prior's place it is {others}." if others else "."),
     )
 

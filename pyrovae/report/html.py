@@ -92,7 +92,9 @@ def render(
         facts=dict(facts),
         run=run,
         netcdf=netcdf,
-        site=next(iter(diagnosis.labelled.groups["posterior"])),
+        site=None
+        if diagnosis.labelled is None
+        else next(iter(diagnosis.labelled.groups["posterior"])),
         answers=answers.answers(diagnosis),
         active_units=answers.active_units(diagnosis),
         reliability=answers.reliability(diagnosis),
@@ -140,22 +142,32 @@ def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
         "map": latent_plots.latent_map(diagnosis),
         "activity": latent_plots.unit_activity(diagnosis),
         "densities": plots.held_out_densities(diagnosis),
-        "sheets": sheets.sample_sheets(diagnosis, columns=4),
-        "narrow": sheets.sample_sheets(diagnosis, columns=2),
-        "evidence": plots.evidence(diagnosis),
-        "pareto": plots.pareto_k(diagnosis),
         "candidates": plots.ex_post_candidates(diagnosis),
     }
     if len(diagnosis.collapse.active) > 1:  # of a single unit the map shows the same
         drawn["marginals"] = latent_plots.unit_marginals(diagnosis)
-    if not sheets.is_image(tuple(diagnosis.pictures.data.shape[1:])):
-        drawn["features"] = sheets.feature_marginals(diagnosis)
-    if diagnosis.pictures.pseudo_inputs is not None:
-        drawn["pseudo"] = sheets.pseudo_inputs(diagnosis)
-    drawn |= _of_guide(diagnosis.guide)
+    if diagnosis.evidence:
+        drawn |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
+    drawn |= _of_data(diagnosis) | _of_guide(diagnosis.guide)
     if run is not None:
         drawn["training"] = plots.training_curve(run)
     return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in drawn.items()}
+
+
+def _of_data(diagnosis: Diagnosis) -> dict[str, Figure]:
+    """Data beside what is decoded, if there is anything."""
+    shown = diagnosis.pictures
+    if shown is None:
+        return {}
+    drawn = {
+        "sheets": sheets.sample_sheets(diagnosis, columns=4),
+        "narrow": sheets.sample_sheets(diagnosis, columns=2),
+    }
+    if diagnosis.labelled is not None and not sheets.is_image(tuple(shown.data.shape[1:])):
+        drawn["features"] = sheets.feature_marginals(diagnosis)
+    if shown.pseudo_inputs is not None:
+        drawn["pseudo"] = sheets.pseudo_inputs(diagnosis)
+    return drawn
 
 
 def _of_guide(found: GuideCheck) -> dict[str, Figure]:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.diagnostics.diagnosis import Diagnosis, left_out_of
 from pyrovae.estimates import Estimate
+from pyrovae.evidence.result import Evidence
 from pyrovae.models.ex_post import Candidate
 from pyrovae.report.style import (
     COLOURS,
@@ -95,13 +96,19 @@ def held_out_densities(diagnosis: Diagnosis) -> Figure:
     return figure
 
 
+def _evidence(diagnosis: Diagnosis) -> dict[str, Evidence]:
+    if not diagnosis.evidence:
+        raise left_out_of("estimates of log p(x)", "evidence_rows")
+    return diagnosis.evidence
+
+
 @styled
 def evidence(diagnosis: Diagnosis) -> Figure:
     """Held-out log p(x) under each density in the prior's place, and the paired differences.
 
     Bars are two standard errors to either side.
     """
-    names = list(diagnosis.evidence)
+    names = list(_evidence(diagnosis))
     base = diagnosis.evidence["prior"]
     means = {name: diagnosis.evidence[name].mean() for name in names}
     gains = {name: diagnosis.evidence[name].minus(base) for name in names if name != "prior"}
@@ -136,8 +143,9 @@ def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
 def pareto_k(diagnosis: Diagnosis) -> Figure:
     """How many held-out data points have which k̂ under each density, and the limit of it."""
     figure, (ax,) = panels()
-    limit = diagnosis.evidence["prior"].k_limit
-    values = {n: e.pareto_k.double().cpu().numpy() for n, e in diagnosis.evidence.items()}
+    evidence = _evidence(diagnosis)
+    limit = evidence["prior"].k_limit
+    values = {n: e.pareto_k.double().cpu().numpy() for n, e in evidence.items()}
     finite = np.concatenate([k[np.isfinite(k)] for k in values.values()] + [np.array([0.0, 0.8])])
     edges = np.linspace(finite.min(), finite.max(), 31)
     for name, k in values.items():

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.diagnostics.diagnosis import Diagnosis, left_out_of
+from pyrovae.diagnostics.pictures import Pictures
 from pyrovae.errors import InputError
 from pyrovae.report.style import (
     COLOURS,
@@ -50,19 +51,25 @@ def sample_sheets(diagnosis: Diagnosis, *, columns: int = 4) -> Figure:
         diagnosis: what was measured.
         columns: sheets side by side.
     """
-    pictures = diagnosis.pictures
+    pictures = _pictures(diagnosis)
     return _sheets({"data": pictures.data, **pictures.samples}, columns)
 
 
 @styled
 def pseudo_inputs(diagnosis: Diagnosis) -> Figure:
     """Data beside the pseudo-inputs of a VampPrior, drawn as `sample_sheets` draws them."""
-    inputs = diagnosis.pictures.pseudo_inputs
+    inputs = _pictures(diagnosis).pseudo_inputs
     if inputs is None:
         raise InputError("expected a pair whose prior is a VampPrior; got none.")
-    data = diagnosis.pictures.data
+    data = _pictures(diagnosis).data
     found = inputs.reshape(len(inputs), *data.shape[1:])
     return _sheets({"data": data[: len(inputs)], "pseudo-inputs": found}, 2)
+
+
+def _pictures(diagnosis: Diagnosis) -> Pictures:
+    if diagnosis.pictures is None:
+        raise left_out_of("decoded draws", "pictures")
+    return diagnosis.pictures
 
 
 def _sheets(sheets: dict[str, Tensor], columns: int) -> Figure:
@@ -86,6 +93,8 @@ def _sheets(sheets: dict[str, Tensor], columns: int) -> Figure:
 @styled
 def feature_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
     """Histograms of the first features: held-out data against draws from p(x) under the prior."""
+    if diagnosis.labelled is None:
+        raise left_out_of("draws of x", "export_rows")
     groups = diagnosis.labelled.groups
     data = _table(groups["observed_data"]["x"])
     drawn = groups["prior_predictive"]["x"]

@@ -13,7 +13,7 @@ from pyrovae.evidence.annealed import Annealing, Tuning, annealed_evidence, path
 from pyrovae.evidence.hmc import move
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence
-from pyrovae.evidence.sandwich import BothSides, sandwich_evidence
+from pyrovae.evidence.sandwich import sandwich_evidence
 from pyrovae.evidence.simulate import simulate
 from pyrovae.models.pair import Pair
 from pyrovae.randomness import seeded
@@ -175,11 +175,9 @@ def test_positive_codes_move_in_unconstrained_coordinates() -> None:
 
 def test_front_door_returns_both_sides() -> None:
     exact = linear_gaussian_vae(3, 1)
-    vae = exact.vae()
-    both = pv.log_evidence(vae.model, vae.guide, torch.empty(3, 3), method="sandwich", draws=2)
-    quick = pv.log_evidence(
-        vae.model, vae.guide, torch.empty(3, 3), method=BothSides(SHORT), draws=2
-    )
+    vae, like = exact.vae(), torch.zeros(3, 3)
+    both = pv.sandwich(vae.model, vae.guide, like=like, chains=2)
+    quick = pv.sandwich(vae.model, vae.guide, like=like, annealing=SHORT, chains=2)
     assert torch.allclose(quick.lower.values, both.lower.values)
     assert both.lower.bound == "lower" and both.upper.bound == "upper"
     assert both.gap().bound == "upper"
@@ -235,13 +233,13 @@ def test_totals_of_simulated_rows_are_held_or_their_rows_refused() -> None:
     total, like = torch.full((200,), 15.0), torch.full((200, 3), 5.0)
     for refused in (like, torch.ones(200, 3)):  # of the latter some simulated rows have no counts
         for call in (
-            lambda x, of: pv.log_evidence(*of, x, method=BothSides(SHORT), draws=4),
+            lambda x, of: pv.sandwich(*of, like=x, annealing=SHORT, chains=4),
             lambda x, of: pv.calibrate(*of, x, simulations=100),
         ):
             with pytest.raises(ValueError, match=r"not to depend on x itself.*model\(x, total\)"):
                 call(refused, counts(total_is_given=False))
     model, guide = counts(total_is_given=True)
-    both = pv.log_evidence(model, guide, (like, total), method=BothSides(SHORT), draws=4)
+    both = pv.sandwich(model, guide, like=(like, total), annealing=SHORT, chains=4)
     x, kept = both.x
     assert torch.equal(kept, total) and not torch.equal(x.sum(-1), total)
     line = torch.linspace(-9.0, 9.0, 2001).unsqueeze(-1)
@@ -259,7 +257,7 @@ def test_a_vae_of_counts_is_not_simulated(total: float) -> None:
     vae = pv.VAE(pv.mlp_encoder((6,), 2, hidden=(8,)), decoder, pv.StandardNormal(2))
     x = torch.full((20, 6), total / 6).ceil()
     with pytest.raises(ValueError, match="as a row's total"):
-        pv.log_evidence(vae.model, vae.guide, x, method="sandwich", draws=4)
+        pv.sandwich(vae.model, vae.guide, like=x, chains=4)
     found = pv.diagnose(
         vae.model, vae.guide, x.repeat(3, 1), held_out=x, progress=False,
         effort=pv.Effort(
@@ -332,9 +330,10 @@ def test_bad_settings(settings: dict[str, object]) -> None:
 def test_one_chain_is_too_few() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(), exact.sample(4)
-    for method in ("annealed", "sandwich"):
-        with pytest.raises(ValueError, match="at least 2 chains"):
-            pv.log_evidence(vae.model, vae.guide, x, method=method, draws=1)  # type: ignore
+    with pytest.raises(ValueError, match="at least 2 chains"):
+        pv.log_evidence(vae.model, vae.guide, x, method="annealed", draws=1)
+    with pytest.raises(ValueError, match="at least 2 chains"):
+        pv.sandwich(vae.model, vae.guide, like=x, chains=1)
 
 
 def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,9 +217,11 @@ def test_bad_input() -> None:
         pv.log_evidence(vae.model, vae.guide, x, draws=1)
     with pytest.raises(ValueError, match="'guess'"):
         pv.log_evidence(vae.model, vae.guide, x, method="guess")  # type: ignore[arg-type]
+    with pytest.raises(pv.InputError, match=r"use pyrovae\.sandwich\(model, guide, like=data\)"):
+        pv.log_evidence(vae.model, vae.guide, x, method="sandwich")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["importance", "prior", "annealed", "sandwich"])
+@pytest.mark.parametrize("method", ["importance", "prior", "annealed"])
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
@@ -234,6 +236,8 @@ def test_a_prior_of_another_shape_is_named(method: str, prior: object, message: 
     vae, x = exact.vae(), exact.sample(4)
     with pytest.raises(ValueError, match=message):
         pv.log_evidence(vae.model, vae.guide, x, method=method, draws=4, prior=prior)
+    with pytest.raises(ValueError, match=message):
+        pv.sandwich(vae.model, vae.guide, like=x, chains=4, prior=prior)  # type: ignore[arg-type]
     one = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)  # as a diagnosis has it
     assert pv.log_evidence(vae.model, vae.guide, x, draws=4, prior=one).values.isfinite().all()
 

@@ -152,7 +152,7 @@ def test_works_at_a_site_in_a_plate(mixture: Mixture) -> None:
     assert (masked.log_prob(site["value"])[3:] == 0).all()
     together = mixture.expand((7,)).to_event(1).log_prob(site["value"])
     torch.testing.assert_close(together, site["log_prob"].sum())
-    assert not mixture.has_rsample
+    assert mixture.has_rsample == (mixture.diagonal_normals() is not None)
 
 
 def test_draws_follow_the_weights_and_the_moments() -> None:

@@ -121,7 +121,7 @@ RUNS = {
     "model": lambda vae: vae.model(X),
     "log_evidence": lambda vae: pv.log_evidence(vae.model, vae.guide, X, draws=5),
     "by the prior": lambda vae: pv.log_evidence(vae.model, vae.guide, X, method="prior", draws=5),
-    "sandwich": lambda vae: pv.log_evidence(vae.model, vae.guide, X, method="sandwich", draws=2),
+    "sandwich": lambda vae: pv.sandwich(vae.model, vae.guide, like=X, chains=2),
     "diagnose": lambda vae: pv.diagnose(vae.model, vae.guide, X, held_out=X, effort=TINY),
     "calibrate": lambda vae: pv.calibrate(vae.model, vae.guide, X, simulations=100),
     "fit": lambda vae: pv.fit(vae.model, vae.guide, X, epochs=1),

@@ -1,0 +1,150 @@
+"""What an effort asks for is what is computed, and 0 leaves a part out, wherever it would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae.analysis import AnalysisOptions, analyze
+from pyrovae.cli import _show
+from pyrovae.datasets import Dataset
+from pyrovae.diagnostics.codes import draw_codes
+from pyrovae.diagnostics.diagnosis import LEAST, Diagnosis, Effort
+from pyrovae.report import html, plots, sheets
+from pyrovae.testing import linear_gaussian_vae
+
+TINY: dict[str, int] = {
+    "codes": 60, "evidence_rows": 4, "evidence_draws": 30, "export_rows": 3, "export_draws": 5,
+    "pictures": 4, "two_sample": 20, "simulations": 0,
+}  # fmt: skip
+OPTIONAL = ("evidence_rows", "pictures", "export_rows")
+
+
+def diagnosis(**other: int) -> Diagnosis:
+    exact = linear_gaussian_vae(4, 2)
+    vae, x = exact.vae(), exact.sample(80)
+    effort = Effort(**(TINY | other))
+    return pv.diagnose(vae.model, vae.guide, x[:40], held_out=x[40:], effort=effort, progress=False)
+
+
+@pytest.mark.parametrize("size", [4, 7, 100, 101, 150, 5000])
+@pytest.mark.parametrize("population", [2, 3, 50, 400])
+def test_as_many_codes_as_are_asked_for(size: int, population: int) -> None:
+    codes = draw_codes(dist.Normal(torch.zeros(population, 2), 1.0).to_event(1), size=size)
+    points, draws = codes.z.shape[:2]
+    assert points == min(population, size // 2) and draws >= 2
+    assert size <= points * draws < size + points
+    assert codes.log_guide.shape == (points, draws)
+
+
+def test_more_codes_of_few_data_points_make_errors_smaller() -> None:
+    few, many = (diagnosis(codes=codes).training for codes in (80, 8000))
+    exact = linear_gaussian_vae(4, 2)
+    q = exact.posterior(exact.sample(80)[:40]).base_dist
+    rate = float(torch.distributions.kl_divergence(q, dist.Normal(0.0, 1.0)).sum(-1).mean())
+    assert (few.rate.size, many.rate.size) == (80, 8000)
+    assert many.rate.standard_error < 0.2 * few.rate.standard_error
+    assert abs(many.rate.value - rate) < 4.5 * many.rate.standard_error
+
+
+@pytest.fixture(scope="module")
+def without() -> dict[str, Diagnosis]:
+    return {name: diagnosis(**{name: 0}) for name in OPTIONAL} | {
+        "all three": diagnosis(**dict.fromkeys(OPTIONAL, 0))
+    }
+
+
+@pytest.mark.parametrize("name", [*OPTIONAL, "all three"])
+def test_nought_leaves_that_part_out_of_numbers_page_and_file(
+    name: str, without: dict[str, Diagnosis], tmp_path: Path
+) -> None:
+    found = without[name]
+    left_out = OPTIONAL if name == "all three" else (name,)
+    assert (found.evidence == {}) == ("evidence_rows" in left_out)
+    assert (found.pictures is None) == ("pictures" in left_out)
+    assert (found.labelled is None) == ("export_rows" in left_out)
+    measures = set(found.summary()["measure"])
+    assert any("log p(x) |" in m for m in measures) != ("evidence_rows" in left_out)
+    page = html.render(found, facts={"data": "some"})
+    for part, mark in {
+        "evidence_rows": 'section id="reliability"',
+        "pictures": "Data beside samples from each density",
+        "export_rows": 'section id="arviz"',
+    }.items():
+        assert (mark in page) != (part in left_out)
+    pv.save(found, tmp_path / "found.pt")
+    again = pv.load(tmp_path / "found.pt")
+    assert again.advice == found.advice and again.summary().equals(found.summary())
+
+
+def test_nothing_is_advised_without_evidence(without: dict[str, Diagnosis]) -> None:
+    assert without["evidence_rows"].advice.startswith("No density to sample from is advised")
+    assert without["pictures"].advice.startswith("Sample from")
+
+
+@pytest.mark.parametrize(
+    ("ask", "setting"),
+    [
+        (plots.evidence, "evidence_rows"),
+        (plots.pareto_k, "evidence_rows"),
+        (sheets.sample_sheets, "pictures"),
+        (sheets.pseudo_inputs, "pictures"),
+        (sheets.feature_marginals, "export_rows"),
+        (Diagnosis.to_arviz, "export_rows"),
+    ],
+)
+def test_what_was_left_out_says_how_to_have_it(
+    ask: Any, setting: str, without: dict[str, Diagnosis]
+) -> None:
+    with pytest.raises(pv.InputError, match=rf"effort with {setting}=0.*Effort\({setting}=100\)"):
+        ask(without["all three"])
+
+
+def test_an_analysis_writes_and_shows_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Dataset("some", torch.randn(60, 3))
+    (tmp_path / "diagnosis.nc").write_text("of an earlier run")
+    effort = Effort(**(TINY | dict.fromkeys(OPTIONAL, 0)))
+    options = AnalysisOptions(
+        latent=2, hidden=(8,), epochs=1, out=tmp_path, effort=effort, progress=False
+    )
+    analysis = analyze(data, options)
+    assert analysis.netcdf is None and not (tmp_path / "diagnosis.nc").exists()
+    assert analysis.report.exists() and analysis.table.exists()
+    _show(analysis)
+    shown = capsys.readouterr().out
+    assert "draws for ArviZ" not in shown and "No density to sample from" in shown
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"codes": 19}, "codes of at least 20, a whole number; got 19"),
+        ({"codes": 0}, "codes of at least 20, a whole number; got 0"),
+        ({"evidence_rows": 1}, "at least 2, a whole number, or 0 to leave that part out; got 1"),
+        ({"evidence_rows": -5}, "evidence_rows of at least 2"),
+        ({"evidence_draws": 1}, "evidence_draws of at least 2"),
+        ({"export_rows": -1}, "export_rows of at least 1"),
+        ({"export_draws": 0}, "export_draws of at least 1"),
+        ({"pictures": 2.5}, "a whole number, or 0.*got 2.5"),
+        ({"pictures": True}, "got True"),
+        ({"two_sample": 0}, "two_sample of at least 10"),
+        ({"simulations": 50}, "simulations of at least 100"),
+        ({"gap_rows": 1}, "gap_rows of at least 2"),
+        ({"nuts_rows": -1}, "nuts_rows of at least 1"),
+    ],
+)
+def test_too_little_is_refused_before_the_work(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(pv.InputError, match=message):
+        Effort(**setting)
+
+
+def test_each_least_effort_is_enough() -> None:
+    found = diagnosis(**{name: least for name, (least, _) in LEAST.items() if "_rows" not in name})
+    assert len(found.summary()) > 30 and found.labelled is not None
