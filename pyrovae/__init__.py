@@ -17,6 +17,7 @@ from pyrovae.mixture.divergence import (
     variational_divergence,
 )
 from pyrovae.mixture.reduction import reduce
+from pyrovae.models.arguments import with_arguments
 from pyrovae.models.discretized import bits_per_dimension
 from pyrovae.models.encoding import aggregate, encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
@@ -75,4 +76,5 @@ __all__ = [
     "sandwich",
     "save",
     "variational_divergence",
+    "with_arguments",
 ]

@@ -414,9 +414,9 @@ def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosteri
     pairs = encoding.batch_shape[0] * codes
     if isinstance(encoding, families.Editable) and pairs > MANY_PAIRS:
         warnings.warn(
-            f"q_agg of sites that depend on each other sends each of {pairs:.1g} pairs of datum "
-            "and code through the guide, which may take hours. Give fewer rows, or a smaller "
-            "effort= (codes, evidence_rows, evidence_draws).",
+            f"q_agg is the guide itself, which each of {pairs:.1g} pairs of datum and code goes "
+            "through; that may take hours. Give fewer rows, or a smaller effort= (codes, "
+            "evidence_rows, evidence_draws).",
             stacklevel=4,
         )
     return AggregatedPosterior(encoding)
@@ -449,8 +449,9 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
     if not pair.follows(x):
         raise InputError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "
-            "got one with a plate or parameters of fixed size. For the rows it was trained on, "
-            "pyrovae.aggregate and pyrovae.log_evidence work; for others, write an amortized guide."
+            "got one with a plate or parameters of fixed size. Write an amortized guide; where "
+            "there are parameters for each row, as in AutoNormal, pyrovae.aggregate with "
+            "batch_size= their number and pyrovae.log_evidence take just these rows."
         )
     rows = x[:2]
     guide = pair.encode(rows)

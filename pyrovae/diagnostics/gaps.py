@@ -18,6 +18,7 @@ from pyrovae.evidence.importance import log_joint_of_draws
 from pyrovae.evidence.result import Evidence, smooth, summarise
 from pyrovae.isolation import plain
 from pyrovae.mixture import families
+from pyrovae.mixture.by_row import Pushed
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
@@ -117,9 +118,8 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
             start = families.convert(pair.encode(x), torch.Tensor.detach)
         if isinstance(start, families.Editable):
             raise InputError(
-                f"expected a density of its own for each code, with parameters to optimise; got "
-                f"{families.family(start)}: sites that depend on each other, and one guide for "
-                "all data. Compare it with NUTS instead: beside_nuts."
+                "expected a density of its own for each code, with parameters to optimise; got "
+                "the guide itself, run for all data. Compare it with NUTS instead: beside_nuts."
             )
         if not start.has_rsample:
             raise InputError(
@@ -182,11 +182,11 @@ def _free(distribution: dist.Distribution) -> tuple[list[Tensor], Family]:
         parameters, build = _free(distribution.base_dist)
         dims = distribution.reinterpreted_batch_ndims
         return parameters, lambda values: dist.Independent(build(values), dims)
-    if type(distribution) is dist.TransformedDistribution:
+    if isinstance(distribution, Pushed) or type(distribution) is dist.TransformedDistribution:
         parameters, build = _free(distribution.base_dist)
-        steps = distribution.transforms
-        return parameters, lambda values: dist.TransformedDistribution(build(values), steps)
-    state, kind = families.to_state(distribution), type(distribution)
+        kind, steps = type(distribution), distribution.transforms
+        return parameters, lambda values: kind(build(values), steps)
+    state, family = families.to_state(distribution), type(distribution)
     names = list(state["parameters"])
     transforms = [transform_to(_constraint(distribution, name)) for name in names]
     free = [
@@ -196,7 +196,7 @@ def _free(distribution: dist.Distribution) -> tuple[list[Tensor], Family]:
 
     def build_from(values: list[Tensor]) -> dist.Distribution:
         found = [transform(value) for transform, value in zip(transforms, values, strict=True)]
-        return kind(**dict(zip(names, found, strict=True)), **state["with"])
+        return family(**dict(zip(names, found, strict=True)), **state["with"])
 
     return free, build_from
 

@@ -181,7 +181,9 @@ def path_for(
         if not torch.allclose(once, again, equal_nan=True):
             raise InputError(
                 "expected log p(x, z) to be a function of z; got two values at one z: the model "
-                "draws other latent sites too. Use method='importance', which weighs all of them."
+                "draws other latent sites too. Fix what is one for all rows with "
+                "pyro.poutine.condition, or use log_evidence's method='importance', which weighs "
+                "all of them."
             )
     return Path(pair, rows, easy, prior, target.support)
 

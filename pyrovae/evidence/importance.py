@@ -109,7 +109,7 @@ def support_notes(
 ) -> dict[str, tuple[str, ...]]:
     """A sentence for each prior that gives mass to a part of the space the guide leaves out."""
     rows = pair.blocks(x, BLOCK)[0]
-    if pair.joint(rows):  # there is no one density a row to compare with the prior
+    if pair.joint(rows) or pair.draws_for_all(rows):  # no one density a row to compare with p(z)
         return dict.fromkeys(priors, ())
     with seeded(0, "support notes"):
         guide = pair.encode(rows)

@@ -27,10 +27,11 @@ from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.importance import check_prior, latent_units
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.evidence.simulate import simulate
+from pyrovae.isolation import plain
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
-from pyrovae.randomness import derived_seed, seeded
+from pyrovae.randomness import check_seed, derived_seed, seeded
 
 SPREAD = 10  # moves at β = 1 that part the backward chains of one data point from each other
 
@@ -64,6 +65,7 @@ class Sandwich:
         return "\n".join([f"{sides} over {len(self.z)} simulated data points", *self.concerns()])
 
 
+@plain()
 def sandwich(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,
@@ -118,6 +120,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
     >>> bool((both.upper.values - exact.log_prob(both.x)).abs().max() < 1e-9)  # the guide is exact
     True
     """
+    check_seed(seed)
     pair = Pair(model, guide, site, observed, data_plate)
     rows = all_rows(like, name="like")
     with measuring(model, guide):
@@ -128,7 +131,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
             pair, rows, chains=chains, annealing=annealing, prior=prior, seed=seed
         )
     if concerns := result.concerns():
-        warnings.warn("\n".join(concerns), stacklevel=2)
+        warnings.warn("\n".join(concerns), stacklevel=3)
     return result
 
 

@@ -12,6 +12,7 @@ from torch.distributions import Transform
 
 from pyrovae.errors import InputError
 from pyrovae.mixture import constructors
+from pyrovae.mixture.by_row import MixtureByRow, Pushed
 
 Edit = constructors.Edit
 
@@ -92,10 +93,41 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
         return dist.Independent(_rebuild([part.base_dist for part in parts], edit), dims[0])
     if isinstance(first, Editable):
         return first.rebuild(parts, edit)
-    if type(first) is dist.TransformedDistribution:
+    if isinstance(first, Pushed) or type(first) is dist.TransformedDistribution:
         base, steps = _rebuild([part.base_dist for part in parts], edit), _transforms(parts)
-        return dist.TransformedDistribution(base, steps, vars(first).get("_validate_args"))
+        return type(first)(base, steps, vars(first).get("_validate_args"))
+    if isinstance(first, MixtureByRow):
+        mixing = _rebuild([part.mixture_distribution for part in parts], edit)
+        components = _rebuild([part.component_distribution for part in parts], edit)
+        return MixtureByRow(mixing, components, vars(first).get("_validate_args"))
     return constructors.rebuild(parts, edit)
+
+
+def stack(distributions: Sequence[dist.Distribution], log_weights: Tensor) -> MixtureByRow:
+    """A mixture at each row of K batches of distributions.
+
+    Args:
+        distributions: K of one family, each of batch shape ``(B,)``.
+        log_weights: of each row's K, normalised by the mixture, shape ``(B, K)``.
+
+    Raises:
+        InputError: if families or shapes differ, or a family can't be built anew.
+    """
+    components = _rebuild(distributions, lambda tensors: torch.stack(list(tensors), 1))
+    return MixtureByRow(dist.Categorical(logits=log_weights), components)
+
+
+def unroll(mixtures: MixtureByRow) -> tuple[Tensor, dist.Distribution]:
+    """The components of all rows' mixtures laid end to end, with their log weights.
+
+    Returns:
+        log weights within a row, shape ``(N, K)``; components, batch shape ``(N·K,)``.
+    """
+    log_weights = mixtures.mixture_distribution.logits
+    components = _rebuild(
+        [mixtures.component_distribution], lambda tensors: tensors[0].flatten(0, 1)
+    )
+    return log_weights, components
 
 
 def rows_first(
@@ -175,19 +207,30 @@ def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
             single members.
     """
     first: list[Any] = parts[0].transforms
+    if isinstance(parts[0], Pushed):
+        if not all(parts[0].shares_with(part) for part in parts[1:]):
+            raise InputError(
+                f"expected transforms that are the same for all; got {family(parts[0])}, in "
+                "several versions. Encode all data by one guide."
+            )
+        return first
     made = [[(type(step), _numbers(step)) for step in part.transforms] for part in parts]
-    plain = all(
-        getattr(dist.transforms, kind.__name__, None) is kind
-        and all(isinstance(value, int | float) for value in numbers.values())
-        for kind, numbers in made[0]
-    )
-    if not plain or any(steps != made[0] for steps in made):
+    if not plain(first) or any(steps != made[0] for steps in made):
         raise InputError(
             "expected transforms made of numbers, the same for all; got "
             f"{family(parts[0])}. Take transforms of pyro.distributions.transforms with numbers "
             "for arguments, and leave to the base distribution what differs from row to row."
         )
     return first
+
+
+def plain(transforms: Sequence[Transform]) -> bool:
+    """Whether transforms are of Pyro's own and made of numbers, which are the same for all rows."""
+    return all(
+        getattr(dist.transforms, type(step).__name__, None) is type(step)
+        and all(isinstance(value, int | float) for value in _numbers(step).values())
+        for step in transforms
+    )
 
 
 def _numbers(step: Any) -> dict[str, Any]:
@@ -234,6 +277,8 @@ def factorised(distribution: dist.Distribution) -> bool:
 
 def has_marginals(distribution: dist.Distribution) -> bool:
     """Whether `marginal` knows those of single units."""
+    if isinstance(distribution, MixtureByRow):
+        return has_marginals(distribution.component_distribution)
     return factorised(distribution) or isinstance(distribution, CORRELATED_NORMALS)
 
 
@@ -253,6 +298,9 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
     if factorised(distribution):
         base = _rebuild([distribution.base_dist], lambda tensors: tensors[0][..., index])
         return base if single else dist.Independent(base, 1)
+    if isinstance(distribution, MixtureByRow):
+        components = marginal(distribution.component_distribution, units)
+        return MixtureByRow(distribution.mixture_distribution, components)
     if isinstance(distribution, CORRELATED_NORMALS):
         loc, covariance = distribution.mean[..., index], distribution.covariance_matrix
         if single:
@@ -267,7 +315,9 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
 def family(distribution: dist.Distribution) -> str:
     """The name of a family, without its wrapping: ``"Normal"`` for ``Normal(...).to_event(1)``."""
     inner = innermost(distribution)
-    if type(inner) is not dist.TransformedDistribution:
+    if isinstance(inner, MixtureByRow):
+        return f"mixture of {family(inner.component_distribution)}"
+    if not isinstance(inner, Pushed) and type(inner) is not dist.TransformedDistribution:
         return type(inner).__name__
     steps = ", ".join(type(step).__name__ for step in inner.transforms)
     return f"TransformedDistribution of {family(inner.base_dist)} by {steps or 'no transform'}"
@@ -285,8 +335,10 @@ def floating_parameter(distribution: dist.Distribution) -> Tensor:
     distribution = innermost(distribution)
     if isinstance(distribution, Editable):
         return distribution.like
-    if type(distribution) is dist.TransformedDistribution:
+    if isinstance(distribution, Pushed) or type(distribution) is dist.TransformedDistribution:
         return floating_parameter(distribution.base_dist)
+    if isinstance(distribution, MixtureByRow):
+        return floating_parameter(distribution.component_distribution)
     for name in constructors.parameters(distribution):
         value: Any = getattr(distribution, name)
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -306,9 +358,19 @@ def to_state(distribution: dist.Distribution) -> dict[str, Any]:
     if isinstance(distribution, Editable):
         raise InputError(
             f"expected a family that is made of parameter tensors; got {family(distribution)}, "
-            "which is a function of the pair and has none of its own. Keep the pair, or name a "
-            "single site."
+            "which is a function of the pair and has none of its own. Keep the pair and the data."
         )
+    if isinstance(distribution, Pushed):
+        raise InputError(
+            f"expected a family that is made of parameter tensors; got {family(distribution)}, "
+            "whose transforms are code. Keep the pair and the data, and aggregate again."
+        )
+    if isinstance(distribution, MixtureByRow):
+        return {
+            "family": "MixtureByRow",
+            "mixing": to_state(distribution.mixture_distribution),
+            "components": to_state(distribution.component_distribution),
+        }
     if type(distribution) is dist.TransformedDistribution:
         steps = [[type(step).__name__, _numbers(step)] for step in _transforms([distribution])]
         base = to_state(distribution.base_dist)
@@ -337,6 +399,8 @@ def from_state(state: dict[str, Any]) -> dist.Distribution:
     """
     if state["family"] == "Independent":
         return dist.Independent(from_state(state["base"]), state["dims"])
+    if state["family"] == "MixtureByRow":
+        return MixtureByRow(from_state(state["mixing"]), from_state(state["components"]))
     if state["family"] == "TransformedDistribution":
         steps = [_kind(dist.transforms, n, Transform)(**held) for n, held in state["transforms"]]
         base = from_state(state["base"])

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.mixture.by_row import MixtureByRow
 from pyrovae.mixture.families import convert, floating_parameter, take
 from pyrovae.mixture.kept import usable
 from pyrovae.mixture.once import once
@@ -41,6 +42,8 @@ class Components:
         cost = 8 * 8 * width  # bytes per pair, with room for intermediate results
         if isinstance(components, torch.distributions.MultivariateNormal):
             cost *= 4
+        if isinstance(components, MixtureByRow):
+            cost *= components.component_distribution.batch_shape[-1]
         pairs = max(1, BLOCK_BYTES // cost)
         self.block = min(self.size, max(1, math.isqrt(pairs) * 4))
         self.points = max(1, pairs // self.block)

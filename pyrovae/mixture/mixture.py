@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
 from pyrovae.mixture import families, gradients, quantiles, screening
+from pyrovae.mixture.by_row import MixtureByRow, Pushed
 from pyrovae.mixture.exemplars import Responsibilities, top_scores, total_scores
 from pyrovae.mixture.full_normals import FullNormals
 from pyrovae.mixture.general import Components
@@ -170,6 +171,8 @@ class Mixture(dist.MixtureSameFamily):
         """
         if self._validate_args and value.numel():
             self._validate_sample(value)
+        if (simpler := self._simpler()) is not None:
+            return self._shaped(simpler.log_prob(value).to(self._dtype(value)), value)
         normal = families.diagonal_normal(self.component_distribution)
         if normal is None:
             found = self._components().log_prob(self._rows(value))
@@ -195,6 +198,11 @@ class Mixture(dist.MixtureSameFamily):
             )
         if not len(rows):
             return torch.zeros_like(z)
+        if (simpler := self._simpler()) is not None:
+            with torch.enable_grad():
+                points = usable(rows.detach()).requires_grad_()
+                (found,) = torch.autograd.grad(simpler.log_prob(points).sum(), points)
+            return found.reshape(z.shape)
         with torch.no_grad():  # the parameters take no part
             components = self.diagonal_normals() or self._components()
         if isinstance(components, DiagonalNormals):
@@ -373,6 +381,17 @@ class Mixture(dist.MixtureSameFamily):
                     "expected another component with a weight above zero; got a mixture of one."
                 )
             return self._plain(self._total(self._rows(z), number) - rest, z)
+
+    def _simpler(self) -> dist.Distribution | None:
+        """The same density of plainer components, where these are mixtures or share a flow."""
+        of = self.component_distribution
+        if isinstance(of, MixtureByRow):
+            within, components = families.unroll(of)
+            logits = (self.log_weights.unsqueeze(-1) + within).flatten()
+            return Mixture(dist.Categorical(logits=logits), components)
+        if isinstance(of, Pushed):
+            return Pushed(Mixture(self.mixture_distribution, of.base_dist), of.transforms)
+        return None
 
     def _total(self, rows: Tensor, exclude: Tensor | None = None) -> Tensor:
         """log q(z) in float64, shape ``(B,)``, without one component for each point if asked."""

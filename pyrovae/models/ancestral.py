@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.batches import Batch, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture.families import Edit
-from pyrovae.models.sites import Reader, Reading
+from pyrovae.models.sites import Reader, Reading, innermost
 from pyrovae.models.state import apart, measuring
 from pyrovae.randomness import seeded
 
@@ -69,10 +71,13 @@ class Ancestral(dist.TorchDistribution):
                 data plate or of a support that is not the same for all units.
         """
         if not reader.follows(batch):
+            with torch.no_grad(), torch.random.fork_rng():
+                drawn = reader.read(batch, until=sites)[0].latent
             raise InputError(
-                f"expected a {reader.where} that takes any number of rows, to have the sites "
-                f"{', '.join(sites)}, of which one depends on another, as one vector; got one with "
-                "a plate or parameters of fixed size. Name a single site."
+                f"expected a {reader.where} that takes any number of rows, to be run for each pair "
+                f"of row and code at {', '.join(sites)}; got one with a plate or parameters of "
+                'fixed size. Write pyro.plate("data", len(x)), or name the site that is drawn '
+                f"first: site={min(sites, key=drawn.index)!r}."
             )
         with torch.no_grad(), torch.random.fork_rng():
             reading = reader.read(take_rows(batch, slice(0, 2)), until=sites)[0]
@@ -87,6 +92,11 @@ class Ancestral(dist.TorchDistribution):
             support=_joint_support([part.support for part in densities], sizes),
             batch_shape=batch[0].shape[:1],
         )
+
+    def given(self, values: Mapping[str, Tensor]) -> Ancestral:
+        """The same with values at other sites, each of the shape that the site has for all rows."""
+        function = poutine.condition(self.reader.function, data=dict(values))
+        return self._of(self.batch, self.batch_shape, replace(self.reader, function=function))
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
@@ -159,9 +169,9 @@ class Ancestral(dist.TorchDistribution):
         event = self.batch[0].dim() - len(self.batch_shape)
         return self._of(batch, batch[0].shape[: batch[0].dim() - event])
 
-    def _of(self, batch: Batch, batch_shape: torch.Size) -> Ancestral:
+    def _of(self, batch: Batch, batch_shape: torch.Size, reader: Reader | None = None) -> Ancestral:
         return Ancestral(
-            self.reader,
+            reader or self.reader,
             batch,
             self.sites,
             sizes=self.sizes,
@@ -188,7 +198,7 @@ def code_at(reading: Reading, sites: Sequence[str]) -> Tensor:
 
 def density(reading: Reading, site: str) -> dist.Distribution:
     """The density at a latent site; behind an autoguide's point, that of its auxiliary site."""
-    fn = _base(reading.node(site)["fn"])
+    fn = innermost(reading.node(site)["fn"])
     if isinstance(fn, dist.Delta):
         inner = f"{site}_unconstrained"
         if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
@@ -200,16 +210,29 @@ def density(reading: Reading, site: str) -> dist.Distribution:
     if fn.support.is_discrete:
         raise InputError(
             f"expected a continuous latent at the {reading.where}'s site {site!r}; got "
-            f"{type(fn).__name__}, which is discrete. Name a continuous one of {reading.latent} "
-            "with site=."
+            f"{type(fn).__name__}, which is discrete. {_continuous(reading, site)}"
         )
     return reading.distribution(site)
 
 
-def _base(distribution: dist.Distribution) -> dist.Distribution:
-    while isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
-        distribution = distribution.base_dist
-    return distribution
+def _continuous(reading: Reading, site: str) -> str:
+    """What to name in place of a discrete site."""
+    names = [
+        name
+        for name in reading.latent
+        if name not in reading.shared
+        and not isinstance(innermost(reading.nodes[name]["fn"]), dist.Delta)
+        and not is_discrete(reading.nodes[name]["fn"])
+    ]
+    if not names:
+        return "Draw a continuous one with pyro.sample, such as a Normal, and name it with site=."
+    return f"Name continuous ones of {names} with site=; {site!r} is then summed over, or drawn."
+
+
+def is_discrete(distribution: dist.Distribution) -> bool:
+    """Whether the draws at a site are discrete."""
+    base = innermost(distribution)
+    return not isinstance(base, dist.Delta) and bool(base.support.is_discrete)
 
 
 def _joint_support(

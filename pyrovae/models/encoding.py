@@ -10,7 +10,10 @@ from pyrovae.batches import Batch, Data, as_batches
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
 from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.by_row import Pushed
 from pyrovae.mixture.families import concatenate, convert
+from pyrovae.mixture.sharing import snapshot
+from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.by_place import by_place
 from pyrovae.models.pair import Pair
 from pyrovae.models.sites import Reader
@@ -33,8 +36,9 @@ def encode(
         data: rows, shape ``(N, ...)``: a tensor, an array, a ``Dataset`` or a ``DataLoader``; a
             tuple where the guide takes more arguments, ``guide(x, y)``.
         site: name of the latent site; of several, to take them as one vector. Where one of these
-            depends on the draws of another, the result is an
-            :class:`~pyrovae.models.ancestral.Ancestral`, which goes on running the guide.
+            depends on the draws of another, or the guide has a flow of its own for each row, the
+            result is an :class:`~pyrovae.models.ancestral.Ancestral`, which goes on running the
+            guide. Where it depends on a label that the guide draws, it is a mixture over labels.
         data_plate: name of the plate over the data; by default the one with as many rows as a
             batch.
         batch_size: rows that go through the guide at once; the result does not depend on it. A
@@ -57,7 +61,12 @@ def encode(
             parts.append(convert(pair.encode(batch), torch.Tensor.detach))
             if len(parts) == 1 and len(batches) > 1:
                 _check_batches(guide, data_plate, batch)
-    return concatenate(parts)
+        try:
+            return snapshot(concatenate(parts))
+        except InputError:  # transforms by row, of which a single row does not show any sign
+            if not all(isinstance(part, Pushed | Ancestral) for part in parts):
+                raise
+            return concatenate([pair.run_guide(batch) for batch in batches.ordered()])
 
 
 def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,17 +15,19 @@ from torch import Tensor
 from pyrovae.batches import Batch, as_batch, repeat_rows, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
-from pyrovae.models.ancestral import Ancestral, code_at, density
+from pyrovae.mixture.sharing import share
+from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.by_place import by_place
-from pyrovae.models.scoring import Scorer, total
-from pyrovae.models.sites import Reader, Reading
+from pyrovae.models.scoring import Scorer, supports, total
+from pyrovae.models.site_density import SiteDensity, at_own_draws, fixing
+from pyrovae.models.sites import Reader, Reading, innermost
 from pyrovae.models.state import PyroFunction, measuring, modules_of
-from pyrovae.randomness import seeded
 
 __all__ = ["Pair", "PyroFunction", "Weighted", "measuring", "modules_of"]
 
 ROWS = 16_384  # rows that go through the model at once, at most
 ROWS_BYTES = 1 << 24  # of data that go through the model at once; more is slow to allocate
+TOGETHER = 16  # rows for which a site that is one for all rows is drawn once, where it is drawn
 COMPARED = 100  # rows over which a prior must be the same
 
 
@@ -55,6 +57,11 @@ class Pair:
     pair needs nothing but its ``pyro.sample`` statements. All log densities are those of the sites
     themselves: masks count, subsampling and ``poutine.scale`` do not. A batch is one tensor of
     rows, or a tuple of tensors, one for each argument.
+
+    A site in no plate over the data is one for all rows, and part of the model as a parameter is:
+    it is drawn from the guide, or from the model where the guide has none, and neither its density
+    nor the value of such a ``pyro.factor`` is any row's. Discrete sites of a few values are summed
+    over, in the guide too where it draws no other site.
 
     Args:
         model: generative function.
@@ -88,29 +95,31 @@ class Pair:
     def encode(self, x: Tensor | Batch) -> dist.Distribution:
         """q(z | x), batch shape ``(B,)``, event shape ``(D,)``, for rows ``x``, shape ``(B, ...)``.
 
-        Several sites that are drawn given the data only, of one family, are of that family; all
-        others an :class:`~pyrovae.models.ancestral.Ancestral`.
+        Several sites that are drawn given the data only, of one family, are of that family. Where a
+        site depends on discrete ones of a few values it is a mixture over these. Several of which
+        one depends on another are an :class:`~pyrovae.models.ancestral.Ancestral`, and so is a
+        family that can't be taken apart by row.
 
         Raises:
             InputError: if the guide has no such site, the site is in no data plate or is discrete,
-                or its parameters depend on draws of sites that are not named.
+                its density is known at its own draws only, or its parameters depend on draws of
+                sites that are not named.
         """
         batch = as_batch(x)
-        readings = self._read_guide.read(batch)
-        with torch.random.fork_rng():
-            again = self._read_guide.read(batch)[0] if len(readings[0].latent) > 1 else readings[0]
-        if self._given_all(readings[0], again):
-            return families.concatenate([self._at_sites(reading) for reading in readings])
-        if len(self.sites) > 1:
-            joint = Ancestral.read(self._read_guide, batch, self.sites)
-            if _settled(joint, self._codes(readings[0])):
-                return joint
-        others = [name for name in readings[0].latent if self.sites != (name,)]
-        raise InputError(
-            f"expected q({', '.join(self.sites)} | x) to depend on nothing but the data; got a "
-            f"guide whose parameters there depend on the draws of {others}. Name the site that is "
-            "drawn first with site=, or give those draws as data."
-        )
+        found = self._in_guide.find(batch)
+        if found is None:
+            raise self._in_guide.undetermined(batch)
+        try:
+            families.take(found, slice(0, 1))
+        except InputError:  # it can't be taken apart
+            if not self._read_guide.follows(batch):
+                raise
+            return self.run_guide(batch)
+        return found
+
+    def run_guide(self, batch: Batch) -> Ancestral:
+        """q(z | x) of any family, as the guide itself, run for each pair of row and code."""
+        return Ancestral.read(self._read_guide, batch, self.sites)
 
     def log_joint(self, x: Tensor | Batch, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) row by row, each of shape ``(B,)``.
@@ -122,8 +131,12 @@ class Pair:
             x: rows, shape ``(B, ...)``.
             z: one code for each row, shape ``(B, D)``.
         """
-        batch = as_batch(x)
-        return self._scorer.score(batch, codes=self._split(batch, z))
+        scored = [
+            self._scorer.score(rows, codes=self._split(rows, codes), values=self._global(rows))
+            for rows, codes in self._together(as_batch(x), z)
+        ]
+        likelihood, prior = (torch.cat(column) for column in zip(*scored, strict=True))
+        return likelihood, prior
 
     def log_likelihood(self, x: Tensor | Batch, z: Tensor) -> Tensor:
         """log p(x | z) row by row, shape ``(B,)``, as the ELBO has it.
@@ -132,17 +145,24 @@ class Pair:
         them, whose mean is at most log p(x | z).
         """
         batch = as_batch(x)
-        codes = self._split(batch, z)
-        if self.joint(batch):
-            return self._with_guide(batch, codes)[1]
-        return self._scorer.score(batch, codes=codes)[0]
+        if not self.joint(batch):
+            return self.log_joint(batch, z)[0]
+        return torch.cat(
+            [
+                self._with_guide(rows, self._split(rows, codes))[1]
+                for rows, codes in self._together(batch, z)
+            ]
+        )
 
     def decode(self, x: Tensor | Batch, z: Tensor) -> dist.Distribution:
         """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``."""
-        batch = as_batch(x)
-        readings = self._read_model.read(batch, codes=self._split(batch, z))
-        site = self._observed_site(readings[0])
-        return families.concatenate([r.distribution(site, flatten=False) for r in readings])
+        parts = []
+        for rows, code in self._together(as_batch(x), z):
+            codes, values = self._split(rows, code), self._global(rows)
+            for reading in self._read_model.read(rows, codes=codes, values=values):
+                site = self._observed_site(reading)
+                parts.append(share(reading.distribution(site, flatten=False)))
+        return families.concatenate(parts)
 
     def observe(self, x: Tensor | Batch) -> Tensor:
         """The data at the observed site, one row each, shape ``(B, ...)``."""
@@ -163,25 +183,22 @@ class Pair:
         batch = as_batch(x)
         if self.follows(batch):
             batch = take_rows(batch, slice(0, COMPARED))
-        first, again = (self._read_model.read(batch, until=self.sites)[0] for _ in range(2))
-        code = self._codes(first)[:1].expand(first.kept, -1)
-        found: dist.Distribution | None = None
-        if self._given_all(first, again):
-            found = self._at_sites(first)
-        elif len(self.sites) > 1:
-            joint = Ancestral.read(self._read_model, batch, self.sites)
-            found = joint if _settled(joint, code) else None
-        if found is None or not _alike(found.log_prob(code)):
+        found = self._in_model.find(batch, parts=1)
+        first = self._read_model.read(batch, until=self.sites)[0]
+        code = self._in_model.codes(first)[:1]
+        if found is None or not _alike(found.log_prob(code.expand(*found.batch_shape, -1))):
             others = [name for name in first.latent if name not in self.sites]
+            whole = [name for name in others if name in first.shared]
+            remedy = f" {fixing('model', whole)}" if whole else ""
             raise InputError(
                 f"expected one prior p({', '.join(self.sites)}) for all rows; got one that depends "
                 f"on the data{f' or on the sites {others}' if others else ''}. Compare the "
-                "aggregated posterior with a prior of your own by passing prior=."
+                f"aggregated posterior with a prior of your own by passing prior=.{remedy}"
             )
         try:
             return families.take(found, slice(0, 1))
         except ValueError:  # not made of parameter tensors: a mixture, a flow
-            return self._at_sites(self._read_model.read(take_rows(batch, slice(0, 1)))[0])
+            return self._in_model.at_sites(self._read_model.read(take_rows(batch, slice(0, 1)))[0])
 
     def weigh(
         self, x: Tensor | Batch, draws: int, *, proposal: dist.Distribution | None = None
@@ -198,6 +215,8 @@ class Pair:
         """
         batch = as_batch(x)
         at_once = max(1, _rows_at_once(batch) // len(batch[0])) if self.follows(batch) else 1
+        if self.draws_for_all(batch):
+            at_once = 1  # each draw is one of these too
         if proposal is None and self.joint(batch):
             columns = zip(
                 *(
@@ -231,13 +250,42 @@ class Pair:
         return self._known[key]
 
     def joint(self, x: Tensor | Batch) -> bool:
-        """Whether the guide has other latent sites too, which are drawn with the one named."""
+        """Whether other latent sites of the guide are drawn with the one named.
+
+        So they are, but for discrete ones that can be summed over. A site whose density is known at
+        its own draws only counts as such a site too.
+
+        Raises:
+            InputError: if the guide draws a site that the model lacks.
+        """
         batch = as_batch(x)
         key = ("joint", *_kinds(batch))
         if key not in self._known:
             with torch.random.fork_rng():
-                reading = self._read_guide.read(batch)[0]
-            self._known[key] = bool(set(reading.latent) - set(self.sites))
+                guide = self._read_guide.read(batch)[0]
+                others = [name for name in guide.latent if name not in self.sites]
+                summed = not others or self._summed(guide, others, batch)
+                if not summed:
+                    self._check_weighed(guide, others, batch)
+            self._known[key] = not summed or any(at_own_draws(guide, s) for s in self.sites)
+        return self._known[key]
+
+    def draws_for_all(self, x: Tensor | Batch) -> bool:
+        """Whether guide or model draw a site that is one for all rows.
+
+        Raises:
+            InputError: if a site is one for all rows in only one of the two.
+        """
+        batch = as_batch(x)
+        key = ("draws for all", *_kinds(batch))
+        if key not in self._known:
+            with torch.no_grad(), torch.random.fork_rng():
+                guide, model = (r.read(batch)[0] for r in (self._read_guide, self._read_model))
+            for name in {*guide.latent} & {*model.nodes}:
+                if (name in guide.shared) != (name in model.shared):
+                    (guide if name in guide.shared else model).dim(name)  # where it is missing
+            drawn = {*guide.latent} & {*guide.shared} | {*model.latent} & {*model.shared}
+            self._known[key] = bool(drawn)
         return self._known[key]
 
     def blocks(self, x: Tensor, size: int) -> Sequence[Tensor]:
@@ -253,24 +301,52 @@ class Pair:
         return Reader(self.guide, "guide", self.data_plate)
 
     @property
+    def _in_guide(self) -> SiteDensity:
+        return SiteDensity(self._read_guide, self.sites)
+
+    @property
+    def _in_model(self) -> SiteDensity:
+        return SiteDensity(self._read_model, self.sites)
+
+    @property
     def _scorer(self) -> Scorer:
         return Scorer(self._read_model, self._read_guide, self.sites)
 
-    def _given_all(self, reading: Reading, again: Reading) -> bool:
-        """Whether the sites are one vector of independent units, the same in two runs."""
-        both = [[density(run, site) for site in self.sites] for run in (reading, again)]
-        code = self._codes(reading)
-        if len(self.sites) > 1 and not families.joinable(both[0]):
-            return False
-        values, other = (families.join(parts).log_prob(code) for parts in both)
-        return _equal(values, other)
+    def _summed(self, guide: Reading, others: Sequence[str], batch: Batch) -> bool:
+        """Whether other sites of the guide can be summed over, there and in the model."""
+        model = self._read_model.read(batch)[0]
+        hidden = [n for n in model.latent if n not in (*self.sites, *model.shared)]
+        in_model = supports(model, hidden)
+        return len(supports(guide, others)) == len(others) and all(
+            name in in_model for name in others if name in hidden
+        )
 
-    def _at_sites(self, reading: Reading) -> dist.Distribution:
-        """The distribution at the latent sites as one over vectors."""
-        return families.join([density(reading, site) for site in self.sites])
+    def _check_weighed(self, guide: Reading, others: Sequence[str], batch: Batch) -> None:
+        """Raise if the guide draws what the model has no density of, so that no weight is right."""
+        points = any(isinstance(innermost(guide.nodes[n]["fn"]), dist.Delta) for n in guide.latent)
+        model = self._read_model.read(batch)[0]
+        own = [name for name in others if name not in (*model.nodes, *guide.shared)]
+        if own and not points:  # an autoguide's points are functions of such sites
+            raise InputError(
+                f"expected sites of the guide that the model has too; got {own} in the guide alone,"
+                f" so that p(x, z) has no density of them. Let the model draw {own} given z, from "
+                "any distribution: the closer to the guide's given x and z, the tighter the bound."
+            )
 
-    def _codes(self, reading: Reading) -> Tensor:
-        return code_at(reading, self.sites)
+    def _global(self, batch: Batch) -> dict[str, Tensor]:
+        """A draw from the guide of what is one for all rows."""
+        if not self.draws_for_all(batch):
+            return {}
+        reading = self._read_guide.read(batch)[0]
+        return {n: reading.nodes[n]["value"] for n in reading.latent if n in reading.shared}
+
+    def _together(self, batch: Batch, z: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+        """Rows with their codes, those at once that share what is drawn for all rows."""
+        apart = self.draws_for_all(batch) and self.follows(batch)
+        size = TOGETHER if apart else max(1, len(batch[0]))
+        for start in range(0, len(batch[0]), size):
+            rows = slice(start, start + size)
+            yield take_rows(batch, rows), z[rows]
 
     def _split(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
         """The part of a code that belongs to each site."""
@@ -297,15 +373,16 @@ class Pair:
         parts = []
         for reading in self._read_guide.read(batch, codes=codes):
             values = {name: reading.nodes[name]["value"] for name in reading.latent}
-            joint, prior = self._scorer.score(batch, values=values, indices=reading.indices)
-            rest = joint[: reading.kept] - total(reading, set(reading.latent) - own)
             guide = total(reading, set(reading.latent) & own)
-            parts.append((self._codes(reading), rest, prior[: reading.kept], guide))
+            others = total(reading, set(reading.latent) - own)
+            joint, prior = self._scorer.score(batch, values=values, indices=reading.indices)
+            rest = joint[: reading.kept] - others
+            parts.append((self._in_guide.codes(reading), rest, prior[: reading.kept], guide))
         z, rest, prior, guide = (torch.cat(column) for column in zip(*parts, strict=True))
         return z, rest, prior, guide
 
     def _observed_site(self, reading: Reading) -> str:
-        names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
+        names = reading.data_sites
         if self.observed is not None:
             for name in (self.observed, f"{self.observed}_observed"):
                 if name in names:
@@ -340,18 +417,5 @@ def _unchecked() -> AbstractContextManager[object]:
     return unchecked
 
 
-def _settled(joint: Ancestral, code: Tensor) -> bool:
-    """Whether a joint density is one of the rows and of nothing that is drawn on the way."""
-    found = []
-    for seed in range(2):
-        with seeded(seed, "joint density"):
-            found.append(joint.log_prob(code))
-    return _equal(*found)
-
-
 def _alike(values: Tensor) -> bool:
     return torch.allclose(values, values[:1].expand_as(values))
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, equal_nan=True)

@@ -33,6 +33,7 @@ def over_rows(pair: Pair, *data: Data) -> tuple[Pair, tuple[Tensor, ...]]:
     if len(counts) > 1:
         raise InputError(
             f"expected as many arguments in each data set; got {[len(batch) for batch in batches]}."
+            " Give each data set all arguments of the pair, as a tuple in their order."
         )
     if counts == {1}:
         return pair, tuple(batch[0] for batch in batches)

@@ -61,7 +61,7 @@ class Scorer:
         own = {*self.sites, *summed}
         rest, prior = [], []
         for reading in readings:
-            observed = reading.observed
+            observed = [name for name in reading.observed if name not in reading.shared]
             if not observed:
                 raise InputError(
                     "expected an observed site in the model; got none. Give a site obs=, and the "
@@ -76,14 +76,9 @@ class Scorer:
 
     def _sums(self, reading: Reading, known: set[str], batch: Batch) -> dict[str, list[Tensor]]:
         """Values to sum over at latent sites of the model that nothing is known of."""
-        others = [name for name in reading.latent if name not in {*known, *self.sites}]
-        found: dict[str, list[Tensor]] = {}
-        count = 1
-        for name in others:
-            support = _support(reading, name)
-            if support and count * len(support) <= ASSIGNMENTS:
-                count *= len(support)
-                found[name] = support
+        shared = reading.shared
+        others = [n for n in reading.latent if n not in {*known, *self.sites, *shared}]
+        found = supports(reading, others)
         rest = [name for name in others if name not in found and not _imputed(reading, name)]
         if rest:
             with torch.no_grad(), torch.random.fork_rng():
@@ -97,9 +92,34 @@ class Scorer:
         return found
 
 
+def supports(reading: Reading, names: Iterable[str]) -> dict[str, list[Tensor]]:
+    """All values at those of some discrete sites that can be summed over together.
+
+    Args:
+        reading: of the model or the guide.
+        names: of latent sites.
+
+    Returns:
+        the values by name, each of the shape that the site has for all rows; other sites are left
+        out, and so are those beyond ``ASSIGNMENTS`` combinations.
+    """
+    found: dict[str, list[Tensor]] = {}
+    count = 1
+    for name in names:
+        support = _support(reading, name)
+        if support and count * len(support) <= ASSIGNMENTS:
+            count *= len(support)
+            found[name] = support
+    return found
+
+
 def total(reading: Reading, names: Iterable[str]) -> Tensor:
-    """Sum of the log densities at some sites, in the order of the run, shape ``(kept,)``."""
-    chosen = [reading.log_density(name) for name in reading.nodes if name in set(names)]
+    """Sum of each row's log densities at some sites, in the order of the run, shape ``(kept,)``.
+
+    Sites that are one for all rows are no row's, and are left out.
+    """
+    wanted = {*names}.difference(reading.shared)
+    chosen = [reading.log_density(name) for name in reading.nodes if name in wanted]
     return torch.stack(chosen).sum(0) if chosen else torch.zeros(())
 
 

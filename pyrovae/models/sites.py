@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -42,7 +42,7 @@ class Reading:
         kept: how many of them were asked for; a subsampling plate of fixed size gets more.
         where: ``"model"`` or ``"guide"``, for errors.
         data_plate: name of the data plate, if given.
-        growing: names of the plates that follow the number of rows, if that had to be found out.
+        grows: whether plates follow the number of rows, by name, where that had to be found out.
         indices: the rows that a subsampling plate was made to choose.
     """
 
@@ -51,7 +51,7 @@ class Reading:
     kept: int
     where: str
     data_plate: str | None = None
-    growing: frozenset[str] | None = None
+    grows: Mapping[str, bool] = field(default_factory=dict)
     indices: Tensor | None = None
 
     @property
@@ -65,13 +65,29 @@ class Reading:
         return [name for name, node in self.nodes.items() if node["is_observed"]]
 
     @property
-    def ambiguous(self) -> bool:
-        """Whether it is open which of several plates around a site is over the data."""
-        return self.growing is None and any(
-            sum(_size(f, node) == self.rows for f in _frames(node)) > 1
-            and all(f.name != self.data_plate for f in _frames(node))
-            for node in self.nodes.values()
-        )
+    def shared(self) -> list[str]:
+        """Names of the sites that are one for all rows: those in no plate over the data."""
+        return [name for name, node in self.nodes.items() if not self._plates(node)]
+
+    @property
+    def data_sites(self) -> list[str]:
+        """Names of the observed sites with data in each row: no ``pyro.factor``."""
+        shared = self.shared
+        return [
+            name
+            for name in self.observed
+            if name not in shared and not isinstance(self.nodes[name]["fn"], dist.Unit)
+        ]
+
+    @property
+    def ambiguous(self) -> set[str]:
+        """Names of plates of as many rows as the data, where it is open which are over these."""
+        plates = [{f.name for f in self._plates(node)} for node in self.nodes.values()]
+        if self.data_plate is not None:
+            plates = [names for names in plates if self.data_plate not in names]
+        names = set().union(*plates)
+        several = len(names) > (self.data_plate is None)
+        return names - set(self.grows) if several else set()
 
     def node(self, site: str) -> Node:
         """The latent site of a name.
@@ -136,14 +152,10 @@ class Reading:
             InputError: if no plate around the site, or more than one, has a row for each datum.
         """
         node = self.nodes[site]
-        frames = _frames(node)
-        named = [f for f in frames if f.name == self.data_plate]
-        found = [f for f in named or frames if _size(f, node) == self.rows]
-        if self.growing is not None and len(found) > 1:
-            found = [f for f in found if f.name in self.growing]
+        found = self._plates(node)
         if len(found) == 1:
             return int(found[0].dim)
-        plates = {f.name: _size(f, node) for f in frames}
+        plates = {f.name: _size(f, node) for f in _frames(node)}
         if len(found) > 1:
             raise InputError(
                 f"expected one plate of {self.rows} rows around the {self.where}'s site {site!r}; "
@@ -153,13 +165,24 @@ class Reading:
             raise InputError(
                 f"expected a plate over the data around the {self.where}'s site {site!r}; got "
                 'none, so that no row has a part of its own. Put it under with pyro.plate("data", '
-                "len(x)): or, if it is one for all rows, fix it with poutine.condition."
+                "len(x)):."
             )
         raise OtherRows(
             f"expected a plate of {self.rows} rows, those of the batch, around the {self.where}'s "
-            f'site {site!r}; got plates {plates}. Write pyro.plate("data", len(x)), name the plate '
-            "with data_plate=, or, if its size is fixed, give all rows at once: batch_size=."
+            f'site {site!r}; got plates {plates}. Write pyro.plate("data", len(x)), or, if the '
+            "plate has a fixed size, give as many rows as that: to encode and aggregate all of "
+            "them at once, with batch_size= their number."
         )
+
+    def _plates(self, node: Node) -> list[Any]:
+        """The plates around a site that are over the data, as far as is known."""
+        frames = _frames(node)
+        named = [f for f in frames if f.name == self.data_plate]
+        return [
+            f
+            for f in named or frames
+            if _size(f, node) == self.rows and self.grows.get(f.name, True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -175,6 +198,8 @@ class Reader:
     function: PyroFunction
     where: str
     data_plate: str | None = None
+    _grows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+    _of_rows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def read(
         self,
@@ -232,13 +257,14 @@ class Reader:
         index = torch.arange(rows, device=batch[0].device) % len(batch[0])
         try:
             reading = self.read(take_rows(batch, index))[0]
-            for site in reading.nodes:
-                reading.dim(site)
+            by_row = [reading.dim(site) for site in reading.nodes if site not in reading.shared]
         except OtherRows:
             return False
         except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its sums
             return False
-        return True
+        plates = any(_frames(reading.nodes[site]) for site in reading.shared)
+        # A plate of fixed size is over all rows of the data, or over something else.
+        return bool(by_row) and (not plates or reading.shared == self.read(batch)[0].shared)
 
     @contextmanager
     def _whole_or_undone(self) -> Iterator[None]:
@@ -257,27 +283,25 @@ class Reader:
         return [r for r in roots if any(isinstance(m, PyroModule) for m in r.modules())]
 
     def _run(
-        self,
-        batch: Batch,
-        indices: Tensor | None,
-        place: Callable[..., _Place],
-        growing: frozenset[str] | None = None,
+        self, batch: Batch, indices: Tensor | None, place: Callable[..., _Place]
     ) -> Reading | int:
         """One run, or the size of the plate if it takes only so many rows at a time."""
         rows = len(batch[0])
         count = rows if indices is None else len(indices)
-        blank = Reading({}, count, count, self.where, self.data_plate, growing, indices)
+        blank = Reading({}, count, count, self.where, self.data_plate, self._grows, indices)
         tracing = poutine.trace(place(blank, rows)(self.function))
         try:
             with suppress(_Passed), self._whole_or_undone():
                 tracing(*batch)
             reading = replace(blank, nodes=_sites(tracing.trace.nodes))
-            if reading.ambiguous:
-                raise _Ambiguous
+            if names := reading.ambiguous:
+                raise _Ambiguous(names)
+            self._check_shared(reading, batch)
         except _Window as window:
             return window.size
-        except _Ambiguous:
-            return self._run(batch, indices, place, self._growing(batch))
+        except _Ambiguous as several:
+            self._note_growth(several.names, batch)
+            return self._run(batch, indices, place)
         except ValueError as error:
             if isinstance(error.__cause__, InputError):  # Pyro appends the shapes in its trace
                 raise error.__cause__ from None
@@ -291,25 +315,97 @@ class Reader:
                 raise
             raise InputError(
                 f"expected the dimensions of one row to be event dimensions in the {self.where}; "
-                f"got: {reason}. Declare them with .to_event(1), or give them a plate of their own."
+                f"got {reason}. Declare them with .to_event(1), or give them a plate of their own."
             ) from error
         return reading
 
-    def _growing(self, batch: Batch) -> frozenset[str]:
-        """Which of several plates of one size are over the data: those that grow by a row."""
-        index = torch.arange(len(batch[0]) + 1, device=batch[0].device) % len(batch[0])
+    def _note_growth(self, names: set[str], batch: Batch) -> None:
+        """Find out which of several plates are over the data: those that grow by a row."""
+        longer = self._longer(batch)
+        grown = {
+            frame.name
+            for node in (longer or {}).values()
+            for frame in _frames(node)
+            if _size(frame, node) == len(batch[0]) + 1
+        }
+        # Where none does there is a fixed number of rows, and it stays open.
+        self._grows.update((name, name in grown or not grown) for name in names)
+
+    def _check_shared(self, reading: Reading, batch: Batch) -> None:
+        """Raise unless what stands in no plate over the data is one for all rows.
+
+        Raises:
+            InputError: naming a site that is made of the rows and was left out of their plate.
+        """
+        if self.where == "guide":
+            _check_guide(reading)
+        for name in reading.shared:
+            node = reading.nodes[name]
+            shape = (*node["fn"].batch_shape, *node["fn"].event_shape)
+            in_step = any(size % reading.rows == 0 for size in shape)
+            factor = isinstance(node["fn"], dist.Unit)
+            if in_step or (node["is_observed"] and not factor):
+                if name not in self._of_rows:
+                    self._of_rows[name] = self._made_of_rows(name, node, batch)
+                if self._of_rows[name]:
+                    reading.dim(name)  # which is what there is to say
+
+    def _made_of_rows(self, name: str, node: Node, batch: Batch) -> bool:
+        """Whether a site is another one for other rows, as far as can be told."""
+        longer = self._longer(batch)
+        if longer is None or name not in longer:
+            return True
+        other = longer[name]
+        if node["is_observed"] and not isinstance(node["fn"], dist.Unit):
+            one, two = node["value"], other["value"]
+            return one.shape != two.shape or not torch.equal(one, two)
+        shapes = [part["fn"].batch_shape + part["fn"].event_shape for part in (node, other)]
+        return shapes[0] != shapes[1]
+
+    def _longer(self, batch: Batch) -> Mapping[str, Node] | None:
+        """The sites for one row more, in another order; none if the function can't take it."""
+        count = len(batch[0])
+        index = (torch.arange(count + 1, device=batch[0].device) + 1) % count
         found = AsFound(modules_of(self.function))
         try:
             with torch.no_grad(), torch.random.fork_rng():
-                longer = poutine.trace(self.function).get_trace(*take_rows(batch, index))
+                trace = poutine.trace(self.function).get_trace(*take_rows(batch, index))
+        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its sums
+            return None
         finally:
             found.put_back()
-        return frozenset(
-            frame.name
-            for node in _sites(longer.nodes).values()
-            for frame in _frames(node)
-            if _size(frame, node) == len(index)
+        return _sites(trace.nodes)
+
+
+def _check_guide(reading: Reading) -> None:
+    """Raise unless what a guide says of a row is a density of that row's own.
+
+    Raises:
+        InputError: for a ``pyro.factor`` by row, or an autoguide's one density over all rows.
+    """
+    shared = reading.shared
+    factors = [name for name in reading.observed if name not in shared]
+    if factors and isinstance(reading.nodes[factors[0]]["fn"], dist.Unit):
+        raise InputError(
+            f"expected a guide that is a density, which integrates to one; got the factor "
+            f"{factors[0]!r} in each row. Put it into the model."
         )
+    hidden = [n for n in shared if reading.nodes[n]["infer"].get("is_auxiliary")]
+    for name in reading.latent:
+        point = isinstance(innermost(reading.nodes[name]["fn"]), dist.Delta)
+        if hidden and point and name not in shared and f"{name}_unconstrained" not in reading.nodes:
+            raise InputError(
+                f"expected a guide with a density for each row at the site {name!r}; got one over "
+                f"all rows at once, {hidden[0]!r}. Write a guide that encodes each row, or take "
+                "pyro.infer.autoguide.AutoNormal, which has parameters for each."
+            )
+
+
+def innermost(distribution: dist.Distribution) -> dist.Distribution:
+    """A distribution without its masks and its ``Independent`` wrapping."""
+    while isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
 
 
 class _Window(Exception):
@@ -322,6 +418,10 @@ class _Window(Exception):
 
 class _Ambiguous(Exception):
     """Several plates have as many rows as the batch."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(names)
+        self.names = names
 
 
 class _Passed(Exception):
@@ -358,8 +458,8 @@ class _Place(Messenger):
         elif name in self.codes:
             reading = replace(self.blank, nodes={name: msg})
             fn = reading.node(name)["fn"]
-            if reading.ambiguous:
-                raise _Ambiguous
+            if names := reading.ambiguous:
+                raise _Ambiguous(names)
             msg["value"], msg["done"] = (
                 _as_value(self.codes[name], fn, reading.dim(name), name),
                 True,

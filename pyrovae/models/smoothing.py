@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.by_row import MixtureByRow, Pushed
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
 from pyrovae.models.priors import FlowPrior
@@ -260,15 +261,20 @@ def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
     r"""The mixture with normals for components without moments in closed form; else as it is.
 
     Each gets the mean and the covariance of draws from the component, as where latent sites depend
-    on each other: of all normals these are closest to it in KL(component ‖ normal). Components that
-    do not reach over all real numbers stay as they are.
+    on each other or are pushed through a flow: of all normals these are closest to it in
+    KL(component ‖ normal). Components that do not reach over all real numbers stay as they are.
+    Mixtures of normals at each datum are laid end to end.
 
     Args:
         agg: a mixture over vectors.
         seed: names the draws.
     """
     components = agg.component_distribution
-    if not (isinstance(components, families.Editable) and _real(agg.support)):
+    if isinstance(components, MixtureByRow):
+        within, parts = families.unroll(components)
+        weights = (agg.log_weights.unsqueeze(-1) + within).exp().flatten()
+        return AggregatedPosterior(parts, weights) if is_normal(parts) else agg
+    if not (isinstance(components, families.Editable | Pushed) and _real(agg.support)):
         return agg
     dim = agg.event_shape.numel()
     draws = max(MOMENT_DRAWS, 4 * dim)

@@ -83,7 +83,7 @@ class _Replacing(Messenger):
         if tuple(new.batch_shape) not in ((), (1,), tuple(old.batch_shape)):
             raise InputError(
                 f"expected a prior for one row, batch shape (), at site {self.site!r}; got "
-                f"{tuple(new.batch_shape)}. Declare the units of a code with .to_event(1)."
+                f"{tuple(new.batch_shape)}. Give one density for all rows, of batch shape ()."
             )
         new = new.expand(old.batch_shape)
         masked = isinstance(old, dist.MaskedDistribution)

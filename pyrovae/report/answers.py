@@ -102,9 +102,10 @@ def _units(diagnosis: Diagnosis) -> Answer:
         return Answer(
             "One latent as D independent Gaussian “particles”",
             f"No: D = {units} units, of which some depend on others given x.",
-            "The code is made of latent sites that depend on each other, so the densities of "
-            "single units have no closed form: total correlation and the divergence of each unit "
-            f"are left out. D was chosen by hand and is unrelated to N. {active_units(diagnosis)}",
+            "The guide makes them depend on each other, by several latent sites or a flow, so the "
+            "densities of single units have no closed form: total correlation and the divergence "
+            "of each unit are left out. D was chosen by hand and is unrelated to N. "
+            f"{active_units(diagnosis)}",
         )
     elif correlation.unresolved:
         reading = f"Whether they depend on each other in the whole of q_agg: {correlation}."
@@ -143,7 +144,7 @@ def _rounded(size: float) -> str:
 
 def _kind(diagnosis: Diagnosis) -> str:
     if diagnosis.training.total_correlation is None:
-        return "joint distribution"  # of sites that depend on each other
+        return "joint distribution"  # of units that depend on each other
     name = families.family(diagnosis.aggregated.component_distribution)
     return "Gaussian" if name.endswith("Normal") and name != "LogNormal" else f"{name} distribution"
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -276,15 +276,38 @@ def test_a_guide_that_cannot_be_aggregated(guide: Any, names: dict[str, Any], me
         pv.aggregate(guide, X, **names)
 
 
-def test_a_family_that_cannot_be_laid_end_to_end() -> None:
-    def spread(x: Tensor) -> dist.Distribution:
-        parts = dist.Normal(torch.stack([x, -x], -1), 1.0)
-        mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
-        return dist.Independent(mixture, 1)
+class Fixed(dist.TorchDistribution):
+    """A family that keeps nothing of what it is made from."""
 
-    guide = guide_in_plate(("z", spread))
-    with pytest.raises(ValueError, match=r"MixtureSameFamily"):
-        pv.encode(guide, X, batch_size=10)
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = dist.constraints.real_vector
+
+    def __init__(self, loc: Tensor, batch_shape: torch.Size | None = None) -> None:
+        self._normal = dist.Normal(loc, 1.0).to_event(1)
+        super().__init__(batch_shape or self._normal.batch_shape, loc.shape[-1:])
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Fixed:
+        return Fixed(self._normal.mean.expand(*batch_shape, -1))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._normal.log_prob(value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self._normal.rsample(sample_shape)
+
+
+def test_a_family_that_cannot_be_laid_end_to_end_is_the_guide_itself() -> None:
+    agg = pv.aggregate(guide_in_plate(("z", lambda x: Fixed(x[:, :LATENT]))), X, batch_size=10)
+    z = agg.sample((3,))
+    right = normal(X).log_prob(z.unsqueeze(1)).logsumexp(1) - math.log(ROWS)
+    assert torch.allclose(agg.log_prob(z), right)
+
+    def with_parameters(x: Tensor) -> None:
+        with pyro.plate("data", ROWS):
+            pyro.sample("z", Fixed(torch.zeros(ROWS, LATENT)))
+
+    with pytest.raises(ValueError, match=r"expected a family that can be built anew.*got Fixed"):
+        pv.encode(with_parameters, X)
 
 
 def test_a_top_latent_can_be_aggregated_alone() -> None:

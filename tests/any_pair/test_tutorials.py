@@ -44,9 +44,13 @@ def test_semi_supervised_vae() -> None:
         vae.model, vae.guide, (x, y), held_out=(new, new_y), observed="x", effort=TINY
     )
     assert "Sample from" in found.advice
-    # Unlabelled rows: the label is drawn with z in the guide, and p(x) is that of both.
-    with pytest.raises(ValueError, match=r"depend on the draws of \['y'\]"):
-        pv.encode(vae.guide, new)
+    # Unlabelled rows: the label is summed over in the guide, and p(x) is that of both.
+    mixed = pv.encode(vae.guide, new)
+    z = mixed.sample()
+    labels = torch.eye(CLASSES).unsqueeze(1).expand(-1, len(new), -1)
+    share = vae.encoder_y(new).log_softmax(-1).T
+    terms = [pv.encode(vae.guide, (new, label)).log_prob(z) for label in labels]
+    assert torch.allclose(mixed.log_prob(z), (share + torch.stack(terms)).logsumexp(0), atol=1e-6)
     unlabelled = pv.log_evidence(vae.model, vae.guide, new, draws=200)
     summed = torch.stack(
         [
