@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room imports only from rooms before it. Files of one room stand on one level.
 ROOMS = (
-    ("errors", "estimates", "randomness", "arviz_adapter", "batches", "progress"),
+    ("errors", "estimates", "randomness", "arviz_adapter", "arrays", "batches", "progress"),
     ("mixture",),
     ("models",),
     ("training",),

@@ -11,7 +11,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Batches, Data, Transform, as_batches
+from pyrovae.batches import Batches, Data, Transform, as_batches, check_arguments
 from pyrovae.errors import InputError
 from pyrovae.models.pair import PyroFunction, modules_of
 from pyrovae.progress import progress_bar
@@ -66,9 +66,11 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either
             ``pyro.plate("data", len(x))`` or one of the full size N with ``subsample=``.
         guide: its guide.
-        train: rows ``(N, ...)``: a tensor, an array, a map-style ``Dataset`` or a ``DataLoader``
-            (which keeps its own batch size and shuffling). A tuple of tensors is a pair with more
-            arguments, ``model(x, y)``.
+        train: rows ``(N, ...)``: a tensor, an array, a pandas table, a ``scipy.sparse`` matrix
+            (whose rows become dense a minibatch at a time), an AnnData (its ``X``; for a layer give
+            ``adata.layers["counts"]``), a map-style ``Dataset`` or a ``DataLoader`` (which keeps
+            its own batch size and shuffling). A tuple of them is a pair with more arguments,
+            ``model(x, y)``.
         validation: held-out rows, with which the parameters of the best epoch are kept.
         epochs: passes over the data.
         batch_size: rows in a minibatch.
@@ -132,7 +134,9 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
 
 def _set_up(evaluator: Evaluator, rows: Batches, device: torch.device | str | None) -> Trainable:
     """Find what there is to train on the first batch, and bring it to the device."""
-    first = next(rows.ordered())
+    first = rows.first()
+    for function, who in ((evaluator.model, "model"), (evaluator.guide, "guide")):
+        check_arguments(function, first, who)
     modules = [*modules_of(evaluator.model), *modules_of(evaluator.guide)]
     home = next((p.device for module in modules for p in module.parameters()), first[0].device)
     evaluator.device = home
@@ -159,10 +163,7 @@ def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None
 
 
 def _check_alike(train: Batches, validation: Batches) -> None:
-    shapes = [
-        [(tuple(a.shape[1:]), a.dtype) for a in next(rows.ordered())]
-        for rows in (train, validation)
-    ]
+    shapes = [[(tuple(a.shape[1:]), a.dtype) for a in rows.first()] for rows in (train, validation)]
     if shapes[0] != shapes[1]:
         raise InputError(
             f"expected validation rows of the shape and dtype of the training rows, {shapes[0]}; "
