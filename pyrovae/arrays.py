@@ -117,7 +117,7 @@ def as_rows(data: Array, name: str) -> Rows:
     if isinstance(data, Table):
         return _frame(data, name)
     if isinstance(data, np.ndarray):
-        tensor = _from_numpy(data, name)
+        tensor = from_numpy(data, name)
         check_finite(tensor, name)
         if not tensor.is_floating_point():
             return tensor
@@ -132,6 +132,36 @@ def as_rows(data: Array, name: str) -> Rows:
     dense = data if data.layout == torch.strided else data.to_dense()
     check_finite(dense, name)
     return dense
+
+
+def from_numpy(array: NDArray[Any], name: str) -> Tensor:
+    """An array of numbers as a tensor of its dtype, or of the next one that torch computes with.
+
+    Args:
+        array: whole or floating-point numbers, of any byte order and layout.
+        name: what to call them in an error.
+
+    Raises:
+        InputError: for something but numbers, or hidden entries.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise _hidden(name, np.argwhere(np.ma.getmaskarray(array)).tolist())
+        array = array.data
+    if array.dtype.kind not in "fiub":
+        raise InputError(
+            f"expected tensors or arrays of numbers in {name}; got dtype {array.dtype}. Turn them "
+            "into numbers first."
+        )
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "u" and size > 1:  # torch computes little with these
+        fits = size < 8 or not array.size or int(array.max()) < 1 << 63
+        array = array.astype(np.int64 if fits else np.float64)
+    elif (kind == "f" and size > 8) or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("=") if size <= 8 else np.float64)
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.as_tensor(array)
 
 
 def check_finite(tensor: Tensor, name: str, *, first: int = 0) -> None:
@@ -168,7 +198,8 @@ def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
             of a time in seconds, say, or of a number below 1e-38, all of them.
     """
     narrow = tensor.to(dtype)
-    if tensor.dtype == dtype or not len(tensor) or not tensor.numel():
+    wider = tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) == dtype
+    if wider or not tensor.numel():
         return narrow
     lost = tensor.new_zeros(tensor.shape[1:], dtype=torch.float64)
     for start, part in _blocks(tensor):
@@ -204,30 +235,6 @@ def _blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Rows a block at a time, with the number of the first."""
     size = max(1, BLOCK // max(1, tensor[:1].numel()))
     return ((i, tensor[i : i + size]) for i in range(0, len(tensor), size))
-
-
-# -- arrays --------------------------------------------------------------------------------------
-
-
-def _from_numpy(array: NDArray[Any], name: str) -> Tensor:
-    if isinstance(array, np.ma.MaskedArray):
-        if np.ma.is_masked(array):
-            raise _hidden(name, np.argwhere(np.ma.getmaskarray(array)).tolist())
-        array = array.data
-    if array.dtype.kind not in "fiub":
-        raise InputError(
-            f"expected tensors or arrays of numbers in {name}; got dtype {array.dtype}. Turn them "
-            "into numbers first."
-        )
-    kind, size = array.dtype.kind, array.dtype.itemsize
-    if kind == "u" and size > 1:  # torch computes little with these
-        fits = size < 8 or not array.size or int(array.max()) < 1 << 63
-        array = array.astype(np.int64 if fits else np.float64)
-    elif (kind == "f" and size > 8) or not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("=") if size <= 8 else np.float64)
-    if not array.flags.writeable or min(array.strides, default=0) < 0:
-        array = array.copy()
-    return torch.as_tensor(array)
 
 
 def _hidden(name: str, places: list[list[int]]) -> InputError:
@@ -277,7 +284,7 @@ def _frame(data: Any, name: str) -> Rows:
     columns = []
     for i, title in enumerate(data.columns):
         label = f"column {str(title)!r} of {name}"
-        column = _from_numpy(_column(data.iloc[:, i], label), label)
+        column = from_numpy(_column(data.iloc[:, i], label), label)
         check_finite(column, label)
         columns.append(narrowed(column, dtype, label))
     return torch.stack(columns, 1) if columns else torch.empty(len(data), 0)
