@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import pyrovae.report.html as html
 from pyrovae.batches import Data, Transform
-from pyrovae.datasets import Dataset, check, default_likelihood, split, units
+from pyrovae.datasets import Dataset, check, check_near, default_likelihood, split, units
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.errors import InputError
 from pyrovae.models.exemplar_prior import ExemplarPrior
@@ -287,6 +287,7 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
     outward = tuple(reversed(hidden))
     decoder: nn.Module
     if likelihood == "normal":
+        check_near(data, location, scale)
         network = mlp((latent, *outward, math.prod(shape)))
         decoder = NormalDecoder(network, torch.Size(shape), location=location, scale=scale)
     else:

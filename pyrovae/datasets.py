@@ -22,6 +22,7 @@ __all__ = [
     "Dataset",
     "Split",
     "check",
+    "check_near",
     "default_likelihood",
     "load",
     "split",
@@ -31,6 +32,7 @@ __all__ = [
 LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic", "negative_binomial")
 MINIMUM_ROWS = 20
 MAXIMUM_CATEGORIES = 1024
+FARTHEST = 1e12  # standard deviations, at which the log density of a code is of order 1e24
 LARGEST = 1e100  # whose squares float64 still holds; as it does those of 1/LARGEST
 
 
@@ -217,17 +219,30 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
 def units(rows: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
     """Location and scale of rows, in float64: of each column of a table, of all pixels of images.
 
-    A column that is constant has no scale of its own, whatever rounding makes of it: it gets 1.
+    What is constant has no scale of its own, whatever rounding makes of it: it gets 1.
 
     Args:
         rows: shape ``(N, *event_shape)``.
         image: whether an entry is a pixel.
     """
-    wide = rows.double()
-    if image:
-        return wide.mean(), wide.std()
-    varied = (rows != rows[:1]).any(0)
+    wide = rows.double().flatten() if image else rows.double()
+    varied = (wide != wide[:1]).any(0)
     return wide.mean(0), torch.where(varied, wide.std(0), 1.0)
+
+
+def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
+    """Raise if a value lies so far from the training data that networks in float32 can't take it.
+
+    Args:
+        data: the whole data set.
+        location, scale: of its training part, see `units`.
+
+    Raises:
+        InputError: naming the first such value, its row and its column.
+    """
+    near = (data.values.double() - location).abs() <= FARTHEST * scale
+    expected = f"values within {FARTHEST:g} standard deviations of the training data's mean"
+    _require(data, near, expected, "Remove such rows, or correct them.")
 
 
 # -- what suits a likelihood ---------------------------------------------------------------------
