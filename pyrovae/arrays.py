@@ -260,6 +260,23 @@ def _place(row: int, rest: list[Any]) -> str:
 # -- tables and matrices -------------------------------------------------------------------------
 
 
+def column_numbers(values: Any, label: str) -> NDArray[Any]:
+    """A pandas Series of numbers as an array: float64, with NaN where one is missing, or whole.
+
+    Raises:
+        InputError: for something but numbers, by its dtype.
+    """
+    kind = getattr(values.dtype, "kind", "O")
+    if kind not in "fiub":
+        raise InputError(
+            f"expected numbers in {label}; got dtype {values.dtype}. Leave it out or turn it into "
+            "numbers."
+        )
+    if kind == "f" or values.isna().any():
+        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    return np.asarray(values.to_numpy(dtype={"b": bool, "u": np.uint64, "i": np.int64}[kind]))
+
+
 def _annotated(data: Any, name: str) -> Any:
     """The matrix X of an AnnData."""
     if getattr(data, "isbacked", False):
@@ -279,27 +296,15 @@ def _annotated(data: Any, name: str) -> Any:
 def _frame(data: Any, name: str) -> Rows:
     """The numbers of a table in the default dtype; those of a Series as those of an array."""
     if data.ndim == 1:
-        return as_rows(_column(data, name), name)
+        return as_rows(column_numbers(data, name), name)
     dtype = torch.get_default_dtype()
     columns = []
     for i, title in enumerate(data.columns):
         label = f"column {str(title)!r} of {name}"
-        column = from_numpy(_column(data.iloc[:, i], label), label)
+        column = from_numpy(column_numbers(data.iloc[:, i], label), label)
         check_finite(column, label)
         columns.append(narrowed(column, dtype, label))
     return torch.stack(columns, 1) if columns else torch.empty(len(data), 0)
-
-
-def _column(values: Any, label: str) -> NDArray[Any]:
-    kind = getattr(values.dtype, "kind", "O")
-    if kind not in "fiub":
-        raise InputError(
-            f"expected numbers in {label}; got dtype {values.dtype}. Leave it out or turn it into "
-            "numbers."
-        )
-    if kind == "f" or values.isna().any():
-        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
-    return np.asarray(values.to_numpy(dtype={"b": bool, "u": np.uint64, "i": np.int64}[kind]))
 
 
 def _sparse(data: Any, name: str) -> SparseRows:

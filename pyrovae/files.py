@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pyrovae.arrays import column_numbers, from_numpy, narrowed
 from pyrovae.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -380,7 +382,9 @@ def _column(name: str, label: str, column: Any) -> Array:
 
     kinds = pd.api.types
     if kinds.is_numeric_dtype(column.dtype) and not kinds.is_complex_dtype(column.dtype):
-        return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        place = f"column {label!r} of {name}"
+        numbers = from_numpy(column_numbers(column, place), place)
+        return narrowed(numbers, torch.float64, place).numpy()
     texts = column.astype(str)
     bad = np.flatnonzero((column.notna() & ~texts.map(_is_number)).to_numpy())
     if len(bad):
