@@ -17,7 +17,7 @@ import pyrovae.report.html as html
 from pyrovae.arviz_adapter import arviz
 from pyrovae.atomic import check_room, replace, write_archive
 from pyrovae.batches import Data, Transform
-from pyrovae.datasets import Dataset, check, default_likelihood, split
+from pyrovae.datasets import Dataset, check, check_near, default_likelihood, split, units
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.errors import InputError
 from pyrovae.models.exemplar_prior import ExemplarPrior
@@ -202,6 +202,8 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
 
 def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
     """A multilayer-perceptron VAE."""
+    if not _in_double(likelihood, options):
+        data = data.single()
     parts = split(data, seed=options.seed)
     grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
     # Grey values are probabilities: drawn anew for each minibatch in training, once for measuring.
@@ -234,7 +236,7 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
 
 def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _Task:
     """A pair of one's own, to be trained here or trained elsewhere."""
-    parts = split(data, seed=options.seed)
+    parts = split(data.single(), seed=options.seed)
     with seeded(options.seed, "own pair"):
         pair = make_pair(which, parts.train)
     train, validation, held_out = (pair.arguments(part) for part in parts)
@@ -282,13 +284,17 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
     """
     shape, latent, hidden = data.event_shape, options.latent, options.hidden
     counts = likelihood == "negative_binomial"
-    location, scale = _units(train.log1p() if counts else train, image=data.image)
+    location, scale = units(train.log1p() if counts else train, image=data.image)
+    if not _in_double(likelihood, options):
+        location, scale = location.float(), scale.float()
     encoder = mlp_encoder(shape, latent, hidden=hidden)
     inward = [LogCounts()] if counts else []
-    encoder.network = nn.Sequential(*inward, Standardize(location, scale), encoder.network)
+    standard = Standardize(location, scale, dtype=torch.get_default_dtype())
+    encoder.network = nn.Sequential(*inward, standard, encoder.network)
     outward = tuple(reversed(hidden))
     decoder: nn.Module
     if likelihood == "normal":
+        check_near(data, location, scale)
         network = mlp((latent, *outward, math.prod(shape)))
         decoder = NormalDecoder(network, torch.Size(shape), location=location, scale=scale)
     else:
@@ -360,13 +366,9 @@ def _prior_in_words(prior: nn.Module) -> str:
             return "standard normal"
 
 
-def _units(train: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
-    """Location and scale of the data: of each column of a table, of all pixels of an image."""
-    if image:
-        return train.mean(), train.std()
-    scale = train.std(0)
-    # A column that is constant in training has no unit of its own.
-    return train.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale))
+def _in_double(likelihood: str, options: AnalysisOptions) -> bool:
+    """Whether rows may have any units: those of a normal likelihood, where there is float64."""
+    return likelihood == "normal" and torch.device(options.device or "cpu").type != "mps"
 
 
 def _binary(x: Tensor, seed: int, part: int) -> Tensor:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
+from pyrovae.arrays import ARRAYS, Array, Rows, as_rows, check_finite
 from pyrovae.errors import InputError
 from pyrovae.randomness import seeded_everywhere
 
-Array = Tensor | NDArray[Any]
 Data = Array | tuple[Array, ...] | Dataset[Any] | DataLoader[Any]
 Batch = tuple[Tensor, ...]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -33,7 +42,15 @@ class Batches(ABC):
 
     @abstractmethod
     def ordered(self) -> Iterator[Batch]:
-        """One pass in the order of the data."""
+        """One pass in the order of the data, every row once.
+
+        Raises:
+            InputError: where there is no such order.
+        """
+
+    def first(self) -> Batch:
+        """A minibatch to look at."""
+        return next(self.ordered())
 
     @abstractmethod
     def shuffled(self) -> Iterator[Batch]:
@@ -48,7 +65,7 @@ class Batches(ABC):
 class ArrayBatches(Batches):
     """Tensors that share their first dimension, cut into minibatches of rows."""
 
-    arrays: Batch
+    arrays: tuple[Rows, ...]
     batch_size: int
 
     def __len__(self) -> int:
@@ -79,7 +96,7 @@ class DatasetBatches(Batches):
         return -(-self.size // self.batch_size)
 
     def ordered(self) -> Iterator[Batch]:
-        return map(self._rows, torch.arange(self.size).split(self.batch_size))
+        return _checked(map(self._rows, torch.arange(self.size).split(self.batch_size)))
 
     def shuffled(self) -> Iterator[Batch]:
         return map(self._rows, torch.randperm(self.size).split(self.batch_size))
@@ -89,12 +106,28 @@ class DatasetBatches(Batches):
             return f"{_digest(self.ordered())}, batches of {self.batch_size}"
 
     def _rows(self, indices: Tensor) -> Batch:
-        return _as_batch(default_collate([self.dataset[i] for i in indices.tolist()]))
+        items = [self.dataset[i] for i in indices.tolist()]
+        for item in items:
+            for part in item if isinstance(item, tuple) else (item,):
+                if isinstance(part, np.ma.MaskedArray):
+                    as_rows(part, "the data set's items")  # which refuses what is hidden
+        try:
+            return _as_batch(default_collate(items))
+        except (TypeError, RuntimeError) as error:
+            kinds = sorted({type(item).__name__ for item in items})
+            raise InputError(
+                "expected a data set whose items are tensors of one shape, or tuples of them; got "
+                f"{', '.join(kinds)}: {error}. Map the items with a Dataset of your own."
+            ) from error
 
 
 @dataclass(frozen=True)
 class LoaderBatches(Batches):
-    """A ``DataLoader``, which keeps its own batch size and its own way to shuffle."""
+    """A ``DataLoader``, which keeps its own batch size and its own way to shuffle.
+
+    In order, it is its data set that is gone through, all of it, whether or not the loader shuffles
+    and leaves out a last batch that is not full.
+    """
 
     loader: DataLoader[Any]
 
@@ -102,7 +135,36 @@ class LoaderBatches(Batches):
         return len(self.loader)
 
     def ordered(self) -> Iterator[Batch]:
-        return map(_as_batch, self.loader)
+        loader, dataset = self.loader, self.loader.dataset
+        if (reason := _without_order(loader)) is not None:
+            raise InputError(
+                "expected a DataLoader that goes through its data set in order or shuffled, so "
+                f"that row n of the answer is row n of the data set; got {reason}. Give the rows "
+                "that are meant themselves: loader.dataset, or "
+                "torch.utils.data.Subset(loader.dataset, indices)."
+            )
+        batches = loader.batch_sampler
+        in_order: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=batches.batch_size if isinstance(batches, BatchSampler) else None,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=torch.Generator(),  # a loader draws seeds for its workers, used or not
+        )
+        return _checked(map(_as_batch, in_order), in_order)
+
+    def first(self) -> Batch:
+        generator = self.loader.generator
+        state = None if generator is None else generator.get_state()
+        with torch.random.fork_rng():
+            batch = _as_batch(next(iter(self.loader)))
+        if generator is not None and state is not None:
+            generator.set_state(state)
+        return batch
 
     def shuffled(self) -> Iterator[Batch]:
         _reseed(self.loader)
@@ -157,9 +219,10 @@ class LoaderBatches(Batches):
 
 
 def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
-    """Minibatches of a tensor, an array, a tuple of them, a ``Dataset`` or a ``DataLoader``.
+    """Minibatches of an array, a tuple of them, a ``Dataset`` or a ``DataLoader``.
 
-    Floating-point NumPy arrays take torch's default dtype; tensors stay as they are.
+    An array is a tensor, a NumPy array, a pandas table, a ``scipy.sparse`` matrix or an AnnData;
+    :func:`~pyrovae.arrays.as_rows` says what becomes of its numbers.
 
     Args:
         data: rows, shape ``(N, ...)``; a tuple gives several arguments to the pair.
@@ -167,7 +230,8 @@ def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
         name: what to call the data in an error.
 
     Raises:
-        InputError: for no rows, arrays of different length, or NaN or infinite entries.
+        InputError: for no rows, arrays of different length, entries that are hidden or not finite,
+            or something that is no data set: a list, a dict, a stream without a length.
 
     >>> [len(x) for (x,) in as_batches(torch.zeros(5, 2), 2).ordered()]
     [2, 2, 1]
@@ -175,25 +239,22 @@ def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
     if batch_size < 1:
         raise InputError(f"expected batch_size ≥ 1; got {batch_size}. Use 100, say.")
     if isinstance(data, DataLoader):
+        _check_length(data, name)
         return _not_empty(LoaderBatches(data), name)
     if isinstance(data, TensorDataset):
         data = data.tensors
-    if isinstance(data, Tensor | np.ndarray):
+    if isinstance(data, ARRAYS):
         data = (data,)
     if isinstance(data, tuple):
-        arrays = tuple(_as_tensor(array, name) for array in data)
+        arrays = tuple(as_rows(array, name) for array in data)
         _check_arrays(arrays, name)
         return _not_empty(ArrayBatches(arrays, batch_size), name)
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise InputError(
-            f"expected {name} to be a tensor, an array, a tuple of them, a map-style Dataset or a "
-            f"DataLoader; got {type(data).__name__}. Put an iterable data set into a DataLoader."
-        )
-    return _not_empty(DatasetBatches(data, len(data), batch_size), name)
+    _check_dataset(data, name)
+    return _not_empty(DatasetBatches(data, len(data), batch_size), name)  # type: ignore[arg-type]
 
 
 def all_rows(data: Data, *, name: str = "data") -> Batch:
-    """All rows of a data set at once: one tensor for each argument of the pair.
+    """All rows of a data set in order: one tensor for each argument of the pair.
 
     Raises:
         InputError: as :func:`as_batches`.
@@ -254,23 +315,102 @@ def _reseed(loader: DataLoader[Any]) -> None:
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
+def check_arguments(function: Callable[..., Any], batch: Batch, who: str) -> None:
+    """Raise unless a function can be called with a batch.
+
+    Args:
+        function: the model or the guide.
+        batch: its arguments.
+        who: which of the two, for the error.
+
+    Raises:
+        InputError: if it takes more or fewer of them.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # nothing is known of what it takes
+        return
+    try:
+        signature.bind(*batch)
+    except TypeError:
+        raise InputError(
+            f"expected data with one array for each argument of the {who}, which takes "
+            f"{signature}; got {len(batch)} for each row. Give a tuple of as many arrays, (x, y); "
+            "of a data set of rows and labels give the rows alone."
+        ) from None
+
+
+def _without_order(loader: DataLoader[Any]) -> str | None:
+    """Why a loader's rows are not those of its data set, each once; ``None`` if they are."""
+    if isinstance(loader.dataset, IterableDataset):
+        return f"one over a stream, {type(loader.dataset).__name__}"
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return f"a {type(loader).__name__}, which has a way of its own"
+    batches = loader.batch_sampler
+    if batches is not None and type(batches) is not BatchSampler:
+        return f"one whose batches a {type(batches).__name__} makes"
+    sampler = loader.sampler if batches is None else batches.sampler
+    if type(sampler) is RandomSampler and not sampler.replacement:
+        whole = sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    else:
+        whole = type(sampler) is SequentialSampler and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
+    return None if whole else f"one whose rows a {type(sampler).__name__} chooses"
+
+
+def _checked(parts: Iterator[Batch], loader: DataLoader[Any] | None = None) -> Iterator[Batch]:
+    """Batches in order, whose numbers are finite, and of a loader as many as it asked for."""
+    start = 0
+    size = None if loader is None else loader.batch_size
+    for batch in parts:
+        for array in batch:
+            check_finite(array, "the data set", first=start)
+        if loader is not None and size is not None:
+            asked = min(size, len(loader.dataset) - start)  # type: ignore[arg-type]
+            if any(len(array) != asked for array in batch):
+                raise InputError(
+                    "expected a DataLoader whose collate_fn makes one row of each item; got "
+                    f"{[len(array) for array in batch]} rows of {asked} items. Give the data set "
+                    "without the items that it leaves out."
+                )
+        start += len(batch[0])
+        yield batch
+
+
+def _check_length(loader: DataLoader[Any], name: str) -> None:
+    try:
+        len(loader)
+    except TypeError as error:
+        raise _stream(loader.dataset, name) from error
+
+
+def _stream(dataset: object, name: str) -> InputError:
+    return InputError(
+        f"expected {name} to be a data set with a length, whose rows go by number; got "
+        f"{type(dataset).__name__}, a stream. Collect its rows: torch.stack(list(dataset)) of "
+        "tensors, or give a map-style Dataset."
+    )
+
+
+def _check_dataset(data: object, name: str) -> None:
+    """Raise unless something is a map-style data set."""
+    if isinstance(data, IterableDataset):
+        raise _stream(data, name)
+    itemised = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, list | Mapping | str) or not itemised:
+        raise InputError(
+            f"expected {name} to be a tensor, an array, a table, a tuple of them, a map-style "
+            f"Dataset or a DataLoader; got {type(data).__name__}. Pass a tuple for several "
+            "arguments of the pair, (x, y), or stack rows into one tensor, torch.stack(rows)."
+        )
+
+
 def _not_empty(batches: Batches, name: str) -> Batches:
     if len(batches) == 0:
         raise InputError(f"expected at least one row in {name}; got none.")
     return batches
 
 
-def _as_tensor(array: Any, name: str) -> Tensor:
-    if isinstance(array, Tensor):
-        return array.clone() if array.is_inference() else array  # autograd can't save such ones
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        kind = f"dtype {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise InputError(f"expected tensors or arrays of numbers in {name}; got {kind}.")
-    tensor = torch.as_tensor(array)
-    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
-
-
-def _check_arrays(arrays: Sequence[Tensor], name: str) -> None:
+def _check_arrays(arrays: Sequence[Rows], name: str) -> None:
     if not arrays or any(array.ndim == 0 for array in arrays):
         raise InputError(f"expected {name} to have rows, shape (N, ...); got a scalar or nothing.")
     lengths = [len(array) for array in arrays]
@@ -278,17 +418,6 @@ def _check_arrays(arrays: Sequence[Tensor], name: str) -> None:
         raise InputError(
             f"expected arrays with as many rows as each other in {name}; got {lengths}."
         )
-    for array in arrays:
-        if not array.is_floating_point():
-            continue
-        for start, part in enumerate(array.split(8192)):
-            if not part.isfinite().all():
-                row, *rest = (int(i) for i in (~part.isfinite()).nonzero()[0])
-                where = f"row {8192 * start + row}" + (f", position {tuple(rest)}" if rest else "")
-                raise InputError(
-                    f"expected finite numbers in {name}; got {float(part[row, *rest])} in {where} "
-                    "(counted from 0). Remove or impute such rows."
-                )
 
 
 def _as_batch(part: Any) -> Batch:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.arrays import from_numpy, narrowed
 from pyrovae.errors import InputError
 from pyrovae.files import Table, listed, read, row_and_column
 from pyrovae.randomness import check_seed, derived_seed
@@ -22,14 +22,18 @@ __all__ = [
     "Dataset",
     "Split",
     "check",
+    "check_near",
     "default_likelihood",
     "load",
     "split",
+    "units",
 ]
 
 LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic", "negative_binomial")
 MINIMUM_ROWS = 20
 MAXIMUM_CATEGORIES = 1024
+FARTHEST = 1e12  # standard deviations, at which the log density of a code is of order 1e24
+LARGEST = 1e100  # whose squares float64 still holds; as it does those of 1/LARGEST
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Dataset:
 
     Args:
         name: what to call the data in a report.
-        values: the data points, float32, shape ``(N, *event_shape)``.
+        values: the data points, shape ``(N, *event_shape)``: float32 if that holds every number
+            exactly, else float64.
         columns: one name per column of a table, or ``None``.
         labels: one integer per data point, for colouring plots only, shape ``(N,)``; or ``None``.
 
@@ -66,6 +71,14 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self):,} points of shape {self.event_shape})"
+
+    def single(self) -> Dataset:
+        """The same in float32, for a pair in float32 that does not know the data's units.
+
+        Raises:
+            InputError: if that would take digits that tell data points apart.
+        """
+        return replace(self, values=narrowed(self.values, torch.float32, self.name))
 
     def rows(self, index: Tensor) -> Dataset:
         """The data points at ``index``, shape ``(M,)``, in that order."""
@@ -108,7 +121,7 @@ def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
         likelihood: if given, the values must suit it, see `check`.
 
     Returns:
-        The data set, in float32.
+        The data set, in float32 if that holds all its numbers exactly, else in float64.
 
     Raises:
         InputError: if there is no such file, it can't be read, it holds something other than finite
@@ -140,11 +153,17 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
         _check_name(likelihood)
     _check_rows(data)
     _require(data, data.values.isfinite(), "finite numbers", "Remove or fill in such rows first.")
+    _require(data, data.values.abs() <= LARGEST, f"numbers of a size below {LARGEST:g}",
+             "Divide them by a power of ten.")  # fmt: skip
     if bool((data.values == data.values[:1]).all()):
         raise InputError(
             f"expected data points that differ; got {len(data):,} times the same one in "
             f"{data.name}. Give data that vary."
         )
+    spread = data.values.amax(0) - data.values.amin(0)
+    tiny = ((spread > 0) & (spread < 1 / LARGEST)).expand_as(data.values)
+    _require(data, ~tiny, f"columns that vary by more than {1 / LARGEST:g}, or not at all",
+             "Multiply them by a power of ten.")  # fmt: skip
     if likelihood == "bernoulli":
         _check_bernoulli(data)
     elif likelihood == "categorical":
@@ -196,6 +215,35 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
     order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, "split")))
     held, val, train = order.split([*sizes, n - sum(sizes)])
     return Split(data.rows(train), data.rows(val), data.rows(held))
+
+
+def units(rows: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
+    """Location and scale of rows, in float64: of each column of a table, of all pixels of images.
+
+    What is constant has no scale of its own, whatever rounding makes of it: it gets 1.
+
+    Args:
+        rows: shape ``(N, *event_shape)``.
+        image: whether an entry is a pixel.
+    """
+    wide = rows.double().flatten() if image else rows.double()
+    varied = (wide != wide[:1]).any(0)
+    return wide.mean(0), torch.where(varied, wide.std(0), 1.0)
+
+
+def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
+    """Raise if a value lies so far from the training data that networks in float32 can't take it.
+
+    Args:
+        data: the whole data set.
+        location, scale: of its training part, see `units`.
+
+    Raises:
+        InputError: naming the first such value, its row and its column.
+    """
+    near = (data.values.double() - location).abs() <= FARTHEST * scale
+    expected = f"values within {FARTHEST:g} standard deviations of the training data's mean"
+    _require(data, near, expected, "Remove such rows, or correct them.")
 
 
 # -- what suits a likelihood ---------------------------------------------------------------------
@@ -281,13 +329,9 @@ def _digits() -> Dataset:
 
 
 def _from_table(table: Table) -> Dataset:
-    """The data set of a file's numbers, none of which may be too large for float32."""
-    with np.errstate(over="ignore"):
-        values = torch.from_numpy(np.array(table.array, dtype=np.float32))
+    """The data set of a file's numbers, none of which is rounded but in its last float64 digit."""
+    values = narrowed(from_numpy(table.array, table.name), torch.float64, table.name)
+    single = values.float()
+    exact = torch.equal(single.double().nan_to_num(), values.nan_to_num())
     labels = None if table.labels is None else torch.from_numpy(table.labels)
-    data = Dataset(table.name, values, columns=table.columns, labels=labels)
-    if table.array.dtype.kind == "f" and table.array.dtype.itemsize > 4:
-        overflow = torch.from_numpy(np.isfinite(table.array)) & values.isinf()
-        expected = "numbers below 3.4e38, the largest of float32"
-        _require(data, ~overflow, expected, "Divide them by a power of ten.")
-    return data
+    return Dataset(table.name, single if exact else values, columns=table.columns, labels=labels)

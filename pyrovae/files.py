@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pyrovae.arrays import column_numbers, from_numpy, narrowed
 from pyrovae.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
 _ARRAY_NAMES = ("x", "X", "x_train", "X_train", "train", "data")
+MANY_COLUMNS = 8  # which go up by chance in one line of 40,000
+_WHOLE, _POINTED = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d+\.0*")
+_UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column without a name
+_MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "#N/A"}  # to pandas, too
 _LABEL_NAMES = {"x": "y", "X": "y", "x_train": "y_train", "X_train": "y_train", "data": "target"}
 
 
@@ -186,35 +193,158 @@ def _read_csv(path: Path) -> Table:
             f"expected a table in {str(path)!r}; got an empty file. Give one row per data point."
         )
     separator = max(",;\t", key=first.count)
-    header = _is_header([cell.strip().strip('"') for cell in first.split(separator)])
+    cells = [cell.strip().strip('"') for cell in first.split(separator)]
+    names = _has_names(path.name, cells)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
             frame = pd.read_csv(
                 path,
                 sep=separator,
-                header=0 if header else None,
+                header=0 if names else None,
                 index_col=False,
                 encoding="utf-8-sig",
                 skipinitialspace=True,
                 low_memory=False,
             )
         except pd.errors.ParserWarning as warning:
-            raise InputError("rows have more cells than the header has names") from warning
-    if header and str(frame.columns[0]).startswith("Unnamed: 0") and _counts(frame.iloc[:, 0]):
+            raise InputError(
+                f"expected as many cells in each row of {path.name} as in its first line; got rows "
+                "with more cells than the header has names. Name all columns, those of row numbers "
+                "too, or leave these out."
+            ) from warning
+    if names:
+        return _from_frame(path.name, frame, None)
+    table = _from_frame(path.name, frame, [str(i + 1) for i in range(frame.shape[1])])
+    if _numbers_columns(path, separator, cells, table.array):
+        return Table(path.name, table.array[1:], columns=tuple(cells))
+    _check_first_column(path.name, table.array)
+    return table
+
+
+# -- first lines and columns ---------------------------------------------------------------------
+
+
+def _has_names(name: str, cells: Sequence[str]) -> bool:
+    """Whether the first line of a table names its columns; if not, it is a data point.
+
+    Raises:
+        InputError: if it does neither.
+    """
+    words = [cell for cell in cells if not _is_number(cell)]
+    if len(cells) > 1 and (not cells[0] or _UNNAMED.fullmatch(cells[0])):
         raise InputError(
-            f"expected columns of data; got row numbers in the first column of {path.name}, which "
-            "has no name. Save the table without its index: to_csv(..., index=False)."
+            f"expected columns of data; got a first column of {name} that has no name, as row "
+            "numbers have none. Save the table without its index, to_csv(..., index=False), or "
+            "name the column if it is data, or fill in the number if one is missing."
         )
-    names = None if header else [str(i + 1) for i in range(frame.shape[1])]
-    return _from_frame(path.name, frame, names)
-
-
-def _is_header(cells: Sequence[str]) -> bool:
-    """Whether the first line of a table names its columns: no cell is a number, or 0, 1, 2, …"""
-    if len(cells) > 1 and list(cells) == [str(i) for i in range(len(cells))]:
+    if len(words) == len(cells):
         return True
-    return not any(_is_number(cell) for cell in cells)
+    if any(word not in _MISSING for word in words):
+        raise InputError(
+            f"expected names or numbers in the first line of {name}; got both: "
+            f"{shortened(cells)}. Name all columns by words, such as {_worded(cells)}, or put a "
+            "line of such names above it if it is a data point."
+        )
+    return False
+
+
+def _numbers_columns(path: Path, separator: str, cells: Sequence[str], rows: Array) -> bool:
+    """Whether a first line of numbers is no data point but 0, 1, 2, …, as pandas numbers columns.
+
+    It is if no number below is as large, of 8 columns or more; or if none is written without a
+    point, of 3 columns or more or where one is written as 1.0 is.
+
+    Args:
+        path: the file.
+        separator: what stands between cells.
+        cells: the first line as it stands there.
+        rows: all lines as numbers, shape ``(N, columns)``.
+
+    Raises:
+        InputError: if it may be so, or if the line is unlike the other lines, as years or
+            wavelengths are that name columns.
+    """
+    line, others = rows[0], rows[1:]
+    others = others[np.isfinite(others).all(1)]
+    counted = list(cells) == [str(i) for i in range(len(cells))]
+    if len(others) < 2 or len(set(cells)) < len(cells):
+        return False
+    whole, pointed = True, False
+    if all(_WHOLE.fullmatch(cell) for cell in cells):
+        whole, pointed = _written(path, separator)
+    beyond = len(line) >= MANY_COLUMNS and others.max() < line[-1]
+    if counted and (beyond or (not whole and (pointed or len(line) > 2))):
+        return True
+    if counted or not whole or _like_names(line, others):
+        raise InputError(
+            f"expected a line of names or of data first in {path.name}; got numbers that may be "
+            f"either: {shortened(cells)}. If they are names, write them as words, such as "
+            f"{_worded(cells)}; if they are a data point, put a line of such names above it."
+        )
+    return False
+
+
+def _written(path: Path, separator: str) -> tuple[bool, bool]:
+    """Whether a number below the first line is written as 1 is, and whether one as 1.0 is."""
+    pointed = False
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = (line for line in file if line.strip())
+        next(lines)
+        for line in lines:
+            cells = [cell.strip().strip('"') for cell in line.split(separator)]
+            if any(_WHOLE.fullmatch(cell) for cell in cells):
+                return True, pointed
+            pointed = pointed or any(_POINTED.fullmatch(cell) for cell in cells)
+    return False, pointed
+
+
+def _like_names(line: Array, others: Array) -> bool:
+    """Whether a line of numbers is unlike other lines, as one of years or wavelengths is.
+
+    It is if, in all columns, it lies further from the others than these from each other, or if it
+    alone goes up in equal steps, or in any over many columns. A line that occurs again is not.
+    """
+    if (others == line).all(1).any():
+        return False
+    low, high = others.min(0), others.max(0)
+    if (np.maximum(low - line, line - high) > high - low).all():
+        return True
+    if len(line) < 3:
+        return False
+    steps, theirs = np.diff(line), np.diff(others, axis=1)
+    size = 1e-9 * np.abs(line).max()
+    equal = (np.ptp(theirs, axis=1) <= size) & (theirs[:, 0] > size)
+    if np.ptp(steps) <= size < steps[0] and not equal.any():
+        return True
+    many = len(line) >= MANY_COLUMNS
+    return bool(many and (steps > 0).all() and not (theirs > 0).all(1).any())
+
+
+def _check_first_column(name: str, rows: Array) -> None:
+    """Raise if the first of several columns without names numbers the rows, in any order."""
+    numbers = np.sort(rows[:, 0])
+    counted = np.arange(len(numbers)) + (numbers[0] if len(numbers) else 0)
+    if rows.shape[1] > 1 and numbers[0] in (0, 1) and np.array_equal(numbers, counted):
+        raise InputError(
+            f"expected columns of data; got row numbers in the first column of {name}. Save the "
+            "table without its index, to_csv(..., index=False), or put a line of names above it if "
+            "the column is data."
+        )
+
+
+def shortened(cells: Sequence[str]) -> str:
+    """A line of a table, or the beginning of it.
+
+    >>> shortened(["1", "2", "3", "4"])
+    '1, 2, 3, …'
+    """
+    return ", ".join(cells[:3]) + (", …" if len(cells) > 3 else "")
+
+
+def _worded(cells: Sequence[str]) -> str:
+    """The same with all cells as words."""
+    return shortened([f"c{cell}" if _is_number(cell) else cell for cell in cells])
 
 
 def _is_number(cell: str) -> bool:
@@ -223,10 +353,6 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _counts(column: Any) -> bool:
-    return np.array_equal(column.to_numpy(), np.arange(len(column)))
 
 
 def _read_parquet(path: Path) -> Table:
@@ -256,7 +382,9 @@ def _column(name: str, label: str, column: Any) -> Array:
 
     kinds = pd.api.types
     if kinds.is_numeric_dtype(column.dtype) and not kinds.is_complex_dtype(column.dtype):
-        return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        place = f"column {label!r} of {name}"
+        numbers = from_numpy(column_numbers(column, place), place)
+        return narrowed(numbers, torch.float64, place).numpy()
     texts = column.astype(str)
     bad = np.flatnonzero((column.notna() & ~texts.map(_is_number)).to_numpy())
     if len(bad):

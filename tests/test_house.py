@@ -30,6 +30,7 @@ ROOMS = (
         "randomness",
         "atomic",
         "arviz_adapter",
+        "arrays",
         "batches",
         "progress",
     ),

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Batch, Data, as_batches
+from pyrovae.batches import Batch, Data, as_batches, check_arguments
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
 from pyrovae.mixture.aggregated import AggregatedPosterior
@@ -33,8 +33,9 @@ def encode(
 
     Args:
         guide: any Pyro guide with a latent site in a data plate.
-        data: rows, shape ``(N, ...)``: a tensor, an array, a ``Dataset`` or a ``DataLoader``; a
-            tuple where the guide takes more arguments, ``guide(x, y)``.
+        data: rows, shape ``(N, ...)``, as :func:`pyrovae.fit` takes them; a tuple where the guide
+            takes more arguments, ``guide(x, y)``. Of a ``DataLoader`` the data set is encoded, in
+            its order.
         site: name of the latent site; of several, to take them as one vector. Where one of these
             depends on the draws of another, or the guide has a flow of its own for each row, the
             result is an :class:`~pyrovae.models.ancestral.Ancestral`, which goes on running the
@@ -49,15 +50,18 @@ def encode(
         event of more dimensions, or more plates than the data's, are laid out as one vector.
 
     Raises:
-        InputError: if the guide has no such site, the site depends on draws at one that is not
-            named, its family cannot be concatenated, or it has parameters for each row and the
-            rows are more than one batch.
+        InputError: for data that are refused or have other arguments than the guide, or rows
+            without an order of their own, as a loader that draws them again and again has them; if
+            the guide has no such site, the site depends on draws at one that is not named, its
+            family cannot be concatenated, or it has parameters for each row and the rows are more
+            than one batch.
     """
     pair = Pair(_no_model, guide, site, data_plate=data_plate)
     batches = as_batches(data, batch_size, name="data")
     parts = []
     with torch.no_grad(), measuring(guide):
         for batch in batches.ordered():
+            check_arguments(guide, batch, "guide")
             parts.append(convert(pair.encode(batch), torch.Tensor.detach))
             if len(parts) == 1 and len(batches) > 1:
                 _check_batches(guide, data_plate, batch)

@@ -87,6 +87,7 @@ class ExemplarPrior(nn.Module):
         encoded = check_inputs(encoder, exemplars).mean
         self.encoder = encoder
         self.exemplars = exemplars.detach()
+        self._of_codes = exemplars.dtype == encoded.dtype  # else the encoder converts them itself
         self.neighbours, self.subsample = neighbours, subsample
         self.log_scale = nn.Parameter(encoded.new_zeros(()))
         self.register_buffer("means", encoded.new_zeros(len(exemplars), encoded.shape[-1]))
@@ -179,9 +180,11 @@ class ExemplarPrior(nn.Module):
 
     def _encode(self, index: Tensor) -> Tensor:
         """μ(x_n) of some exemplars, shape ``(M, D)``."""
+        dtype = self.log_scale.dtype if self._of_codes else self.exemplars.dtype
+        device = self.log_scale.device
         parts = index.to(self.exemplars.device).split(ROWS)
-        found = [self.encoder(self.exemplars[part].to(self.log_scale)).mean for part in parts]
-        return torch.cat(found)
+        rows = (self.exemplars[part].to(device, dtype) for part in parts)
+        return torch.cat([self.encoder(x).mean for x in rows])
 
     def _mixture(self, means: Tensor) -> Mixture:
         components = dist.Normal(means, self.log_scale.exp().expand_as(means)).to_event(1)
@@ -216,6 +219,15 @@ class LeaveOneOut(TorchDistribution):
                 f"row that is none; got {index.dtype} from {float(index.min()):g} to "
                 f"{float(index.max()):g}. Number the rows of the exemplars: torch.arange({size})."
             )
+        if self._validate_args:
+            numbers, counts = index[index >= 0].unique(return_counts=True)
+            if bool((counts > 1).any()):
+                number, rows = int(numbers[counts.argmax()]), int(counts.max())
+                raise InputError(
+                    "expected numbers of exemplars, each at most once in a batch; got "
+                    f"{number} for {rows} rows, as class labels are. Train on "
+                    f"(x, torch.arange({size})), drawn without replacement."
+                )
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LeaveOneOut:
         """The same for a batch of independent codes for each row."""

@@ -37,7 +37,9 @@ class NormalDecoder(nn.Module):
     Args:
         network: f, maps codes ``(..., D)`` to ``(..., prod(event_shape))``.
         event_shape: shape of one row.
-        location, scale: m and s, which broadcast against a row; by default 0 and 1.
+        location, scale: m and s, which broadcast against a row; by default 0 and 1. If they are
+            float64, so is the density, whatever the network computes in: rows of 1e-27 or around
+            1e9 are as likely as they are in other units.
         per_unit: whether each entry of a row has a σ of its own; otherwise all share one.
     """
 
@@ -61,8 +63,10 @@ class NormalDecoder(nn.Module):
         self.register_buffer("scale", torch.ones(()) if scale is None else scale)
 
     def forward(self, z: Tensor) -> dist.Distribution:
-        loc = self.location + self.scale * self.network(z).unflatten(-1, self.event_shape)
-        deviation = self.scale * self.log_scale.exp()
+        outputs = self.network(z).unflatten(-1, self.event_shape)
+        dtype = torch.promote_types(outputs.dtype, self.location.dtype)
+        loc = self.location + self.scale * outputs.to(dtype)
+        deviation = self.scale * self.log_scale.to(dtype).exp()
         return dist.Normal(loc, deviation.expand_as(loc)).to_event(len(self.event_shape))
 
 

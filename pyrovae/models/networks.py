@@ -18,11 +18,14 @@ from pyrovae.models.likelihoods import LIKELIHOODS
 class NormalEncoder(nn.Module):
     """q(z | x) = N(μ(x), diag σ²(x)), from a network with 2·D outputs.
 
-    σ is the softplus of the second half of the outputs.
+    σ is the softplus of the second half of the outputs, and 1e-6 more. Without this floor it would
+    underflow to 0 where a row lies so far from all others that an output falls below −104.
 
     Args:
         network: maps rows ``(B, ...)`` to ``(B, 2·D)``.
     """
+
+    floor = 1e-6
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -30,26 +33,37 @@ class NormalEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> dist.Distribution:
         loc, raw = self.network(x).chunk(2, dim=-1)
-        return dist.Normal(loc, nn.functional.softplus(raw)).to_event(1)
+        return dist.Normal(loc, nn.functional.softplus(raw) + self.floor).to_event(1)
 
 
 class Standardize(nn.Module):
     """(x − location)/scale, so that a network sees numbers of order one.
 
+    It is computed in the finest of the dtypes of rows, location and scale: in float64, no digit is
+    lost of a column of 1e-27 or of one around 1e9.
+
     Args:
         location, scale: broadcast against a row; kept with the parameters, not trained.
+        dtype: of what comes out, where that is not the finest: that of the network.
     """
 
     location: Tensor
     scale: Tensor
+    _like: Tensor | None
 
-    def __init__(self, location: Tensor, scale: Tensor) -> None:
+    def __init__(
+        self, location: Tensor, scale: Tensor, *, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("location", location)
         self.register_buffer("scale", scale)
+        like = None if dtype is None else torch.empty((), dtype=dtype)
+        self.register_buffer("_like", like, persistent=False)  # changes with the network's dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.location) / self.scale
+        dtype = torch.promote_types(x.dtype, self.location.dtype)
+        standard = (x.to(dtype) - self.location) / self.scale
+        return standard if self._like is None else standard.to(self._like.dtype)
 
 
 class LogCounts(nn.Module):

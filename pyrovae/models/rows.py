@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Batch, Data, all_rows, take_rows
+from pyrovae.batches import Batch, Data, all_rows, check_arguments, take_rows
 from pyrovae.errors import InputError
 from pyrovae.models.pair import Pair
 from pyrovae.models.state import PyroFunction
@@ -27,16 +27,22 @@ def over_rows(pair: Pair, *data: Data) -> tuple[Pair, tuple[Tensor, ...]]:
 
     Returns:
         the pair, and for each data set a tensor whose first dimension counts the rows.
+
+    Raises:
+        InputError: for data that are refused, or have other arguments than the pair or each other.
     """
     batches = [all_rows(rows) for rows in data]
-    counts = {len(batch) for batch in batches}
-    if len(counts) > 1:
-        raise InputError(
-            f"expected as many arguments in each data set; got {[len(batch) for batch in batches]}."
-            " Give each data set all arguments of the pair, as a tuple in their order."
-        )
-    if counts == {1}:
+    for batch in batches:
+        check_arguments(pair.model, batch, "model")
+        check_arguments(pair.guide, batch, "guide")
+    if {len(batch) for batch in batches} == {1}:
         return pair, tuple(batch[0] for batch in batches)
+    kinds = [[(tuple(array.shape[1:]), array.dtype) for array in batch] for batch in batches]
+    if any(kind != kinds[0] for kind in kinds):
+        raise InputError(
+            f"expected the same arguments in each data set, of one shape and dtype; got {kinds}. "
+            "Reshape or convert them."
+        )
     whole = tuple(torch.cat(column) for column in zip(*batches, strict=True))
     numbers = torch.arange(len(whole[0]), device=whole[0].device)
     bound = replace(pair, model=_over(pair.model, whole), guide=_over(pair.guide, whole))

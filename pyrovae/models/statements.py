@@ -108,18 +108,17 @@ def encoded(who: str, encoder: nn.Module, x: Tensor, *codes: Tensor) -> dist.Dis
         codes: of layers above.
 
     Raises:
-        InputError: if it returns something else, or fails on whole numbers that are not of its
-            dtype.
+        InputError: if it returns something else, or fails on numbers that are not of its dtype.
     """
     try:
         found: dist.Distribution = encoder(x, *codes)
     except RuntimeError as error:
         own = next((p.dtype for p in encoder.parameters()), x.dtype)
-        if x.is_floating_point() or x.dtype == own:
+        if x.dtype == own:
             raise
         raise InputError(
             f"expected rows that the {who} takes, of its dtype {own}; got {x.dtype}: {error}. "
-            f"Convert them: x.to({own})."
+            f"Convert them: x.to({own}), of a tensor x."
         ) from error
     check_rows(who, found, x)
     return found

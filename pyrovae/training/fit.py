@@ -9,7 +9,7 @@ from typing import Any
 import pyro.infer
 import torch
 
-from pyrovae.batches import Batches, Data, Transform, as_batches
+from pyrovae.batches import Batches, Data, Transform, as_batches, check_arguments
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
 from pyrovae.models.state import AsFound, PyroFunction, check_parameters, modules_of
@@ -73,9 +73,11 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either
             ``pyro.plate("data", len(x))`` or one of the full size N with ``subsample=``.
         guide: its guide.
-        train: rows ``(N, ...)``: a tensor, an array, a map-style ``Dataset`` or a ``DataLoader``
-            (which keeps its own batch size and shuffling). A tuple of tensors is a pair with more
-            arguments, ``model(x, y)``.
+        train: rows ``(N, ...)``: a tensor, an array, a pandas table, a ``scipy.sparse`` matrix
+            (whose rows become dense a minibatch at a time), an AnnData (its ``X``; for a layer give
+            ``adata.layers["counts"]``), a map-style ``Dataset`` or a ``DataLoader`` (which keeps
+            its own batch size and shuffling). A tuple of them is a pair with more arguments,
+            ``model(x, y)``.
         validation: held-out rows, with which the parameters of the best epoch are kept.
         epochs: passes over the data.
         batch_size: rows in a minibatch.
@@ -155,8 +157,10 @@ def _set_up(
     Returns:
         what there is, and whether the rows have to keep their order.
     """
-    first = next(rows.ordered())
+    first = rows.first()
     functions = evaluator.model, evaluator.guide
+    for function, who in zip(functions, ("model", "guide"), strict=True):
+        check_arguments(function, first, who)
     modules = modules_of(*functions)
     home = next((p.device for module in modules for p in module.parameters()), first[0].device)
     evaluator.device = home
@@ -187,10 +191,7 @@ def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None
 
 
 def _check_alike(train: Batches, validation: Batches) -> None:
-    shapes = [
-        [(tuple(a.shape[1:]), a.dtype) for a in next(rows.ordered())]
-        for rows in (train, validation)
-    ]
+    shapes = [[(tuple(a.shape[1:]), a.dtype) for a in rows.first()] for rows in (train, validation)]
     if shapes[0] != shapes[1]:
         raise InputError(
             f"expected validation rows of the shape and dtype of the training rows, {shapes[0]}; "
