@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,6 @@ from pyrovae.errors import InputError
 Array = NDArray[Any]
 
 LEAST_DRAWS = 5  # a tail is a fifth of them, and ArviZ 1.x stumbles where that is none
-
-# Groups of ArviZ's InferenceData schema that we write.
-SCHEMA = (
-    "posterior", "log_likelihood", "sample_stats", "posterior_predictive", "prior",
-    "prior_predictive", "observed_data",
-)  # fmt: skip
 
 
 def arviz() -> Any:
@@ -101,6 +95,7 @@ def to_arviz(
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, Sequence[Any]],
     attrs: Mapping[str, str | int | float],
+    notes: Mapping[str, str] | None = None,
 ) -> Any:
     """Arrays by group and variable as ArviZ's own container.
 
@@ -110,24 +105,68 @@ def to_arviz(
         dims: names of a variable's further dimensions.
         coords: labels along each named dimension.
         attrs: what the whole is about; written on every group.
+        notes: what a reader of one group has to know, by group; written there as ``note``.
 
     Returns:
         ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under 1.x.
     """
+    import xarray as xr
+
+    notes = notes or {}
+    datasets = {}
+    for group, variables in groups.items():
+        lead = () if group == "observed_data" else ("chain", "draw")
+        columns = {
+            name: ((*lead, *dims.get(name, ()))[: array.ndim], array)
+            for name, array in variables.items()
+        }
+        used = {
+            dim: n
+            for where, array in columns.values()
+            for dim, n in zip(where, array.shape, strict=True)
+        }
+        labels = {dim: list(coords.get(dim, range(n))) for dim, n in used.items()}
+        note = {} if group not in notes else {"note": notes[group]}
+        datasets[group] = xr.Dataset(columns, coords=labels, attrs={**attrs, **note})
     az = arviz()
-    named = {key: list(value) for key, value in dims.items()}
-    labels = {key: list(value) for key, value in coords.items()}
-    data = {group: dict(variables) for group, variables in groups.items()}
     if az.__version__.startswith("0."):  # 1.x has the name too, as a stub
-        custom = {group: data.pop(group) for group in list(data) if group not in SCHEMA}
-        result = az.from_dict(**data, dims=named, coords=labels) if data else az.InferenceData()
-        for group, variables in custom.items():
-            dataset = az.dict_to_dataset(variables, dims=named, coords=labels)
-            result.add_groups({group: dataset})
-        for group in result.groups():
-            result[group].attrs.update(attrs)
-        return result
-    result = az.from_dict(data, dims=named, coords=labels)
-    for node in result.children.values():
-        node.attrs.update(attrs)
-    return result
+        return az.InferenceData(**datasets)
+    return xr.DataTree.from_dict(datasets)
+
+
+def variable_names(sites: Iterable[str], *, reserved: Iterable[str] = ()) -> tuple[str, ...]:
+    """What the variables of some sites are called: as the sites, where ArviZ and files allow it.
+
+    A slash, which would make a group of its own in a file, becomes a point, and a name that is
+    taken ends in ``_site``.
+
+    Args:
+        sites: their names.
+        reserved: names that are taken beside ArviZ's own dimensions.
+
+    >>> variable_names(("encoder/z", "draw"))
+    ('encoder.z', 'draw_site')
+    """
+    names: list[str] = []
+    taken = {"chain", "draw", *reserved}
+    for site in sites:
+        name = site.replace("/", ".")
+        while name in taken or name in names:
+            name += "_site"
+        names.append(name)
+    return tuple(names)
+
+
+def dimension_names(wanted: Iterable[str], variables: Iterable[str]) -> tuple[str, ...]:
+    """Names of dimensions that are none of the variables'.
+
+    >>> dimension_names(("datum", "unit"), ("unit", "unit_dim"))
+    ('datum', 'unit_dim_dim')
+    """
+    taken, names = {*variables}, []
+    for dim in wanted:
+        name = dim
+        while name in taken:
+            name += "_dim"
+        names.append(name)
+    return tuple(names)

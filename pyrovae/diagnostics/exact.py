@@ -13,7 +13,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyrovae.arviz_adapter import convergence, to_arviz
+from pyrovae.arviz_adapter import convergence, dimension_names, to_arviz, variable_names
 from pyrovae.batches import Data
 from pyrovae.diagnostics.codes import moments
 from pyrovae.errors import InputError
@@ -102,10 +102,12 @@ class Beside:
     def to_arviz(self) -> Any:
         """The draws of NUTS as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x)."""
         n, units = self.mean.shape
+        (name,) = variable_names([self.site])
+        datum, unit = dimension_names(("datum", "unit"), (name,))
         return to_arviz(
-            {"posterior": {self.site: self.draws.cpu().numpy()}},
-            dims={self.site: ("datum", "unit")},
-            coords={"datum": list(range(n)), "unit": list(range(units))},
+            {"posterior": {name: self.draws.cpu().numpy()}},
+            dims={name: (datum, unit)},
+            coords={datum: list(range(n)), unit: list(range(units))},
             attrs={"inference_library": "pyrovae", "draws_from": "NUTS"},
         )
 

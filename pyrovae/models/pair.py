@@ -164,6 +164,10 @@ class Pair:
                 parts.append(share(reading.distribution(site, flatten=False)))
         return families.concatenate(parts)
 
+    def observed_name(self, x: Tensor | Batch) -> str:
+        """The name of the observed site that is decoded."""
+        return self._observed_site(self._read_model.read(as_batch(x))[0])
+
     def observe(self, x: Tensor | Batch) -> Tensor:
         """The data at the observed site, one row each, shape ``(B, ...)``."""
         batch = as_batch(x)

@@ -96,8 +96,9 @@ def feature_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
     if diagnosis.labelled is None:
         raise left_out_of("draws of x", "export_rows")
     groups = diagnosis.labelled.groups
-    data = _table(groups["observed_data"]["x"])
-    drawn = groups["prior_predictive"]["x"]
+    ((name, observed),) = groups["observed_data"].items()
+    data = _table(observed)
+    drawn = groups["prior_predictive"][name]
     draws = _table(drawn.reshape(-1, *drawn.shape[3:]))
     shown = min(most, data.shape[1])
     columns = min(2, shown)
