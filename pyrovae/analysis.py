@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import pyrovae.report.html as html
 from pyrovae.arviz_adapter import arviz
 from pyrovae.atomic import check_room, replace, write_archive
-from pyrovae.batches import Data, Transform
+from pyrovae.batches import Data, Transform, take_rows
 from pyrovae.datasets import Dataset, check, check_near, default_likelihood, split, units
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.errors import InputError
@@ -252,7 +252,7 @@ def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _T
         held_out,
         fitted=(train, validation) if which.fit else None,
         back=lambda: pair.to(train[0].device),
-        save=pair.save,
+        save=lambda path: pair.save(path, take_rows(train, slice(2))),
         facts={
             "pair": which.name,
             "parameters": "as they are" if which.params is None else str(which.params),

@@ -70,8 +70,14 @@ class OwnPair:
     arguments: Callable[[Dataset], Batch]
     module: nn.Module | None = field(default=None)
 
-    def save(self, path: Path) -> None:
-        """Write all parameters: those of the parameter store and those of the modules."""
+    def save(self, path: Path, batch: Batch) -> None:
+        """Write all parameters: those of the parameter store and those of the modules.
+
+        Args:
+            path: where to.
+            batch: rows, with which the pair is run once, so that it declares all that it has.
+        """
+        self._run(batch)
         modules = [module.state_dict() for module in modules_of(self.guide, self.model)]
         write_archive({"store": pyro.get_param_store().get_state(), "modules": modules}, path)
 

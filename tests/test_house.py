@@ -194,11 +194,6 @@ def functions() -> Iterator[tuple[str, int]]:
                 yield f"{module_name(path)}.{node.name}", lines
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_a_file_has_at_most_400_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
-
-
 def test_functions_are_short() -> None:
     sizes = dict(functions())
     assert {name: size for name, size in sizes.items() if size > 60} == {}

@@ -21,6 +21,7 @@ from pyrovae.cli import BAD_INPUT, OK, main
 from pyrovae.datasets import Dataset
 from pyrovae.diagnostics.diagnosis import Effort
 from pyrovae.errors import InputError
+from pyrovae.models.state import modules_of
 from pyrovae.own_pair import OwnPair, PairOptions, make_pair
 from pyrovae.training.fit import adam, fit
 
@@ -141,6 +142,8 @@ def test_a_pair_is_moved_with_its_modules_and_its_store(
 ) -> None:
     data = Dataset("rows", torch.randn(20, 3))
     pair = make_pair(PairOptions(factory), data)
+    for function in (pair.guide, pair.model):  # as after a training
+        function(data.values)
     moved: list[str] = []
     move, to = nn.Module.to, torch.device("cpu")
 
@@ -293,14 +296,14 @@ def test_trained_on_after_it_was_loaded_it_is_loaded_as_it_then_is(
     for step in range(2):
         fit(pair.model, pair.guide, values, epochs=2, optimizer=adam(0.05), seed=step)
         before = module_states(pair)
-        pair.save(Path("file.pt"), (values[:2],))
+        pair.save(Path("file.pt"), (rows().values,))
         pair = loaded(factory)
         for one, other in zip(before, module_states(pair), strict=True):
             assert all(torch.equal(one[name], value) for name, value in other.items())
 
 
 def module_states(pair: OwnPair) -> list[dict[str, torch.Tensor]]:
-    modules = pair._modules((rows().values,))
+    modules = modules_of(pair.guide, pair.model)
     return [{n: v.clone() for n, v in module.state_dict().items()} for module in modules]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from pyrovae.models.encoding import encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
-from pyrovae.progress import progress_bar
+from pyrovae.progress import Bar, progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 
 if TYPE_CHECKING:
@@ -304,11 +304,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
     effort = effort or Effort()
     whole = Pair(model, guide, site, observed, data_plate)
     pair, seen, choosing, unseen, measured = _parts(whole, train, held_out, validation, seed)
-    of_evidence, of_export = (
-        _some(len(measured), size, seed) for size in (effort.evidence_rows, effort.export_rows)
-    )
-    rows, draws = unseen[of_evidence], effort.evidence_draws
-    steps = STAGES + -(-len(rows) // BLOCK)
+    steps = STAGES + -(-min(effort.evidence_rows, len(unseen)) // BLOCK)
     with measuring(model, guide):
         check_pair(pair, seen, prior=prior)
         of_guide = take_rows(all_rows(held_out), measured[_order(len(measured), seed)])
@@ -318,41 +314,22 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         ex_post = fit_ex_post_prior(
             aggregated, held_out=_encode(pair, choosing), seed=seed, progress=progress
         )
-    with seeded(seed, "rows to show"):
-        shown = seen[torch.randperm(len(seen))[: effort.pictures].sort().values]
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(seen) if prior is None else prior
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
         codes = draw_codes(encoding, size=effort.codes, seed=derived_seed(seed, "training codes"))
-        test_encoding = _encode(pair, unseen)
-        test_codes = draw_codes(
-            test_encoding,
-            size=effort.codes,
-            rows=measured,
-            seed=derived_seed(seed, "held-out codes"),
-        )
+        test_encoding, size = _encode(pair, unseen), effort.codes
+        of_test = derived_seed(seed, "held-out codes")
+        test_codes = draw_codes(test_encoding, size=size, rows=measured, seed=of_test)
         test_aggregated = AggregatedPosterior(test_encoding)
-        seen_terms = surgery(codes, _log_likelihood(pair, seen, codes), aggregated, prior)
-        bar.tick()
-        likelihood = _log_likelihood(pair, unseen, test_codes)
-        unseen_terms = surgery(test_codes, likelihood, test_aggregated, prior, unseen=True)
-        bar.tick()
-        evidence = {}
-        if len(rows):
-            numbers = measured[of_evidence]
-            evidence = {
-                name: replace(result, rows=numbers)
-                for name, result in compare_priors(
-                    pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
-                ).items()
-            }
+        seen_terms = _terms(pair, seen, codes, aggregated, prior, bar)
+        unseen_terms = _terms(pair, unseen, test_codes, test_aggregated, prior, bar, unseen=True)
+        chosen = _some(len(measured), effort.evidence_rows, seed)
+        evidence = _evidence(pair, unseen[chosen], measured[chosen], densities, effort, seed, bar)
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
-            collapse=collapse(
-                moments(encoding, seed=derived_seed(seed, "activity")),
-                unit_rates(encoding, prior, codes),
-            ),
+            collapse=_collapse(encoding, prior, codes, seed),
             memorisation=memorisation(
                 codes, test_codes, densities, aggregated, fitted=ex_post.distribution, seed=seed
             ),
@@ -361,24 +338,22 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             aggregated=aggregated,
             prior=prior,
             codes=codes,
-            pictures=pictures(whole, pair, shown, densities, seed=seed) if len(shown) else None,
-            labelled=label(
-                pair,
-                unseen[of_export],
-                draws=effort.export_draws,
-                prior=prior,
-                numbers=measured[of_export].tolist(),
-                seed=seed,
-            )
-            if len(of_export)
-            else None,
+            pictures=_pictures(whole, pair, seen, densities, effort, seed),
+            labelled=_label(pair, unseen, measured, prior, effort, seed),
             information=information(test_codes, test_aggregated, ex_post.distribution),
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
             guide=checked,
-            bits=_bits(pair, rows, evidence),
+            bits=_bits(pair, unseen[chosen], evidence),
             measured=measured,
         )
+
+
+def _collapse(
+    encoding: dist.Distribution, prior: dist.Distribution, codes: Codes, seed: int
+) -> Collapse:
+    of = moments(encoding, seed=derived_seed(seed, "activity"))
+    return collapse(of, unit_rates(encoding, prior, codes))
 
 
 def _parts(
@@ -406,6 +381,60 @@ def _order(rows: int, seed: int) -> Tensor:
 def _some(rows: int, size: int, seed: int) -> Tensor:
     """Numbers of some of the rows, at random, rising."""
     return _order(rows, seed)[:size].sort().values
+
+
+def _evidence(
+    pair: Pair,
+    x: Tensor,
+    numbers: Tensor,
+    densities: Mapping[str, dist.Distribution],
+    effort: Effort,
+    seed: int,
+    bar: Bar,
+) -> dict[str, Evidence]:
+    """log p(x) of some rows under each density, named by their numbers; nothing of no rows."""
+    if not len(x):
+        return {}
+    results = compare_priors(
+        pair,
+        x,
+        {**densities, "prior": None},  # the model's own, whatever it is compared with
+        draws=effort.evidence_draws,
+        seed=seed,
+        tick=bar.tick,
+    )
+    return {name: replace(result, rows=numbers) for name, result in results.items()}
+
+
+def _pictures(
+    whole: Pair,
+    pair: Pair,
+    seen: Tensor,
+    densities: dict[str, dist.Distribution],
+    effort: Effort,
+    seed: int,
+) -> Pictures | None:
+    if not effort.pictures:
+        return None
+    with seeded(seed, "rows to show"):
+        shown = seen[torch.randperm(len(seen))[: effort.pictures].sort().values]
+    return pictures(whole, pair, shown, densities, seed=seed)
+
+
+def _label(
+    pair: Pair,
+    unseen: Tensor,
+    measured: Tensor,
+    prior: dist.Distribution,
+    effort: Effort,
+    seed: int,
+) -> Labelled | None:
+    if not effort.export_rows:
+        return None
+    chosen = _some(len(measured), effort.export_rows, seed)
+    numbers = measured[chosen].tolist()
+    draws = effort.export_draws
+    return label(pair, unseen[chosen], draws=draws, prior=prior, numbers=numbers, seed=seed)
 
 
 def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosterior:
@@ -468,9 +497,20 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
         )
 
 
-def _log_likelihood(pair: Pair, x: Tensor, codes: Codes) -> Tensor:
+def _terms(
+    pair: Pair,
+    x: Tensor,
+    codes: Codes,
+    aggregated: AggregatedPosterior,
+    prior: dist.Distribution,
+    bar: Bar,
+    *,
+    unseen: bool = False,
+) -> Surgery:
     draws = [pair.log_likelihood(x[codes.index], z) for z in codes.z.unbind(1)]
-    return torch.stack(draws, 1)
+    terms = surgery(codes, torch.stack(draws, 1), aggregated, prior, unseen=unseen)
+    bar.tick()
+    return terms
 
 
 def _bits(pair: Pair, x: Tensor, evidence: dict[str, Evidence]) -> dict[str, Estimate]:

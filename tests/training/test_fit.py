@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from pyrovae.errors import InputError
 from pyrovae.testing import linear_gaussian_vae
 from pyrovae.training.fit import adam, fit
 from pyrovae.training.loop import NonFiniteLoss
@@ -160,7 +161,7 @@ def test_best_weights_come_back_to_modules_and_store() -> None:
 
 
 def test_plain_parameters_come_back_too() -> None:
-    run = overfit(pairs.plain(), 40)
+    run = overfit(pairs.plain(), 80)
     assert run.best_epoch < 40
     best = weights()
     pyro.clear_param_store()
@@ -393,7 +394,7 @@ def test_the_library_s_own_errors_stay_where_the_loss_is_not_finite_too() -> Non
 
     def model(x: Tensor) -> None:
         if dist.is_validation_enabled():
-            raise ValueError("expected rows of another kind; got these. Give others.")
+            raise InputError("expected rows of another kind; got these. Give others.")
         pairs.plain().model(x * math.nan)
 
     with pytest.raises(ValueError, match="Give others"):
@@ -430,7 +431,7 @@ BAD = {
     "patience": ({"patience": 0, "validation": torch.zeros(3, 5)}, "patience ≥ 1"),
     "no validation": ({"patience": 3}, "validation data for patience"),
     "resume": ({"resume": True}, "file to resume from"),
-    "folder": ({"checkpoint": "/no/such/folder/c.pt"}, "folder that can be written"),
+    "folder": ({"checkpoint": "/no/such/folder/c.pt"}, "folder that exists and may be written"),
     "plate": ({"model": lambda x: None, "guide": lambda x: None}, "a plate over the 60 rows"),
 }
 
