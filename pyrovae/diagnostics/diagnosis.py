@@ -31,6 +31,7 @@ from pyrovae.evidence.result import Evidence
 from pyrovae.isolation import plain
 from pyrovae.mixture import families
 from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.undeclared import declared
 from pyrovae.models.discretized import DiscretizedLogistic, bits_per_dimension
 from pyrovae.models.encoding import encode
 from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
@@ -315,7 +316,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             aggregated, held_out=_encode(pair, choosing), seed=seed, progress=progress
         )
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
-        prior = pair.prior(seen) if prior is None else prior
+        prior = pair.prior(seen) if prior is None else declared(prior)
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
         codes = draw_codes(encoding, size=effort.codes, seed=derived_seed(seed, "training codes"))
         test_encoding, size = _encode(pair, unseen), effort.codes
@@ -460,7 +461,7 @@ def _against_prior(codes: Codes, prior: dist.Distribution, *, size: int, seed: i
 
 
 def _encode(pair: Pair, x: Tensor) -> dist.Distribution:
-    return encode(pair.guide, x, site=pair.site, data_plate=pair.data_plate)
+    return encode(pair.guide, x, site=pair.site, data_plate=pair.data_plate, model=pair.model)
 
 
 def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None) -> None:
@@ -486,7 +487,15 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
     guide = pair.encode(rows)
     z = guide.sample()
     pair.log_likelihood(rows, z)
-    pair.decode(rows, z)
+    likelihood = pair.decode(rows, z)
+    try:
+        likelihood.sample()
+    except NotImplementedError as error:
+        raise InputError(
+            "expected a likelihood that can be drawn from, for pictures and predictive draws; got "
+            f"{families.family(likelihood)}, which has no sample. Add one to its class, or take "
+            "pyrovae.log_evidence, which needs none."
+        ) from error
     source = pair.prior(rows) if prior is None else prior
     if share := left_out(guide, source):
         raise InputError(

@@ -14,10 +14,15 @@ from pyrovae.models.priors import VampPrior
 from pyrovae.models.sites import Reader
 from pyrovae.randomness import seeded
 
+DRAWS = 101  # from which a mean without a closed form is estimated
+
 
 @dataclass(frozen=True)
 class Pictures:
     """Rows of data beside the means of p(x | z) for z from each density.
+
+    A mean that has no closed form is that of draws; where there is none, as a Cauchy
+    distribution has none, their median stands in its place.
 
     Args:
         data: shape ``(n, ...)``.
@@ -47,7 +52,7 @@ def pictures(
     for number, (name, density) in enumerate(densities.items()):
         with seeded(seed, "decoded draws", number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
-        samples[name] = _expected(pair.decode(x, z))
+            samples[name] = expected(pair.decode(x, z))
     return Pictures(pair.observe(x), samples, _pseudo_inputs(whole, pair, x, seed))
 
 
@@ -69,11 +74,17 @@ def _pseudo_inputs(whole: Pair, pair: Pair, x: Tensor, seed: int) -> Tensor | No
     return None
 
 
-def _expected(distribution: dist.Distribution) -> Tensor:
-    """E[x] of a likelihood, also where its family's own ``mean`` is undefined."""
+def expected(distribution: dist.Distribution) -> Tensor:
+    """E[x] of a likelihood, from draws where its family knows no ``mean``; else their median."""
     base = distribution
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist
     if isinstance(base, torch.distributions.Categorical):
         return (base.probs * torch.arange(base.probs.shape[-1], device=base.probs.device)).sum(-1)
-    return distribution.mean
+    try:
+        mean: Tensor = distribution.mean
+    except NotImplementedError:
+        return distribution.sample(torch.Size([DRAWS])).mean(0)
+    if mean.isfinite().all():
+        return mean
+    return torch.where(mean.isfinite(), mean, distribution.sample(torch.Size([DRAWS])).median(0)[0])

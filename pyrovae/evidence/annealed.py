@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.result import Evidence, join, summarise
+from pyrovae.mixture import families
 from pyrovae.models.pair import Pair
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import derived_seed, seeded
@@ -165,6 +166,7 @@ def path_for(
         )
     with seeded(0, "probes of a path"):
         target = pair.prior(rows[:1]) if prior is None else prior
+        _check_bijection(target)
         easy = target.expand((len(rows),))
         if annealing.start == "guide":
             easy = pair.encode(rows)
@@ -186,6 +188,18 @@ def path_for(
                 "all of them."
             )
     return Path(pair, rows, easy, prior, target.support)
+
+
+def _check_bijection(prior: dist.Distribution) -> None:
+    """Raise unless chains can be moved through the prior's support."""
+    try:
+        torch.distributions.biject_to(prior.support)
+    except NotImplementedError as error:
+        raise InputError(
+            f"expected a prior with a support that chains can be moved through; got "
+            f"{families.family(prior)}, supported {prior.support}. Give its class a support such "
+            "as constraints.real_vector, or use method='importance'."
+        ) from error
 
 
 def tune(path: Path, annealing: Annealing, *, seed: int, tick: Tick) -> Tuning:

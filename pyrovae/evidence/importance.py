@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
+from pyrovae.mixture.undeclared import declared
 from pyrovae.models.pair import Pair, Weighted
 from pyrovae.models.sites import Reader
 from pyrovae.randomness import derived_seed, seeded
@@ -90,7 +91,19 @@ def compare_priors(
             blocks.append(summarise(torch.cat(weights[name]).T, first=len(blocks) * BLOCK))
         tick()
     notes = support_notes(pair, x, priors)
-    return {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
+    results = {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
+    rows = pair.blocks(x, BLOCK)[0]
+    if not pair.joint(rows) or not (points := pair.points(rows)):
+        return results
+    note = (
+        f"The guide has a point at {', '.join(points)} and no density: log p(x) is that given its "
+        "value there, whose prior is left out, and no bound on log p(x) as such. Use a guide with "
+        "a density there, such as a Normal."
+    )
+    return {
+        name: replace(result, bound=None, notes=(*result.notes, note))
+        for name, result in results.items()
+    }
 
 
 def _check(draws: int) -> None:
@@ -112,7 +125,7 @@ def support_notes(
     if pair.joint(rows) or pair.draws_for_all(rows):  # no one density a row to compare with p(z)
         return dict.fromkeys(priors, ())
     with seeded(0, "support notes"):
-        guide = pair.encode(rows)
+        guide = pair.encode(rows, filled=False)
         own = None
         if None in priors.values():
             own = pair.prior(rows[:1] if pair.follows(rows) else rows)
@@ -159,6 +172,7 @@ def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
         InputError: if the prior is not over the guide's units.
     """
     check_prior(prior, guide.event_shape.numel())
+    prior = declared(prior)
     with seeded(0, "probes of the support"):
         z = prior.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
     inside = guide.support.check(z.expand(PROBES, guide.batch_shape[0], -1))

@@ -13,6 +13,7 @@ from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
 from pyrovae.evidence.importance import check_prior, importance_evidence, latent_units
 from pyrovae.evidence.result import Evidence
 from pyrovae.isolation import plain
+from pyrovae.mixture.undeclared import declared
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.randomness import check_seed
@@ -91,6 +92,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     with measuring(model, guide):
         if prior is not None:
             check_prior(prior, latent_units(pair, x))
+            prior = declared(prior)
         if method == "importance" or method == "prior":
             result = importance_evidence(
                 pair,

@@ -28,6 +28,7 @@ from pyrovae.evidence.importance import check_prior, latent_units
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.evidence.simulate import simulate
 from pyrovae.isolation import plain
+from pyrovae.mixture.undeclared import declared
 from pyrovae.models.pair import Pair, PyroFunction, measuring
 from pyrovae.models.rows import over_rows
 from pyrovae.progress import progress_bar
@@ -127,6 +128,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
         if prior is not None:
             by_row, (x,) = over_rows(pair, rows)
             check_prior(prior, latent_units(by_row, x))
+            prior = declared(prior)
         result = sandwich_evidence(
             pair, rows, chains=chains, annealing=annealing, prior=prior, seed=seed
         )

@@ -114,7 +114,10 @@ def _refusal(found: Any, reason: str) -> InputError:
 
 def parameters(distribution: dist.Distribution) -> list[str]:
     """The parameters a distribution is built from; of alternatives, the one that it was given."""
-    names = list(getattr(distribution, "arg_constraints", {}))
+    try:
+        names = list(distribution.arg_constraints)
+    except NotImplementedError:  # torch's own base class names none
+        names = []
     if not names:
         raise _refusal(distribution, "it is not made of parameter tensors")
     for group in ALTERNATIVES:

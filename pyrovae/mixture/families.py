@@ -13,6 +13,7 @@ from torch.distributions import Transform
 from pyrovae.errors import InputError
 from pyrovae.mixture import constructors
 from pyrovae.mixture.by_row import MixtureByRow, Pushed
+from pyrovae.mixture.undeclared import Declared, declared
 
 Edit = constructors.Edit
 
@@ -91,6 +92,8 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
         if len(dims) > 1:
             raise InputError(f"expected one .to_event(k) for all; got k = {dims}. Choose one.")
         return dist.Independent(_rebuild([part.base_dist for part in parts], edit), dims[0])
+    if isinstance(first, Declared):
+        return declared(_rebuild([part.fn for part in parts], edit))
     if isinstance(first, Editable):
         return first.rebuild(parts, edit)
     if isinstance(first, Pushed) or type(first) is dist.TransformedDistribution:
@@ -128,6 +131,54 @@ def unroll(mixtures: MixtureByRow) -> tuple[Tensor, dist.Distribution]:
         [mixtures.component_distribution], lambda tensors: tensors[0].flatten(0, 1)
     )
     return log_weights, components
+
+
+def where(chosen: Tensor, one: dist.Distribution, other: dist.Distribution) -> dist.Distribution:
+    """One distribution in some rows or units, another in the rest.
+
+    Args:
+        chosen: whether it is ``one``, shape ``(B, D)``.
+        one, other: batch shape ``(B,)``, event shape ``(D,)``; normals are of one family, whatever
+            their covariance.
+
+    Raises:
+        InputError: if they are of several families, or units are chosen that are not independent.
+
+    >>> chosen = torch.tensor([[True, False]])
+    >>> ones = dist.Normal(torch.ones(1, 2), 1.0).to_event(1)
+    >>> where(chosen, ones, dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)).mean
+    tensor([[1., 0.]])
+    """
+    parts = [one, other]
+    if not all(map(factorised, parts)):
+        if bool((chosen != chosen[:, :1]).any()):
+            raise InputError(
+                "expected independent units, of which some can be chosen; got "
+                f"{family(one)} and {family(other)}. Choose whole rows."
+            )
+        chosen = chosen[:, 0]
+        if factorised(one) or factorised(other):
+            parts = [_correlated(part) for part in parts]
+
+    def edit(tensors: Sequence[Tensor]) -> Tensor:
+        first, second = tensors
+        if first.shape != second.shape:
+            raise InputError(
+                f"expected parameters of one shape, to choose between; got {tuple(first.shape)} "
+                f"and {tuple(second.shape)}. Make them of as many parts."
+            )
+        shape = chosen.shape + (1,) * (first.dim() - chosen.dim())
+        return torch.where(chosen.reshape(shape), first, second)
+
+    return _rebuild(parts, edit)
+
+
+def _correlated(distribution: dist.Distribution) -> dist.Distribution:
+    """A diagonal normal as one with a full covariance; any other as it is."""
+    diagonal = diagonal_normal(distribution)
+    if diagonal is None:
+        return distribution
+    return dist.MultivariateNormal(diagonal[0], scale_tril=torch.diag_embed(diagonal[1]))
 
 
 def rows_first(
@@ -327,7 +378,7 @@ def innermost(distribution: dist.Distribution) -> dist.Distribution:
     """A distribution without its ``Independent`` wrapping."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
-    return distribution
+    return distribution.fn if isinstance(distribution, Declared) else distribution
 
 
 def floating_parameter(distribution: dist.Distribution) -> Tensor:

@@ -125,7 +125,7 @@ class Mixture(dist.MixtureSameFamily):
         inner = of_components
         while isinstance(inner, constraints.independent):
             inner = inner.base_constraint
-        if any(isinstance(bound, Tensor) for bound in vars(inner).values()):
+        if any(isinstance(bound, Tensor | dist.Distribution) for bound in vars(inner).values()):
             return OfAnyComponent(of_components)
         return of_components
 

@@ -16,8 +16,10 @@ from torch.distributions import constraints
 from pyrovae.batches import Batch, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture.families import Edit
+from pyrovae.mixture.undeclared import PositiveDensity, declared
+from pyrovae.models.scoring import Scorer, total
 from pyrovae.models.sites import Reader, Reading, innermost
-from pyrovae.models.state import apart, measuring
+from pyrovae.models.state import PyroFunction, apart, measuring
 from pyrovae.randomness import seeded
 
 ROWS = 16_384  # rows that go through the function at once
@@ -32,7 +34,8 @@ class Ancestral(dist.TorchDistribution):
     sites, `log_prob` puts the parts of a code there and adds up their log densities. So it is exact
     for any number of sites of any families, in any order; moments and the marginals of single units
     have no closed form. It goes with the function: once that is trained on, this density is
-    another. The aggregated posterior of N data points at M codes sends N·M rows through it.
+    another. The aggregated posterior of N data points at M codes sends N·M rows through it. What a
+    mask leaves out of a guide's sites has the model's density given all that comes before it there.
 
     Args:
         reader: how to run the function.
@@ -40,8 +43,9 @@ class Ancestral(dist.TorchDistribution):
         sites: names of the latent sites, in the order in which they make up a code.
         sizes: number of units at each site.
         like: a tensor of the dtype of codes, on their device.
-        support: of a code.
+        support: of a code; where the density is positive if none is declared.
         batch_shape: that of the distribution.
+        scorer: of a guide, the pair's; of a model none, and masks don't count.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -55,15 +59,18 @@ class Ancestral(dist.TorchDistribution):
         *,
         sizes: tuple[int, ...],
         like: Tensor,
-        support: constraints.Constraint,
+        support: constraints.Constraint | None,
         batch_shape: Sequence[int],
+        scorer: Scorer | None = None,
     ) -> None:
-        self.reader, self.batch, self.sites = reader, batch, sites
+        self.reader, self.batch, self.sites, self.scorer = reader, batch, sites, scorer
         self.sizes, self.like, self._support = sizes, like, support
         super().__init__(torch.Size(batch_shape), torch.Size([sum(sizes)]), validate_args=False)
 
     @classmethod
-    def read(cls, reader: Reader, batch: Batch, sites: tuple[str, ...]) -> Ancestral:
+    def read(
+        cls, reader: Reader, batch: Batch, sites: tuple[str, ...], scorer: Scorer | None = None
+    ) -> Ancestral:
         """The density at some sites of a function, for the rows of ``batch``.
 
         Raises:
@@ -91,6 +98,7 @@ class Ancestral(dist.TorchDistribution):
             like=reading.code(sites[0]).new_zeros(()),
             support=_joint_support([part.support for part in densities], sizes),
             batch_shape=batch[0].shape[:1],
+            scorer=scorer,
         )
 
     def given(self, values: Mapping[str, Tensor]) -> Ancestral:
@@ -101,7 +109,7 @@ class Ancestral(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         """The support of a code."""
-        return self._support
+        return self._support or PositiveDensity(self)
 
     @property
     def mean(self) -> Tensor:
@@ -133,12 +141,11 @@ class Ancestral(dist.TorchDistribution):
         codes = codes.reshape(-1, *self.event_shape)
         found = [codes.new_zeros(0)]
         wanted = torch.is_grad_enabled() and value.requires_grad
-        with torch.set_grad_enabled(wanted), apart(), measuring(self.reader.function):
+        with torch.set_grad_enabled(wanted), apart(), measuring(*self._functions):
             for rows, part in self._blocks(shape):
                 placed = dict(zip(self.sites, codes[part].split(self.sizes, -1), strict=True))
                 for reading in self.reader.read(rows, codes=placed, until=self.sites):
-                    terms = [density(reading, s).log_prob(reading.code(s)) for s in self.sites]
-                    found.append(torch.stack(terms).sum(0))
+                    found.append(self._log_density(reading, rows))
         dtype = torch.promote_types(value.dtype, self.like.dtype)
         return torch.cat(found).to(dtype).reshape(shape)
 
@@ -147,9 +154,9 @@ class Ancestral(dist.TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         seed = int(torch.randint(1 << 62, ()))  # measuring leaves the random state as it finds it
         found = [self.like.new_zeros(0, *self.event_shape)]
-        with torch.no_grad(), apart(), measuring(self.reader.function), seeded(seed, "ancestral"):
+        with torch.no_grad(), apart(), measuring(*self._functions), seeded(seed, "ancestral"):
             for rows, _ in self._blocks(shape):
-                found += [code_at(r, self.sites) for r in self.reader.read(rows, until=self.sites)]
+                found += [self._code(r, rows) for r in self.reader.read(rows, until=self.sites)]
         return torch.cat(found).reshape(shape + self.event_shape)
 
     def rebuild(self, parts: Sequence[Ancestral], edit: Edit) -> Ancestral:
@@ -178,7 +185,54 @@ class Ancestral(dist.TorchDistribution):
             like=self.like,
             support=self._support,
             batch_shape=batch_shape,
+            scorer=self.scorer,
         )
+
+    @property
+    def _functions(self) -> tuple[PyroFunction, ...]:
+        """What is run."""
+        of_model = () if self.scorer is None else (self.scorer.model.function,)
+        return (self.reader.function, *of_model)
+
+    def _log_density(self, reading: Reading, rows: Batch) -> Tensor:
+        """Of the codes that stand in a run, shape ``(kept,)``."""
+        masked = self._masked(reading)
+        terms = [
+            reading.log_density(carrier(reading, site))
+            if site in masked
+            else density(reading, site).log_prob(reading.code(site))
+            for site in self.sites
+        ]
+        if self.scorer is not None and masked:
+            values = {site: reading.nodes[site]["value"] for site in self.sites}
+            filled = self.scorer.fill(reading, rows, values, until=self.sites)
+            terms += [filled.log_density(site, "absent") for site in masked]
+        return torch.stack(terms).sum(0)
+
+    def _code(self, reading: Reading, rows: Batch) -> Tensor:
+        """The codes that a run has drawn, shape ``(kept, D)``."""
+        masked = self._masked(reading)
+        if self.scorer is None or not masked:
+            return code_at(reading, self.sites)
+        values = {site: reading.nodes[site]["value"] for site in self.sites}
+        filled = self.scorer.fill(reading, rows, values, redraw=masked, until=self.sites)
+        codes = {site: filled.code(site) for site in self.sites}
+        (again,) = self.reader.read(rows, codes=codes, until=self.sites)
+        carriers = [carrier(reading, site) for site in self.sites]
+        before, after = (total(run, carriers) for run in (reading, again))
+        if not torch.allclose(before, after):
+            raise InputError(
+                f"expected what a mask leaves out of {', '.join(masked)} to have no part in what "
+                "it leaves in; got a guide where other sites depend on it. Use log_evidence with "
+                "a single site, which draws all others along."
+            )
+        return code_at(filled, self.sites)
+
+    def _masked(self, reading: Reading) -> list[str]:
+        """The sites of a guide of which a mask leaves something out."""
+        if self.scorer is None:
+            return []
+        return [site for site in self.sites if reading.present(site) is not None]
 
     def _blocks(self, shape: torch.Size) -> Iterator[tuple[Batch, slice]]:
         """For codes of a shape, a block at a time: their rows, and which codes they are."""
@@ -198,21 +252,31 @@ def code_at(reading: Reading, sites: Sequence[str]) -> Tensor:
 
 def density(reading: Reading, site: str) -> dist.Distribution:
     """The density at a latent site; behind an autoguide's point, that of its auxiliary site."""
-    fn = innermost(reading.node(site)["fn"])
-    if isinstance(fn, dist.Delta):
-        inner = f"{site}_unconstrained"
-        if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
-            raise InputError(
-                f"expected a density at the {reading.where}'s site {site!r}; got a point. Draw it "
-                "from a distribution with pyro.sample, such as a Normal."
-            )
-        return reading.distribution(inner)
-    if fn.support.is_discrete:
+    name = carrier(reading, site)
+    fn = innermost(reading.nodes[name]["fn"])
+    if declared(fn).support.is_discrete:
         raise InputError(
             f"expected a continuous latent at the {reading.where}'s site {site!r}; got "
             f"{type(fn).__name__}, which is discrete. {_continuous(reading, site)}"
         )
-    return reading.distribution(site)
+    return reading.distribution(name)
+
+
+def carrier(reading: Reading, site: str) -> str:
+    """The site that has the density of a latent one: itself, or an autoguide's auxiliary site.
+
+    Raises:
+        InputError: if there is no latent site of that name, or it is a point.
+    """
+    if not isinstance(innermost(reading.node(site)["fn"]), dist.Delta):
+        return site
+    inner = f"{site}_unconstrained"
+    if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
+        raise InputError(
+            f"expected a density at the {reading.where}'s site {site!r}; got a point. Draw it "
+            "from a distribution with pyro.sample, such as a Normal."
+        )
+    return inner
 
 
 def _continuous(reading: Reading, site: str) -> str:
@@ -232,18 +296,20 @@ def _continuous(reading: Reading, site: str) -> str:
 def is_discrete(distribution: dist.Distribution) -> bool:
     """Whether the draws at a site are discrete."""
     base = innermost(distribution)
-    return not isinstance(base, dist.Delta) and bool(base.support.is_discrete)
+    return not isinstance(base, dist.Delta) and bool(declared(base).support.is_discrete)
 
 
 def _joint_support(
     supports: Sequence[constraints.Constraint], sizes: Sequence[int]
-) -> constraints.Constraint:
-    """The support of several vectors laid end to end."""
+) -> constraints.Constraint | None:
+    """The support of several vectors laid end to end; none where one of them declares none."""
     units = []
     for support in supports:
         unit = support
         while isinstance(unit, constraints.independent):
             unit = unit.base_constraint
+        if isinstance(unit, PositiveDensity):
+            return None
         if unit.event_dim or any(isinstance(bound, Tensor) for bound in vars(unit).values()):
             raise InputError(
                 f"expected sites whose units have one support, each its own; got {support}. "

@@ -28,6 +28,7 @@ def encode(
     site: str | tuple[str, ...] = "z",
     data_plate: str | None = None,
     batch_size: int = 4096,
+    model: PyroFunction | None = None,
 ) -> dist.Distribution:
     """q(z | x_n) for every data point, a batch at a time.
 
@@ -44,6 +45,9 @@ def encode(
             batch.
         batch_size: rows that go through the guide at once; the result does not depend on it. A
             guide with a plate of fixed size takes all rows: give it their number.
+        model: the guide's model, called in the same way. It is needed where a mask leaves out a
+            part of some rows, such as steps beyond a sequence's end: that part has the model's
+            prior.
 
     Returns:
         the guide's distribution, batch shape ``(N,)``, event shape ``(D,)``, without gradient. An
@@ -53,13 +57,13 @@ def encode(
         InputError: for data that are refused or have other arguments than the guide, or rows
             without an order of their own, as a loader that draws them again and again has them; if
             the guide has no such site, the site depends on draws at one that is not named, its
-            family cannot be concatenated, or it has parameters for each row and the rows are more
-            than one batch.
+            family cannot be concatenated, it has parameters for each row and the rows are more than
+            one batch, or it is masked and the model is not given.
     """
-    pair = Pair(_no_model, guide, site, data_plate=data_plate)
+    pair = Pair(model or _no_model, guide, site, data_plate=data_plate)
     batches = as_batches(data, batch_size, name="data")
     parts = []
-    with torch.no_grad(), measuring(guide):
+    with torch.no_grad(), measuring(pair.model, guide):
         for batch in batches.ordered():
             check_arguments(guide, batch, "guide")
             parts.append(convert(pair.encode(batch), torch.Tensor.detach))
@@ -67,8 +71,8 @@ def encode(
                 _check_batches(guide, data_plate, batch)
         try:
             return snapshot(concatenate(parts))
-        except InputError:  # transforms by row, of which a single row does not show any sign
-            if not all(isinstance(part, Pushed | Ancestral) for part in parts):
+        except InputError:  # transforms by row, or masks, of which not all rows show a sign
+            if not any(isinstance(part, Pushed | Ancestral) for part in parts):
                 raise
             return concatenate([pair.run_guide(batch) for batch in batches.ordered()])
 
@@ -96,11 +100,12 @@ def aggregate(
     data_plate: str | None = None,
     weights: Tensor | None = None,
     batch_size: int = 4096,
+    model: PyroFunction | None = None,
 ) -> AggregatedPosterior:
     """The aggregated posterior q_agg(z) = Σ_n w_n q(z | x_n) of a data set.
 
     Args:
-        guide, data, site, data_plate, batch_size: as :func:`encode`.
+        guide, data, site, data_plate, batch_size, model: as :func:`encode`.
         weights: w_n, shape ``(N,)``, normalised by the mixture; equal if not given.
 
     >>> import pyrovae as pv
@@ -110,5 +115,7 @@ def aggregate(
     >>> agg.log_prob(agg.sample((3,))).shape
     torch.Size([3])
     """
-    encoding = encode(guide, data, site=site, data_plate=data_plate, batch_size=batch_size)
+    encoding = encode(
+        guide, data, site=site, data_plate=data_plate, batch_size=batch_size, model=model
+    )
     return AggregatedPosterior(encoding, weights)

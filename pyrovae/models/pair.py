@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,8 +18,16 @@ from pyrovae.mixture import families
 from pyrovae.mixture.sharing import share
 from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.by_place import by_place
-from pyrovae.models.scoring import Scorer, supports, total
-from pyrovae.models.site_density import SiteDensity, at_own_draws, fixing
+from pyrovae.models.points import points_at
+from pyrovae.models.scoring import (
+    Scorer,
+    check_masks,
+    masked_sites,
+    supports,
+    total,
+    units_present,
+)
+from pyrovae.models.site_density import SiteDensity, at_own_draws, fixing, settled
 from pyrovae.models.sites import Reader, Reading, innermost
 from pyrovae.models.state import PyroFunction, measuring, modules_of
 
@@ -55,8 +63,9 @@ class Pair:
 
     Every method runs one of the two functions under Pyro's own handlers and reads the sites, so a
     pair needs nothing but its ``pyro.sample`` statements. All log densities are those of the sites
-    themselves: masks count, subsampling and ``poutine.scale`` do not. A batch is one tensor of
-    rows, or a tuple of tensors, one for each argument.
+    themselves: masks count, subsampling and ``poutine.scale`` do not. What a mask leaves out of a
+    latent site, in model and guide alike, has its prior for a posterior; in log q(z | x) it counts
+    as in log p(z). A batch is one tensor of rows, or a tuple of tensors, one for each argument.
 
     A site in no plate over the data is one for all rows, and part of the model as a parameter is:
     it is drawn from the guide, or from the model where the guide has none, and neither its density
@@ -81,6 +90,22 @@ class Pair:
     _known: dict[tuple[object, ...], bool] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _points: dict[tuple[object, ...], tuple[str, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        names = (self.site,) if isinstance(self.site, str) else self.site
+        several = isinstance(names, tuple | list) and len(names) > 0
+        if not several or not all(isinstance(name, str) and name for name in names):
+            raise InputError(
+                "expected as site= the name of a latent site, or a tuple of several; got "
+                f"{self.site!r}. Give one such as site='z'."
+            )
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"expected every latent site once in site=; got {self.site!r}. Name each once."
+            )
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -92,7 +117,7 @@ class Pair:
         """What to call the code: the name of its site, or of all of them."""
         return "_".join(self.sites)
 
-    def encode(self, x: Tensor | Batch) -> dist.Distribution:
+    def encode(self, x: Tensor | Batch, *, filled: bool = True) -> dist.Distribution:
         """q(z | x), batch shape ``(B,)``, event shape ``(D,)``, for rows ``x``, shape ``(B, ...)``.
 
         Several sites that are drawn given the data only, of one family, are of that family. Where a
@@ -109,6 +134,10 @@ class Pair:
         found = self._in_guide.find(batch)
         if found is None:
             raise self._in_guide.undetermined(batch)
+        if filled and self.masked(batch):
+            return self._filled(batch, found)
+        if isinstance(found, Ancestral):
+            return self.run_guide(batch)
         try:
             families.take(found, slice(0, 1))
         except InputError:  # it can't be taken apart
@@ -119,7 +148,7 @@ class Pair:
 
     def run_guide(self, batch: Batch) -> Ancestral:
         """q(z | x) of any family, as the guide itself, run for each pair of row and code."""
-        return Ancestral.read(self._read_guide, batch, self.sites)
+        return Ancestral.read(self._read_guide, batch, self.sites, self._scorer)
 
     def log_joint(self, x: Tensor | Batch, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) row by row, each of shape ``(B,)``.
@@ -221,7 +250,7 @@ class Pair:
         at_once = max(1, _rows_at_once(batch) // len(batch[0])) if self.follows(batch) else 1
         if self.draws_for_all(batch):
             at_once = 1  # each draw is one of these too
-        if proposal is None and self.joint(batch):
+        if proposal is None and (self.joint(batch) or self.masked(batch)):
             columns = zip(
                 *(
                     [c.unflatten(0, (len(part), -1)) for c in self._with_guide(repeated)]
@@ -292,6 +321,20 @@ class Pair:
             self._known[key] = bool(drawn)
         return self._known[key]
 
+    def masked(self, x: Tensor | Batch) -> bool:
+        """Whether a mask leaves something out of the guide's latent sites in these rows."""
+        with torch.no_grad(), torch.random.fork_rng():
+            readings = self._read_guide.read(as_batch(x), until=self.sites)
+        return any(site in masked_sites(r) for r in readings for site in self.sites)
+
+    def points(self, x: Tensor | Batch) -> tuple[str, ...]:
+        """Other latent sites at which the guide has a value and no density; see `points_at`."""
+        batch = as_batch(x)
+        key = tuple(_kinds(batch))
+        if key not in self._points:
+            self._points[key] = points_at(self._read_model, self._read_guide, batch, self.sites)
+        return self._points[key]
+
     def blocks(self, x: Tensor, size: int) -> Sequence[Tensor]:
         """Blocks of ``size`` rows; all rows in one where the pair takes nothing else."""
         return x.split(size) if self.follows(x) else (x,)
@@ -324,6 +367,39 @@ class Pair:
         return len(supports(guide, others)) == len(others) and all(
             name in in_model for name in others if name in hidden
         )
+
+    def _filled(self, batch: Batch, found: dist.Distribution) -> dist.Distribution:
+        """The guide's density with the prior's for what masks leave out of the latent sites.
+
+        Args:
+            batch: rows.
+            found: the density with what the guide draws there.
+        """
+        with torch.no_grad(), torch.random.fork_rng():
+            guide, model = (
+                r.read(batch, until=self.sites) for r in (self._read_guide, self._read_model)
+            )
+        if missing := [site for site in self.sites if site not in model[0].latent]:
+            raise InputError(
+                f"expected a model that draws {', '.join(missing)} too, to have the prior for what "
+                "a mask leaves out of the guide there; got none. Give the model with model=, or "
+                "leave out the rows that are masked."
+            )
+        check_masks(model, guide, self.sites)
+        prior = None if isinstance(found, Ancestral) else self._in_model.find(batch)
+        if prior is not None:
+            present = torch.cat([units_present(guide, site) for site in self.sites], -1)
+            with suppress(InputError):  # of two families
+                return families.where(present, found, prior)
+        joint = self.run_guide(batch)
+        if not settled([joint], torch.cat([self._in_guide.codes(reading) for reading in guide])):
+            raise InputError(
+                f"expected densities of {', '.join(self.sites)} in model and guide that depend on "
+                "nothing but the data, where a mask leaves something out; got others. Use "
+                "log_evidence, which draws along what they depend on, or leave out the rows that "
+                "are masked."
+            )
+        return joint
 
     def _check_weighed(self, guide: Reading, others: Sequence[str], batch: Batch) -> None:
         """Raise if the guide draws what the model has no density of, so that no weight is right."""
@@ -374,14 +450,24 @@ class Pair:
             codes, log p of all the rest over log q of it, log p and log q of the codes.
         """
         own = {name for site in self.sites for name in (site, f"{site}_unconstrained")}
+        points = self.points(batch)
         parts = []
         for reading in self._read_guide.read(batch, codes=codes):
             values = {name: reading.nodes[name]["value"] for name in reading.latent}
-            guide = total(reading, set(reading.latent) & own)
-            others = total(reading, set(reading.latent) - own)
-            joint, prior = self._scorer.score(batch, values=values, indices=reading.indices)
-            rest = joint[: reading.kept] - others
-            parts.append((self._in_guide.codes(reading), rest, prior[: reading.kept], guide))
+            guide, shown = total(reading, set(reading.latent) & own), reading
+            masked = masked_sites(reading)
+            if masked:
+                redraw = [name for name in masked if name not in (codes or ())]
+                shown = self._scorer.fill(reading, batch, values, redraw=redraw)
+                drawn = [name for name in masked if name in shown.latent]
+                values |= {name: shown.nodes[name]["value"] for name in drawn}
+                guide = guide + total(shown, own, "absent")[: reading.kept]
+            z = self._in_guide.codes(shown)[: reading.kept]
+            joint, prior = self._scorer.score(
+                batch, values=values, indices=reading.indices, points=points
+            )
+            rest = joint[: reading.kept] - total(reading, set(reading.latent) - own - set(points))
+            parts.append((z, rest, prior[: reading.kept], guide))
         z, rest, prior, guide = (torch.cat(column) for column in zip(*parts, strict=True))
         return z, rest, prior, guide
 

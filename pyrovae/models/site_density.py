@@ -51,7 +51,7 @@ class SiteDensity:
         if found is None and len(self.sites) > 1:
             joint = Ancestral.read(self.reader, batch, self.sites)
             given = [joint.given(values) for values in _assignments(labels)]
-            if _settled([joint, *given], self.codes(readings[0])):
+            if settled([joint, *given], self.codes(readings[0])):
                 return joint
         return found
 
@@ -173,7 +173,7 @@ def _same_draws(one: Reading, other: Reading, site: str) -> bool:
     return is_discrete(node["fn"]) and torch.equal(node["value"], other.nodes[site]["value"])
 
 
-def _settled(joints: Sequence[Ancestral], code: Tensor) -> bool:
+def settled(joints: Sequence[Ancestral], code: Tensor) -> bool:
     """Whether a joint density is one of the rows and of nothing that is drawn on the way."""
     found = []
     for joint in joints:

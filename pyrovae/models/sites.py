@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -23,9 +23,12 @@ from torch import Tensor, nn
 from pyrovae.batches import Batch, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
+from pyrovae.mixture.undeclared import declared
+from pyrovae.models.masks import elements, redrawn, unmasked
 from pyrovae.models.state import AsFound, PyroFunction, modules_of
 
 Node = Mapping[str, Any]
+Part = Literal["present", "absent", "all"]
 
 
 class OtherRows(InputError):
@@ -110,29 +113,50 @@ class Reading:
     def distribution(self, site: str, *, flatten: bool = True) -> dist.Distribution:
         """The distribution at a site, batch shape ``(kept,)``; event shape ``(D,)`` if flattened.
 
+        It is that of whole rows, whatever a mask leaves out; see `present`.
+
         Raises:
             InputError: if the site is in no data plate, or its family can't be laid out in rows.
         """
         node = self.nodes[site]
-        fn = node["fn"]
-        while isinstance(fn, dist.MaskedDistribution):
-            fn = fn.base_dist
+        fn = unmasked(node["fn"])
         try:
-            by_row = families.rows_first(fn, self.dim(site), flatten=flatten)
+            by_row = declared(families.rows_first(fn, self.dim(site), flatten=flatten))
         except ValueError as error:
             raise InputError(f"{error} It stands at the {self.where}'s site {site!r}.") from error
         if self.kept < self.rows:
             by_row = families.take(by_row, slice(0, self.kept))
         return by_row
 
-    def log_density(self, site: str) -> Tensor:
-        """Log density of each row at a site, shape ``(kept,)``: masked, and never scaled."""
+    def present(self, site: str) -> Tensor | None:
+        """Which units of each row a mask leaves in, shape ``(kept, D)``; ``None`` if all."""
+        base, mask = elements(self.nodes[site])
+        if mask is None:
+            return None
+        by_row = mask.movedim(self._element_dim(site, base), 0).reshape(self.rows, -1)
+        return by_row.repeat_interleave(base.event_shape.numel(), 1)[: self.kept]
+
+    def log_density(self, site: str, part: Part = "present") -> Tensor:
+        """Log density of each row at a site, shape ``(kept,)``, never scaled.
+
+        Args:
+            site: its name.
+            part: of a row: what masks leave in, what they leave out, or all of it.
+        """
         node = self.nodes[site]
         fn = node["fn"]
-        values = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
-        values = scale_and_mask(values, 1.0, node["mask"])
-        dim = self.dim(site)
-        values = values.expand(torch.broadcast_shapes(values.shape, fn.batch_shape))
+        if part == "absent":
+            base, mask = elements(node)
+            values = base.log_prob(node["value"])
+            present = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+            values = torch.where(present.to(values.device), 0.0, values)
+            dim = self._element_dim(site, base)
+        else:
+            fn = fn if part == "present" else unmasked(fn)
+            values = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
+            values = scale_and_mask(values, 1.0, node["mask"] if part == "present" else None)
+            values = values.expand(torch.broadcast_shapes(values.shape, fn.batch_shape))
+            dim = self.dim(site)
         return values.movedim(dim, 0).reshape(self.rows, -1).sum(1)[: self.kept]
 
     def code(self, site: str) -> Tensor:
@@ -174,6 +198,10 @@ class Reading:
             "them at once, with batch_size= their number."
         )
 
+    def _element_dim(self, site: str, base: dist.Distribution) -> int:
+        """`dim` where every element of the site has a batch dimension."""
+        return self.dim(site) + len(self.nodes[site]["fn"].batch_shape) - len(base.batch_shape)
+
     def _plates(self, node: Node) -> list[Any]:
         """The plates around a site that are over the data, as far as is known."""
         frames = _frames(node)
@@ -209,6 +237,7 @@ class Reader:
         values: Mapping[str, Tensor] | None = None,
         indices: Tensor | None = None,
         until: Collection[str] = (),
+        redraw: Collection[str] = (),
     ) -> list[Reading]:
         """Run the function, more than once where its plate takes a few rows at a time.
 
@@ -218,8 +247,15 @@ class Reader:
             values: the same in the shape of the site.
             indices: the rows that a subsampling plate has to choose; chosen in order if not given.
             until: the sites after which nothing is needed; the run ends when all have been passed.
+            redraw: those of ``values`` of which what a mask leaves out is drawn here instead.
         """
-        place = partial(_Place, codes=codes or {}, values=values or {}, until=frozenset(until))
+        place = partial(
+            _Place,
+            codes=codes or {},
+            values=values or {},
+            until=frozenset(until),
+            redraw=frozenset(redraw),
+        )
         first = self._run(batch, indices, place)
         if isinstance(first, Reading):
             return [first]
@@ -293,6 +329,7 @@ class Reader:
         try:
             with suppress(_Passed), self._whole_or_undone():
                 tracing(*batch)
+                self._check_plate(_sites(tracing.trace.nodes))
             reading = replace(blank, nodes=_sites(tracing.trace.nodes))
             if names := reading.ambiguous:
                 raise _Ambiguous(names)
@@ -318,6 +355,15 @@ class Reader:
                 f"got {reason}. Declare them with .to_event(1), or give them a plate of their own."
             ) from error
         return reading
+
+    def _check_plate(self, nodes: Mapping[str, Node]) -> None:
+        """Raise if a whole run had plates, and none of the name that is given."""
+        plates = list(dict.fromkeys(f.name for node in nodes.values() for f in _frames(node)))
+        if self.data_plate is not None and plates and self.data_plate not in plates:
+            raise InputError(
+                f"expected a plate {self.data_plate!r} in the {self.where}; got {plates}. Name one "
+                "of those with data_plate=, the same in model and guide, or leave it out."
+            )
 
     def _note_growth(self, names: set[str], batch: Batch) -> None:
         """Find out which of several plates are over the data: those that grow by a row."""
@@ -439,10 +485,11 @@ class _Place(Messenger):
         codes: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
         until: frozenset[str],
+        redraw: frozenset[str],
     ) -> None:
         super().__init__()
         self.blank, self.rows, self.codes, self.values = blank, rows, codes, values
-        self.until, self.ahead = until, set(until)
+        self.until, self.ahead, self.redraw = until, set(until), redraw
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         self.ahead.discard(msg["name"])
@@ -454,7 +501,9 @@ class _Place(Messenger):
         if _is_plate(msg):
             self._choose_rows(msg)
         elif name in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[name], True
+            value = self.values[name]
+            msg["value"] = redrawn(msg, value) if name in self.redraw else value
+            msg["done"] = True
         elif name in self.codes:
             reading = replace(self.blank, nodes={name: msg})
             fn = reading.node(name)["fn"]

@@ -8,6 +8,8 @@ import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
 
 from pyrovae.errors import InputError
+from pyrovae.mixture import families
+from pyrovae.models.masks import masked_like
 from pyrovae.models.state import PyroFunction
 
 
@@ -85,6 +87,11 @@ class _Replacing(Messenger):
                 f"expected a prior for one row, batch shape (), at site {self.site!r}; got "
                 f"{tuple(new.batch_shape)}. Give one density for all rows, of batch shape ()."
             )
-        new = new.expand(old.batch_shape)
-        masked = isinstance(old, dist.MaskedDistribution)
-        msg["fn"] = new.mask(old._mask) if masked else new
+        masked = masked_like(new.expand(old.batch_shape), old)
+        if masked is None:
+            raise InputError(
+                f"expected a prior of independent units at site {self.site!r}, where a mask leaves "
+                f"out some; got {families.family(new)}. Give the density as prior= to "
+                "log_evidence, with the model as it is."
+            )
+        msg["fn"] = masked

@@ -75,6 +75,54 @@ def test_pair_that_cannot_work_says_where_to_look(call: Callable[[], Any], messa
         call()
 
 
+@pytest.mark.parametrize("site", [("z", "z"), ("z", "w", "z"), (), "", ("z", 1), None, 3])
+def test_sites_that_name_nothing(site: Any) -> None:
+    guide, model = guide_named("z", "w"), model_with(y=True, w=False)
+    for measure in (
+        lambda: pv.encode(guide, X, site=site),
+        lambda: pv.aggregate(guide, X, site=site),
+        lambda: pv.log_evidence(model, guide, X, site=site, draws=4),
+        lambda: pv.diagnose(model, guide, X, held_out=X, site=site),
+        lambda: pv.calibrate(model, guide, X, site=site),
+    ):
+        with pytest.raises(pv.InputError, match=r"site=.*; got .*(Give one|Name each once)"):
+            measure()
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*k̂:UserWarning")
+def test_a_data_plate_that_is_not_there() -> None:
+    guide, model = guide_named("z"), model_with(y=True)
+    measures: list[Callable[[str], Any]] = [
+        lambda name: pv.encode(guide, X, data_plate=name),
+        lambda name: pv.log_evidence(model, guide, X, data_plate=name, draws=4),
+        lambda name: pv.log_evidence(model, guide, X, data_plate=name, method="prior", draws=4),
+        lambda name: Pair(model, guide, data_plate=name).decode(X, X[:, :2]),
+        lambda name: Pair(model, guide, data_plate=name).observe(X),
+    ]
+    for measure in measures:
+        with pytest.raises(
+            pv.InputError, match=r"plate 'nope' in the \w+; got \['data'\].*data_pl"
+        ):
+            measure("nope")
+        measure("data")
+
+
+def test_a_data_plate_may_stand_around_some_sites_only() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("codes", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(z[:, 0], 1.0), obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("codes", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
+
+    pair = Pair(model, guide, data_plate="codes")
+    likelihood, _ = pair.log_joint(X, X[:, :2])
+    assert torch.allclose(likelihood, dist.Normal(0.0, 1.0).log_prob(X[:, 0]))
+
+
 def test_event_dimension_that_was_forgotten() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
