@@ -125,7 +125,7 @@ def _pack(value: Any) -> Any:
 def _pack_density(density: dist.Distribution) -> dict[str, Any]:
     batch = list(density.batch_shape)
     if isinstance(density, AggregatedPosterior):
-        weights = density.weights * density.mass
+        weights = density.masses
         components = _family(density.encoding)
         return {"kind": "q_agg", "weights": weights, "components": components, "batch": batch}
     if isinstance(density, torch.distributions.MixtureSameFamily):

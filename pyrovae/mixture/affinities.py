@@ -61,7 +61,7 @@ def _of_near(normals: DiagonalNormals, index: Tensor) -> Tensor:
         row, member = _near(normals, index, group).nonzero(as_tuple=True)
         pairs = torch.stack([row, member + group * normals.group])
         for i, j in pairs.split(max(1, TRIPLES // normals.dim), 1):
-            total.add(i, _scores(normals, index[i], j), None)
+            total.add(i, _scores(normals, index[i], j))
     neglected = normals.log_weight[index].double() + math.log(NEGLECTED)
     return total.result()[0].logaddexp(neglected)
 

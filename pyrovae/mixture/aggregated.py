@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
-from pyrovae.mixture import families
+from pyrovae.mixture import families, transforms
 from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.mixture.support import named, no_numbers
 
 
 class AggregatedPosterior(Mixture):
@@ -23,7 +24,8 @@ class AggregatedPosterior(Mixture):
         weights: of the data points, shape ``(N,)``, of any positive total; equal if not given.
 
     Raises:
-        InputError: if the weights are not N finite, non-negative numbers with a positive total.
+        InputError: if the weights are not N finite, non-negative numbers with a positive total, or
+            a data point with a weight above zero has an encoding that is no number.
 
     Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -41,16 +43,23 @@ class AggregatedPosterior(Mixture):
         wide = torch.promote_types(like.dtype, torch.float32)
         if weights is None:
             weights = torch.ones(size)
-        weights = torch.as_tensor(weights, dtype=wide, device=like.device)
+        # the logarithm of 1e-50 is a number of single precision, 1e-50 is not
+        weights = torch.as_tensor(weights, dtype=torch.float64, device=like.device)
         #: Total of the weights as they were given: what this part counts for in `merge`.
-        self.mass = float(weights.detach().double().sum())
+        self.mass = float(weights.detach().sum())
         usable = weights.shape == (size,) and bool((weights >= 0).all())
         if not usable or not 0 < self.mass < float("inf"):
             raise InputError(
                 f"expected {size} finite, non-negative weights with a positive total; got shape "
                 f"{tuple(weights.shape)}, total {self.mass}."
             )
-        super().__init__(dist.Categorical(logits=safe_log(weights)), encoding)
+        _check_numbers(encoding, weights)
+        super().__init__(dist.Categorical(logits=safe_log(weights).to(wide)), encoding)
+
+    @property
+    def masses(self) -> Tensor:
+        """The weights as they were given, in float64, shape ``(N,)``."""
+        return self.log_weights.double().softmax(-1) * self.mass
 
     @property
     def encoding(self) -> dist.Distribution:
@@ -68,7 +77,7 @@ class AggregatedPosterior(Mixture):
                     f"expected a mask of shape ({self.size},); got {tuple(index.shape)}."
                 )
             index = index.nonzero().squeeze(-1)
-        weights = (self.weights * self.mass)[index]
+        weights = self.masses[index]
         if weights.dim() != 1 or not len(weights):
             raise InputError(
                 "expected a mask, an index tensor or a slice that keeps at least one component; "
@@ -83,9 +92,20 @@ class AggregatedPosterior(Mixture):
         Parts of one data set, encoded apart, give the density of the whole.
         """
         encoding = families.concatenate([part.encoding for part in parts])
-        return cls(encoding, torch.cat([part.weights * part.mass for part in parts]))
+        return cls(encoding, torch.cat([part.masses for part in parts]))
 
     def to(self, *args: Any, **kwargs: Any) -> AggregatedPosterior:
         """The same mixture on another device or in another dtype; arguments as ``Tensor.to``."""
         encoding = families.convert(self.encoding, lambda t: t.to(*args, **kwargs))
-        return AggregatedPosterior(encoding, self.weights.double() * self.mass)
+        return AggregatedPosterior(encoding, self.masses)
+
+
+def _check_numbers(encoding: dist.Distribution, weights: Tensor) -> None:
+    """Check that what has a weight is a number, of a normal a finite one."""
+    wrong = no_numbers(encoding)
+    if wrong is not None and transforms.some(wrong := wrong & (weights > 0)):
+        raise InputError(
+            "expected encodings that are numbers; got NaN or infinite parameters"
+            f"{named(wrong)} (counted from 0). Look at these data and the guide, and leave such "
+            "rows out or give them a weight of 0."
+        )

@@ -81,17 +81,29 @@ def block_log_sums(queries: Tensor, keys: Tensor) -> Tensor:
 def shares(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Log-sum-exp and softmax over the last dimension, by one pass of exponentials; differentiable.
 
-    The largest share is e^(largest score − log-sum-exp). ``torch.logsumexp`` is no faster, and 3 to
-    8 times slower where exponentials underflow, as most of them do here.
-
     Returns:
         log-sum-exps, shape ``(...)``, and shares, shape of ``scores``: NaN if all scores are −∞.
     """
+    largest, log_mass, share = peaks(scores)
+    return largest + log_mass, share
+
+
+def peaks(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts of `shares`: the largest score, the log-sum-exp less this, and the softmax.
+
+    Of scores like −1e20 their log-sum-exp could not tell how many there are. The largest share is
+    e^−log_mass. ``torch.logsumexp`` is no faster, and 3 to 8 times slower where exponentials
+    underflow, as most of them do here.
+
+    Returns:
+        largest and log_mass, shape ``(...)``, and shares, shape of ``scores``: NaN if all scores
+        are −∞.
+    """
     share = scores.softmax(-1)
     best = scores.detach().max(-1, keepdim=True)
-    largest = scores.gather(-1, best.indices)
-    log_sum = largest - share.gather(-1, best.indices).log()
-    return torch.where(best.values == -math.inf, largest, log_sum).squeeze(-1), share
+    largest, log_mass = scores.gather(-1, best.indices), -share.gather(-1, best.indices).log()
+    log_mass = torch.where(best.values == -math.inf, 0.0, log_mass)
+    return largest.squeeze(-1), log_mass.squeeze(-1), share
 
 
 def _rows_at_once(queries: Tensor, size: int) -> int:

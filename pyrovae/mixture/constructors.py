@@ -59,6 +59,17 @@ def rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distribution
     return rebuilt
 
 
+def tensors(part: dist.Distribution) -> list[Tensor]:
+    """What `rebuild` edits, in that order.
+
+    Raises:
+        InputError: if the distribution does not keep an argument.
+    """
+    held, others = arguments(part, parameters(part))
+    shared = [value for value in others.values() if isinstance(value, Tensor)]
+    return [*held.values(), *(value.reshape(()).expand(part.batch_shape) for value in shared)]
+
+
 def _edited(value: Any, parts: Sequence[dist.Distribution], edit: Edit) -> Any:
     """An argument that all rows share; a tensor of one number goes where the parameters go."""
     if not isinstance(value, Tensor):

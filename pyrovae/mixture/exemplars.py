@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
+from pyrovae.mixture.pairs import Sum
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Scores(Protocol):
         """Shape ``(B, n)``."""
 
 
-def top_scores(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of log w_n + log q_n(z) for every point, largest first.
+def top_shares(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k components with the largest responsibilities for every point, largest first.
 
     Args:
         components: N of them, with `scores`.
@@ -47,7 +48,7 @@ def top_scores(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         k: how many.
 
     Returns:
-        component numbers and values, shape ``(B, k)``.
+        component numbers and responsibilities, shape ``(B, k)``; NaN where the density is 0.
     """
     found = [_top(components, part, k) for part in z.split(components.points)]
     index, value = zip(*found, strict=True)
@@ -55,9 +56,10 @@ def top_scores(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    index, value = None, None
+    index, value, total = None, None, _no_sum(z)
     for rows in components.rows():
         scores = components.scores(z, rows)
+        total.add_scores(scores)
         best = scores.topk(min(k, scores.shape[-1]))
         number = best.indices + rows.start
         if index is None or value is None:
@@ -68,13 +70,13 @@ def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         index = torch.cat([index, number], -1).gather(-1, position)
     if index is None or value is None:
         raise InputError("expected at least one component; got none.")
-    return index, value
+    return index, total.share(value)
 
 
 def total_scores(
     components: Scores, z: Tensor, exclude: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of log w_n + log q_n(z) over n, and its mean under the responsibilities.
+    """Log-sum-exp of log w_n + log q_n(z) over n, and the entropy of the responsibilities.
 
     Args:
         components: N of them, with `scores`.
@@ -86,20 +88,19 @@ def total_scores(
     """
     left_out = torch.full((len(z),), -1, device=z.device) if exclude is None else exclude
     parts = zip(z.split(components.points), left_out.split(components.points), strict=True)
-    total, expected = zip(*(_total(components, *part) for part in parts), strict=True)
-    return torch.cat(total), torch.cat(expected)
+    total, entropy = zip(*(_total(components, *part) for part in parts), strict=True)
+    return torch.cat(total), torch.cat(entropy)
 
 
 def _total(components: Scores, z: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
-    total = torch.full((len(z),), -math.inf, device=z.device)
-    expected = torch.zeros_like(total)
+    total = _no_sum(z)
     for rows in components.rows():
         number = torch.arange(rows.start, rows.stop, device=z.device)
         scores = components.scores(z, rows)
-        scores = scores.masked_fill(number == exclude.unsqueeze(-1), -math.inf)
-        merged = torch.logaddexp(total.to(scores.dtype), scores.logsumexp(-1))
-        share = (scores - merged.unsqueeze(-1)).exp()
-        kept = torch.where(total > -math.inf, (total - merged).exp() * expected, 0.0)
-        expected = kept + torch.where(share > 0, share * scores, 0.0).sum(-1)
-        total = merged
-    return total, expected
+        total.add_scores(scores.masked_fill(number == exclude.unsqueeze(-1), -math.inf))
+    log_sum, _, entropy = total.result()
+    return log_sum, entropy
+
+
+def _no_sum(z: Tensor) -> Sum:
+    return Sum(len(z), 0, moments=True, device=z.device)

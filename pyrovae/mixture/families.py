@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -75,6 +76,24 @@ def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distrib
     tensor([3., 1.])
     """
     return _rebuild([distribution], lambda tensors: tensors[0][index])
+
+
+def tensors(distribution: dist.Distribution) -> list[Tensor]:
+    """What `convert` converts, each tensor with the batch dimensions in front.
+
+    Raises:
+        InputError: if the distribution does not keep what it is made of.
+    """
+    inner = innermost(distribution)
+    if isinstance(inner, Pushed) or type(inner) is dist.TransformedDistribution:
+        return tensors(inner.base_dist)
+    if isinstance(inner, MixtureByRow):
+        return [*tensors(inner.mixture_distribution), *tensors(inner.component_distribution)]
+    if not isinstance(inner, Editable):
+        return constructors.tensors(inner)
+    found: list[Tensor] = []
+    convert(inner, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
 
 
 def convert(distribution: dist.Distribution, to: Callable[[Tensor], Tensor]) -> dist.Distribution:
@@ -347,20 +366,43 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
             f"{tuple(distribution.event_shape)}."
         )
     if factorised(distribution):
-        base = _rebuild([distribution.base_dist], lambda tensors: tensors[0][..., index])
+        unit = len(distribution.base_dist.batch_shape) - 1
+        base = _rebuild([distribution.base_dist], lambda tensors: _select(tensors[0], unit, index))
         return base if single else dist.Independent(base, 1)
     if isinstance(distribution, MixtureByRow):
         components = marginal(distribution.component_distribution, units)
         return MixtureByRow(distribution.mixture_distribution, components)
     if isinstance(distribution, CORRELATED_NORMALS):
         loc, covariance = distribution.mean[..., index], distribution.covariance_matrix
+        checked = vars(distribution).get("_validate_args")
         if single:
-            return dist.Normal(loc, covariance[..., index, index].sqrt())
-        return dist.MultivariateNormal(loc, covariance[..., index, :][..., index])
+            return dist.Normal(loc, covariance[..., index, index].sqrt(), validate_args=checked)
+        factor = _factor(covariance[..., index, :][..., index])
+        return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=checked)
     raise InputError(
         f"expected components with independent units or normal ones; got {family(distribution)}, "
         "whose marginals are not known in closed form. Use draws of the units instead."
     )
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """Cholesky factors; NaN, which components without a weight may be, of what is no number."""
+    numbers = covariance.isfinite().all(-1).all(-1)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if bool((numbers & (failed > 0)).any()):
+        number = int((numbers & (failed > 0)).flatten().nonzero()[0])
+        raise InputError(
+            "expected covariances that are positive definite; got another one for the units asked "
+            f"for at component {number}. Use float64, or take the units one by one."
+        )
+    return torch.where(numbers[..., None, None], factor, math.nan)
+
+
+def _select(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Some entries along a dimension, which is gone if the index is a number."""
+    if not index.dim():
+        return tensor.select(dim, int(index))
+    return tensor.movedim(dim, 0)[index].movedim(0, dim)
 
 
 def family(distribution: dist.Distribution) -> str:

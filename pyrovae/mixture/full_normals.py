@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pyrovae.mixture import transforms
 from pyrovae.mixture.families import convert, take
 from pyrovae.mixture.general import BLOCK_BYTES, Components
 from pyrovae.mixture.logdensity import constants, roundoff
@@ -57,8 +58,13 @@ class FullNormals(Components):
         query = torch.cat([square, shifted, torch.ones_like(shifted[:, :1])], -1)
         found = query @ key.mT
         error = query.detach().abs() @ key.abs().amax(0) * roundoff(self.features, torch.float64)
-        loose = (~(error <= TOLERANCE)).nonzero().squeeze(-1)
-        return found.index_copy(0, loose, self.solved(z[loose], rows)) if len(loose) else found
+        cancels = ~(error <= TOLERANCE)
+        if not transforms.some(cancels):
+            return found
+        if transforms.active():  # where rows can't be picked out
+            return self.solved(z, rows)
+        loose = cancels.nonzero().squeeze(-1)
+        return found.index_copy(0, loose, self.solved(z[loose], rows))
 
     def solved(self, z: Tensor, rows: slice) -> Tensor:
         """`scores` by triangular solves, which do not cancel."""

@@ -11,10 +11,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.mixture import transforms
 from pyrovae.mixture.by_row import MixtureByRow
-from pyrovae.mixture.families import convert, floating_parameter, take
+from pyrovae.mixture.families import convert, floating_parameter, take, tensors
 from pyrovae.mixture.kept import usable
 from pyrovae.mixture.once import once
+from pyrovae.mixture.support import differs, inside, unchecked
 
 #: Bytes that one block of component log densities may hold.
 BLOCK_BYTES = 1 << 26
@@ -29,12 +31,11 @@ class Components:
     """
 
     def __init__(self, components: dist.Distribution, log_weight: Tensor) -> None:
-        kept = log_weight.detach() > -math.inf
-        self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
-        if self.index is not None:
-            components, log_weight = take(components, self.index), log_weight[self.index]
+        self.index, components, log_weight = weighted(components, log_weight)
         if floating_parameter(components).is_inference():
             components = convert(components, usable)
+        #: Whether points may lie in the support of some components and not of others.
+        self.differs = differs(components)
         self.components, self.log_weight = components, usable(log_weight)
         self.size, self.dtype = len(log_weight), floating_parameter(components).dtype
         self.wide = self.dtype == torch.float64 or _can_be_rebuilt(components)
@@ -51,18 +52,11 @@ class Components:
     @cached_property
     def tensors(self) -> list[Tensor]:
         """What the components are made of, each with N rows."""
-        found: list[Tensor] = []
-
-        def note(tensor: Tensor) -> Tensor:
-            found.append(tensor)
-            return tensor
-
-        if self.wide and _can_be_rebuilt(self.components):
-            convert(self.components, note)
-        return found
+        known = self.wide and _can_be_rebuilt(self.components)
+        return tensors(self.components) if known else []
 
     def scores(self, z: Tensor, rows: slice, given: Sequence[Tensor] = ()) -> Tensor:
-        """log w_n + log q_n(z) for some components, shape ``(B, n)``.
+        """log w_n + log q_n(z) for some components, −∞ outside of their support, ``(B, n)``.
 
         In float64, unless the components are made of modules, which have a dtype of their own.
 
@@ -74,35 +68,42 @@ class Components:
         if not len(z):  # which distributions refuse
             return z.new_zeros(0, len(self.log_weight[rows]), dtype=torch.float64)
         part = self.components if self.size <= self.block else take(self.components, rows)
-        log_weight, *tensors = given or (self.log_weight[rows],)
-        if tensors:
-            replaced = iter(tensors)
+        log_weight, *others = given or (self.log_weight[rows],)
+        if others:
+            replaced = iter(others)
             part = convert(part, lambda _: next(replaced))
         if self.wide and self.dtype != torch.float64:
             part = convert(part, _precise)
         points = z.unsqueeze(z.dim() - len(self.components.event_shape))
         points = _precise(points) if self.wide else points.to(self.dtype)
-        found: Tensor = part.log_prob(points) + log_weight
+        found: Tensor = unchecked(part, deep=self.differs).log_prob(points) + log_weight
+        if self.differs:
+            found = torch.where(inside(part, points), found, -math.inf)
         return found.double()
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log Σ_n w_n q_n(z), shape ``(B,)``; more than one block is differentiable once."""
+        """log Σ_n w_n q_n(z), shape ``(B,)``; more than one block is differentiable once.
+
+        Inside of ``torch.func`` and with forward-mode derivatives it is so any number of times, and
+        then all blocks are remembered.
+        """
         if self.size <= self.block and len(z) <= self.points:
             return self.scores(z, slice(0, self.size)).logsumexp(-1)
         inputs = (z, self.log_weight, *self.tensors)
+        if transforms.active() or any(map(transforms.forward_mode, inputs)):
+            return self.total(z)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             result: Tensor = _InBlocks.apply(self, *inputs)  # type: ignore[no-untyped-call]
             return result
         return self.total(z)
 
     def total(self, z: Tensor) -> Tensor:
-        """`log_prob` without gradient."""
-        with torch.no_grad():
-            found = [
-                torch.stack([self.scores(part, rows).logsumexp(-1) for rows in self.rows()])
-                for part in z.split(self.points)
-            ]
-            return torch.cat([blocks.logsumexp(0) for blocks in found])
+        """`log_prob` as torch differentiates it."""
+        found = [
+            torch.stack([self.scores(part, rows).logsumexp(-1) for rows in self.rows()])
+            for part in z.split(self.points)
+        ]
+        return torch.cat([blocks.logsumexp(0) for blocks in found])
 
     def score(self, z: Tensor) -> Tensor:
         """∇_z log Σ_n w_n q_n(z), shape of ``z``."""
@@ -178,6 +179,25 @@ def _slopes(
     asked = [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
     slopes = iter(torch.autograd.grad(scores, asked, share, allow_unused=True))
     return [next(slopes) if w else None for w in wanted]
+
+
+def weighted(
+    components: dist.Distribution, log_weight: Tensor
+) -> tuple[Tensor | None, dist.Distribution, Tensor]:
+    """The components that have a weight, which others may have no say beside, NaN as they may be.
+
+    Args:
+        components: batch shape ``(N,)``.
+        log_weight: shape ``(N,)``; NaN is no weight of zero.
+
+    Returns:
+        their numbers, None if these are all; they themselves, and their log weights.
+    """
+    without = log_weight.detach() == -math.inf
+    if not transforms.some(without):
+        return None, components, log_weight
+    index = (~without).nonzero().squeeze(-1)
+    return index, take(components, index), log_weight[index]
 
 
 def _can_be_rebuilt(components: dist.Distribution) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrovae.errors import InputError
+from pyrovae.mixture import transforms
 from pyrovae.mixture.attention import shares
 from pyrovae.mixture.kept import usable
 from pyrovae.mixture.logdensity import (
@@ -63,24 +65,23 @@ def log_density(
     components = held() if parameters is None else parameters
     like = components.loc if isinstance(components, DiagonalNormals) else components[0]
     dtype = torch.promote_types(torch.promote_types(z.dtype, like.dtype), torch.float32)
-    given = parameters or (None, None, None)
-    differentiable = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (z, *given)
-    )
+    inputs = (z, *(parameters or ()))
+    special = transforms.active() or any(map(transforms.forward_mode, inputs))
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     result: Tensor
     if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
-        if parameters and differentiable and z.shape[0] * like.numel() <= FEW_TRIPLES:
-            try:
-                result = _FewLogDensity.apply(z, *parameters)  # type: ignore[no-untyped-call]
-                return result.to(dtype)
-            except RuntimeError:  # torch.func asks for a form that takes half as long again
-                pass
+        few = z.shape[0] * like.numel() <= FEW_TRIPLES
+        if parameters and differentiable and few and not special:
+            result = _FewLogDensity.apply(z, *parameters)  # type: ignore[no-untyped-call]
+            return result.to(dtype)
         scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
         if scores is not None:
             return _log_sum(scores).to(dtype)
-    if not differentiable:
+    if not (differentiable or special):
         return log_prob(held(), z).to(dtype)
-    result = _LargeLogDensity.apply(z, *given, held)  # type: ignore[no-untyped-call]
+    moving = parameters is not None and any(map(transforms.moving, parameters))
+    taking_part = parameters if parameters and moving else (None, None, None)
+    result, _ = _LargeLogDensity.apply(z, *taking_part, held)  # type: ignore[no-untyped-call]
     return result.to(dtype)
 
 
@@ -109,7 +110,7 @@ def _dense(
             key = keys(loc - centre, scale, constants(scale, log_weight))
             largest = key.detach().abs().amax(0)
         query = queries(z - centre)
-        magnitude = float(query.detach().abs().amax(0) @ largest)
+        magnitude = transforms.largest(query.detach().abs().amax(0) @ largest)
         if magnitude * roundoff(key.shape[-1], torch.float64) <= tolerance:
             return query @ key.mT
         if triples > DENSE_TRIPLES:
@@ -131,7 +132,10 @@ def _log_sum(scores: Tensor) -> Tensor:
 
 
 class _FewLogDensity(torch.autograd.Function):
-    """Log density from differences, its gradients written out: half as many calls as autograd's."""
+    """Log density from differences, its gradients written out: half as many calls as autograd's.
+
+    Not for ``torch.func``, which asks for a form of functions that takes half as long again.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
@@ -170,33 +174,126 @@ def _with_differences(
 
 
 class _LargeLogDensity(torch.autograd.Function):
-    """Log density with the score of the same pass as its gradient in z; differentiable once."""
+    """Log density with the score of the same pass as its gradient in z; differentiable once.
+
+    Parameters are given where they take part in the derivatives; the score is a second result.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
         z: Tensor,
         loc: Tensor | None,
         scale: Tensor | None,
         log_weight: Tensor | None,
         held: Callable[[], DiagonalNormals],
-    ) -> Tensor:
-        evaluation = evaluate(held(), z)
-        score = evaluation.score.to(z.dtype)
-        ctx.save_for_backward(z, loc, scale, log_weight, evaluation.log_prob, score)
-        return evaluation.log_prob
+    ) -> tuple[Tensor, Tensor]:
+        if loc is None or scale is None or log_weight is None:
+            evaluation = evaluate(held(), z)
+        else:
+            evaluation = evaluate(DiagonalNormals(loc, scale, log_weight), z)
+        return evaluation.log_prob, evaluation.score.to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:4], *output)
+        ctx.save_for_forward(*inputs[:4], *output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], z: Tensor, *others: Any
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """The points of all that is mapped over are one set of points more."""
+        if any(place is not None for place in in_dims[1:]) or in_dims[0] is None:
+            raise InputError(
+                "expected torch.vmap over points; got one over the parameters of mixtures. Map "
+                f"over up to {DENSE_PAIRS} pairs of point and component in each, or take the "
+                "mixtures one by one."
+            )
+        z = z.movedim(in_dims[0], 0)
+        log_prob, score = _LargeLogDensity.apply(z.flatten(0, 1), *others)  # type: ignore[no-untyped-call]
+        return (log_prob.view(z.shape[:2]), score.view(z.shape)), (0, 0)
+
+    @staticmethod
+    def jvp(ctx: Any, z: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor | None, None]:
+        *inputs, log_prob, score = ctx.saved_tensors
+        slope = torch.zeros_like(log_prob)
+        if z is not None:
+            slope = slope + (score * z).sum(-1)
+        if any(tangent is not None for tangent in tangents[:3]):
+            slope = slope + _parameter_slopes(inputs[0], inputs[1:], tangents[:3], log_prob)
+        given = [tensor for tensor in inputs if tensor is not None]
+        return once([slope], f"up to {DENSE_PAIRS} pairs of point and component", given)[0], None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         *inputs, log_prob, score = ctx.saved_tensors
         found: list[Tensor | None] = [None] * 4
         with torch.no_grad():
             if ctx.needs_input_grad[0]:
                 found[0] = (grad.unsqueeze(-1) * score).to(score.dtype)
             if any(ctx.needs_input_grad[1:4]):
-                found[1:] = parameter_gradients(inputs[0], inputs[1:], log_prob, grad)
+                found[1:] = _ParameterGradients.apply(*inputs, log_prob, grad)  # type: ignore[no-untyped-call]
         linked = [grad, *(tensor for tensor in inputs if tensor is not None)]
         return *once(found, f"up to {DENSE_PAIRS} pairs of point and component", linked), None
+
+
+class _ParameterGradients(torch.autograd.Function):
+    """`parameter_gradients`, one set after the other inside of ``torch.vmap``; for `once`."""
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, loc, scale, log_weight, log_prob, grad = tensors
+        return parameter_gradients(z, (loc, scale, log_weight), log_prob, grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
+        each = [
+            _ParameterGradients.apply(  # type: ignore[no-untyped-call]
+                *(t if d is None else t.select(d, i) for t, d in zip(tensors, in_dims, strict=True))
+            )
+            for i in range(info.batch_size)
+        ]
+        return tuple(torch.stack(column) for column in zip(*each, strict=True)), (0, 0, 0)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[None, None, None]:
+        return None, None, None
+
+
+def _parameter_slopes(
+    z: Tensor, parameters: Parameters, tangents: Sequence[Tensor | None], log_prob: Tensor
+) -> Tensor:
+    """Derivatives of log Σ_n w_n N(z_b; μ_n, σ_n²) as the parameters move along tangents, ``(B,)``.
+
+    From differences, a block of components and some points at a time.
+    """
+    parts = []
+    for first in range(0, len(z), max(1, DENSE_TRIPLES // (BLOCK * z.shape[1]))):
+        part = slice(first, first + max(1, DENSE_TRIPLES // (BLOCK * z.shape[1])))
+        slope, total = torch.zeros_like(log_prob[part]), torch.zeros_like(log_prob[part])
+        for start in range(0, len(parameters[0]), BLOCK):
+            rows = slice(start, start + BLOCK)
+            block = [parameter[rows] for parameter in parameters]
+            of_loc, of_scale, of_weight = (t if t is None else t[rows] for t in tangents)
+            difference, scores = _with_differences(z[part], *block)
+            share = (scores - log_prob[part].unsqueeze(-1)).exp()
+            move, scale = torch.zeros_like(scores), block[1].double()
+            if of_loc is not None:
+                move = move + (difference * (of_loc / scale)).sum(-1)
+            if of_scale is not None:
+                move = move + ((difference.square() - 1) * (of_scale / scale)).sum(-1)
+            if of_weight is not None:
+                move = move + of_weight
+            slope, total = slope + (share * move).sum(-1), total + share.sum(-1)
+        parts.append(slope / total)
+    return torch.cat(parts)
 
 
 def parameter_gradients(

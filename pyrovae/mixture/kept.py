@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from pyrovae.mixture import transforms
 
 Made = TypeVar("Made")
 
@@ -13,39 +18,64 @@ Made = TypeVar("Made")
 class Kept:
     """One thing made of some tensors, for as long as these hold the same numbers.
 
-    That is told by where they lie and by the version that torch counts up with every change in
-    place; changes that it does not count, those of ``tensor.data``, are not seen.
+    They are compared with a copy, bit by bit. Torch's count of changes in place would cost less,
+    but leaves out those of fused optimizers, of ``tensor.data`` and of arrays that share the
+    memory.
     """
 
     def __init__(self) -> None:
-        self._held: tuple[tuple[Any, ...], Any] | None = None
+        self._held: tuple[list[_Copy], Any] | None = None
+        #: Whether anything was asked for before, so that to keep it would have paid.
+        self.asked = False
 
-    def asked_again(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether this is not the first question about the tensors as they are."""
-        key, held = _key(tensors), self._held
-        if held is not None and held[0] == key:
-            return True
-        self._held = key, None
-        return False
+    def find(self, tensors: Sequence[Tensor]) -> Any | None:
+        """What was made of the tensors, if they hold the numbers that they had then."""
+        held = self._held  # never read again here: another thread may replace it
+        if held is None or transforms.active():  # where no memory can be looked at
+            return None
+        copies, made = held
+        same = all(copy.of(tensor) for copy, tensor in zip(copies, tensors, strict=True))
+        return made if same else None
 
-    def get(self, tensors: Sequence[Tensor], make: Callable[[], Made]) -> Made:
-        """What ``make`` returned for the tensors as they are."""
-        key, held = _key(tensors), self._held
-        if held is None or held[0] != key or held[1] is None:
-            held = self._held = key, make()  # never read again here: another thread may replace it
-        made: Made = held[1]
+    def make(self, tensors: Sequence[Tensor], make: Callable[[], Made]) -> Made:
+        """What ``make`` returns, kept as made of the tensors, which ask for no gradient."""
+        if transforms.active():  # by torch.func, which may have marked what is made
+            return make()
+        self._held = None  # before the next takes as much memory
+        copies = [_Copy(tensor) for tensor in tensors]
+        made = make()
+        self._held = copies, made
         return made
 
 
-def _key(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return tuple((_place(t), 0 if t.is_inference() else t._version) for t in tensors)
+class _Copy:
+    """The numbers of a tensor, of which what is expanded counts once."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.place = _place(tensor)
+        self.once = tuple(slice(0, 1 if step == 0 else None) for step in tensor.stride())
+        self.array: NDArray[Any] | None = None
+        if tensor.device.type != "cpu":
+            self.numbers: Any = tensor[self.once].clone()
+            return
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+            tensor = tensor.view(torch.int16)
+        self.array = tensor[self.once].numpy()
+        self.numbers = self.array.tobytes()
+
+    def of(self, tensor: Tensor) -> bool:
+        """Whether the tensor is in the same place and holds these numbers."""
+        if _place(tensor) != self.place:
+            return False
+        if self.array is None:
+            return torch.equal(tensor[self.once], self.numbers)
+        # of equal length, compared where they lie
+        same: bool = self.numbers.startswith(np.ascontiguousarray(self.array))
+        return same
 
 
-def _place(tensor: Tensor) -> int:
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # inside of torch.func there is no memory to point to
-        return id(tensor)
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def usable(tensor: Tensor) -> Tensor:

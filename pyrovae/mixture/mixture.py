@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -14,16 +14,17 @@ from torch.distributions import constraints
 
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
-from pyrovae.mixture import families, gradients, quantiles, screening
+from pyrovae.mixture import families, gradients, quantiles, screening, support, transforms
 from pyrovae.mixture.by_row import MixtureByRow, Pushed
-from pyrovae.mixture.exemplars import Responsibilities, top_scores, total_scores
+from pyrovae.mixture.exemplars import Responsibilities, top_shares, total_scores
 from pyrovae.mixture.full_normals import FullNormals
-from pyrovae.mixture.general import Components
+from pyrovae.mixture.general import Components, weighted
 from pyrovae.mixture.kept import Kept, usable
 from pyrovae.mixture.logdensity import safe_log
 from pyrovae.mixture.normals import DiagonalNormals
 from pyrovae.mixture.reparametrised import reparametrised
-from pyrovae.mixture.support import OfAnyComponent
+
+Made = TypeVar("Made")
 
 #: Components that are averaged over at once.
 ROWS = 1 << 16
@@ -39,13 +40,14 @@ class Mixture(dist.MixtureSameFamily):
     float32 (1e-9 relative to the size of the terms in float64) whatever the scales; other families
     are evaluated in float64, block by block, ``MultivariateNormal`` by products of matrices.
     Neither holds a number for every pair of point and component. `sample` draws an index first and
-    then that component only. `expand` is lazy: a plate of B points costs nothing. What is kept of
-    the components is made anew when they change in place, but not if by way of ``tensor.data``.
+    then that component only. `expand` is lazy: a plate of B points costs nothing. What is made
+    of components that ask for no gradient is kept, and made anew when their numbers change.
 
     Args:
         mixture_distribution: ``Categorical`` over the components, batch shape ``()``. Weights of
-            zero leave components out exactly.
-        component_distribution: batch shape ``(N,)``, any event shape.
+            zero leave components out exactly, whatever their parameters.
+        component_distribution: batch shape ``(N,)``, any event shape. Where their supports differ,
+            a component has the density 0 outside of its own.
 
     Raises:
         InputError: if the components have more than one batch dimension, or the weights any.
@@ -75,6 +77,7 @@ class Mixture(dist.MixtureSameFamily):
             )
         super().__init__(mixture_distribution, component_distribution, validate_args)
         self.has_rsample = families.diagonal_normal(component_distribution) is not None
+        families.full_normal(component_distribution)  # torch makes its factor once, and here
         self._kept = Kept()
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
@@ -121,36 +124,42 @@ class Mixture(dist.MixtureSameFamily):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """The support of the components where it is one for all, which Pyro can transform."""
-        of_components = self.component_distribution.support
-        inner = of_components
-        while isinstance(inner, constraints.independent):
-            inner = inner.base_constraint
-        if any(isinstance(bound, Tensor | dist.Distribution) for bound in vars(inner).values()):
-            return OfAnyComponent(of_components)
-        return of_components
+        if support.differs(self.component_distribution):
+            return support.OfAnyComponent(self._weighted()[0])
+        return self.component_distribution.support
 
     @property
     def mean(self) -> Tensor:
         """E[z], batch shape + event shape."""
-        means = self.component_distribution.mean
+        means = self._weighted()[0].mean
         return self._average(means).to(means.dtype).expand(self.shape())
 
     @property
     def variance(self) -> Tensor:
         """Var[z] per unit: the mean variance of the components plus the variance of their means."""
-        within = self.component_distribution.variance
+        within = self._weighted()[0].variance
         return (self._average(within).to(within.dtype) + self.mean_variance).expand(self.shape())
 
     @property
     def mean_variance(self) -> Tensor:
         """Var_n[μ_n] per unit, the variance of the component means, shape of an event."""
-        means = self.component_distribution.mean
+        means = self._weighted()[0].mean
         return self._average(means, self._average(means)).to(means.dtype)
 
+    def _weighted(self) -> tuple[dist.Distribution, Tensor]:
+        """The components that have a weight above zero, and their log weights."""
+        _, components, log_weights = weighted(self.component_distribution, self.log_weights)
+        return components, log_weights
+
     def _average(self, values: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Σ_n w_n v_n in float64, shape of an event; of (v_n − centre)² with a centre."""
-        total, weights = torch.zeros_like(values[0], dtype=torch.float64), self.weights.double()
-        for start in range(0, self.size, ROWS):
+        """Σ_n w_n v_n in float64, shape of an event; of (v_n − centre)² with a centre.
+
+        Args:
+            values: of the components with a weight above zero.
+        """
+        total = torch.zeros_like(values[0], dtype=torch.float64)
+        weights = self._weighted()[1].double().softmax(-1)  # where 1e-50 is above zero
+        for start in range(0, len(values), ROWS):
             weight, part = weights[start : start + ROWS], values[start : start + ROWS].double()
             if centre is not None:
                 part = (part - centre).square()
@@ -168,18 +177,31 @@ class Mixture(dist.MixtureSameFamily):
 
         Returns:
             shape ``(...)``, broadcast with the batch shape.
+
+        Raises:
+            InputError: if points are not of the event shape or, where arguments are validated, NaN
+                or outside of the support that all components share.
         """
-        if self._validate_args and value.numel():
-            self._validate_sample(value)
+        support.check_shape(value, self.event_shape)
+        normal = families.diagonal_normal(self.component_distribution)
+        if self._validate_args:
+            if normal is None:
+                support.check_points(value, self._weighted()[0])
+            else:
+                support.check_numbers(value, self.event_shape)
         if (simpler := self._simpler()) is not None:
             return self._shaped(simpler.log_prob(value).to(self._dtype(value)), value)
-        normal = families.diagonal_normal(self.component_distribution)
         if normal is None:
-            found = self._components().log_prob(self._rows(value))
+            found = self._components().log_prob(value.reshape(-1, *self.event_shape))
             return self._shaped(found.to(self._dtype(value)), value)
-        lasting = not self._learns(normal) and self._kept.asked_again(self._tensors())
-        parameters = None if lasting else [usable(t) for t in (*normal, self.log_weights)]
         points = value if value.dim() == 2 and self.event_dim == 1 else self._flat(value)
+        evaluator = self._lasting(normal)
+        if evaluator is not None:
+            return self._shaped(gradients.log_density(points, lambda: evaluator), value)
+        components, log_weights = self._weighted()
+        whole = components is self.component_distribution
+        others = normal if whole else families.diagonal_normal(components) or normal
+        parameters = [usable(tensor) for tensor in (*others, log_weights)]
         found = gradients.log_density(points, lambda: self._diagonal(normal), parameters)
         return self._shaped(found, value)
 
@@ -188,7 +210,8 @@ class Mixture(dist.MixtureSameFamily):
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient.
 
         Raises:
-            InputError: if the points are not of the event shape, or the components are discrete.
+            InputError: if the points are not of the event shape or NaN, or the components are
+                discrete.
         """
         rows = self._rows(z).to(self._dtype(z))
         if self.component_distribution.support.is_discrete:
@@ -236,7 +259,7 @@ class Mixture(dist.MixtureSameFamily):
                 "function: the gradient of E[f(z)] is that of E[f(z) * log_prob(z)], f(z) held."
             )
         z = self.sample(sample_shape)
-        if not self._learns(normal):
+        if not any(map(transforms.moving, self._tensors())):
             return z
         parameters = (usable(tensor) for tensor in (*normal, self.log_weights))
         return reparametrised(self._flat(z), *parameters).reshape(z.shape)
@@ -272,8 +295,9 @@ class Mixture(dist.MixtureSameFamily):
     @plain()
     def cdf(self, value: Tensor) -> Tensor:
         """P(z ≤ value) of a mixture over numbers, in blocks of components."""
-        components = self._over_numbers()
-        total = quantiles.cdf(components, self.weights, value.to(self._dtype(value)))
+        components, weights = self._over_numbers()
+        support.check_numbers(value, self.event_shape)
+        total = quantiles.cdf(components, weights, value.to(self._dtype(value)))
         return total.expand(broadcast_shape(total.shape, self.batch_shape))
 
     def icdf(self, value: Tensor) -> Tensor:
@@ -283,17 +307,19 @@ class Mixture(dist.MixtureSameFamily):
             InputError: for a value that is not from 0 to 1, or a mixture over vectors.
             NotImplementedError: for a family without quantiles, saying what to use.
         """
-        components = self._over_numbers()
-        found = quantiles.icdf(components, self.weights, value).to(self._dtype(value))
+        components, weights = self._over_numbers()
+        found = quantiles.icdf(components, weights, value).to(self._dtype(value))
         return found.expand(broadcast_shape(found.shape, self.batch_shape))
 
-    def _over_numbers(self) -> dist.Distribution:
+    def _over_numbers(self) -> tuple[dist.Distribution, Tensor]:
+        """The components with a weight above zero, if they are over numbers, and the weights."""
         if self.event_shape:
             raise InputError(
                 f"expected a mixture over numbers, event shape (); got {tuple(self.event_shape)}. "
                 "Take .marginal(d) first."
             )
-        return self.component_distribution
+        components, log_weights = self._weighted()
+        return components, log_weights.double().exp()
 
     @plain()
     def responsibilities(self, z: Tensor, *, top: int) -> Responsibilities:
@@ -307,26 +333,29 @@ class Mixture(dist.MixtureSameFamily):
             indices and weights, shape ``(..., min(top, N))``; B × N numbers are never held.
 
         Raises:
-            InputError: if ``top`` is less than 1, or the points are not of the event shape or NaN.
+            InputError: if ``top`` is less than 1, or the points are not of the event shape, NaN, or
+                where the density is 0.
         """
         if top < 1:
             raise InputError(f"expected at least one component to return; got top={top}.")
-        if bool(z.isnan().any()):
-            raise InputError("expected points without NaN; got some. Leave these out.")
         with torch.no_grad():
             evaluator = self.diagonal_normals() or self._components()
             rows, k = self._rows(z), min(top, evaluator.size)
             if isinstance(evaluator, DiagonalNormals):
                 rows = rows.reshape(len(rows), evaluator.dim)
             if isinstance(evaluator, DiagonalNormals) and k <= evaluator.groups and len(rows):
-                index, score, total = screening.top(evaluator, rows, k)
+                index, weight = screening.top(evaluator, rows, k)
             else:
-                (index, score), total = top_scores(evaluator, rows, k), self._total(rows)
+                index, weight = top_shares(evaluator, rows, k)
             if evaluator.index is not None:
                 index = evaluator.index[index]
-            weight = (score - total.unsqueeze(-1)).exp()
-            shape = z.shape[: z.dim() - len(self.event_shape)] + index.shape[-1:]
-            return Responsibilities(index.reshape(shape), weight.to(self._dtype(z)).reshape(shape))
+            if k < min(top, self.size):  # the others have no weight
+                without = (self.log_weights == -math.inf).nonzero().squeeze(-1)
+                without = without[: min(top, self.size) - k].expand(len(rows), -1)
+                index = torch.cat([index, without], -1)
+                weight = torch.nn.functional.pad(weight, (0, without.shape[-1]))
+            weight = self._plain(weight, z)
+            return Responsibilities(index.reshape(weight.shape), weight)
 
     @plain()
     def effective_components(self, z: Tensor) -> Tensor:
@@ -339,15 +368,17 @@ class Mixture(dist.MixtureSameFamily):
 
         Returns:
             shape ``(...)``; without gradient.
+
+        Raises:
+            InputError: if the points are not of the event shape, NaN, or where the density is 0.
         """
         with torch.no_grad():
             rows, normals = self._rows(z), self.diagonal_normals()
             if normals is None:
-                total, expected = total_scores(self._components(), rows)
+                entropy = total_scores(self._components(), rows)[1]
             else:
-                found = screening.evaluate(normals, rows.reshape(len(rows), normals.dim))
-                total, expected = found.log_prob, found.expected
-            return self._plain((total - expected).clamp(min=0.0).exp(), z)
+                entropy = screening.evaluate(normals, rows.reshape(len(rows), normals.dim)).entropy
+            return self._plain(entropy.clamp(min=0.0).exp(), z)  # below 0 by its rounding
 
     @plain()
     def leave_one_out_log_prob(self, z: Tensor, n: Tensor) -> Tensor:
@@ -366,37 +397,38 @@ class Mixture(dist.MixtureSameFamily):
             shape ``(...)``; without gradient.
 
         Raises:
-            InputError: if a number is not that of a component, or component n is all there is.
+            InputError: if a number is not that of a component, component n is all there is, or the
+                points are not of the event shape or NaN.
         """
         with torch.no_grad():
             shape = z.shape[: z.dim() - len(self.event_shape)]
             number = torch.as_tensor(n, device=z.device).expand(shape).flatten()
             if bool(((number < 0) | (number >= self.size)).any()):
                 raise InputError(f"expected components from 0 to {self.size - 1}; got {n}.")
-            weights = torch.nn.functional.pad(self.weights.double(), (1, 1))
+            weights = torch.nn.functional.pad(self.log_weights.double().exp(), (1, 1))
             before, after = weights.cumsum(0)[:-2], weights.flip(0).cumsum(0).flip(0)[2:]
             rest = (before + after).log()[number]
             if bool((rest == -math.inf).any()):
                 raise InputError(
                     "expected another component with a weight above zero; got a mixture of one."
                 )
-            return self._plain(self._total(self._rows(z), number) - rest, z)
+            return self._shaped((self._without(self._rows(z), number) - rest).to(self._dtype(z)), z)
 
     def _simpler(self) -> dist.Distribution | None:
         """The same density of plainer components, where these are mixtures or share a flow."""
-        of = self.component_distribution
-        if isinstance(of, MixtureByRow):
+        if isinstance(self.component_distribution, MixtureByRow):
+            of, log_weights = self._weighted()
             within, components = families.unroll(of)
-            logits = (self.log_weights.unsqueeze(-1) + within).flatten()
+            logits = (log_weights.unsqueeze(-1) + within).flatten()
             return Mixture(dist.Categorical(logits=logits), components)
-        if isinstance(of, Pushed):
+        if isinstance(of := self.component_distribution, Pushed):
             return Pushed(Mixture(self.mixture_distribution, of.base_dist), of.transforms)
         return None
 
-    def _total(self, rows: Tensor, exclude: Tensor | None = None) -> Tensor:
-        """log q(z) in float64, shape ``(B,)``, without one component for each point if asked."""
+    def _without(self, rows: Tensor, exclude: Tensor) -> Tensor:
+        """log Σ_m w_m q_m(z) over all but one component for each point, in float64, ``(B,)``."""
         evaluator = self.diagonal_normals() or self._components()
-        if exclude is not None and evaluator.index is not None:
+        if evaluator.index is not None:
             position = torch.full((self.size,), -1, device=rows.device)
             position[evaluator.index] = torch.arange(evaluator.size, device=rows.device)
             exclude = position[exclude]
@@ -407,15 +439,21 @@ class Mixture(dist.MixtureSameFamily):
         return total_scores(evaluator, rows, exclude)[0]
 
     def _plain(self, values: Tensor, z: Tensor) -> Tensor:
-        return values.to(self._dtype(z)).reshape(z.shape[: z.dim() - len(self.event_shape)])
+        """What is told of responsibilities, which there are none of where the density is 0."""
+        batch = support.check_shape(z, self.event_shape)
+        values = values.to(self._dtype(z)).reshape(*batch, *values.shape[1:])
+        unknown = values.isnan()
+        if bool(unknown.any()):
+            where = support.named(unknown.reshape(*batch, -1).any(-1))
+            raise InputError(
+                f"expected points with a density above 0; got others{where}. Leave these out."
+            )
+        return values
 
     def _rows(self, z: Tensor) -> Tensor:
-        dims = len(self.event_shape)
-        if z.shape[max(0, z.dim() - dims) :] != self.event_shape:
-            raise InputError(
-                f"expected points of shape (..., {', '.join(map(str, self.event_shape))}); got "
-                f"{tuple(z.shape)}."
-            )
+        """Points as rows, none of them NaN."""
+        support.check_shape(z, self.event_shape)
+        support.check_numbers(z, self.event_shape)
         return z.reshape(-1, *self.event_shape)
 
     def _flat(self, z: Tensor) -> Tensor:
@@ -438,23 +476,39 @@ class Mixture(dist.MixtureSameFamily):
         return None if normal is None else self._diagonal(normal)
 
     def _diagonal(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals:
-        return self._kept.get(self._tensors(), lambda: DiagonalNormals(*normal, self.log_weights))
+        return self._made_of(self._tensors(), lambda: DiagonalNormals(*normal, self.log_weights))
+
+    def _lasting(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | None:
+        """The evaluator, if it may be kept and this is not the first question."""
+        tensors = self._tensors()
+        if transforms.active() or any(map(_changes, tensors)):
+            return None
+        asked, self._kept.asked = self._kept.asked, True
+        kept: DiagonalNormals | None = self._kept.find(tensors)
+        return self._diagonal(normal) if asked and kept is None else kept
 
     def _components(self) -> Components:
         full = families.full_normal(self.component_distribution)
-        if full is None or self._learns(full):
+        tensors = () if full is None else (*full, self.mixture_distribution._param)
+        if full is None or any(map(transforms.moving, tensors)):
             return Components(self.component_distribution, self.log_weights)
-        return self._kept.get(
-            (*full, self.mixture_distribution._param),
-            lambda: FullNormals(self.component_distribution, self.log_weights),
+        return self._made_of(
+            tensors, lambda: FullNormals(self.component_distribution, self.log_weights)
         )
 
-    def _learns(self, parameters: tuple[Tensor, Tensor]) -> bool:
-        """Whether gradients in the parameters are asked for."""
-        raw = (*parameters, self.mixture_distribution._param)
-        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in raw)
+    def _made_of(self, tensors: Sequence[Tensor], make: Callable[[], Made]) -> Made:
+        """What is made of tensors, kept if it may be."""
+        if any(map(_changes, tensors)):
+            return make()
+        kept: Made | None = self._kept.find(tensors)
+        return self._kept.make(tensors, make) if kept is None else kept
 
     def _tensors(self) -> tuple[Tensor, ...]:
         """What diagonal normals are made of, and not the copies that reshaping may have made."""
         given: Any = families.innermost(self.component_distribution)
         return given.loc, given.scale, self.mixture_distribution._param
+
+
+def _changes(tensor: Tensor) -> bool:
+    """Whether to keep what is made of a tensor would not pay, or lose derivatives."""
+    return tensor.requires_grad or transforms.moving(tensor)

@@ -28,8 +28,9 @@ BLOCK = 1024
 CHUNK_BYTES = 1 << 27
 #: Bytes of keys that are kept from call to call in float64.
 CACHE_BYTES = 1 << 26
-#: The log density of components that pad the last group; finite, so that nothing becomes NaN.
-NOTHING = -1e30
+#: The log density of components that pad the last group, below that of any other; finite, so that
+#: nothing becomes NaN.
+NOTHING = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
 
 
 class DiagonalNormals:
@@ -48,7 +49,7 @@ class DiagonalNormals:
         self, loc: Tensor, scale: Tensor, log_weight: Tensor, *, ordered: bool = True
     ) -> None:
         loc, scale, log_weight = (usable(t.detach()) for t in (loc, scale, log_weight))
-        kept = log_weight > -math.inf
+        kept = log_weight != -math.inf  # NaN is no weight of zero
         self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
         if self.index is not None:
             loc, scale, log_weight = (t[self.index] for t in (loc, scale, log_weight))
@@ -90,7 +91,7 @@ class DiagonalNormals:
         missing = (last - first) * self.group - len(found)
         if missing:
             padding = found.new_zeros(missing, self.features)
-            padding[:, -1] = NOTHING
+            padding[:, -1] = NOTHING[dtype]
             found = torch.cat([found, padding])
         return found.view(last - first, self.group, self.features)
 
@@ -118,7 +119,7 @@ class DiagonalNormals:
         for start in range(0, self.groups, step):
             key = self.group_keys(dtype, start, min(start + step, self.groups))
             last = key[..., -1]  # padding has no say
-            magnitude = torch.where((last == key.new_tensor(NOTHING)).unsqueeze(-1), 0.0, key.abs())
+            magnitude = torch.where((last == NOTHING[key.dtype]).unsqueeze(-1), 0.0, key.abs())
             found.append(magnitude.amax(1).double())
         return torch.cat(found) * (1 + torch.finfo(dtype).eps)  # they are rounded
 
@@ -157,7 +158,7 @@ class DiagonalNormals:
         number = groups.unsqueeze(-1) * self.group + torch.arange(self.group, device=groups.device)
         inside = number < self.size
         number = number.clamp(max=self.size - 1)
-        constant = torch.where(inside, self.constant[number], NOTHING)
+        constant = torch.where(inside, self.constant[number], -math.inf)
         return self.loc[number].double(), self.scale[number].double(), constant
 
     def keys_of_groups(self, groups: Tensor) -> Tensor:
@@ -166,6 +167,7 @@ class DiagonalNormals:
         if held is not None:
             return held[groups]
         loc, scale, constant = self.exact_groups(groups)
+        constant = constant.clamp(min=NOTHING[torch.float64])
         made = keys((loc - self.centre).flatten(0, 1), scale.flatten(0, 1), constant.flatten())
         return made.view(*constant.shape, self.features)
 

@@ -15,17 +15,32 @@ class Once(torch.autograd.Function):
     of problems that are small enough.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, limit: str, *inputs: Tensor) -> Tensor:
-        ctx.limit = limit
+    def forward(value: Tensor, limit: str, *inputs: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.limit = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "expected one derivative of this log density; got a request for a second one, which is "
-            f"available {ctx.limit}. Use fewer points at once."
-        )
+        raise _second(ctx.limit)
+
+    @staticmethod
+    def jvp(ctx: Any, value: Tensor, limit: None, *inputs: Tensor | None) -> Tensor:
+        if any(tangent is not None for tangent in inputs):
+            raise _second(ctx.limit)
+        return value.clone()
+
+
+def _second(limit: str) -> RuntimeError:
+    return RuntimeError(
+        "expected one derivative of this log density; got a request for a second one, which is "
+        f"available {limit}. Use fewer points at once."
+    )
 
 
 def once(found: list[Tensor | None], limit: str, inputs: list[Tensor]) -> list[Tensor | None]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pyrovae.mixture.attention import shares
+from pyrovae.mixture.attention import peaks
 from pyrovae.mixture.logdensity import queries
 from pyrovae.mixture.normals import DiagonalNormals
 
@@ -19,7 +19,7 @@ PENDING = 1 << 20
 #: Points that are taken together against one group, at most.
 WIDTH = 64
 
-#: Scores and expected log densities, shapes ``(..., D)`` and ``(...)``.
+#: Scores, and expected log densities less the largest, shapes ``(..., D)`` and ``(...)``.
 _Given = tuple[Tensor, Tensor]
 
 
@@ -29,41 +29,78 @@ class Sum:
     Args:
         points: B.
         dim: units D of the score.
-        moments: whether scores and expected log densities are summed too.
+        moments: whether scores and what the entropy is made of are summed too.
         device: where.
     """
 
     def __init__(self, points: int, dim: int, *, moments: bool, device: torch.device) -> None:
         self.largest = torch.full((points,), -math.inf, dtype=torch.float64, device=device)
         self.mass = torch.zeros_like(self.largest)
-        self.expected = torch.zeros_like(self.largest)
+        self.excess = torch.zeros_like(self.largest)  # Σ e^(s − largest) (s − largest)
         self.score = self.mass.new_zeros(points, dim if moments else 0)
 
-    def add(self, rows: Tensor, log_sum: Tensor, given: _Given | None) -> None:
-        """Add e^log_sum to some points, any of them more than once; shapes ``(P, ...)``."""
-        largest = self.largest.scatter_reduce(0, rows, log_sum, "amax")
+    def add(
+        self,
+        rows: Tensor,
+        peak: Tensor,
+        log_mass: Tensor | None = None,
+        given: _Given | None = None,
+    ) -> None:
+        """Add e^(peak + log_mass) to some points, any of them more than once.
+
+        Args:
+            rows: the points, shape ``(P,)``.
+            peak: the largest scores, shape ``(P,)``.
+            log_mass: how much more all scores make up, shape ``(P,)``; 0 if not given.
+            given: what comes along.
+        """
+        largest = self.largest.scatter_reduce(0, rows, peak, "amax")
         shift = torch.where(largest > -math.inf, largest, 0.0)
-        kept, share = (self.largest - shift).exp(), (log_sum - shift[rows]).exp()
-        self.largest, self.mass = largest, (self.mass * kept).index_add_(0, rows, share)
+        below = peak - shift[rows]
+        kept = (self.largest - shift).exp()
+        share = (below if log_mass is None else below + log_mass).exp()
         if given is not None:
-            score, expected = (self._weighted(part, share) for part in given)
+            score, expected = given
+            score = self._weighted(score, share)
             self.score = (self.score * kept.unsqueeze(-1)).index_add_(0, rows, score)
-            self.expected = (self.expected * kept).index_add_(0, rows, expected)
+            excess = self._weighted(expected + below, share)
+            moved = self.excess + torch.where(kept > 0, self.mass * (self.largest - shift), 0.0)
+            self.excess = (moved * kept).index_add_(0, rows, excess)
+        self.largest, self.mass = largest, (self.mass * kept).index_add_(0, rows, share)
+
+    def add_scores(self, scores: Tensor) -> None:
+        """Add e^score for every point, shape ``(B, n)``."""
+        peak, log_mass, share = peaks(scores)
+        every = torch.arange(len(scores), device=scores.device)
+        given = scores.new_zeros(len(scores), 0), _expected(scores, peak, share)
+        self.add(every, peak, log_mass, given)
 
     def put(self, rows: Tensor, other: Sum) -> None:
         """Take the sums of some points from elsewhere."""
         self.largest[rows], self.mass[rows] = other.largest, other.mass
-        self.score[rows], self.expected[rows] = other.score, other.expected
+        self.score[rows], self.excess[rows] = other.score, other.excess
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-sum-exps, mean scores and mean expected log densities."""
-        mean = self.score / self.mass.unsqueeze(-1)
-        return self.largest + self.mass.log(), mean, self.expected / self.mass
+        """Log-sum-exps, mean scores and the entropy of the shares.
+
+        The entropy is no difference of log densities, of which far out nothing would be left.
+        """
+        mean, log_mass = self.score / self.mass.unsqueeze(-1), self.mass.log()
+        return self.largest + log_mass, mean, log_mass - self.excess / self.mass
+
+    def share(self, scores: Tensor) -> Tensor:
+        """The part of each point's sum that some of its scores make up, shape ``(B, k)``."""
+        return (scores - self.largest.unsqueeze(-1)).exp() / self.mass.unsqueeze(-1)
 
     @staticmethod
     def _weighted(values: Tensor, share: Tensor) -> Tensor:
         share = share.view(-1, *(1,) * (values.dim() - 1))
         return torch.where(share > 0, share * values, 0.0)
+
+
+def _expected(scores: Tensor, peak: Tensor, share: Tensor) -> Tensor:
+    """Mean of the scores less the largest, shape of the latter."""
+    return torch.where(share > 0, share * (scores - peak.unsqueeze(-1)), 0.0).sum(-1)
 
 
 class Moments:
@@ -74,7 +111,7 @@ class Moments:
         z: points in float64, shape ``(B, D)``.
         variance: makes scores expectations under N(z, variance), shape ``(B, D)``.
         exclude: for each point a component to leave out, shape ``(B,)``.
-        moments: whether scores and expected log densities are wanted too.
+        moments: whether scores and the entropy are wanted too.
     """
 
     def __init__(
@@ -96,17 +133,23 @@ class Moments:
         key = self.normals.keys_of_groups(groups)
         return self._without_excluded(self.query[rows] @ key.mT, groups, rows), key
 
-    def expanded(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, _Given | None]:
-        """Log-sum-exps and moments of groups ``(e,)`` at points ``(e, m)`` by the expanded form."""
+    def expanded(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, _Given | None]:
+        """`peaks` and moments of groups ``(e,)`` at points ``(e, m)`` by the expanded form."""
         scores, key = self.scores(groups, rows)
-        log_sum, share = shares(scores)
-        return log_sum, self.of_mean(share @ key, rows) if self.wanted else None
+        peak, log_mass, share = peaks(scores)
+        return peak, log_mass, self.of_mean(share @ key, rows, peak) if self.wanted else None
 
-    def of_mean(self, mean: Tensor, rows: Tensor) -> _Given:
-        """Score E_r[pμ] − z E_r[p] and expected log density from mean keys, ``(..., F)``."""
+    def of_mean(self, mean: Tensor, rows: Tensor, peak: Tensor) -> _Given:
+        """Score E_r[pμ] − z E_r[p], and expected log density less the largest.
+
+        Args:
+            mean: mean keys, shape ``(..., F)``.
+            rows: which points.
+            peak: largest log densities, shape ``(...)``.
+        """
         dim = self.normals.dim
         score = mean[..., dim : 2 * dim] + 2 * self.centred[rows] * mean[..., :dim]
-        return score, (mean * self.query[rows]).sum(-1)
+        return score, (mean * self.query[rows]).sum(-1) - peak
 
     def differences(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Component log densities from (z − μ)/σ, ``(e, m, M)``, with these and the scales."""
@@ -118,14 +161,16 @@ class Moments:
         scores = torch.add(constant.unsqueeze(1), square, alpha=-0.5)
         return self._without_excluded(scores, groups, rows), difference, scale
 
-    def from_differences(self, groups: Tensor, rows: Tensor) -> tuple[Tensor, _Given | None]:
+    def from_differences(
+        self, groups: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, _Given | None]:
         """The same as `expanded`, from differences, which do not cancel."""
         scores, difference, scale = self.differences(groups, rows)
-        log_sum, share = shares(scores)
+        peak, log_mass, share = peaks(scores)
         if not self.wanted:
-            return log_sum, None
+            return peak, log_mass, None
         pull = torch.einsum("emn,emnd->emd", share, -difference / scale.unsqueeze(1))
-        return log_sum, (pull, torch.where(share > 0, share * scores, 0.0).sum(-1))
+        return peak, log_mass, (pull, _expected(scores, peak, share))
 
     def _without_excluded(self, scores: Tensor, groups: Tensor, rows: Tensor) -> Tensor:
         if self.exclude is None:
@@ -148,9 +193,10 @@ def evaluate_pairs(of: Moments, chosen: Tensor, total: Sum, *, differences: bool
     pending: list[tuple[Tensor, ...]] = []
     held = 0
     for groups, rows, valid in batches(of.normals, chosen, differences=differences):
-        log_sum, given = method(groups, rows)
-        pending.append((rows[valid], log_sum[valid], *(part[valid] for part in given or ())))
-        held += log_sum.numel() * (2 + of.wanted * of.normals.dim)
+        peak, log_mass, given = method(groups, rows)
+        columns = (rows, peak, log_mass, *(given or ()))
+        pending.append(tuple(column[valid] for column in columns))
+        held += peak.numel() * (3 + of.wanted * of.normals.dim)
         if held > PENDING:
             _flush(pending, total)
             held = 0
@@ -159,8 +205,8 @@ def evaluate_pairs(of: Moments, chosen: Tensor, total: Sum, *, differences: bool
 
 
 def _flush(pending: list[tuple[Tensor, ...]], total: Sum) -> None:
-    rows, log_sum, *given = (torch.cat(column) for column in zip(*pending, strict=True))
-    total.add(rows, log_sum, (given[0], given[1]) if given else None)
+    rows, peak, log_mass, *given = (torch.cat(column) for column in zip(*pending, strict=True))
+    total.add(rows, peak, log_mass, (given[0], given[1]) if given else None)
     pending.clear()
 
 
@@ -186,7 +232,8 @@ def best_of_pairs(
             number = groups.view(-1, 1, 1) * of.normals.group + best.indices
             found.append((rows[valid], best.values[valid], number[valid]))
             if total is not None:
-                total.add(rows[valid], shares(scores)[0][valid], None)
+                peak, log_mass, _ = peaks(scores)
+                total.add(rows[valid], peak[valid], log_mass[valid])
     point, score, number = (torch.cat(column) for column in zip(*found, strict=True))
     order = point.argsort(stable=True)
     point, score, number = point[order], score[order], number[order]

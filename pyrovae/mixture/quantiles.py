@@ -37,7 +37,8 @@ def cdf(components: dist.Distribution, weights: Tensor, value: Tensor) -> Tensor
         raise InputError("expected numbers; got NaN among the values. Leave these out.")
     total = torch.zeros_like(value)
     for part, weight in _blocks(components, weights, value.numel()):
-        total = total + _probability(part, value.unsqueeze(-1)) @ weight.to(value.dtype)
+        found = _probability(part, value.unsqueeze(-1))
+        total = total + found @ weight.to(found.dtype)
     return total
 
 

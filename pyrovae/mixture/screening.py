@@ -45,12 +45,12 @@ class Evaluation:
     Args:
         log_prob: log Σ_n w_n N(z; μ_n, σ_n²), shape ``(B,)``.
         score: its gradient in z, shape ``(B, D)``.
-        expected: Σ_n r_n log w_n N(z; μ_n, σ_n²) under the responsibilities r, shape ``(B,)``.
+        entropy: −Σ_n r_n log r_n of the responsibilities r, shape ``(B,)``.
     """
 
     log_prob: Tensor
     score: Tensor
-    expected: Tensor
+    entropy: Tensor
 
 
 def log_prob(
@@ -74,7 +74,7 @@ def log_prob(
 
 
 def evaluate(normals: DiagonalNormals, z: Tensor) -> Evaluation:
-    """Log density, score and expected component log density, within `TOLERANCE`.
+    """Log density, score and entropy of the responsibilities, within `TOLERANCE`.
 
     Args:
         normals: the components.
@@ -83,8 +83,8 @@ def evaluate(normals: DiagonalNormals, z: Tensor) -> Evaluation:
     return _passes(normals, z, None, None, moments=True)
 
 
-def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k components with the largest scores at each point, and the log density.
+def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k components with the largest responsibilities at each point.
 
     Args:
         normals: the components, at least k groups of them.
@@ -92,17 +92,18 @@ def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor, Te
         k: how many.
 
     Returns:
-        indices into ``normals`` and log w_n + log N(z; μ_n, σ_n²), largest first, shape ``(B, k)``;
-        log densities, shape ``(B,)``; in float64.
+        indices into ``normals`` and responsibilities in float64, largest first, shape ``(B, k)``;
+        NaN where the density is 0.
     """
     step = max(1, CHUNK_BYTES // (normals.groups * (64 + 16 * min(k, normals.group))))
     found = []
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         for part in z.detach().split(step):
             of = _Pass(normals, part, None, None, moments=False)
-            found.append((*of.top(k), of.total.result()[0]))
-    index, score, total = (torch.cat(column) for column in zip(*found, strict=True))
-    return index, score, total
+            index, score = of.top(k)
+            found.append((index, of.total.share(score)))
+    index, share = (torch.cat(column) for column in zip(*found, strict=True))
+    return index, share
 
 
 def _passes(
@@ -245,8 +246,9 @@ class _Pass:
         everyone = torch.arange(len(query), device=query.device)
         for block in range(blocks):
             rows = everyone[~chosen[block]]
-            given = self.moments.of_mean(means[block][rows], rows) if means else None
-            self.total.add(rows, lse[block, rows], given)
+            log_sum = lse[block, rows]
+            given = self.moments.of_mean(means[block][rows], rows, log_sum) if means else None
+            self.total.add(rows, log_sum, given=given)
         self.add(chosen.repeat_interleave(span, 0)[: normals.groups])
 
     def matters(self, lse: Tensor, error: Tensor, span: int) -> Tensor:
@@ -270,7 +272,7 @@ class _Pass:
             key = normals.group_keys(torch.float64, first, min(first + step, normals.groups))
             if missing := -len(key) % span:
                 nothing = key.new_zeros(missing, *key.shape[1:])
-                nothing[..., -1] = NOTHING
+                nothing[..., -1] = NOTHING[torch.float64]
                 key = torch.cat([key, nothing])
             yield key.reshape(-1, span * normals.group, normals.features)
 

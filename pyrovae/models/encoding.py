@@ -6,13 +6,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Batch, Data, as_batches, check_arguments
+from pyrovae.batches import Batch, Data, as_batches, check_arguments, take_rows
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.by_row import Pushed
 from pyrovae.mixture.families import concatenate, convert
 from pyrovae.mixture.sharing import snapshot
+from pyrovae.mixture.support import no_numbers
 from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.by_place import by_place
 from pyrovae.models.pair import Pair
@@ -51,26 +52,31 @@ def encode(
 
     Returns:
         the guide's distribution, batch shape ``(N,)``, event shape ``(D,)``, without gradient. An
-        event of more dimensions, or more plates than the data's, are laid out as one vector.
+        event of more dimensions, or more plates than the data's, are laid out as one vector. But
+        for an ``Ancestral`` it is a copy, which stays as it is when training goes on.
 
     Raises:
         InputError: for data that are refused or have other arguments than the guide, or rows
             without an order of their own, as a loader that draws them again and again has them; if
             the guide has no such site, the site depends on draws at one that is not named, its
             family cannot be concatenated, it has parameters for each row and the rows are more than
-            one batch, or it is masked and the model is not given.
+            one batch, it is masked and the model is not given, or the encoding of a row is no
+            number.
     """
     pair = Pair(model or _no_model, guide, site, data_plate=data_plate)
     batches = as_batches(data, batch_size, name="data")
-    parts = []
+    parts: list[dist.Distribution] = []
+    rows = 0
     with torch.no_grad(), measuring(pair.model, guide):
         for batch in batches.ordered():
             check_arguments(guide, batch, "guide")
-            parts.append(convert(pair.encode(batch), torch.Tensor.detach))
+            parts.append(convert(_encode(pair, batch, rows), torch.Tensor.detach))
+            rows += len(batch[0])
             if len(parts) == 1 and len(batches) > 1:
                 _check_batches(guide, data_plate, batch)
         try:
-            return snapshot(concatenate(parts))
+            whole = snapshot(concatenate(parts))
+            return convert(whole, torch.Tensor.clone) if len(parts) == 1 else whole
         except InputError:  # transforms by row, or masks, of which not all rows show a sign
             if not any(isinstance(part, Pushed | Ancestral) for part in parts):
                 raise
@@ -86,6 +92,53 @@ def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) ->
             "got one that has parameters for each place in a batch, of shape "
             f"{tuple(found[0].shape)}. Give all rows that it was trained on at once: batch_size=."
         )
+
+
+def _encode(pair: Pair, batch: Batch, before: int) -> dist.Distribution:
+    """The encoding of a batch, with a finite number for each parameter.
+
+    Args:
+        pair: the guide.
+        batch: rows.
+        before: how many rows have been encoded, to name one.
+    """
+    try:
+        encoding = pair.encode(batch)
+        wrong = no_numbers(encoding)
+        row = None if wrong is None or not bool(wrong.any()) else int(wrong.nonzero()[0])
+        error = None
+    except ValueError as refusal:
+        row, error = _refused(pair, batch) if _of_arguments(refusal) else None, refusal
+        if row is None:
+            raise
+    if row is not None:
+        raise InputError(
+            "expected a guide whose distributions have numbers for parameters; got NaN or "
+            f"infinite ones for row {before + row} of the data (counted from 0). Look at that row "
+            "and at what the guide makes of it, or leave it out."
+        ) from error
+    return encoding
+
+
+def _refused(pair: Pair, batch: Batch) -> int | None:
+    """The first row of a batch for which a distribution refuses its parameters, if that is why."""
+    low, high = 0, len(batch[0])  # the first `low` rows pass, the first `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            pair.encode(take_rows(batch, slice(0, middle)))
+        except ValueError as error:
+            if not _of_arguments(error):
+                return None
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _of_arguments(error: ValueError) -> bool:
+    """Whether this is torch's refusal of a distribution's parameters."""
+    return str(error).startswith("Expected parameter")
 
 
 def _no_model(*batch: Tensor) -> None:

@@ -287,7 +287,7 @@ def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
             means.append(z.mean(0))
             factors.append(torch.linalg.cholesky(covariance).to(z))
     normals = dist.MultivariateNormal(torch.cat(means), scale_tril=torch.cat(factors))
-    return AggregatedPosterior(normals, agg.weights)
+    return AggregatedPosterior(normals, agg.masses)
 
 
 def _real(support: constraints.Constraint) -> bool:

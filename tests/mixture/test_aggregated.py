@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 from pyrovae.keep import load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.families import concatenate
+from pyrovae.mixture.constructors import parameters
+from pyrovae.mixture.families import (
+    concatenate,
+    diagonal_normal,
+    full_normal,
+    innermost,
+    take,
+)
 
 N, D = 60, 3
 
@@ -156,3 +165,66 @@ def test_weights_may_be_a_list_and_learned() -> None:
     torch.testing.assert_close(agg.log_prob(z), learned.log_prob(z))
     learned.log_prob(z).sum().backward()
     assert weights.grad is not None and weights.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tiny", [1e-50, 1e-200])
+def test_tiny_weights_count(tiny: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    """In single precision 1e-50 is 0; its logarithm is a number."""
+    loc = torch.tensor([[0.0], [1000.0]]).to(dtype)
+    encoding = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+    whole = AggregatedPosterior(encoding, [1.0, tiny])
+    z = loc[1:]
+    expected = torch.tensor([math.log(tiny) - 0.5 * math.log(2 * math.pi)], dtype=dtype)
+    save(whole, tmp_path / "tiny.pt")
+    loaded = load(tmp_path / "tiny.pt")
+    assert isinstance(loaded, AggregatedPosterior)
+    others = (
+        whole,
+        whole[:],
+        AggregatedPosterior.merge([whole[:1], whole[1:]]),
+        whole.to(torch.float64),
+        loaded,
+    )
+    for one in others:
+        for _ in range(2):
+            torch.testing.assert_close(one.log_prob(z), expected, check_dtype=False)
+        assert one.responsibilities(z, top=1).index.item() == 1
+    assert float(whole.masses[1]) == pytest.approx(tiny)
+    alone = AggregatedPosterior(encoding, [tiny, tiny])
+    assert alone.mass == pytest.approx(2 * tiny)
+    torch.testing.assert_close(alone.weights, torch.full((2,), 0.5, dtype=dtype))
+    spread = AggregatedPosterior(encoding, [1.0, 1e-45])
+    torch.testing.assert_close(spread.mean_variance, torch.full((1,), 1e-39, dtype=dtype))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_data_point_that_is_no_number_is_named_by_its_row(
+    agg: AggregatedPosterior, bad: float
+) -> None:
+    number = 17
+    weights = torch.ones(N)
+
+    def spoil(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone()
+        tensor[number] = bad
+        return tensor
+
+    encoding = agg.encoding
+    inner = innermost(encoding)
+    parts = {n: getattr(inner, n) for n in parameters(inner)}
+    first = next(iter(parts))
+    kind = type(inner)
+    with pyro.validation_enabled(False):
+        spoiled = kind(**{**parts, first: spoil(parts[first])}, validate_args=False)
+    spoiled = spoiled if encoding is inner else spoiled.to_event(1)
+    if math.isinf(bad) and diagonal_normal(encoding) is None and full_normal(encoding) is None:
+        return  # of other families infinity may be a parameter
+    with pytest.raises(ValueError, match="at 1 of 60, the first in row 17 "):
+        AggregatedPosterior(spoiled)
+    weights[number] = 0
+    found = AggregatedPosterior(spoiled, weights)  # as the message says
+    rest = torch.arange(N) != number
+    z = agg[rest].sample((3,))
+    expected = AggregatedPosterior(take(encoding, rest), weights[rest]).log_prob(z)
+    torch.testing.assert_close(found.log_prob(z), expected)

@@ -21,6 +21,7 @@ from pyrovae.mixture.families import (
     take,
     to_state,
 )
+from pyrovae.mixture.mixture import Mixture
 
 N, D = 8, 3
 ROWS = torch.tensor([5, 0, 0, 7])
@@ -177,8 +178,7 @@ def test_state_is_the_same_distribution(family: dist.Distribution) -> None:
     same_draws(from_state(to_state(family)), family)
 
 
-# A mixture whose components have supports of their own refuses points outside any of them.
-@pytest.mark.parametrize("name", [n for n in FAMILIES if not n.startswith(("Uniform", "AffineB"))])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_mixture_of_a_family_draws_points_of_positive_density(name: str) -> None:
     agg = AggregatedPosterior(FAMILIES[name]())
     z = agg.sample((6,))
@@ -353,3 +353,41 @@ def test_name_of_a_family_says_what_is_transformed() -> None:
     assert families.family(squashed) == name
     assert f"family={name}" in repr(AggregatedPosterior(squashed))
     assert families.family(dist.LogNormal(real(), 1.0).to_event(1)) == "LogNormal"
+
+
+def test_marginals_pick_units_and_not_what_a_unit_is_made_of() -> None:
+    """Also where there are as many categories as units."""
+    for units in (2, 4):
+        logits = torch.randn(6, units, 4)
+        components = {
+            "logits": dist.Categorical(logits=logits),
+            "probs": dist.Categorical(probs=logits.softmax(-1)),
+        }
+        for base in components.values():
+            mixture = Mixture(dist.Categorical(torch.ones(6)), base.to_event(1))
+            for d in range(units):
+                found = mixture.marginal(d).log_prob(torch.arange(4)).exp()
+                torch.testing.assert_close(found, logits[:, d].softmax(-1).mean(0))
+            pair = mixture.marginal([units - 1, 0])
+            z = torch.tensor([[1, 3], [0, 2]])
+            expected = base.log_prob(z.flip(1).unsqueeze(1)) if units == 2 else None
+            assert pair.event_shape == (2,)
+            if expected is not None:
+                torch.testing.assert_close(pair.log_prob(z), expected.sum(-1).exp().mean(1).log())
+    mixed = dist.MixtureSameFamily(
+        dist.Categorical(logits=torch.randn(6, 4, 4)), dist.Normal(torch.randn(6, 4, 4), 1.0)
+    )
+    with pytest.raises(ValueError, match="MixtureSameFamily"):  # in words, and no other units
+        families.marginal(mixed.to_event(1), 1)
+
+
+def test_marginals_of_units_with_an_order_of_their_own() -> None:
+    """Parameters of every unit that have a dimension behind it: cut points."""
+    predictor, cuts = torch.randn(6, 3), torch.randn(6, 3, 3).sort(-1).values
+    components = dist.OrderedLogistic(predictor, cuts).to_event(1)
+    mixture = Mixture(dist.Categorical(torch.ones(6)), components)
+    for d in range(3):
+        expected = dist.OrderedLogistic(predictor[:, d], cuts[:, d])
+        found = mixture.marginal(d).log_prob(torch.arange(4)).exp()
+        wanted = expected.log_prob(torch.arange(4).unsqueeze(-1)).exp().mean(-1)
+        torch.testing.assert_close(found, wanted)

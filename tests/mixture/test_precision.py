@@ -197,3 +197,27 @@ def test_loosened_matrix_products_are_not_trusted(monkeypatch: pytest.MonkeyPatc
     )
     mixture.log_prob(loc)
     assert used == [torch.float64]
+
+
+@pytest.mark.parametrize("exponent", [3, 9, 12, 16, 60, 140])
+@pytest.mark.parametrize("size", [129, 1000])
+def test_points_so_far_away_that_anything_else_looks_near(size: int, exponent: int) -> None:
+    """At log densities down to −1e290, where what fills the last group must not win the search."""
+    loc, scale = torch.randn(size, 40), 10 ** (-3 + torch.randn(size, 40))
+    mixture = Mixture(dist.Categorical(torch.ones(size)), dist.Normal(loc, scale).to_event(1))
+    z = torch.randn(3, 40) * 10.0**exponent
+    expected = dist.Normal(loc, scale).to_event(1).log_prob(z.unsqueeze(1)).logsumexp(-1)
+    expected = expected - math.log(size)
+    points = z.repeat_interleave(1200, 0)
+    for _ in range(2):
+        torch.testing.assert_close(mixture.log_prob(z), expected, rtol=1e-12, atol=1e-9)
+        torch.testing.assert_close(
+            mixture.log_prob(points)[::1200], expected, rtol=1e-12, atol=1e-9
+        )
+    scores = dist.Normal(loc, scale).to_event(1).log_prob(z.unsqueeze(1))
+    best = scores.max(-1).indices
+    assert torch.equal(mixture.responsibilities(points, top=1).index[::1200, 0], best)
+    n = best.repeat_interleave(1200, 0)
+    rest = scores.scatter(1, best.unsqueeze(1), -math.inf).logsumexp(-1) - math.log(size - 1)
+    found = mixture.leave_one_out_log_prob(points, n)[::1200]
+    torch.testing.assert_close(found, rest, rtol=1e-12, atol=1e-9)

@@ -166,6 +166,43 @@ def test_events_of_any_shape_are_explained(top: int) -> None:
         torch.testing.assert_close(mixture.responsibilities(z, top=top).weight, expected)
 
 
+@pytest.mark.parametrize("family", ["diagonal", "full"])
+def test_components_without_weight_come_last(family: str) -> None:
+    """Of N components with as many as are asked for, also where some have no weight."""
+    mixture = make(family)
+    weights = mixture.weights
+    for top in (N - 1, N, N + 5):
+        found = mixture.responsibilities(torch.randn(4, D), top=top)
+        assert found.index.shape == found.weight.shape == (4, min(top, N))
+        assert all(len(set(row)) == min(top, N) for row in found.index.tolist())
+        assert (found.weight[weights[found.index] == 0] == 0).all()
+        torch.testing.assert_close(found.weight.sum(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("distance", [1e2, 2e6, 1e20])
+@pytest.mark.parametrize("copies", [5, 127, 129, 700])
+def test_copies_far_away_share_their_points(copies: int, distance: float) -> None:
+    """At log densities of −1e16 to −1e52 whose rounding is larger than log N."""
+    scale = torch.full((copies + 3, 1), 1e-6)
+    loc = torch.zeros(copies + 3, 1)
+    loc[copies:] = -1.0  # farther away: they have no part
+    mixture = Mixture(dist.Categorical(torch.ones(copies + 3)), dist.Normal(loc, scale).to_event(1))
+    z = torch.full((2, 1), distance)
+    expected = torch.full((2,), float(copies if distance < 1e16 else copies + 3))
+    torch.testing.assert_close(mixture.effective_components(z), expected)
+    found = mixture.responsibilities(z, top=2).weight
+    torch.testing.assert_close(found, 1 / expected.unsqueeze(-1).expand(2, 2))
+
+
+@pytest.mark.parametrize("size", [300, 2500])
+def test_islands_of_different_size_far_away(size: int) -> None:
+    """Groups of unlike numbers of copies count each by its own."""
+    loc = torch.zeros(size, 2)
+    mixture = Mixture(dist.Categorical(torch.ones(size)), dist.Normal(loc, 1e-7).to_event(1))
+    z = torch.full((3, 2), 1e9)
+    torch.testing.assert_close(mixture.effective_components(z), torch.full((3,), float(size)))
+
+
 def test_points_without_a_place_are_explained_by_nothing(mixture: Mixture) -> None:
     with pytest.raises(ValueError, match="without NaN"):
         mixture.responsibilities(torch.full((2, D), math.nan), top=2)
