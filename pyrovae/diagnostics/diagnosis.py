@@ -337,11 +337,14 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         likelihood = _log_likelihood(pair, unseen, test_codes)
         unseen_terms = surgery(test_codes, likelihood, test_aggregated, prior, unseen=True)
         bar.tick()
+        memorised = memorisation(
+            codes, test_codes, densities, aggregated, fitted=ex_post.distribution, seed=seed
+        )
         evidence = {}
         if len(rows):
-            numbers = measured[of_evidence]
+            needed, numbers = {"q_agg": memorised.needed}, measured[of_evidence]
             evidence = {
-                name: replace(result, rows=numbers)
+                name: replace(result, rows=numbers, needed=needed.get(name, 0.0))
                 for name, result in compare_priors(
                     pair, rows, densities | {"prior": None}, draws=draws, seed=seed, tick=bar.tick
                 ).items()
@@ -353,9 +356,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
                 moments(encoding, seed=derived_seed(seed, "activity")),
                 unit_rates(encoding, prior, codes),
             ),
-            memorisation=memorisation(
-                codes, test_codes, densities, aggregated, fitted=ex_post.distribution, seed=seed
-            ),
+            memorisation=memorised,
             ex_post=ex_post,
             evidence=evidence,
             aggregated=aggregated,
