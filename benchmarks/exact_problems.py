@@ -54,6 +54,5 @@ def one_normal() -> Mixture:
 
 def some_rows(result: Evidence, rows: Tensor | slice) -> Evidence:
     """The result for some of the data points."""
-    return type(result)(
-        result.values[rows], result.standard_error[rows], result.pareto_k[rows], result.draws
-    )
+    parts = (result.values[rows], result.standard_error[rows], result.pareto_k[rows])
+    return type(result)(*parts, result.draws, needed=result.needed)

@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -27,12 +27,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrovae.diagnostics.advice import change_from
 from pyrovae.diagnostics.calibration import ALARM, calibrate
 from pyrovae.diagnostics.codes import draw_codes, moments
 from pyrovae.diagnostics.collapse import collapse
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.holes import share_below
 from pyrovae.diagnostics.information import information
+from pyrovae.diagnostics.memorisation import rows_needed
 from pyrovae.diagnostics.surgery import surgery
 from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.estimates import Estimate, mean_estimate
@@ -49,6 +51,8 @@ COVERAGE = (0.90, 0.99)  # of intervals of 95 %
 STATED = 0.025  # rate of false alarms on one side of such an interval
 TRAINING = 300  # rows that q_agg is made of
 POOL = 20_000  # rows that repetitions take some of
+WEIGHED = 8_000  # those of them whose log p(x) is estimated
+ADVANTAGE = "log q_agg − log p of codes"
 GUIDES = {"exact guide": (1.0, 0.0), "guide × 0.8, off by 0.3 sd": (0.8, 0.3)}
 
 
@@ -199,7 +203,7 @@ def of_rows(p: Problem, repetitions: int) -> Cells:
         "log p of codes": (log_p, on_grid(at["p"])),
         "log q_agg of codes": (log_q, on_grid(at["q"])),
         "log ex-post of codes": (log_r, on_grid(at["r"])),
-        "log q_agg − log p of codes": (log_q - log_p, on_grid(at["q"] - at["p"])),
+        ADVANTAGE: (log_q - log_p, on_grid(at["q"] - at["p"])),
         "I(x; z) from above": (codes.log_guide - log_r, -entropy - on_grid(at["r"])),
         "effective components": (
             p.seen.effective_components(codes.z),
@@ -207,10 +211,17 @@ def of_rows(p: Problem, repetitions: int) -> Cells:
         ),
         "rate of a unit": (rates[:, :1], unit),
     }
+    needed = rows_needed(p.seen, PRIOR, p.fitted)
+
+    def estimate(name: str, of: Tensor) -> Estimate:
+        mean = mean_estimate(of)
+        few = name == ADVANTAGE and len(of) < needed
+        return mean.unresolve("too few rows to tell") if few else mean
+
     return {
         name: {
             size: judge(
-                [mean_estimate(of.mean(1)[rows]) for rows in parts(size, repetitions)], truth
+                [estimate(name, of.mean(1)[rows]) for rows in parts(size, repetitions)], truth
             )
             for size in SIZES
         }
@@ -221,7 +232,8 @@ def of_rows(p: Problem, repetitions: int) -> Cells:
 def of_evidence(p: Problem, repetitions: int) -> Cells:
     """Means of log p(x) and of its paired differences under three densities."""
     priors = {"prior": None, "q_agg": p.seen, "ex-post": p.fitted}
-    found = compare_priors(p.pair, p.exact.sample(POOL, seed=2), priors, draws=100)
+    found = compare_priors(p.pair, p.exact.sample(WEIGHED, seed=2), priors, draws=200)
+    found["q_agg"] = replace(found["q_agg"], needed=rows_needed(p.seen, PRIOR, p.fitted))
     many = p.exact.sample(200_000, seed=3)
     own = -float(p.exact.evidence().entropy())
     truth = {"prior": own}
@@ -230,13 +242,14 @@ def of_evidence(p: Problem, repetitions: int) -> Cells:
         truth[name] = own + float(change.mean())
     cells: Cells = {}
     for size in SIZES:
-        rows = list(parts(size, repetitions))
+        rows = list(parts(size, repetitions, WEIGHED))
         for name, result in found.items():
             means = [some_rows(result, some).mean() for some in rows]
             cells.setdefault(f"log p(x) | {name}", {})[size] = judge(means, truth[name])
             if name != "prior":
                 changes = [
-                    some_rows(result, some).minus(some_rows(found["prior"], some)) for some in rows
+                    change_from(some_rows(found["prior"], some), some_rows(result, some))
+                    for some in rows
                 ]
                 change = truth[name] - truth["prior"]
                 cells.setdefault(f"log p(x) | {name} − prior", {})[size] = judge(changes, change)

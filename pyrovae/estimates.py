@@ -176,7 +176,7 @@ def name_rows(chosen: Tensor, rows: Tensor | None = None) -> str:
 
 
 def skewness(values: Tensor) -> float:
-    """E[(v − E v)³] / sd³; 0 of values that do not vary.
+    """E[(v − E v)³] / sd³; 0 of values that do not vary, NaN of infinite ones.
 
     >>> import torch
     >>> skewness(torch.tensor([0.0, 0.0, 0.0, 1.0]))
@@ -184,7 +184,7 @@ def skewness(values: Tensor) -> float:
     """
     centred = values.double() - values.double().mean()
     second = float(centred.square().mean())
-    return float(centred.pow(3).mean()) / second**1.5 if second > 0 else 0.0
+    return float(centred.pow(3).mean()) / second**1.5 if second != 0 else 0.0
 
 
 @lru_cache(maxsize=1024)

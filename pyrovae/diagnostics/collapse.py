@@ -66,12 +66,8 @@ def collapse(of: Moments, unit_rates: Tensor | None = None) -> Collapse:
     n = len(squares)
     variance = squares.sum(0) / (n - 1)
     error = squares.std(0) / math.sqrt(n)
-    # Var < threshold happens with probability Φ((threshold − v)/se); the count is a sum of those.
-    distance = (variance - ACTIVE) / error.clamp_min(torch.finfo(error.dtype).tiny)
-    above = torch.special.ndtr(distance)
-    count_error = float((above * (1 - above)).sum().sqrt())
     active = variance > ACTIVE
-    active_units = Estimate(float(active.sum()), count_error, n, "data")
+    active_units = _count(squares, variance, error, active)
     return Collapse(
         variance,
         error,
@@ -80,6 +76,27 @@ def collapse(of: Moments, unit_rates: Tensor | None = None) -> Collapse:
         active_units if n >= FEW else active_units.unresolve(TOO_FEW["data"]),
         None if unit_rates is None else tuple(mean_estimate(u) for u in unit_rates.unbind(-1)),
     )
+
+
+def _count(squares: Tensor, variance: Tensor, error: Tensor, active: Tensor) -> Estimate:
+    """The number of active units, with what a new sample of data would make of it.
+
+    Each unit is above the limit with a probability, from its variance's distance to it with the
+    skewness removed, as in `mean_estimate`: of few rows more variances lie too low than too high.
+    """
+    n = len(squares)
+    centred = squares - squares.mean(0)
+    scale = centred.square().mean(0).sqrt().clamp_min(torch.finfo(error.dtype).tiny)
+    skewed = (centred / scale).pow(3).mean(0)
+    distance = (variance - ACTIVE) / error.clamp_min(torch.finfo(error.dtype).tiny)
+    distance = distance.clamp(-40, 40)  # where the probability is 0 or 1 already
+    bend = skewed / (3 * math.sqrt(n))
+    bent = distance + bend * distance.square() + bend.square() * distance.pow(3) / 3 + bend / 2
+    above = torch.special.ndtr(bent)
+    count, likely = float(active.sum()), float(above.sum())
+    count_error = float((above * (1 - above)).sum().sqrt())
+    ends = min(likely - 1.96 * count_error, count), max(likely + 1.96 * count_error, count)
+    return Estimate(count, count_error, n, "data", ends=ends)
 
 
 def unit_rates(

@@ -325,15 +325,18 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         test_aggregated = AggregatedPosterior(test_encoding)
         seen_terms = _terms(pair, seen, codes, aggregated, prior, bar)
         unseen_terms = _terms(pair, unseen, test_codes, test_aggregated, prior, bar, unseen=True)
+        memorised = memorisation(
+            codes, test_codes, densities, aggregated, fitted=ex_post.distribution, seed=seed
+        )
         chosen = _some(len(measured), effort.evidence_rows, seed)
         evidence = _evidence(pair, unseen[chosen], measured[chosen], densities, effort, seed, bar)
+        if evidence:
+            evidence["q_agg"] = replace(evidence["q_agg"], needed=memorised.needed)
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
             collapse=_collapse(encoding, prior, codes, seed),
-            memorisation=memorisation(
-                codes, test_codes, densities, aggregated, fitted=ex_post.distribution, seed=seed
-            ),
+            memorisation=memorised,
             ex_post=ex_post,
             evidence=evidence,
             aggregated=aggregated,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae.arviz_adapter import psis
 from pyrovae.errors import InputError
-from pyrovae.estimates import Bound, Estimate, mean_estimate, name_rows
+from pyrovae.estimates import TOO_FEW, Bound, Estimate, mean_estimate, name_rows
 
 UNRELIABLE = 0.7  # k̂ above which no number of draws is enough (Vehtari et al. 2024)
 FEWEST = 25  # draws with any weight, below which their tail is too short for a k̂
@@ -36,6 +36,8 @@ class Evidence:
         acceptance: share of accepted Hamiltonian moves, shape ``(N,)``, if there were any.
         rows: number of each data point in the data set it comes from, shape ``(N,)``, counted from
             0; by default they are all of them, in order.
+        needed: how many data points it takes to tell a mean difference to another density; with
+            fewer, the rare ones that decide it need not be among them.
         notes: what else a reader has to know, in sentences.
     """
 
@@ -48,6 +50,7 @@ class Evidence:
     acceptance: Tensor | None = None
     notes: tuple[str, ...] = ()
     rows: Tensor | None = None
+    needed: float = 0.0
 
     @property
     def k_limit(self) -> float:
@@ -69,7 +72,8 @@ class Evidence:
     def minus(self, other: Evidence) -> Estimate:
         """Mean of the paired differences to ``other``, computed on the same data points.
 
-        It can't be told where log p(x) of a data point is infinite in one of the two.
+        It can't be told where log p(x) of a data point is infinite in one of the two, or the data
+        points are fewer than one of the two needs.
 
         Raises:
             InputError: if the two speak of different numbers of data points.
@@ -79,7 +83,10 @@ class Evidence:
                 f"expected two results on the same data; got {len(self.values)} and "
                 f"{len(other.values)} data points."
             )
-        return self._mean_of(self.values - other.values, None)
+        change = self._mean_of(self.values - other.values, None)
+        if len(self.values) >= max(self.needed, other.needed) or change.unresolved:
+            return change
+        return change.unresolve(TOO_FEW["data"])
 
     def _mean_of(self, values: Tensor, bound: Bound | None) -> Estimate:
         broken = ~values.isfinite()

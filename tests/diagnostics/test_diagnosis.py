@@ -43,7 +43,7 @@ def diagnosis(exact: LinearGaussian) -> Diagnosis:
 def test_evidence_under_the_models_prior_is_exact(
     diagnosis: Diagnosis, exact: LinearGaussian
 ) -> None:
-    x = exact.sample(300, seed=1)[diagnosis.evidence_rows]
+    x = exact.sample(300, seed=1)[diagnosis.evidence["prior"].rows]
     assert torch.allclose(diagnosis.evidence["prior"].values, exact.log_prob(x), atol=1e-9)
 
 

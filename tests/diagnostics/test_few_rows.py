@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from torch import Tensor
 
 import pyrovae as pv
 import pyrovae.randomness
-from pyrovae.diagnostics.codes import draw_codes
+from pyrovae.diagnostics.codes import draw_codes, moments
+from pyrovae.diagnostics.collapse import collapse
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.diagnostics.holes import _ranks, binomial_interval, share_below
-from pyrovae.diagnostics.memorisation import memorisation
+from pyrovae.diagnostics.memorisation import memorisation, rows_needed
 from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.estimates import Estimate
+from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.report import findings, tables
 from pyrovae.testing import linear_gaussian_vae
@@ -99,6 +102,31 @@ def test_an_advantage_that_rare_codes_decide_is_not_told() -> None:
         found = memorisation(codes, codes, {"prior": prior, "q_agg": q}, q, fitted=wide)
         assert found.advantage.unresolved == reason
         assert not found.held_out["q_agg"].unresolved
+        values = torch.randn(200)
+        own = Evidence(values, values.abs(), torch.zeros(200), 100)
+        other = replace(own, values=values - 0.5, needed=found.needed)
+        assert own.minus(other).unresolved == other.minus(own).unresolved == reason
+        assert not other.mean().unresolved
+
+
+def test_a_prior_that_gives_codes_no_density_needs_more_rows_than_there_are() -> None:
+    agg = AggregatedPosterior(dist.Normal(torch.zeros(30, 1), 1.0).to_event(1))
+    box = dist.Uniform(torch.tensor([-1.0]), torch.tensor([1.0]), validate_args=False).to_event(1)
+    assert rows_needed(agg, box, agg) == math.inf
+
+
+def test_active_units_near_the_limit_are_counted_with_their_doubt() -> None:
+    # 60 units from closely below the limit to closely above: few rows put more variances too low
+    # than too high; 300 intervals, four errors of 1.7 % below 90 %
+    variance = torch.linspace(0.007, 0.013, 60)
+    held = 0
+    for _ in range(300):
+        means = dist.Normal(variance.sqrt() * torch.randn(30, 60), 1.0).to_event(1)
+        low, high = collapse(moments(means)).active_units.interval
+        held += low <= 30 <= high
+    assert held / 300 > 0.90 - 4 * 0.017
+    clear = dist.Normal(torch.tensor([1.0, 0.0]) * torch.randn(30, 2), 1.0).to_event(1)
+    assert collapse(moments(clear)).active_units.interval == pytest.approx((1.0, 1.0), abs=0.01)
 
 
 @pytest.mark.parametrize("points", [10, 29])
@@ -131,7 +159,7 @@ def test_few_rows_are_said_to_be_few_wherever_numbers_stand(few: Diagnosis) -> N
     assert any("too few rows to tell: " in concern for concern in few.concerns)
     assert findings.holes(few)[0].endswith("next to no mass: too few rows to tell.")
     assert few.information.statement.endswith("too few rows to tell.")
-    assert few.advice.startswith("Sample from the model's prior: no density raises")
+    assert few.advice.startswith("Where to sample from can't be told by log p(x)")
     assert "what raw q_agg changes can't be told: too few rows to tell" in few.advice
     cells = {row.name: [cell.text for cell in row.cells] for row in tables.evidence(few)}
     assert set(cells["raw q_agg"][:3]) == {"too few rows to tell"}
@@ -154,12 +182,13 @@ def test_the_order_of_the_held_out_rows_decides_nothing() -> None:
     mean = found.evidence["prior"].mean()
     assert abs(mean.value - float(truth.mean())) < 4 * mean.standard_error
     # what was measured is a random half, whose rows are named in rising order
-    assert len(found.measured) == 300 and len(found.evidence_rows) == 100
-    for rows in (found.measured, found.evidence_rows):
+    weighed = found.evidence["prior"].rows
+    assert weighed is not None and len(found.measured) == 300 and len(weighed) == 100
+    for rows in (found.measured, weighed):
         assert bool((rows.diff() > 0).all())
         assert abs(float(rows.double().mean()) - 299.5) < 4 * 173 / len(rows) ** 0.5
-    assert set(found.evidence_rows.tolist()) <= set(found.measured.tolist())
-    exact_values = exact.log_prob(held_out[found.evidence_rows])
+    assert set(weighed.tolist()) <= set(found.measured.tolist())
+    exact_values = exact.log_prob(held_out[weighed])
     assert torch.allclose(found.evidence["prior"].values, exact_values, atol=1e-9)
     exported = found.to_arviz()
     rows = exported["observed_data"]["datum"].values
