@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrovae.batches import Batch, take_rows
 from pyrovae.errors import InputError
 from pyrovae.models.reach import parameters_behind
+from pyrovae.models.site_density import at_own_draws
 from pyrovae.models.sites import Reader, Reading
 
 FEW = 3  # rows that show it where a function takes any number of them
@@ -36,7 +37,10 @@ def by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
             return _by_place(model, guide, take_rows(batch, index))
         except (ValueError, RuntimeError, IndexError, AssertionError):
             pass  # the model takes no few rows, or what is wrong is so for all too
-    return _by_place(model, guide, batch)
+    try:
+        return _by_place(model, guide, batch)
+    except (ValueError, RuntimeError, IndexError, AssertionError):
+        return []  # guide and model don't fit: to be said where the one is scored by the other
 
 
 @torch.enable_grad()
@@ -60,7 +64,7 @@ class _Draw:
         name: of the site.
         value: one for each row, along the dimension ``axis``.
         axis: the dimension of the rows.
-        point: whether it is no draw but a function of others.
+        point: whether it is no draw but a function of others, or can't be put there again.
     """
 
     name: str
@@ -81,7 +85,7 @@ def _in_plate(reading: Reading) -> Iterator[_Draw]:
         with suppress(InputError):  # a site outside of the plate over the data has no places
             axis = len(fn.batch_shape) + reading.dim(name)
             value = node["value"].expand(fn.batch_shape + fn.event_shape)
-            yield _Draw(name, value, axis, isinstance(_base(fn), dist.Delta))
+            yield _Draw(name, value, axis, isinstance(_base(fn), dist.Delta) or at_own_draws(fn))
 
 
 def _moved(reader: Reader, batch: Batch, draws: Mapping[str, _Draw]) -> list[Tensor]:

@@ -300,7 +300,9 @@ class Pair:
                 summed = not others or self._summed(guide, others, batch)
                 if not summed:
                     self._check_weighed(guide, others, batch)
-            self._known[key] = not summed or any(at_own_draws(guide, s) for s in self.sites)
+            self._known[key] = not summed or any(
+                at_own_draws(guide.node(site)["fn"]) for site in self.sites
+            )
         return self._known[key]
 
     def draws_for_all(self, x: Tensor | Batch) -> bool:

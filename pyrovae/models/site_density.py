@@ -154,9 +154,9 @@ def fixing(function: str, sites: Sequence[str]) -> str:
     )
 
 
-def at_own_draws(reading: Reading, site: str) -> bool:
+def at_own_draws(distribution: dist.Distribution) -> bool:
     """Whether the density at a site is known at its own draws only."""
-    fn = innermost(reading.node(site)["fn"])
+    fn = innermost(distribution)
     pushed = type(fn) is dist.TransformedDistribution
     return pushed and not has_inverse(fn.transforms, fn.base_dist)
 

@@ -346,7 +346,8 @@ class Reader:
             if "invalid shape of pyro.param" in reason:
                 raise OtherRows(
                     f"expected as many rows as the {self.where} has parameters for; got {rows}: "
-                    f"{reason}. Give all rows that it was trained on at once: batch_size=."
+                    f"{reason}. Give all rows that it was trained on at once: to encode and "
+                    "aggregate with batch_size= their number."
                 ) from error
             if not reason.startswith("Shape mismatch inside plate"):
                 raise

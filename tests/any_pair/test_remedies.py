@@ -430,6 +430,31 @@ def in_units(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x[:, :2], 1.0))
 
 
+def by_row_in_plate(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        loc = pyro.param("locs", torch.zeros(ROWS, LATENT), event_dim=1)
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def by_place(x: Tensor) -> None:
+    loc = pyro.param("places", lambda: x[:, :LATENT].clone())
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+case(
+    "parameters by row in a plate that knows",
+    aggregate(by_row_in_plate, batch_size=7),
+    "Give all rows that it was trained on at once: to encode and aggregate with batch_size= their",
+    aggregate(by_row_in_plate, batch_size=ROWS),
+    evidence(model, by_row_in_plate),
+)
+case(
+    "parameters by place in a batch",
+    aggregate(by_place, batch_size=ROWS // 2),
+    "Give all rows that it was trained on at once: batch_size=",
+    aggregate(by_place, batch_size=ROWS),
+)
 case(
     "event dimensions that are not declared",
     aggregate(in_plate(("z", lambda x: dist.Normal(x[:, :2], 1.0)))),
