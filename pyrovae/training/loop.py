@@ -348,7 +348,7 @@ class Trainer:
             raise InputError(
                 "expected the pair, objective and transform that the checkpoint was written with; "
                 f"got {now:.6g} nats per datum at its parameters where it was {before:.6g}. Resume "
-                "with the same ones, or name another checkpoint."
+                "with the same ones, or train anew into another file or folder."
             )
 
 
