@@ -128,7 +128,7 @@ def from_archive(archive: bytes, *, sealed: bool = True, known: Sequence[Any] = 
         if _seal(memoryview(archive)[:-SEALED]) != comment:
             raise ValueError("damaged, as its checksum shows")
     elif sealed:
-        raise ValueError("another, or cut off: it has no checksum")
+        raise ValueError("another one or damaged, as it has no checksum")
     else:
         _check_entries(archive)
     try:

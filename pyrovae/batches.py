@@ -135,26 +135,15 @@ class LoaderBatches(Batches):
         return len(self.loader)
 
     def ordered(self) -> Iterator[Batch]:
-        loader, dataset = self.loader, self.loader.dataset
-        if (reason := _without_order(loader)) is not None:
+        if (reason := _without_order(self.loader)) is not None:
             raise InputError(
                 "expected a DataLoader that goes through its data set in order or shuffled, so "
                 f"that row n of the answer is row n of the data set; got {reason}. Give the rows "
                 "that are meant themselves: loader.dataset, or "
                 "torch.utils.data.Subset(loader.dataset, indices)."
             )
-        batches = loader.batch_sampler
-        in_order: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_size=batches.batch_size if isinstance(batches, BatchSampler) else None,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator(),  # a loader draws seeds for its workers, used or not
-        )
+        # A loader draws seeds for its workers, used or not.
+        in_order = _in_order(self.loader, generator=torch.Generator())
         return _checked(map(_as_batch, in_order), in_order)
 
     def first(self) -> Batch:
@@ -200,21 +189,10 @@ class LoaderBatches(Batches):
 
     def _rows(self, draws: int) -> str:
         """A digest of all rows in the order of the data set, read as the loader reads them."""
-        loader = self.loader
-        if isinstance(loader.dataset, IterableDataset):
-            in_order = loader
-        else:
-            in_order = DataLoader(
-                loader.dataset,
-                batch_size=loader.batch_size or (None if loader.batch_sampler is None else 256),
-                num_workers=loader.num_workers,
-                collate_fn=loader.collate_fn,
-                timeout=loader.timeout,
-                worker_init_fn=loader.worker_init_fn,
-                multiprocessing_context=loader.multiprocessing_context,
-            )
+        stream = isinstance(self.loader.dataset, IterableDataset)
+        in_order = self.loader if stream else _in_order(self.loader)
         with seeded_everywhere(0, "rows of a loader", draws):
-            _reseed(loader)
+            _reseed(self.loader)
             return _digest(map(_as_batch, in_order))
 
 
@@ -338,6 +316,24 @@ def check_arguments(function: Callable[..., Any], batch: Batch, who: str) -> Non
             f"{signature}; got {len(batch)} for each row. Give a tuple of as many arrays, (x, y); "
             "of a data set of rows and labels give the rows alone."
         ) from None
+
+
+def _in_order(
+    loader: DataLoader[Any], *, generator: torch.Generator | None = None
+) -> DataLoader[Any]:
+    """A loader of all items of the same data set in their order, read in the same way."""
+    batches = loader.batch_sampler
+    return DataLoader(
+        loader.dataset,
+        batch_size=None if batches is None else getattr(batches, "batch_size", 256),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=generator,
+    )
 
 
 def _without_order(loader: DataLoader[Any]) -> str | None:

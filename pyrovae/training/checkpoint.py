@@ -68,8 +68,8 @@ def load(path: Path, fingerprint: dict[str, str]) -> Checkpoint:
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise InputError(
             f"expected the settings, data and pair that {path} was written with; got "
-            f"{'; '.join(differing[:4])}{more}. Resume with the same ones, or name another "
-            "checkpoint."
+            f"{'; '.join(differing[:4])}{more}. Resume with the same ones, or train anew into "
+            "another file or folder."
         )
     return checkpoint
 
@@ -85,8 +85,7 @@ def _read(path: Path) -> Checkpoint:
         known = isinstance(error, ValueError | OSError)
         raise InputError(
             f"expected a checkpoint of pyrovae.fit in {path}; got a file that is "
-            f"{error if known else 'of another kind'}. Name another file with checkpoint=, or "
-            "delete it and train anew."
+            f"{error if known else 'of another kind'}. Delete it and train anew, or name another."
         ) from error
 
 

@@ -222,8 +222,6 @@ class Trainer:
     def fingerprint(self) -> dict[str, str]:
         """What a resumed run must share with the interrupted one; ``epochs`` may grow."""
         s, e = self.settings, self.evaluator
-        with seeded_everywhere(s.seed, "fingerprint of data"):  # items of a data set may be drawn
-            data = self.train.fingerprint(), str(self.validation and self.validation.fingerprint())
         return {
             "seed": str(s.seed),
             "kl_warmup": str(s.kl_warmup),
@@ -232,8 +230,8 @@ class Trainer:
             "objective": described(e.objective),
             "transform": described(e.transform),
             **of_optimizer(self.optimizer, self.trainable),
-            "train": data[0],
-            "validation": data[1],
+            "train": self.train.fingerprint(),
+            "validation": str(self.validation and self.validation.fingerprint()),
             **of_pair(self.trainable),
         }
 
@@ -348,7 +346,7 @@ class Trainer:
             raise InputError(
                 "expected the pair, objective and transform that the checkpoint was written with; "
                 f"got {now:.6g} nats per datum at its parameters where it was {before:.6g}. Resume "
-                "with the same ones, or name another checkpoint."
+                "with the same ones, or train anew into another file or folder."
             )
 
 
