@@ -103,9 +103,9 @@ def test_columns_that_pandas_numbers_have_a_header(tmp_path: Path, kind: str) ->
 
 
 def test_first_lines_of_data_are_data(tmp_path: Path) -> None:
-    """In none of 300 tables without a header is the first line taken for names, or refused."""
+    """In none of 100 tables without a header is the first line taken for names, or refused."""
     random = np.random.default_rng(1)
-    for number in range(300):
+    for number in range(100):
         shape = (int(random.integers(20, 60)), int(random.integers(2, 12)))
         rows: np.ndarray = [
             random.normal(size=shape),
