@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,11 @@ def test_outliers_are_measured_in_any_units(tmp_path: Path) -> None:
     rows = TABLE * [1e-27, 1, 1, 1] + [0, 1e9, 0, 0]
     for part in (PARTS.validation, PARTS.held_out):
         rows[int(part.values[3]), 2] = 9999
-    analysis = analysis_of(rows, tmp_path)
+    effort = replace(TINY, evidence_rows=30, evidence_draws=100)  # all held-out rows
+    analysis = analysis_of(rows, tmp_path, effort=effort)
     estimate = analysis.diagnosis.summary().set_index("measure").loc["log p(x) | prior"]
-    assert np.isfinite(estimate[["value", "standard_error"]].astype(float)).all()
+    assert -np.inf < estimate["value"] < -1e4  # one row decides it
+    assert estimate["standard_error"] > 1e4
     assert analysis.report.exists()
 
 

@@ -259,6 +259,7 @@ def test_labels_are_no_argument_of_a_pair_of_rows(kind: str) -> None:
     pv.encode(needs_two, (x, x))
 
 
+@pytest.mark.filterwarnings("ignore:For .* k̂")  # of a pair that has hardly been trained
 @pytest.mark.parametrize("kind", LABELLED)
 def test_labels_are_no_row_numbers(kind: str) -> None:
     x, y, numbers = torch.randn(40, 4), torch.arange(40) % 3, torch.arange(40)
