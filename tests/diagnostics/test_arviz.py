@@ -50,7 +50,7 @@ def test_loo_and_its_k_hats(draws: object) -> None:
 
 
 def test_pair_plot(draws: object) -> None:
-    az.plot_pair(draws, var_names=["z"], coords={"datum": [0]})
+    az.plot_pair(draws, var_names=["z"], coords={"datum": draws["posterior"]["datum"].values[:1]})
     plt.gcf().canvas.draw()
 
 
