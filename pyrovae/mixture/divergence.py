@@ -66,6 +66,7 @@ def divergence(
         InputError: if q is a batch of distributions, or p does not give one log density to each
             draw from q.
     """
+    check_seed(seed)
     if distribution.batch_shape:
         raise InputError(
             f"expected one distribution, batch shape (); got {tuple(distribution.batch_shape)}. "

@@ -242,6 +242,7 @@ SEEDED: dict[str, Callable[[Any], Any]] = {
     "beside_nuts": lambda s: pv.beside_nuts(None, None, torch.zeros(9, 2), seed=s),
     "inference_gaps": lambda s: pv.inference_gaps(None, None, torch.zeros(9, 2), seed=s),
     "log_evidence": lambda s: pv.log_evidence(None, None, torch.zeros(9, 2), seed=s),
+    "sandwich": lambda s: pv.sandwich(None, None, like=torch.zeros(9, 2), seed=s),
     "fit": lambda s: pv.fit(None, None, torch.zeros(9, 2), seed=s),
     "fit_ex_post_prior": lambda s: pv.fit_ex_post_prior(None, held_out=None, seed=s),
     "reduce": lambda s: pv.reduce(None, 3, seed=s),
