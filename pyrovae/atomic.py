@@ -165,7 +165,7 @@ def _check_entries(archive: bytes) -> None:
 @contextmanager
 def _known(classes: Sequence[Any]) -> Iterator[None]:
     """Let ``torch.load`` read objects of these classes."""
-    before = torch.serialization.get_safe_globals()
+    before = list(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals([*classes])
     try:
         yield

@@ -100,7 +100,7 @@ def made(kind: Any) -> Any:
 
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
-        return torch.equal(one, other) and one.dtype == other.dtype
+        return torch.equal(one.nan_to_num(), other.nan_to_num()) and one.dtype == other.dtype
     if isinstance(one, np.ndarray):
         return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc") and (
             one.dtype.newbyteorder("=") == other.dtype and one.shape == other.shape

@@ -10,7 +10,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrovae.keep import load, save
+from pyrovae.atomic import write_archive
+from pyrovae.keep import FORMAT, load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.constructors import parameters
 from pyrovae.mixture.families import (
@@ -144,7 +145,7 @@ def test_transforms_that_are_not_shared_numbers_are_refused() -> None:
 def test_a_file_that_names_no_distribution_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     result = {"kind": "family", "state": {"family": "constraints"}}
-    torch.save({"pyrovae": 1, "result": result}, path)
+    write_archive({"pyrovae": FORMAT, "result": result}, path)
     with pytest.raises(ValueError, match=r"family of pyro\.distributions"):
         load(path)
 
