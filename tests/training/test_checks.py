@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import pyrovae as pv
 from pyrovae.training.checks import check_device
@@ -43,7 +43,7 @@ LOADED = {
     "an uneven last one": lambda x: {"train": x, "batch_size": 25},
     "one row each": lambda x: {"train": x, "batch_size": 1},
     "held-out rows": lambda x: {"train": x, "batch_size": 60, "validation": x},
-    "a data set": lambda x: {"train": list(x), "batch_size": 30},
+    "a data set": lambda x: {"train": ConcatDataset([TensorDataset(x)]), "batch_size": 30},
     "a loader": lambda x: {"train": DataLoader(TensorDataset(x), batch_size=20)},
     "a shuffling loader": lambda x: {
         "train": DataLoader(TensorDataset(x), batch_size=60, shuffle=True)
@@ -119,7 +119,7 @@ SINGLE = {
     "the last of several": {"train": pairs.data(61), "batch_size": 30},
     "each": {"train": pairs.data(6), "batch_size": 1},
     "the only one": {"train": pairs.data(1), "batch_size": 10},
-    "of a data set": {"train": list(pairs.data(21)), "batch_size": 10},
+    "of a data set": {"train": ConcatDataset([TensorDataset(pairs.data(21))]), "batch_size": 10},
     "of a loader": {"train": DataLoader(TensorDataset(pairs.data(21)), batch_size=4)},
 }
 
@@ -139,9 +139,11 @@ def double(given: dict[str, Any]) -> dict[str, Any]:
     train = given["train"]
     if isinstance(train, DataLoader):
         return {"train": DataLoader(TensorDataset(train.dataset.tensors[0].double()), batch_size=4)}
-    return given | {
-        "train": [row.double() for row in train] if isinstance(train, list) else train.double()
-    }
+    if isinstance(train, ConcatDataset):
+        (part,) = train.datasets
+        assert isinstance(part, TensorDataset)
+        return given | {"train": ConcatDataset([TensorDataset(part.tensors[0].double())])}
+    return given | {"train": train.double()}
 
 
 def test_each_remedy_for_a_minibatch_of_one_row_works() -> None:
