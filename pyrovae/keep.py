@@ -22,6 +22,7 @@ from pyrovae.mixture.mixture import Mixture
 from pyrovae.models import flow_state
 
 FORMAT = 2
+UNSEALED = 1  # the format of 0.1.0, which has no checksum
 PLAIN = (type(None), bool, int, float, str)
 SEQUENCES = {"tuple": tuple, "list": list, "Size": torch.Size}
 MIXTURES = {"Mixture": Mixture, "MixtureSameFamily": dist.MixtureSameFamily}
@@ -87,8 +88,11 @@ _FOREIGN = (ValueError, KeyError, TypeError, AttributeError, IndexError, ImportE
 
 
 def _read(archive: bytes) -> Any:
-    state = from_archive(archive)
-    if not isinstance(state, dict) or state.get("pyrovae") != FORMAT:
+    state = from_archive(archive, sealed=False)
+    version = state.get("pyrovae") if isinstance(state, dict) else None
+    if version == FORMAT:
+        state = from_archive(archive)
+    elif version != UNSEALED:
         raise ValueError(f"not of format {FORMAT}")
     return _unpack(state["result"])
 

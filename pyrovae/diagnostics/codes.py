@@ -23,14 +23,15 @@ class Codes:
         z: draws, shape ``(m, S, D)``.
         log_guide: log q(z | x_n) of each draw under its own data point, shape ``(m, S)``.
         population: number N of data points they were chosen from.
-        rows: number of each data point in the user's own data set, shape ``(m,)``.
+        rows: number of each data point in the user's own data set, shape ``(m,)``; not known of
+            those in a file of version 0.1.0.
     """
 
     index: Tensor
     z: Tensor
     log_guide: Tensor
     population: int
-    rows: Tensor
+    rows: Tensor | None = None
 
 
 def draw_codes(

@@ -150,7 +150,7 @@ class Diagnosis:
         bits: held-out bits per dimension under each density, if the data are grey levels of a
             discretised logistic; empty otherwise, and without ``evidence``.
         measured: numbers of the held-out rows that the measures speak of, rising: all, or the
-            random half that the ex-post prior was not chosen on.
+            random half that the ex-post prior was not chosen on; not known of a file of 0.1.0.
     """
 
     training: Surgery
@@ -169,7 +169,7 @@ class Diagnosis:
     two_sample: TwoSample
     guide: GuideCheck
     bits: dict[str, Estimate]
-    measured: Tensor
+    measured: Tensor | None = None
 
     @property
     def advice(self) -> str:

@@ -123,7 +123,7 @@ def rows_needed(
     return needed if math.isfinite(sum(skewed)) else math.inf
 
 
-def _of_enough(values: Tensor, needed: float, rows: Tensor) -> Estimate:
+def _of_enough(values: Tensor, needed: float, rows: Tensor | None) -> Estimate:
     """Their mean, unless they are too few."""
     estimate = mean_estimate(values, rows=rows)
     enough = len(values) >= needed

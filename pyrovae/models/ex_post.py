@@ -127,8 +127,8 @@ def fit_ex_post_prior(
     The choice follows the one-standard-error rule: the *simplest* candidate whose held-out mean log
     density is within one standard error of the best. The error is that of the difference to the
     best, paired by data point: whether a point is hard is common to all candidates and cancels,
-    where the error of the best's own mean, as in trees, would let in far worse ones. With fewer than
-    10 held-out points no error can be told: the table says "too few rows to tell" of every
+    where the error of the best's own mean, as in trees, would let in far worse ones. With fewer
+    than 10 held-out points no error can be told: the table says "too few rows to tell" of every
     candidate, and the simplest of all is taken.
 
     Simpler means fewer numbers that describe it: K(2D + 1) − 1 for K diagonal normals,
