@@ -57,8 +57,8 @@ class Estimate:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval; all numbers if it can't be told.
 
-        >>> Estimate(1.0, 0.5, 1000).interval
-        (0.02, 1.98)
+        >>> Estimate(1.0, 0.5, 1000, ends=(0.1, 2.2)).interval
+        (0.1, 2.2)
         """
         if self.unresolved:
             return -math.inf, math.inf

@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("pair", "words"),
     [
-        ("weights", "data points k̂ > 0.7"),
+        ("weights", "data points k̂ > 0."),
         ("stuck", "expected NUTS to move; got 2 of 2 chains"),
     ],
 )

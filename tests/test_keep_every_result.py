@@ -78,7 +78,7 @@ def mixture() -> pv.AggregatedPosterior:
 
 EXAMPLES: dict[Any, Any] = {
     float: lambda: np.float64(0.5),
-    int: lambda: np.int64(3),
+    int: lambda: np.int64(100),
     bool: lambda: np.bool_(True),
     str: lambda: np.str_("z"),
     object: lambda: np.float32(0.5),

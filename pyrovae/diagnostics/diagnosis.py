@@ -310,28 +310,24 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         check_pair(pair, seen, prior=prior)
         of_guide = take_rows(all_rows(held_out), measured[_order(len(measured), seed)])
         checked = check_guide(whole, of_guide, **effort.of_guide, seed=seed, progress=progress)
-        encoding = _encode(pair, seen)
+        encoding, chooser = _encode(pair, seen), _encode(pair, choosing)
         aggregated = _aggregate(encoding, effort)
-        ex_post = fit_ex_post_prior(
-            aggregated, held_out=_encode(pair, choosing), seed=seed, progress=progress
-        )
+        ex_post = fit_ex_post_prior(aggregated, held_out=chooser, seed=seed, progress=progress)
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(seen) if prior is None else declared(prior)
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
-        codes = draw_codes(encoding, size=effort.codes, seed=derived_seed(seed, "training codes"))
         test_encoding, size = _encode(pair, unseen), effort.codes
+        codes = draw_codes(encoding, size=size, seed=derived_seed(seed, "training codes"))
         of_test = derived_seed(seed, "held-out codes")
         test_codes = draw_codes(test_encoding, size=size, rows=measured, seed=of_test)
         test_aggregated = AggregatedPosterior(test_encoding)
         seen_terms = _terms(pair, seen, codes, aggregated, prior, bar)
         unseen_terms = _terms(pair, unseen, test_codes, test_aggregated, prior, bar, unseen=True)
-        memorised = memorisation(
-            codes, test_codes, densities, aggregated, fitted=ex_post.distribution, seed=seed
-        )
+        fitted = ex_post.distribution
+        memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
         chosen = _some(len(measured), effort.evidence_rows, seed)
-        evidence = _evidence(pair, unseen[chosen], measured[chosen], densities, effort, seed, bar)
-        if evidence:
-            evidence["q_agg"] = replace(evidence["q_agg"], needed=memorised.needed)
+        x, numbers, needed = unseen[chosen], measured[chosen], memorised.needed
+        evidence = _evidence(pair, x, numbers, densities, needed, effort, seed, bar)
         return Diagnosis(
             training=seen_terms,
             held_out=unseen_terms,
@@ -348,7 +344,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
             guide=checked,
-            bits=_bits(pair, unseen[chosen], evidence),
+            bits=_bits(pair, x, evidence),
             measured=measured,
         )
 
@@ -392,6 +388,7 @@ def _evidence(
     x: Tensor,
     numbers: Tensor,
     densities: Mapping[str, dist.Distribution],
+    needed: float,
     effort: Effort,
     seed: int,
     bar: Bar,
@@ -407,6 +404,7 @@ def _evidence(
         seed=seed,
         tick=bar.tick,
     )
+    results["q_agg"] = replace(results["q_agg"], needed=needed)
     return {name: replace(result, rows=numbers) for name, result in results.items()}
 
 

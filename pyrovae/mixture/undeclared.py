@@ -112,11 +112,11 @@ class PositiveDensity(constraints.Constraint):
         A density that refuses what is outside is asked a part at a time, and what it refuses is
         outside.
         """
-        batch = torch.broadcast_shapes(
-            value.shape[: value.dim() - self.event_dim], self.fn.batch_shape
-        )
+        event = value.shape[value.dim() - self.event_dim :]
+        batch = torch.broadcast_shapes(value.shape[: value.dim() - len(event)], self.fn.batch_shape)
+        value = value.expand(batch + event)
         try:
-            return (self.fn.log_prob(value) > -math.inf).expand(batch)
+            return self.fn.log_prob(value) > -math.inf
         except ValueError:
             if value.dim() - self.event_dim > len(self.fn.batch_shape):
                 return torch.stack([self.check(part) for part in value.unbind(0)])

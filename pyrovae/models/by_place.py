@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
 import torch
@@ -31,6 +31,7 @@ def by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
         model, guide: how to run them.
         batch: rows, as many as the pair was first run with.
     """
+    guide = replace(guide, whole=True)
     if guide.follows(batch):
         index = torch.arange(FEW, device=batch[0].device) % len(batch[0])
         try:

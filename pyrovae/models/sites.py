@@ -221,11 +221,13 @@ class Reader:
         function: the model or the guide.
         where: ``"model"`` or ``"guide"``, for errors.
         data_plate: name of the data plate, if given.
+        whole: whether a guide may have one density over all rows at once.
     """
 
     function: PyroFunction
     where: str
     data_plate: str | None = None
+    whole: bool = False
     _grows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
     _of_rows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
@@ -384,7 +386,7 @@ class Reader:
         Raises:
             InputError: naming a site that is made of the rows and was left out of their plate.
         """
-        if self.where == "guide":
+        if self.where == "guide" and not self.whole:
             _check_guide(reading)
         for name in reading.shared:
             node = reading.nodes[name]

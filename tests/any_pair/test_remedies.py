@@ -685,7 +685,7 @@ SHIFT = torch.ones(ROWS, 1, dtype=X.dtype)
 case(
     "fewer arguments in the held-out data",
     diagnose(shifted_model, shifted_guide, data=(X, SHIFT)),
-    r"got \[2, 1\]. Give each data set all arguments of the pair",
+    r"got 1 for each row. Give a tuple of as many arrays",
     diagnose(shifted_model, shifted_guide, data=(X, SHIFT), held_out=(X[:12], SHIFT[:12])),
 )
 case(
@@ -794,4 +794,4 @@ def test_no_error_of_these_files_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(pv.InputError):
             one.refused()
     left = {place: line for place, line in places().items() if place not in met}
-    assert not left
+    assert not left, "\n".join(f"{Path(f).name}:{n}: {line}" for (f, n), line in left.items())

@@ -70,17 +70,17 @@ def test_choice_is_the_smoothest_within_one_standard_error() -> None:
 def test_errors_are_of_differences_paired_by_data_point() -> None:
     """The spread that all candidates share, here from points far away, has no part in them."""
     agg = AggregatedPosterior(narrow_kernels(100))
-    loc = torch.linspace(1, 30, 7).unsqueeze(-1) * torch.randn(7, D)
+    loc = torch.linspace(1, 30, 12).unsqueeze(-1) * torch.randn(12, D)
     held_out = dist.Normal(loc, 1e-9).to_event(1)
     recipes = [Reduced(1, "full"), Inflated(0.5), Inflated(0.45)]
     found = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
     values = torch.stack([recipe.fit(agg, seed=0).log_prob(loc) for recipe in recipes])
     best = values[values.mean(1).argmax()]
     for row, value in zip(found.table, values, strict=True):
-        paired = (value - best).std() / math.sqrt(7)
+        paired = (value - best).std() / math.sqrt(12)
         assert row.difference.value == pytest.approx(float((value - best).mean()), rel=1e-4)
         assert row.difference.standard_error == pytest.approx(float(paired), rel=1e-4)
-        assert row.held_out.standard_error == pytest.approx(float(value.std() / 7**0.5), rel=1e-4)
+        assert row.held_out.standard_error == pytest.approx(float(value.std() / 12**0.5), rel=1e-4)
 
 
 def test_ties_go_to_the_smoother_with_amounts_by_unit_among_them() -> None:
@@ -105,11 +105,10 @@ def test_ties_go_to_the_smoother_with_amounts_by_unit_among_them() -> None:
 def test_few_held_out_points_make_simple_choices(rows: int) -> None:
     agg, held_out = AggregatedPosterior(narrow_kernels(60)), narrow_kernels(rows)
     found = fit_ex_post_prior(agg, held_out=held_out)
-    close = [r for r in found.table if -r.difference.value <= r.difference.standard_error]
     chosen = next(row for row in found.table if row.name == found.choice)
-    assert chosen.parameters == min(row.parameters for row in close)
+    assert chosen.parameters == min(row.parameters for row in found.table)
     assert chosen.held_out.size == rows
-    assert all(math.isfinite(row.difference.standard_error) for row in found.table)
+    assert all(row.held_out.unresolved == "too few rows to tell" for row in found.table)
 
 
 def test_reduced_mixtures_are_candidates_and_fewer_numbers_are_simpler() -> None:

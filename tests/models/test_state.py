@@ -110,6 +110,7 @@ def test_modules_of_other_threads_keep_their_mode() -> None:
     assert seen == [True] and all(modes(vae))
 
 
+@pytest.mark.filterwarnings("ignore:(.|\\n)*k̂:UserWarning")
 def test_no_hook_is_set_and_nothing_written_where_all_is_in_evaluation_mode() -> None:
     class Counted(nn.Module):
         def __setattr__(self, name: str, value: object) -> None:
@@ -277,6 +278,7 @@ def test_a_guide_that_has_run_goes_on(name: str) -> None:
     svi.step(X)
 
 
+@pytest.mark.filterwarnings("ignore:(.|\\n)*k̂:UserWarning")
 def test_an_unrun_autoguide_is_set_up_with_the_user_s_rows() -> None:
     pyro.set_rng_seed(0)
     guide = AutoNormal(model)

@@ -120,7 +120,7 @@ def test_values_that_are_not_finite_are_named_and_left_out(case):
     )
     figure = drawn(plots.evidence(diagnosis))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert "not finite" in labels[1] and "not finite" not in labels[0]
+    assert "infinite" in labels[1] and "infinite" not in labels[0]
     drawn(plots.pareto_k(diagnosis))
     drawn(plots.held_out_densities(diagnosis))
 
