@@ -315,15 +315,14 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         ex_post = fit_ex_post_prior(aggregated, held_out=chooser, seed=seed, progress=progress)
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(seen) if prior is None else declared(prior)
-        densities = {"prior": prior, "q_agg": aggregated, "ex_post": ex_post.distribution}
-        test_encoding, size = _encode(pair, unseen), effort.codes
+        test_encoding, size, fitted = _encode(pair, unseen), effort.codes, ex_post.distribution
+        densities = {"prior": prior, "q_agg": aggregated, "ex_post": fitted}
         codes = draw_codes(encoding, size=size, seed=derived_seed(seed, "training codes"))
         of_test = derived_seed(seed, "held-out codes")
         test_codes = draw_codes(test_encoding, size=size, rows=measured, seed=of_test)
         test_aggregated = AggregatedPosterior(test_encoding)
         seen_terms = _terms(pair, seen, codes, aggregated, prior, bar)
         unseen_terms = _terms(pair, unseen, test_codes, test_aggregated, prior, bar, unseen=True)
-        fitted = ex_post.distribution
         memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
         chosen = _some(len(measured), effort.evidence_rows, seed)
         x, numbers, needed = unseen[chosen], measured[chosen], memorised.needed
@@ -340,8 +339,8 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             codes=codes,
             pictures=_pictures(whole, pair, seen, densities, effort, seed),
             labelled=_label(pair, unseen, measured, prior, effort, seed),
-            information=information(test_codes, test_aggregated, ex_post.distribution),
-            holes=holes(test_codes, aggregated, prior, draws=effort.codes, seed=seed),
+            information=information(test_codes, test_aggregated, fitted),
+            holes=holes(test_codes, aggregated, prior, draws=size, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
             guide=checked,
             bits=_bits(pair, x, evidence),

@@ -44,7 +44,8 @@ class OfAnyComponent(constraints.Constraint):
 
 def differs(distribution: dist.Distribution) -> bool:
     """Whether the support is made of parameters, so that it may differ between components."""
-    distribution = families.innermost(distribution)
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
     if _pushes_forward(distribution):
         return True
     try:

@@ -41,7 +41,7 @@ def test_both_sides_meet_where_importance_sampling_is_lost() -> None:
     exact = linear_gaussian_vae(12, 10, noise=0.3)
     pair, chains = bad_pair(exact), 16
     annealing = Annealing(temperatures=600, leapfrog=3)
-    both = sandwich_evidence(pair, torch.empty(48, 12), chains=chains, annealing=annealing)
+    both = sandwich_evidence(pair, torch.zeros(48, 12), chains=chains, annealing=annealing)
     below, error = errors(both.lower, exact, both.x)
     above, upper_error = errors(both.upper, exact, both.x)
     assert -0.1 < below < 4 * error
@@ -57,10 +57,13 @@ def test_both_sides_meet_where_importance_sampling_is_lost() -> None:
 def test_mean_weight_is_the_evidence(start: str) -> None:
     # One path of few temperatures, where neither side is tight: w and 1/w are still unbiased.
     exact = linear_gaussian_vae(4, 2)
-    annealing = Annealing(start=start, temperatures=10, leapfrog=2, schedule="linear")  # type: ignore
+    temperatures = 10 if start == "guide" else 60  # with fewer 1/w has no variance
+    annealing = Annealing(  # type: ignore[arg-type]
+        start=start, temperatures=temperatures, leapfrog=2, schedule="linear"
+    )
     vae = exact.vae(scale=1.5, shift=0.5)
     both = sandwich_evidence(
-        Pair(vae.model, vae.guide), torch.empty(1000, 4), chains=4, annealing=annealing, seed=1
+        Pair(vae.model, vae.guide), torch.zeros(1000, 4), chains=4, annealing=annealing
     )
     truth = exact.log_prob(both.x)
     for ratio in ((both.lower.values - truth).exp(), (truth - both.upper.values).exp()):
@@ -74,7 +77,7 @@ def test_gap_shrinks_with_the_number_of_temperatures() -> None:
     gaps = [
         sandwich_evidence(
             bad_pair(exact),
-            torch.empty(64, 6),
+            torch.zeros(64, 6),
             chains=4,
             annealing=Annealing(temperatures=t, leapfrog=3),
         ).gap()
@@ -143,7 +146,7 @@ def test_another_prior_and_a_mixture_prior_are_bracketed() -> None:
         (Pair(given.model, given.guide), prior()),
     ):
         both = sandwich_evidence(
-            pair, torch.empty(48, 4), chains=8, annealing=annealing, prior=other
+            pair, torch.zeros(48, 4), chains=8, annealing=annealing, prior=other
         )
         for side in (both.lower, both.upper):
             error = side.values - truth.log_prob(both.x)

@@ -20,8 +20,8 @@ def evidence(values: torch.Tensor) -> Evidence:
 
 
 def gaps(amortization: float, approximation: float) -> Gaps:
-    x = torch.linspace(-90.0, -80.0, 6)
-    lost = torch.linspace(0.9, 1.1, 6)
+    x = torch.linspace(-90.0, -80.0, 12)
+    lost = torch.linspace(0.9, 1.1, 12)
     family = x - approximation * lost
     return Gaps(evidence(family - amortization * lost), evidence(family), None, evidence(x))
 
