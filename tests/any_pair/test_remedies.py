@@ -750,6 +750,39 @@ case(
 # -- the tests -------------------------------------------------------------------------------------
 
 
+case(
+    "a site twice", aggregate(guide, site=("z", "z")), "Name each once", aggregate(guide, site="z")
+)
+case("no name", aggregate(guide, site=3), "Give one such as site='z'", aggregate(guide, site="z"))
+case(
+    "a plate that is none",
+    evidence(model, data_plate="nope"),
+    r"got \['data'\]. Name one of those with data_plate=",
+    evidence(model, data_plate="data"),
+    evidence(model),
+)
+case(
+    "held-out rows of another dtype",
+    diagnose(shifted_model, shifted_guide, data=(X, SHIFT), held_out=(X[:12].float(), SHIFT[:12])),
+    "Reshape or convert them",
+    diagnose(shifted_model, shifted_guide, data=(X, SHIFT), held_out=(X[:12], SHIFT[:12])),
+)
+case(
+    "an encoder that diverged",
+    aggregate(in_plate(("z", lambda x: dist.Normal(x[:, :2] / 0 * 0, 1.0).to_event(1)))),
+    "numbers for parameters",
+    aggregate(guide),
+)
+
+# Errors of masks, whose remedies test_masks.py and test_masked_sequences.py follow.
+OF_MASKS = (
+    "a mask leaves",
+    "masks that leave out",
+    "all of the model's latent sites",
+    "model and guide that depend on",
+)
+
+
 @pytest.fixture(autouse=True)
 def rough_weights() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -793,5 +826,6 @@ def test_no_error_of_these_files_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         pyro.clear_param_store()
         with pytest.raises(pv.InputError):
             one.refused()
-    left = {place: line for place, line in places().items() if place not in met}
+    of_masks = lambda line: any(words in line for words in OF_MASKS)  # noqa: E731
+    left = {p: line for p, line in places().items() if p not in met and not of_masks(line)}
     assert not left, "\n".join(f"{Path(f).name}:{n}: {line}" for (f, n), line in left.items())
