@@ -776,6 +776,7 @@ case(
 
 # Errors of masks, whose remedies test_masks.py and test_masked_sequences.py follow.
 OF_MASKS = (
+    "a model that draws",
     "a mask leaves",
     "masks that leave out",
     "all of the model's latent sites",
