@@ -18,12 +18,13 @@ SEED = 0
 
 @pytest.fixture(autouse=True)
 def _same_ground(request: pytest.FixtureRequest) -> Iterator[None]:
-    """float64 by default (``@pytest.mark.float32`` opts out), cleared param store, fixed seed."""
+    """float64 by default (``@pytest.mark.float32`` opts out), checks on, empty store, fixed seed."""
     dtype = torch.get_default_dtype()
     if request.node.get_closest_marker("float32") is None:
         torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
     pyro.set_rng_seed(SEED)
+    pyro.enable_validation(True)
     try:
         yield
     finally:
