@@ -18,7 +18,7 @@ SEED = 0
 
 @pytest.fixture(autouse=True)
 def _same_ground(request: pytest.FixtureRequest) -> Iterator[None]:
-    """float64 by default (``@pytest.mark.float32`` opts out), checks on, empty store, fixed seed."""
+    """float64 (``@pytest.mark.float32`` opts out), checks on, an empty store, a fixed seed."""
     dtype = torch.get_default_dtype()
     if request.node.get_closest_marker("float32") is None:
         torch.set_default_dtype(torch.float64)
