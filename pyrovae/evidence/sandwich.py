@@ -186,7 +186,8 @@ def sandwich_evidence(
                 weights, accepted = anneal(
                     path, path.sample(chains), annealing, tuning, tick=bar.tick
                 )
-            lower.append(replace(summarise(weights.T), acceptance=accepted))
+            block = summarise(weights.T, first=index * len(blocks[0][0]))
+            lower.append(replace(block, acceptance=accepted))
             with seeded(seed, "annealing backwards", index):
                 upper.append(_backwards(path, codes, chains, annealing, tuning, bar.tick))
     made = simulated[0] if len(simulated) == 1 else simulated
