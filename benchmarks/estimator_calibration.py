@@ -33,15 +33,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrovae.diagnostics.active_units import collapse, unit_rates
 from pyrovae.diagnostics.calibration import calibrate
-from pyrovae.diagnostics.codes import draw_codes, moments
-from pyrovae.diagnostics.collapse import collapse, unit_rates
-from pyrovae.diagnostics.exact import beside_nuts
+from pyrovae.diagnostics.code_densities import memorisation
+from pyrovae.diagnostics.draws import draw_codes, moments
+from pyrovae.diagnostics.elbo_terms import Surgery, surgery
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.holes import holes
 from pyrovae.diagnostics.information import information
-from pyrovae.diagnostics.memorisation import memorisation
-from pyrovae.diagnostics.surgery import Surgery, surgery
+from pyrovae.diagnostics.nuts import beside_nuts
 from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.estimates import Bound, Estimate
 from pyrovae.evidence.annealed import Annealing, annealed_evidence

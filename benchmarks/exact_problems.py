@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.models.pair import Pair
+from pyrovae.pairs.pair import Pair
 from pyrovae.testing import LinearGaussian
 
 PRIOR = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)

@@ -27,22 +27,22 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrovae.diagnostics.active_units import collapse
 from pyrovae.diagnostics.advice import change_from
 from pyrovae.diagnostics.calibration import ALARM, calibrate
-from pyrovae.diagnostics.codes import draw_codes, moments
-from pyrovae.diagnostics.collapse import collapse
+from pyrovae.diagnostics.code_densities import rows_needed
+from pyrovae.diagnostics.draws import draw_codes, moments
+from pyrovae.diagnostics.elbo_terms import surgery
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.holes import share_below
 from pyrovae.diagnostics.information import information
-from pyrovae.diagnostics.memorisation import rows_needed
-from pyrovae.diagnostics.surgery import surgery
 from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.importance import compare_priors
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
-from pyrovae.models.pair import Pair
+from pyrovae.pairs.pair import Pair
 from pyrovae.randomness import seeded
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from pyrovae.mixture.divergence import divergence
-from pyrovae.mixture.logdensity import constants, keys, queries
+from pyrovae.mixture.kernel.scalar_product import constants, keys, queries
+from pyrovae.mixture.kernel.search import evaluate
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
-from pyrovae.mixture.screening import evaluate
 
 CASES = [
     (size, dim, 512 if size == 1_000_000 else 2048)

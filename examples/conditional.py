@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
 import pyrovae as pv
-from pyrovae.datasets import load, split
+from pyrovae.data.datasets import load, split
 
 LATENT, HIDDEN, PIXELS, LABELS = 4, 64, 64, 10
 

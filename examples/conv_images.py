@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.datasets import load, split
+from pyrovae.data.datasets import load, split
 
 LATENT, CHANNELS = 6, 16
 

@@ -10,7 +10,7 @@ import warnings
 import torch
 
 import pyrovae as pv
-from pyrovae.datasets import load, split
+from pyrovae.data.datasets import load, split
 
 
 def main() -> None:

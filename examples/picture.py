@@ -11,9 +11,9 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
 import pyrovae as pv
-from pyrovae.analysis import AnalysisOptions, build
-from pyrovae.datasets import load, split
-from pyrovae.report.densities import mass_levels, pair_density
+from pyrovae.command.analysis import AnalysisOptions, build
+from pyrovae.data.datasets import load, split
+from pyrovae.plots.grids import mass_levels, pair_density
 
 EDGE = 4.2  # of the plane that is drawn, in units of z
 SIDE = 7  # images in a row of the sheet

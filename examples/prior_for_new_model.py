@@ -19,7 +19,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.datasets import load, split
+from pyrovae.data.datasets import load, split
 
 warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
 LATENT, SEEN = 4, 4  # latent units; rows of pixels that are seen

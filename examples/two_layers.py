@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.datasets import load, split
+from pyrovae.data.datasets import load, split
 
 TOP, INNER, HIDDEN = 4, 8, (100, 100)
 PSEUDO_INPUTS = 50

@@ -1,6 +1,6 @@
 """``python -m pyrovae`` is the command ``pyrovae``."""
 
-from pyrovae.cli import main
+from pyrovae.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

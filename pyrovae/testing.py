@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.errors import InputError
-from pyrovae.models.priors import StandardNormal
-from pyrovae.models.vae import VAE
+from pyrovae.models import VAE, StandardNormal
 from pyrovae.randomness import seeded
 
 

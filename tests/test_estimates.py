@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.estimates import Over, mean_estimate, two_stage_mean
-from pyrovae.models.discretized import bits_per_dimension
+from pyrovae.models.discretized_logistic import bits_per_dimension
 from pyrovae.randomness import seeded
 
 

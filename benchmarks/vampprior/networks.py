@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.evidence.importance import BLOCK
-from pyrovae.models.discretized import DiscretizedLogistic
+from pyrovae.models.discretized_logistic import DiscretizedLogistic
 from pyrovae.models.hierarchical import Branches
 from pyrovae.models.likelihoods import BernoulliDecoder
 from pyrovae.models.networks import GatedLinear, Standardize, gated_mlp

@@ -23,7 +23,7 @@ import pyrovae as pv
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import UNRELIABLE, Evidence
-from pyrovae.models.pair import Pair, measuring
+from pyrovae.pairs.pair import Pair, measuring
 from pyrovae.training.fit import OptimizerFactory
 from vampprior.data import SOURCES, Images, load
 from vampprior.networks import INITIAL, LATENT, AveragedAdam, NormalizedAdam, build

@@ -1,1 +1,46 @@
-"""Measures of a trained pair, each with its standard error."""
+"""Numbers with standard errors about one trained pair.
+
+``diagnose`` measures all of them in one call: where to sample from, how far q_agg is from the
+prior, what collapsed or memorised. Each measure has a file of its own and takes codes and
+densities, not models. Start with ``diagnosis.py``.
+"""
+
+from pyrovae.diagnostics.active_units import ACTIVE, Collapse
+from pyrovae.diagnostics.advice import change_from
+from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
+from pyrovae.diagnostics.decoded_samples import Pictures
+from pyrovae.diagnostics.diagnosis import (
+    TERMS,
+    Diagnosis,
+    Effort,
+    check_pair,
+    diagnose,
+    left_out_of,
+)
+from pyrovae.diagnostics.elbo_terms import Surgery, unit_log_densities
+from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.diagnostics.guide_check import GuideCheck
+from pyrovae.diagnostics.nuts import Beside, beside_nuts
+
+__all__ = [
+    "ACTIVE",
+    "ALARM",
+    "TERMS",
+    "Beside",
+    "Calibration",
+    "Collapse",
+    "Diagnosis",
+    "Effort",
+    "Gaps",
+    "GuideCheck",
+    "Pictures",
+    "Surgery",
+    "beside_nuts",
+    "calibrate",
+    "change_from",
+    "check_pair",
+    "diagnose",
+    "inference_gaps",
+    "left_out_of",
+    "unit_log_densities",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.result import Evidence
+from pyrovae.evidence import Evidence
 
 # Nats that a difference must exceed, beside being beyond doubt: differences are skewed, since a
 # density with light tails gains a little at most data points and loses much at few, which a small

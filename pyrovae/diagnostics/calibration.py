@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import to_arviz
-from pyrovae.batches import Data, all_rows, take_rows
+from pyrovae.data import Data, all_rows, take_rows
 from pyrovae.errors import InputError
-from pyrovae.evidence.simulate import simulate
 from pyrovae.isolation import plain
-from pyrovae.models.pair import Pair, PyroFunction, measuring
+from pyrovae.pairs import Pair, PyroFunction, measuring, simulate
 from pyrovae.randomness import check_seed, derived_seed, seeded
 
 if TYPE_CHECKING:

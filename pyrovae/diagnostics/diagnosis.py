@@ -12,31 +12,27 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.batches import Data, all_rows, take_rows
+from pyrovae.data import Data, all_rows, take_rows
+from pyrovae.diagnostics.active_units import Collapse, collapse, unit_rates
 from pyrovae.diagnostics.advice import advise, change_from
-from pyrovae.diagnostics.codes import Codes, draw_codes, moments
-from pyrovae.diagnostics.collapse import Collapse, collapse, unit_rates
+from pyrovae.diagnostics.code_densities import Memorisation, memorisation
+from pyrovae.diagnostics.decoded_samples import Pictures, pictures
+from pyrovae.diagnostics.draws import Codes, draw_codes, moments
+from pyrovae.diagnostics.elbo_terms import Surgery, surgery
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide
 from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
-from pyrovae.diagnostics.labelled import Labelled, label
-from pyrovae.diagnostics.memorisation import Memorisation, memorisation
-from pyrovae.diagnostics.pictures import Pictures, pictures
-from pyrovae.diagnostics.surgery import Surgery, surgery
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.importance import BLOCK, compare_priors, left_out
-from pyrovae.evidence.result import Evidence
+from pyrovae.evidence import BLOCK, Evidence, compare_priors, left_out
+from pyrovae.ex_post import ExPostPrior, fit_ex_post_prior
+from pyrovae.export import Labelled, label
 from pyrovae.isolation import plain
-from pyrovae.mixture import families
-from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.undeclared import declared
-from pyrovae.models.discretized import DiscretizedLogistic, bits_per_dimension
-from pyrovae.models.encoding import encode
-from pyrovae.models.ex_post import ExPostPrior, fit_ex_post_prior
-from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.models.rows import over_rows
+from pyrovae.mixture import AggregatedPosterior, families
+from pyrovae.mixture.families import declared
+from pyrovae.models import DiscretizedLogistic, bits_per_dimension
+from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
 from pyrovae.progress import Bar, progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 

@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyrovae.batches import Data
+from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.importance import log_joint_of_draws
-from pyrovae.evidence.result import Evidence, smooth, summarise
+from pyrovae.evidence import Evidence, log_joint_of_draws, smooth, summarise
 from pyrovae.isolation import plain
 from pyrovae.mixture import families
-from pyrovae.mixture.by_row import Pushed
-from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.models.rows import over_rows
+from pyrovae.mixture.families import Pushed
+from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 

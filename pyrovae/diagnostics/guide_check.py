@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyrovae.batches import Batch, take_rows
+from pyrovae.data import Batch, take_rows
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
-from pyrovae.diagnostics.exact import Beside, beside_nuts
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.diagnostics.nuts import Beside, beside_nuts
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
-from pyrovae.models.pair import Pair
+from pyrovae.pairs import Pair
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics.codes import Codes
+from pyrovae.diagnostics.draws import Codes
 from pyrovae.estimates import CONFIDENCE, TOO_FEW, Estimate, Over
-from pyrovae.mixture.mixture import Mixture
+from pyrovae.mixture import Mixture
 from pyrovae.randomness import seeded
 
 LEVEL = 0.01  # share of a density's own draws that fall where it is said to have next to no mass

@@ -9,11 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics.codes import Codes
-from pyrovae.diagnostics.surgery import SATURATION
+from pyrovae.diagnostics.draws import Codes
+from pyrovae.diagnostics.elbo_terms import SATURATION
 from pyrovae.estimates import Estimate, mean_estimate
-from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.mixture import Mixture
+from pyrovae.mixture import AggregatedPosterior, Mixture
 
 
 @dataclass(frozen=True)

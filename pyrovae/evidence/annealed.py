@@ -15,7 +15,7 @@ from pyrovae.errors import InputError
 from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.mixture import families
-from pyrovae.models.pair import Pair
+from pyrovae.pairs import Pair
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import derived_seed, seeded
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.evidence.importance import log_joint_of_draws
-from pyrovae.models.pair import Pair
+from pyrovae.pairs import Pair
 
 
 @dataclass(frozen=True)

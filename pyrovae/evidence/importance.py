@@ -12,9 +12,8 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
-from pyrovae.mixture.undeclared import declared
-from pyrovae.models.pair import Pair, Weighted
-from pyrovae.models.sites import Reader
+from pyrovae.mixture.families import declared
+from pyrovae.pairs import Pair, Reader, Weighted
 from pyrovae.randomness import derived_seed, seeded
 
 Proposal = Literal["guide", "prior"]

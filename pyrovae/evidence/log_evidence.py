@@ -7,15 +7,14 @@ from typing import Literal, get_args
 
 import pyro.distributions as dist
 
-from pyrovae.batches import Data
+from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
 from pyrovae.evidence.importance import check_prior, importance_evidence, latent_units
 from pyrovae.evidence.result import Evidence
 from pyrovae.isolation import plain
-from pyrovae.mixture.undeclared import declared
-from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.models.rows import over_rows
+from pyrovae.mixture.families import declared
+from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.randomness import check_seed
 
 Method = Literal["importance", "prior", "annealed"]

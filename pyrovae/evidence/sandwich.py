@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyrovae.batches import Batch, Data, all_rows
+from pyrovae.data import Batch, Data, all_rows
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.annealed import (
@@ -26,11 +26,9 @@ from pyrovae.evidence.annealed import (
 from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.importance import check_prior, latent_units
 from pyrovae.evidence.result import Evidence, join, summarise
-from pyrovae.evidence.simulate import simulate
 from pyrovae.isolation import plain
-from pyrovae.mixture.undeclared import declared
-from pyrovae.models.pair import Pair, PyroFunction, measuring
-from pyrovae.models.rows import over_rows
+from pyrovae.mixture.families import declared
+from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows, simulate
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 

@@ -1,1 +1,24 @@
-"""Finite mixtures as distributions: their density, draws and views. Pure; knows no model."""
+"""Large finite mixtures as distributions: their density, draws, views, entropies and reductions.
+
+``Mixture`` is a ``MixtureSameFamily`` with a fast, exact density, and ``AggregatedPosterior`` is
+the mixture of a guide's distributions over a data set. Nothing here knows a model, a guide or a
+Pyro statement. Start with ``mixture.py``; what it evaluates with is in ``kernel/``, how it takes
+components apart in ``families/``.
+"""
+
+from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.divergence import divergence, entropy, entropy_bounds, variational_divergence
+from pyrovae.mixture.kernel.support import no_numbers
+from pyrovae.mixture.mixture import Mixture
+from pyrovae.mixture.reduction import reduce
+
+__all__ = [
+    "AggregatedPosterior",
+    "Mixture",
+    "divergence",
+    "entropy",
+    "entropy_bounds",
+    "no_numbers",
+    "reduce",
+    "variational_divergence",
+]

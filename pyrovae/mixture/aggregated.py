@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
-from pyrovae.mixture import families, transforms
-from pyrovae.mixture.logdensity import safe_log
+from pyrovae.mixture import families
+from pyrovae.mixture.families.weights import safe_log
+from pyrovae.mixture.kernel import torch_transforms
+from pyrovae.mixture.kernel.support import named, no_numbers
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.support import named, no_numbers
 
 
 class AggregatedPosterior(Mixture):
@@ -103,7 +104,7 @@ class AggregatedPosterior(Mixture):
 def _check_numbers(encoding: dist.Distribution, weights: Tensor) -> None:
     """Check that what has a weight is a number, of a normal a finite one."""
     wrong = no_numbers(encoding)
-    if wrong is not None and transforms.some(wrong := wrong & (weights > 0)):
+    if wrong is not None and torch_transforms.some(wrong := wrong & (weights > 0)):
         raise InputError(
             "expected encodings that are numbers; got NaN or infinite parameters"
             f"{named(wrong)} (counted from 0). Look at these data and the guide, and leave such "

@@ -14,12 +14,12 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily, re
 from pyrovae.errors import InputError
 from pyrovae.estimates import Bound, Estimate, mean_estimate
 from pyrovae.mixture import families
-from pyrovae.mixture.affinities import log_affinities
 from pyrovae.mixture.conversion import as_mixture
-from pyrovae.mixture.logdensity import differences, queries, roundoff
+from pyrovae.mixture.kernel.bhattacharyya import log_affinities
+from pyrovae.mixture.kernel.diagonal_normals import TOLERANCE, DiagonalNormals
+from pyrovae.mixture.kernel.scalar_product import differences, queries, roundoff
+from pyrovae.mixture.kernel.search import log_prob
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.normals import TOLERANCE, DiagonalNormals
-from pyrovae.mixture.screening import log_prob
 from pyrovae.randomness import check_seed, seeded
 
 #: Pairs of components that are held at once.

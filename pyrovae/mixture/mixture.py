@@ -14,14 +14,15 @@ from torch.distributions import constraints
 
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
-from pyrovae.mixture import families, gradients, quantiles, screening, support, transforms
-from pyrovae.mixture.by_row import MixtureByRow, Pushed
-from pyrovae.mixture.exemplars import Responsibilities, top_shares, total_scores
-from pyrovae.mixture.full_normals import FullNormals
-from pyrovae.mixture.general import Components, weighted
-from pyrovae.mixture.kept import Kept, usable
-from pyrovae.mixture.logdensity import safe_log
-from pyrovae.mixture.normals import DiagonalNormals
+from pyrovae.mixture import families, quantiles
+from pyrovae.mixture.families.nested import MixtureByRow, Pushed
+from pyrovae.mixture.families.weights import safe_log
+from pyrovae.mixture.kernel import gradients, search, support, torch_transforms
+from pyrovae.mixture.kernel.any_family import Components, weighted
+from pyrovae.mixture.kernel.cache import Kept, usable
+from pyrovae.mixture.kernel.component_scores import Responsibilities, top_shares, total_scores
+from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
+from pyrovae.mixture.kernel.full_normals import FullNormals
 from pyrovae.mixture.reparametrised import reparametrised
 
 Made = TypeVar("Made")
@@ -259,7 +260,7 @@ class Mixture(dist.MixtureSameFamily):
                 "function: the gradient of E[f(z)] is that of E[f(z) * log_prob(z)], f(z) held."
             )
         z = self.sample(sample_shape)
-        if not any(map(transforms.moving, self._tensors())):
+        if not any(map(torch_transforms.moving, self._tensors())):
             return z
         parameters = (usable(tensor) for tensor in (*normal, self.log_weights))
         return reparametrised(self._flat(z), *parameters).reshape(z.shape)
@@ -344,7 +345,7 @@ class Mixture(dist.MixtureSameFamily):
             if isinstance(evaluator, DiagonalNormals):
                 rows = rows.reshape(len(rows), evaluator.dim)
             if isinstance(evaluator, DiagonalNormals) and k <= evaluator.groups and len(rows):
-                index, weight = screening.top(evaluator, rows, k)
+                index, weight = search.top(evaluator, rows, k)
             else:
                 index, weight = top_shares(evaluator, rows, k)
             if evaluator.index is not None:
@@ -377,7 +378,7 @@ class Mixture(dist.MixtureSameFamily):
             if normals is None:
                 entropy = total_scores(self._components(), rows)[1]
             else:
-                entropy = screening.evaluate(normals, rows.reshape(len(rows), normals.dim)).entropy
+                entropy = search.evaluate(normals, rows.reshape(len(rows), normals.dim)).entropy
             return self._plain(entropy.clamp(min=0.0).exp(), z)  # below 0 by its rounding
 
     @plain()
@@ -433,7 +434,7 @@ class Mixture(dist.MixtureSameFamily):
             position[evaluator.index] = torch.arange(evaluator.size, device=rows.device)
             exclude = position[exclude]
         if isinstance(evaluator, DiagonalNormals):
-            return screening.log_prob(
+            return search.log_prob(
                 evaluator, rows.reshape(len(rows), evaluator.dim), exclude=exclude
             )
         return total_scores(evaluator, rows, exclude)[0]
@@ -481,7 +482,7 @@ class Mixture(dist.MixtureSameFamily):
     def _lasting(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | None:
         """The evaluator, if it may be kept and this is not the first question."""
         tensors = self._tensors()
-        if transforms.active() or any(map(_changes, tensors)):
+        if torch_transforms.active() or any(map(_changes, tensors)):
             return None
         asked, self._kept.asked = self._kept.asked, True
         kept: DiagonalNormals | None = self._kept.find(tensors)
@@ -490,7 +491,7 @@ class Mixture(dist.MixtureSameFamily):
     def _components(self) -> Components:
         full = families.full_normal(self.component_distribution)
         tensors = () if full is None else (*full, self.mixture_distribution._param)
-        if full is None or any(map(transforms.moving, tensors)):
+        if full is None or any(map(torch_transforms.moving, tensors)):
             return Components(self.component_distribution, self.log_weights)
         return self._made_of(
             tensors, lambda: FullNormals(self.component_distribution, self.log_weights)
@@ -511,4 +512,4 @@ class Mixture(dist.MixtureSameFamily):
 
 def _changes(tensor: Tensor) -> bool:
     """Whether to keep what is made of a tensor would not pay, or lose derivatives."""
-    return tensor.requires_grad or transforms.moving(tensor)
+    return tensor.requires_grad or torch_transforms.moving(tensor)

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import pyro.distributions as dist
 import torch
+from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.conversion import as_mixture
-from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family
+from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family, take
+from pyrovae.mixture.kernel.attention import block_log_sum_exp, block_log_sums, shares
+from pyrovae.mixture.kernel.scalar_product import constants, differences, keys, queries, roundoff
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.reduction_rounds import DiagonalRounds, FullRounds
 from pyrovae.randomness import check_seed, seeded
+
+#: Components that the start is drawn from, for each one wanted.
+START = 10
+#: Rounding errors of more nats than this in an assignment call for more precision.
+LOOSE = 0.5
+#: The same where a round in float64 is asked for, so that assignments sum to 1.
+TIGHT = 1e-8
+#: Variances of fewer rounding errors of the second moment than this call for more precision.
+NARROW = 2048
+#: The smallest new standard deviation, in those of the mixture, that float64 tells from 0.
+LEAST = 16 * torch.finfo(torch.float64).eps
+#: Shares of an old component in a new one that are left out of pairs.
+NEGLIGIBLE = 1e-20
+#: Numbers that a chunk of pairs may hold: as many as fit the cache, which is ten times as fast.
+CHUNK = 1 << 18
+#: Components whose second moments are held at once.
+ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -142,3 +165,363 @@ def _check(
             "expected independent units or normals, whose covariances are known; got "
             f"{family(of)}. Take covariance='diagonal'."
         )
+
+
+@dataclass(frozen=True)
+class Normals:
+    """Normals with log weights; scale as deviations ``(K, D)`` or Cholesky ``(K, D, D)``."""
+
+    log_weight: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
+def _moments(mixture: Mixture, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances of components in float64, shape ``(n, D)``, known and finite."""
+    of = mixture.component_distribution
+    try:
+        mean, variance = of.mean.detach()[kept].double(), of.variance.detach()[kept].double()
+    except NotImplementedError as error:
+        raise InputError(
+            f"expected components of known means and variances; got {family(of)}. Reduce normals "
+            "of the same moments, estimated from draws."
+        ) from error
+    wrong = ~(mean.isfinite() & variance.isfinite()).all(-1)
+    if bool(wrong.any()):
+        number = int(kept[wrong.nonzero()[0, 0]])
+        raise InputError(
+            f"expected finite means and variances; got {int(wrong.sum())} of {len(mean)} components"
+            f" without, the first at index {number}. Leave them out, or give them a weight of 0."
+        )
+    return mean, variance
+
+
+class DiagonalRounds:
+    """The components of a mixture as weighted data, in units of its standard deviations."""
+
+    #: The precision of a round, as long as it suffices.
+    least = torch.float32
+
+    def __init__(self, mixture: Mixture, shrinkage: float) -> None:
+        self.shrinkage = shrinkage
+        alive = (mixture.log_weights > -math.inf).nonzero().squeeze(-1)
+        self.components = take(mixture.component_distribution, alive)
+        self.log_weight = mixture.log_weights[alive].double().log_softmax(-1)
+        weight = self.log_weight.exp()
+        self.count = 1 / float(weight.square().sum())
+        mean, variance = _moments(mixture, alive)
+        self.dtype = mixture.component_distribution.mean.dtype
+        self.shift = weight @ mean
+        self.unit = (weight @ (variance + (mean - self.shift).square())).sqrt()
+        if not bool((self.unit > 0).all()):
+            unit = int((self.unit <= 0).nonzero()[0, 0])
+            raise InputError(f"expected units that vary; got variance 0 in unit {unit}. Drop it.")
+        self.mean, self.variance = (mean - self.shift) / self.unit, variance / self.unit.square()
+
+    def start(self, components: int, seed: int) -> Normals:
+        """k-means++ centres among components drawn by weight, each wider than it is by the rest."""
+        points = torch.cat([self.mean, self.variance.sqrt()], -1)
+        with seeded(seed, "start of a reduction"):
+            some, log_weight = _draw(self.log_weight, START * components)
+            chosen, distance = _spread(points[some], log_weight, components)
+        spread = log_weight.softmax(-1) @ distance / len(self.unit)
+        index = some[chosen]
+        equal = torch.full_like(self.log_weight[index], -math.log(len(index)))
+        scale = (self.variance[index] + spread).sqrt()
+        return self.checked(Normals(equal, self.mean[index], self.widths(scale)))
+
+    def widths(self, scale: Tensor) -> Tensor:
+        """Standard deviations ``(K, D)`` as the scale of normals."""
+        return scale
+
+    def round(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float]:
+        """Assignments and matched moments, in a dtype or better, and the bound before them."""
+        found = self.fused(normals, dtype) or self.pairwise(normals)
+        return self.checked(self.shrunk(found[0])), found[1] - float(self.unit.log().sum())
+
+    def fused(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
+        """A round as two passes of attention; None where even float64 cancels.
+
+        Data ask components: log-sum-exps over j. Components ask data, each datum with the log of
+        its weight less its log-sum-exp: the masses π_j, and as mean of the values, the moments.
+        """
+        dim = len(self.unit)
+        key = keys(normals.mean, normals.scale, constants(normals.scale, normals.log_weight))
+        error = float(self.largest @ key.abs().amax(0))
+        loose = LOOSE if dtype == torch.float32 else TIGHT
+        if not error * roundoff(2 * dim + 1, dtype) <= loose:
+            dtype = torch.float64
+        if not error * roundoff(2 * dim + 1, dtype) <= loose:
+            return None
+        data = self.data.to(dtype)
+        total = block_log_sums(data, key.to(dtype).unsqueeze(0))[0].double()
+        asked = torch.cat([key, torch.ones_like(key[:, :1])], -1)
+        offset = (self.log_weight - total).unsqueeze(-1)
+        mass, mean, variance = self.matched(asked, torch.cat([data, offset.to(dtype)], -1))
+        narrow = _narrow(mean, variance, dtype).nonzero().squeeze(-1)
+        if len(narrow) and dtype != torch.float64:  # only those: it takes three times as long
+            again = self.matched(asked[narrow], torch.cat([self.data, offset], -1))
+            for whole, part in zip((mass, mean, variance), again, strict=True):
+                whole[narrow] = part
+        if bool(_narrow(mean[narrow], variance[narrow], torch.float64).any()):
+            return None
+        bound = float(self.log_weight.exp() @ total)
+        return Normals(mass.log_softmax(-1), mean, variance.sqrt()), bound
+
+    def matched(self, asked: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log masses, means and variances of new components, from the softmax means of data."""
+        dim = len(self.unit)
+        mass, mean = block_log_sum_exp(asked.to(values.dtype), values.unsqueeze(0))
+        second, first = mean[0, :, :dim].double(), mean[0, :, dim : 2 * dim].double()
+        return mass[0].double(), first, second - first.square()
+
+    @cached_property
+    def data(self) -> Tensor:
+        """(E[z²], E[z], 1) of the original components, shape ``(N, 2D + 1)``."""
+        return queries(self.mean, self.variance)
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """The largest magnitudes in `data`."""
+        return self.data.abs().amax(0)
+
+    def pairwise(self, normals: Normals) -> tuple[Normals, float]:
+        """A round from differences, over the pairs of old and new components with a share."""
+        scores, size = self.scorer(normals), len(normals.mean)
+        step = max(1, CHUNK // (size * self.width))
+        index, group, share, bound = [], [], [], 0.0
+        for rows in torch.arange(len(self.mean), device=self.mean.device).split(step):
+            total, part = shares(scores(rows))
+            bound += float(self.log_weight[rows].exp() @ total)
+            row, column = (part > NEGLIGIBLE).nonzero(as_tuple=True)
+            index.append(rows[row])
+            group.append(column)
+            share.append(part[row, column].log() + self.log_weight[rows[row]])
+        order = torch.cat(group).argsort(stable=True)
+        counts = torch.cat(group).bincount(minlength=size).tolist()
+        parts = (torch.cat(t)[order].split(counts) for t in (index, share))
+        found = [
+            (log_share.logsumexp(0), *self.centred(rows, log_share.softmax(0)))
+            for rows, log_share in zip(*parts, strict=True)
+            if len(rows)
+        ]
+        log_mass, mean, scale = (torch.stack(t) for t in zip(*found, strict=True))
+        return Normals(log_mass.log_softmax(-1), mean, scale), bound
+
+    @property
+    def width(self) -> int:
+        """Numbers that `scorer` holds for a pair."""
+        return len(self.unit)
+
+    def scorer(self, normals: Normals) -> Callable[[Tensor], Tensor]:
+        """Expected log densities log π_j + E_{q_i}[log N_j] of some i, shape ``(n, K)``."""
+        constant = constants(normals.scale, normals.log_weight)
+
+        def scores(rows: Tensor) -> Tensor:
+            given = normals.mean, normals.scale, constant
+            return differences(self.mean[rows], *given, self.variance[rows])
+
+        return scores
+
+    def centred(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale of one new component, from its own mean."""
+        mean = share @ self.mean[rows]
+        spread = (self.mean[rows] - mean).square()
+        return mean, (share @ (self.variance[rows] + spread)).sqrt()
+
+    def shrunk(self, normals: Normals) -> Normals:
+        """The same with covariances pulled towards their mean."""
+        if not self.shrinkage:
+            return normals
+        weight = normals.log_weight.exp()
+        own = self.count * weight / (self.count * weight + self.shrinkage)
+        return Normals(normals.log_weight, normals.mean, self.pulled(normals.scale, weight, own))
+
+    def pulled(self, scale: Tensor, weight: Tensor, own: Tensor) -> Tensor:
+        """Scales of own S_j + (1 − own) S̄."""
+        common, own = weight @ scale.square(), own.unsqueeze(-1)
+        return (own * scale.square() + (1 - own) * common).sqrt()
+
+    def checked(self, normals: Normals) -> Normals:
+        """The same, refused where a component has shrunk to a point."""
+        scale = normals.scale
+        deviation = scale.diagonal(dim1=-2, dim2=-1) if scale.dim() == 3 else scale
+        if not bool((deviation > LEAST).all()):
+            unit = int((~(deviation > LEAST)).nonzero()[0, 1])
+            raise InputError(
+                "expected new components with a variance; got one of none that float64 can tell "
+                f"from 0, in unit {unit}. Ask for fewer components, or leave out old ones that are "
+                "points or lie far away."
+            )
+        return normals
+
+    def as_mixture(self, normals: Normals) -> Mixture:
+        """The result in the units and the dtype of the original."""
+        exact = normals.mean * self.unit + self.shift
+        loc = exact.to(self.dtype)
+        off = (loc.double() - exact) / self.unit  # variances are about the means as they are held
+        weights = dist.Categorical(logits=normals.log_weight.to(self.dtype))
+        return Mixture(weights, self.distribution(loc, off, normals.scale))
+
+    def distribution(self, loc: Tensor, off: Tensor, scale: Tensor) -> dist.Distribution:
+        """Normals at rounded means, whose variances take in how far these are off."""
+        widened = (scale.square() + off.square()).sqrt() * self.unit
+        return dist.Normal(loc, widened.to(self.dtype)).to_event(1)
+
+
+class FullRounds(DiagonalRounds):
+    """The same with full covariances, in float64: data are (E[z zᵀ], E[z], 1)."""
+
+    least = torch.float64
+
+    def widths(self, scale: Tensor) -> Tensor:
+        return torch.diag_embed(scale)
+
+    def fused(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
+        """A round as products of matrices; None where they cancel."""
+        key = self.keys(normals)
+        error = float(self.largest @ key.abs().amax(0))
+        if not error * roundoff(key.shape[-1], torch.float64) <= LOOSE:
+            return None
+        sums, bound = torch.zeros_like(key), 0.0
+        for rows in torch.arange(len(self.mean), device=key.device).split(ROWS):
+            data, log_weight = self.second_moments(rows), self.log_weight[rows]
+            scores = data @ key.mT
+            total = scores.logsumexp(-1)
+            sums += (scores + (log_weight - total).unsqueeze(-1)).exp().mT @ data
+            bound += float(log_weight.exp() @ total)
+        sums = sums[sums[:, -1] > 0]  # one that nothing is assigned to is left out
+        mass, (row, column) = sums[:, -1], self.triangle
+        mean = sums[:, len(row) : -1] / mass.unsqueeze(-1)
+        covariance = torch.empty(len(mean), *[len(self.unit)] * 2).to(mean)
+        covariance[:, row, column] = sums[:, : len(row)] / mass.unsqueeze(-1)
+        covariance[:, column, row] = covariance[:, row, column]
+        covariance -= mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        scale, failed = torch.linalg.cholesky_ex(covariance)
+        least = scale.diagonal(dim1=-2, dim2=-1).square()  # of one unit, given those before it
+        if bool(failed.any() | _narrow(mean, least, torch.float64).any()):
+            return None
+        return Normals((mass / mass.sum()).log(), mean, scale), bound
+
+    def keys(self, normals: Normals) -> Tensor:
+        """What a new component contributes to the product, shape ``(K, D(D + 3)/2 + 1)``."""
+        precision = torch.cholesky_inverse(normals.scale)
+        linear = (precision @ normals.mean.unsqueeze(-1)).squeeze(-1)
+        constant = constants(normals.scale.diagonal(dim1=-2, dim2=-1), normals.log_weight)
+        constant = constant - 0.5 * (linear * normals.mean).sum(-1)
+        row, column = self.triangle
+        square = precision[:, row, column] * torch.where(row == column, -0.5, -1.0)
+        return torch.cat([square, linear, constant.unsqueeze(-1)], -1)
+
+    @cached_property
+    def largest(self) -> Tensor:
+        parts = torch.arange(len(self.mean), device=self.mean.device).split(ROWS)
+        every = [self.second_moments(rows).abs().amax(0) for rows in parts]
+        return torch.stack(every).amax(0)
+
+    @cached_property
+    def triangle(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the entries of a symmetric matrix that are not said twice."""
+        row, column = torch.tril_indices(len(self.unit), len(self.unit), device=self.unit.device)
+        return row, column
+
+    @property
+    def correlated(self) -> bool:
+        return isinstance(self.components, CORRELATED_NORMALS)
+
+    def second_moments(self, rows: Tensor) -> Tensor:
+        """(E[z_a z_b] for a ≥ b, E[z], 1) of some of the original components."""
+        mean, (row, column) = self.mean[rows], self.triangle
+        moments = mean[:, row] * mean[:, column]
+        if self.correlated:
+            given = take(self.components, rows).covariance_matrix.double()
+            moments += given[:, row, column] / (self.unit[row] * self.unit[column])
+        else:
+            moments[:, row == column] += self.variance[rows]
+        return torch.cat([moments, mean, torch.ones_like(mean[:, :1])], -1)
+
+    def factors(self, rows: Tensor) -> Tensor:
+        """Lower Cholesky factors of some of the original components, shape ``(n, D, D)``."""
+        if not self.correlated:
+            return torch.diag_embed(self.variance[rows].sqrt())
+        return take(self.components, rows).scale_tril.double() / self.unit.unsqueeze(-1)
+
+    @property
+    def width(self) -> int:
+        return len(self.unit) ** (2 if self.correlated else 1)
+
+    def scorer(self, normals: Normals) -> Callable[[Tensor], Tensor]:
+        eye = torch.eye(len(self.unit)).to(normals.scale)
+        inverse = torch.linalg.solve_triangular(normals.scale, eye, upper=False)
+        constant = constants(normals.scale.diagonal(dim1=-2, dim2=-1), normals.log_weight)
+
+        def scores(rows: Tensor) -> Tensor:
+            difference = self.mean[rows] - normals.mean.unsqueeze(1)
+            square = (difference @ inverse.mT).square().sum(-1).mT
+            if self.correlated:
+                trace = inverse.unsqueeze(1) @ self.factors(rows)
+                return constant - 0.5 * (square + trace.square().sum((-2, -1)).mT)
+            return constant - 0.5 * (square + self.variance[rows] @ inverse.square().sum(-2).mT)
+
+        return scores
+
+    def centred(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        mean = share @ self.mean[rows]
+        scale = mean.new_zeros(len(mean), 0)
+        for some, part in zip(rows.split(ROWS), share.sqrt().split(ROWS), strict=True):
+            within = (part.view(-1, 1, 1) * self.factors(some).mT).flatten(0, 1)
+            between = part.unsqueeze(-1) * (self.mean[some] - mean)
+            scale = _factor(torch.cat([scale.mT, within, between]))
+        return mean, scale
+
+    def pulled(self, scale: Tensor, weight: Tensor, own: Tensor) -> Tensor:
+        weight, own = weight.view(-1, 1, 1), own.view(-1, 1, 1)
+        common = _factor((weight.sqrt() * scale.mT).flatten(0, 1)).mT
+        return _factor(torch.cat([own.sqrt() * scale.mT, (1 - own).sqrt() * common], -2))
+
+    def distribution(self, loc: Tensor, off: Tensor, scale: Tensor) -> dist.Distribution:
+        widened = _factor(torch.cat([scale.mT, off.unsqueeze(-2)], -2)) * self.unit.unsqueeze(-1)
+        return dist.MultivariateNormal(loc, scale_tril=widened.to(self.dtype))
+
+
+def _factor(rows: Tensor) -> Tensor:
+    """Lower triangular L with L Lᵀ = BᵀB of rows B: thin directions drown in the product itself."""
+    upper = torch.linalg.qr(rows, mode="r").R
+    return (upper * upper.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-1)).mT
+
+
+def _narrow(mean: Tensor, variance: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether rounding of a second moment matters to a variance, in any unit, shape ``(K,)``."""
+    error = NARROW * torch.finfo(dtype).eps * (mean.square() + variance.abs())
+    return ~(variance > error).all(-1)
+
+
+def _draw(log_weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Numbers drawn by weight without replacement, and log weights with which they stand for all.
+
+    The largest log w + Gumbel: given the first that is left out, t, each is in with probability
+    1 − exp(−w e^−t), by which its weight is divided (Kool et al. 2019).
+    """
+    if count >= len(log_weight):
+        return torch.arange(len(log_weight), device=log_weight.device), log_weight
+    best = _gumbel(log_weight).topk(count + 1)
+    index, first_out = best.indices[:-1], best.values[-1]
+    inclusion = -torch.expm1(-(log_weight[index] - first_out).exp())
+    return index, log_weight[index] - inclusion.log()
+
+
+def _spread(points: Tensor, log_weight: Tensor, count: int) -> tuple[list[int], Tensor]:
+    """k-means++: centres drawn one by one, by weight times squared distance to those drawn."""
+    chosen: list[int] = []
+    distance = torch.full_like(log_weight, math.inf)
+    log_distance = torch.zeros_like(log_weight)
+    while len(chosen) < min(count, len(points)) and bool((distance > 0).any()):
+        chosen.append(int(_gumbel(log_weight + log_distance).argmax()))
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).square().sum(-1))
+        log_distance = distance.log()
+    return chosen, distance
+
+
+def _gumbel(log_weight: Tensor) -> Tensor:
+    """Log weights with Gumbel noise: the largest is a draw by weight, whatever their range."""
+    return log_weight - torch.empty_like(log_weight).exponential_().log()

@@ -1,1 +1,45 @@
-"""The pair: model, guide and the modules they are made of."""
+"""The pairs, networks, likelihoods and priors that this library offers to build a VAE from.
+
+Encoder, decoder and prior are modules whose forward returns a distribution, and a recipe such as
+``mlp_encoder`` makes one. Nothing outside this room depends on how they are made: every measure
+takes any pair. Start with ``vae.py``.
+"""
+
+from pyrovae.models.discretized_logistic import DiscretizedLogistic, bits_per_dimension
+from pyrovae.models.exemplar_prior import ExemplarPrior
+from pyrovae.models.hierarchical import Branches, HierarchicalVAE
+from pyrovae.models.likelihoods import NormalDecoder, binarise
+from pyrovae.models.networks import (
+    LogCounts,
+    Standardize,
+    conv_decoder,
+    conv_encoder,
+    mlp,
+    mlp_decoder,
+    mlp_encoder,
+)
+from pyrovae.models.priors import Bounds, FlowPrior, GaussianMixture, StandardNormal, VampPrior
+from pyrovae.models.vae import VAE
+
+__all__ = [
+    "VAE",
+    "Bounds",
+    "Branches",
+    "DiscretizedLogistic",
+    "ExemplarPrior",
+    "FlowPrior",
+    "GaussianMixture",
+    "HierarchicalVAE",
+    "LogCounts",
+    "NormalDecoder",
+    "StandardNormal",
+    "Standardize",
+    "VampPrior",
+    "binarise",
+    "bits_per_dimension",
+    "conv_decoder",
+    "conv_encoder",
+    "mlp",
+    "mlp_decoder",
+    "mlp_encoder",
+]

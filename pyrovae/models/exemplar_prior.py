@@ -12,9 +12,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.errors import InputError
-from pyrovae.mixture.logdensity import constants, keys, queries
-from pyrovae.mixture.mixture import Mixture
-from pyrovae.models.fixed import same_numbers
+from pyrovae.mixture import Mixture
+from pyrovae.mixture.kernel import constants, keys, queries
+from pyrovae.models.fixed_density import same_numbers
 from pyrovae.models.priors import check_inputs
 
 ROWS = 4096  # exemplars that go through the encoder at once

@@ -7,9 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae.models.exemplar_prior import prior_of
-from pyrovae.models.likelihoods import check_values, likelihood_of
-from pyrovae.models.statements import (
+from pyrovae.models.checks import (
     Prior,
     as_prior,
     check_codes,
@@ -20,6 +18,8 @@ from pyrovae.models.statements import (
     encoded,
     register,
 )
+from pyrovae.models.exemplar_prior import prior_of
+from pyrovae.models.likelihoods import check_values, likelihood_of
 
 
 class HierarchicalVAE(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrovae.errors import InputError
 from pyrovae.mixture.families import innermost
-from pyrovae.models.discretized import DiscretizedLogistic
+from pyrovae.models.discretized_logistic import DiscretizedLogistic
 
 
 class BernoulliDecoder(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.errors import InputError
-from pyrovae.mixture.mixture import Mixture
-from pyrovae.models.state import measuring
-from pyrovae.models.statements import check_kind
+from pyrovae.mixture import Mixture
+from pyrovae.models.checks import check_kind
+from pyrovae.pairs import measuring
 from pyrovae.randomness import check_seed, seeded
 
 Bounds = tuple[Tensor | float, Tensor | float]  # least and greatest value of entries, or of each

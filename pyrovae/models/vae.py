@@ -5,9 +5,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from pyrovae.models.exemplar_prior import prior_of
-from pyrovae.models.likelihoods import check_values, likelihood_of
-from pyrovae.models.statements import (
+from pyrovae.models.checks import (
     Prior,
     as_prior,
     check_codes,
@@ -18,6 +16,8 @@ from pyrovae.models.statements import (
     encoded,
     register,
 )
+from pyrovae.models.exemplar_prior import prior_of
+from pyrovae.models.likelihoods import check_values, likelihood_of
 
 
 class VAE(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.evidence.result import Evidence
+from pyrovae.diagnostics import Diagnosis
+from pyrovae.evidence import Evidence
 from pyrovae.mixture import families
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import density_name

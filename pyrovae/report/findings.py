@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.diagnostics import Diagnosis
 from pyrovae.estimates import Estimate
 from pyrovae.report.numbers import plain, show
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.diagnostics.exact import Beside
-from pyrovae.diagnostics.gaps import Gaps
+from pyrovae.diagnostics import Beside, Diagnosis, Gaps
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import Cell, Row, cell
 

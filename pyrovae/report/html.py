@@ -15,23 +15,11 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from pyrovae.atomic import replace
-from pyrovae.diagnostics.diagnosis import Diagnosis
-from pyrovae.diagnostics.guide_check import GuideCheck
-from pyrovae.report import (
-    answers,
-    findings,
-    glossary,
-    guide_plots,
-    guide_words,
-    latent_plots,
-    numbers,
-    plots,
-    sheets,
-    tables,
-)
-from pyrovae.report.style import STYLE
-from pyrovae.training.history import Fit
+from pyrovae import plots
+from pyrovae.diagnostics import Diagnosis, GuideCheck
+from pyrovae.report import answers, findings, glossary, guide_words, numbers, tables
+from pyrovae.saving import replace
+from pyrovae.training import Fit
 
 RESOLUTION = 170  # dots per inch of what is drawn as pixels within a vector image
 ALTERNATIVES = {
@@ -139,13 +127,13 @@ def _sentence(run: Fit) -> str:
 
 def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
     drawn = {
-        "map": latent_plots.latent_map(diagnosis),
-        "activity": latent_plots.unit_activity(diagnosis),
+        "map": plots.latent_map(diagnosis),
+        "activity": plots.unit_activity(diagnosis),
         "densities": plots.held_out_densities(diagnosis),
         "candidates": plots.ex_post_candidates(diagnosis),
     }
     if len(diagnosis.collapse.active) > 1:  # of a single unit the map shows the same
-        drawn["marginals"] = latent_plots.unit_marginals(diagnosis)
+        drawn["marginals"] = plots.unit_marginals(diagnosis)
     if diagnosis.evidence:
         drawn |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
     drawn |= _of_data(diagnosis) | _of_guide(diagnosis.guide)
@@ -160,30 +148,30 @@ def _of_data(diagnosis: Diagnosis) -> dict[str, Figure]:
     if shown is None:
         return {}
     drawn = {
-        "sheets": sheets.sample_sheets(diagnosis, columns=4),
-        "narrow": sheets.sample_sheets(diagnosis, columns=2),
+        "sheets": plots.sample_sheets(diagnosis, columns=4),
+        "narrow": plots.sample_sheets(diagnosis, columns=2),
     }
-    if diagnosis.labelled is not None and not sheets.is_image(tuple(shown.data.shape[1:])):
-        drawn["features"] = sheets.feature_marginals(diagnosis)
+    if diagnosis.labelled is not None and not plots.is_image(tuple(shown.data.shape[1:])):
+        drawn["features"] = plots.feature_marginals(diagnosis)
     if shown.pseudo_inputs is not None:
-        drawn["pseudo"] = sheets.pseudo_inputs(diagnosis)
+        drawn["pseudo"] = plots.pseudo_inputs(diagnosis)
     return drawn
 
 
 def _of_guide(found: GuideCheck) -> dict[str, Figure]:
     drawn = {}
     if found.calibration is not None:
-        drawn["calibration"] = guide_plots.calibration(found.calibration)
+        drawn["calibration"] = plots.calibration(found.calibration)
     if found.gaps is not None:
-        drawn["gaps"] = guide_plots.gaps(found.gaps)
+        drawn["gaps"] = plots.gaps(found.gaps)
     if found.beside is not None:
-        drawn["beside"] = guide_plots.beside(found.beside)
+        drawn["beside"] = plots.beside(found.beside)
     return drawn
 
 
 def _uri(figure: Figure) -> str:
     """A figure as a vector image within an address; the same bytes each time."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(plots.STYLE):
         figure.savefig(buffer, format="svg", dpi=RESOLUTION, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

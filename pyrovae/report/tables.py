@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from pyrovae.diagnostics.advice import change_from
-from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis
-from pyrovae.diagnostics.surgery import Surgery
+from pyrovae.diagnostics import TERMS, Diagnosis, Surgery, change_from
 from pyrovae.estimates import Estimate
-from pyrovae.evidence.result import Evidence
+from pyrovae.evidence import Evidence
 from pyrovae.mixture import families
 from pyrovae.report.glossary import measure_name
 from pyrovae.report.numbers import MINUS, count, number, plain, show

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyrovae.atomic import check_folder, from_archive, write_archive
 from pyrovae.errors import InputError
+from pyrovae.saving import check_folder, from_archive, write_archive
 
 FORMAT = 2
 

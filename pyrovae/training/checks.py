@@ -11,11 +11,9 @@ from pyro.optim.optim import PyroOptim
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from pyrovae.batches import ArrayBatches, Batch, Batches, DatasetBatches, LoaderBatches, take_rows
+from pyrovae.data import ArrayBatches, Batch, Batches, DatasetBatches, LoaderBatches, take_rows
 from pyrovae.errors import InputError
-from pyrovae.models.by_place import by_place
-from pyrovae.models.sites import Reader
-from pyrovae.models.state import measuring
+from pyrovae.pairs import Reader, by_place, measuring
 from pyrovae.training.loop import Evaluator
 from pyrovae.training.trainable import Trainable
 

@@ -9,10 +9,10 @@ from typing import Any
 import pyro.infer
 import torch
 
-from pyrovae.batches import Batches, Data, Transform, as_batches, check_arguments
+from pyrovae.data import Batches, Data, Transform, as_batches, check_arguments
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
-from pyrovae.models.state import AsFound, PyroFunction, check_parameters, modules_of
+from pyrovae.pairs import AsFound, PyroFunction, check_parameters, modules_of
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, seeded_everywhere
 from pyrovae.training.checkpoint import check_path

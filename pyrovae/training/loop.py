@@ -15,13 +15,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.atomic import check_room
-from pyrovae.batches import Batch, Batches, Transform
+from pyrovae.data import Batch, Batches, Transform
 from pyrovae.errors import InputError
 from pyrovae.isolation import alone
-from pyrovae.models.pair import PyroFunction
+from pyrovae.pairs import PyroFunction
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded_everywhere
+from pyrovae.saving import check_room
 from pyrovae.training.checkpoint import Checkpoint, load, save
 from pyrovae.training.fingerprint import described, of_optimizer, of_pair
 from pyrovae.training.history import Fit, History, Stopped

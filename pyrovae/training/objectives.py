@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyrovae.errors import InputError
-from pyrovae.models.pair import PyroFunction
+from pyrovae.pairs import PyroFunction
 
 Objective = Callable[..., Tensor]
 Site = Mapping[str, Any]

@@ -13,10 +13,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrovae.batches import Batch
+from pyrovae.data import Batch
 from pyrovae.errors import InputError
-from pyrovae.models.reach import modules_of, parameters_behind
-from pyrovae.models.state import PyroFunction, evaluating
+from pyrovae.pairs import PyroFunction, evaluating, modules_of, parameters_behind
 from pyrovae.training.objectives import Objective
 
 

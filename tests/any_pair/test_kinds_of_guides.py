@@ -19,9 +19,9 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.mixture import families
-from pyrovae.mixture.by_row import MixtureByRow, Pushed
-from pyrovae.models.ancestral import Ancestral
-from pyrovae.models.pair import Pair
+from pyrovae.mixture.families.nested import MixtureByRow, Pushed
+from pyrovae.pairs.joint_sites import Ancestral
+from pyrovae.pairs.pair import Pair
 
 ROWS, LATENT = 12, 2
 X = EXACT.sample(ROWS)

@@ -24,7 +24,7 @@ from registry import EXACT
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.models.under_prior import UnderPrior
+from pyrovae.pairs.under_prior import UnderPrior
 
 ROWS, LATENT = 40, 2
 X = EXACT.sample(ROWS)

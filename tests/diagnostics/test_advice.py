@@ -8,7 +8,7 @@ import torch
 from pyrovae.diagnostics.advice import advise
 from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import Evidence
-from pyrovae.models.pair import Pair
+from pyrovae.pairs.pair import Pair
 from pyrovae.testing import linear_gaussian_vae
 
 NAMES = {"prior": "the prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import pyrovae as pv
-from pyrovae.datasets import load
-from pyrovae.diagnostics.codes import Codes, draw_codes
-from pyrovae.diagnostics.surgery import Surgery, surgery
+from pyrovae.data.datasets import load
+from pyrovae.diagnostics.draws import Codes, draw_codes
+from pyrovae.diagnostics.elbo_terms import Surgery, surgery
 
 TERMS = ("rate", "index_code_mi", "marginal_kl", "total_correlation", "dimension_wise_kl")
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.diagnostics.codes import moments
-from pyrovae.diagnostics.collapse import collapse
+from pyrovae.diagnostics.active_units import collapse
+from pyrovae.diagnostics.decoded_samples import pictures
 from pyrovae.diagnostics.diagnosis import Diagnosis, Effort
-from pyrovae.diagnostics.pictures import pictures
+from pyrovae.diagnostics.draws import moments
 from pyrovae.models.networks import Standardize
-from pyrovae.models.pair import Pair, measuring
+from pyrovae.pairs.pair import Pair, measuring
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 EFFORT = Effort(

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.analysis import AnalysisOptions, analyze
-from pyrovae.cli import _show
-from pyrovae.datasets import Dataset
-from pyrovae.diagnostics.codes import draw_codes
+from pyrovae.command.analysis import AnalysisOptions, analyze
+from pyrovae.command.cli import _show
+from pyrovae.data.datasets import Dataset
 from pyrovae.diagnostics.diagnosis import LEAST, Diagnosis, Effort
-from pyrovae.report import html, plots, sheets
+from pyrovae.diagnostics.draws import draw_codes
+from pyrovae.plots import curves, samples
+from pyrovae.report import html
 from pyrovae.testing import linear_gaussian_vae
 
 TINY: dict[str, int] = {
@@ -90,11 +91,11 @@ def test_nothing_is_advised_without_evidence(without: dict[str, Diagnosis]) -> N
 @pytest.mark.parametrize(
     ("ask", "setting"),
     [
-        (plots.evidence, "evidence_rows"),
-        (plots.pareto_k, "evidence_rows"),
-        (sheets.sample_sheets, "pictures"),
-        (sheets.pseudo_inputs, "pictures"),
-        (sheets.feature_marginals, "export_rows"),
+        (curves.evidence, "evidence_rows"),
+        (curves.pareto_k, "evidence_rows"),
+        (samples.sample_sheets, "pictures"),
+        (samples.pseudo_inputs, "pictures"),
+        (samples.feature_marginals, "export_rows"),
         (Diagnosis.to_arviz, "export_rows"),
     ],
 )

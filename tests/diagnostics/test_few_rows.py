@@ -15,11 +15,11 @@ from torch import Tensor
 
 import pyrovae as pv
 import pyrovae.randomness
-from pyrovae.diagnostics.codes import draw_codes, moments
-from pyrovae.diagnostics.collapse import collapse
+from pyrovae.diagnostics.active_units import collapse
+from pyrovae.diagnostics.code_densities import memorisation, rows_needed
 from pyrovae.diagnostics.diagnosis import Diagnosis
+from pyrovae.diagnostics.draws import draw_codes, moments
 from pyrovae.diagnostics.holes import _ranks, binomial_interval, share_below
-from pyrovae.diagnostics.memorisation import memorisation, rows_needed
 from pyrovae.diagnostics.two_sample import two_sample_test
 from pyrovae.estimates import Estimate
 from pyrovae.evidence.result import Evidence

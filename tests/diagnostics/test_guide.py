@@ -13,8 +13,8 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.diagnostics.calibration import _holm, _uniformity, calibrate
-from pyrovae.diagnostics.exact import beside_nuts
 from pyrovae.diagnostics.gaps import inference_gaps
+from pyrovae.diagnostics.nuts import beside_nuts
 from pyrovae.testing import linear_gaussian_vae
 
 

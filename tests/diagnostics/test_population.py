@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.diagnostics.codes import draw_codes, moments
-from pyrovae.diagnostics.collapse import collapse, unit_rates
+from pyrovae.diagnostics.active_units import collapse, unit_rates
+from pyrovae.diagnostics.code_densities import memorisation
+from pyrovae.diagnostics.draws import draw_codes, moments
 from pyrovae.diagnostics.holes import holes
 from pyrovae.diagnostics.information import _total_responsibility, information
-from pyrovae.diagnostics.memorisation import memorisation
 from pyrovae.diagnostics.two_sample import two_sample_test
+from pyrovae.ex_post.candidates import inflate
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.models.smoothing import inflate
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 

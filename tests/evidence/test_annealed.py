@@ -14,8 +14,8 @@ from pyrovae.evidence.hmc import move
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.evidence.sandwich import sandwich_evidence
-from pyrovae.evidence.simulate import simulate
-from pyrovae.models.pair import Pair
+from pyrovae.pairs.pair import Pair
+from pyrovae.pairs.simulation import simulate
 from pyrovae.randomness import seeded
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 

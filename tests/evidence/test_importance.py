@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pyrovae as pv
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.result import Evidence, smooth, summarise
-from pyrovae.models.pair import Pair, Weighted
+from pyrovae.pairs.pair import Pair, Weighted
 from pyrovae.testing import linear_gaussian_vae
 
 # A few draws are enough for what is tested here; that they are too few for a k̂ is said elsewhere.
@@ -81,7 +81,7 @@ def test_rows_scored_in_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPat
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5), exact.sample(20)
     whole = pv.log_evidence(vae.model, vae.guide, x, draws=50)
-    monkeypatch.setattr("pyrovae.models.pair.ROWS", 40)
+    monkeypatch.setattr("pyrovae.pairs.pair.ROWS", 40)
     chunked = pv.log_evidence(vae.model, vae.guide, x, draws=50)
     assert torch.allclose(whole.values, chunked.values, rtol=1e-12)
 

@@ -10,17 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrovae.atomic import write_archive
-from pyrovae.keep import FORMAT, load, save
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.constructors import parameters
-from pyrovae.mixture.families import (
-    concatenate,
-    diagonal_normal,
-    full_normal,
-    innermost,
-    take,
-)
+from pyrovae.mixture.families import concatenate, diagonal_normal, full_normal, innermost, take
+from pyrovae.mixture.families.constructors import parameters
+from pyrovae.saving.atomic import write_archive
+from pyrovae.saving.results import FORMAT, load, save
 
 N, D = 60, 3
 
@@ -123,7 +117,7 @@ def test_transformed_normals_are_a_family(tmp_path: Path, monkeypatch: pytest.Mo
     agg = AggregatedPosterior(squashed(), torch.rand(N))
     z = agg.sample((4,))
     expected = torch.logsumexp(agg.encoding.log_prob(z.unsqueeze(1)) + agg.log_weights, -1)
-    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 3000)
+    monkeypatch.setattr("pyrovae.mixture.kernel.any_family.BLOCK_BYTES", 3000)
     torch.testing.assert_close(agg.log_prob(z), expected)
     merged = AggregatedPosterior.merge([agg[:7], agg[7:]])
     torch.testing.assert_close(merged.log_prob(z), expected)

@@ -8,13 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrovae.mixture import affinities, normals
-from pyrovae.mixture.divergence import (
-    divergence,
-    entropy,
-    entropy_bounds,
-    variational_divergence,
-)
+from pyrovae.mixture.divergence import divergence, entropy, entropy_bounds, variational_divergence
+from pyrovae.mixture.kernel import bhattacharyya, diagonal_normals
 from pyrovae.mixture.mixture import Mixture
 
 N, D = 24, 3
@@ -63,10 +58,10 @@ def test_bounds_bracket_the_entropy_in_between(distance: float) -> None:
 def test_bounds_from_pairs_equal_the_double_sum(
     sparse: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(affinities, "TRIPLES", 256 * D * 5)
-    monkeypatch.setattr(affinities, "SORTED_GROUPS", 2)
-    monkeypatch.setattr(affinities, "SPARSE", sparse)
-    monkeypatch.setattr(normals, "GROUP", 4)
+    monkeypatch.setattr(bhattacharyya, "TRIPLES", 256 * D * 5)
+    monkeypatch.setattr(bhattacharyya, "SORTED_GROUPS", 2)
+    monkeypatch.setattr(bhattacharyya, "SPARSE", sparse)
+    monkeypatch.setattr(diagonal_normals, "GROUP", 4)
     mixture = islands(1.0)
     of, weights = mixture.component_distribution, mixture.weights
     normal = of.base_dist

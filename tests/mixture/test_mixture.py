@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrovae.mixture import gradients, normals
 from pyrovae.mixture.families import convert, diagonal_normal
+from pyrovae.mixture.kernel import diagonal_normals, gradients
 from pyrovae.mixture.mixture import Mixture
 
 N, D = 30, 3
@@ -63,10 +63,10 @@ def test_density_is_the_same_in_any_blocks(
     mixture: Mixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     z = mixture.sample((9,))
-    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 1500)
+    monkeypatch.setattr("pyrovae.mixture.kernel.any_family.BLOCK_BYTES", 1500)
     monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
-    monkeypatch.setattr(normals, "GROUP", 7)
-    monkeypatch.setattr(normals, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(diagonal_normals, "GROUP", 7)
+    monkeypatch.setattr(diagonal_normals, "CHUNK_BYTES", 3000)
     torch.testing.assert_close(mixture.log_prob(z), reference(mixture).log_prob(z))
     if mixture.support.is_discrete:
         return
@@ -96,8 +96,8 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_larger_than_is_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what depends on points and components: 500 times 30 of them and all their units."""
     limit = 1 << 14
-    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", limit)
-    monkeypatch.setattr("pyrovae.mixture.full_normals.CHUNK", limit // 64)
+    monkeypatch.setattr("pyrovae.mixture.kernel.any_family.BLOCK_BYTES", limit)
+    monkeypatch.setattr("pyrovae.mixture.kernel.full_normals.CHUNK", limit // 64)
     mixture = Mixture(dist.Categorical(logits=torch.randn(N)), FAMILIES[name]())
     z = mixture.sample((500,))
     points = z.numel() * z.element_size()

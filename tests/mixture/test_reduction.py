@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.reduction import Reduction, reduce
-from pyrovae.mixture.reduction_rounds import DiagonalRounds, FullRounds
+from pyrovae.mixture.reduction import DiagonalRounds, FullRounds, Reduction, reduce
 
 N, D = 400, 3
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae.mixture import normals, screening
+from pyrovae.mixture.kernel import diagonal_normals, search
 from pyrovae.mixture.mixture import Mixture
 
 N, D = 45, 3
@@ -29,9 +29,9 @@ def make(family: str) -> Mixture:
 
 @pytest.fixture(params=["diagonal", "full"])
 def mixture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mixture:
-    monkeypatch.setattr(normals, "GROUP", 8)
-    monkeypatch.setattr(normals, "BLOCK", 8)
-    monkeypatch.setattr("pyrovae.mixture.general.BLOCK_BYTES", 1500)
+    monkeypatch.setattr(diagonal_normals, "GROUP", 8)
+    monkeypatch.setattr(diagonal_normals, "BLOCK", 8)
+    monkeypatch.setattr("pyrovae.mixture.kernel.any_family.BLOCK_BYTES", 1500)
     return make(request.param)
 
 
@@ -55,8 +55,8 @@ def test_top_responsibilities_of_many(
     scale: float, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups are searched in float32, laid out anew, with copies and weights of zero among them."""
-    monkeypatch.setattr(screening, "SPREAD", spread)
-    monkeypatch.setattr(normals, "GROUP", 16)
+    monkeypatch.setattr(search, "SPREAD", spread)
+    monkeypatch.setattr(diagonal_normals, "GROUP", 16)
     loc = torch.randn(1500, D)
     loc[700:712] = loc[0]
     weights = torch.rand(1500)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.models.pair import Pair
+from pyrovae.pairs.pair import Pair
 from pyrovae.training.objectives import elbo
 
 SHAPE, LATENT, ROWS = (6,), 3, 15

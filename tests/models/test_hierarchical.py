@@ -18,15 +18,15 @@ from torch.distributions import kl_divergence
 from two_layers import INNER, TOP, Z2, X, two_layers
 
 import pyrovae as pv
-from pyrovae.diagnostics.codes import draw_codes
+from pyrovae.diagnostics.draws import draw_codes
 from pyrovae.estimates import two_stage_mean
 from pyrovae.evidence.annealed import Annealing
 from pyrovae.evidence.importance import compare_priors
+from pyrovae.ex_post.candidates import MOMENT_DRAWS, with_normals
 from pyrovae.mixture.divergence import divergence
-from pyrovae.models.ancestral import Ancestral
 from pyrovae.models.likelihoods import NegativeBinomialDecoder
-from pyrovae.models.pair import Pair, measuring
-from pyrovae.models.smoothing import MOMENT_DRAWS, with_normals
+from pyrovae.pairs.joint_sites import Ancestral
+from pyrovae.pairs.pair import Pair, measuring
 from pyrovae.randomness import seeded
 from pyrovae.report.html import render
 from pyrovae.training.fit import adam

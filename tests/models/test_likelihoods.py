@@ -11,12 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.models.likelihoods import (
-    LIKELIHOODS,
-    LogisticDecoder,
-    NormalDecoder,
-    likelihood_of,
-)
+from pyrovae.models.likelihoods import LIKELIHOODS, LogisticDecoder, NormalDecoder, likelihood_of
 from pyrovae.models.networks import LogCounts
 
 LATENT, ROWS, DRAWS = 3, 5, 4000

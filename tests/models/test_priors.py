@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.diagnostics.diagnosis import Effort
-from pyrovae.models.fixed import Fixed
-from pyrovae.models.pair import Pair
+from pyrovae.models.fixed_density import Fixed
 from pyrovae.models.priors import Bounds
+from pyrovae.pairs.pair import Pair
 from pyrovae.report import html
 from pyrovae.training.objectives import elbo
 

@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.models.pair import Pair
+from pyrovae.pairs.pair import Pair
 from pyrovae.testing import linear_gaussian_vae
 
 

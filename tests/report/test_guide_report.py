@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyrovae.diagnostics.exact import Beside
 from pyrovae.diagnostics.gaps import Gaps
+from pyrovae.diagnostics.nuts import Beside
 from pyrovae.evidence.result import Evidence
-from pyrovae.report import guide_words, html, sheets, tables
+from pyrovae.plots import samples
+from pyrovae.report import guide_words, html, tables
 
 pytestmark = pytest.mark.float32
 
@@ -90,7 +91,7 @@ def test_pseudo_inputs_are_shown_beside_data(case, data: str) -> None:
     assert "Pseudo-inputs" not in html.render(diagnosis, facts={})
     pictures = replace(diagnosis.pictures, pseudo_inputs=diagnosis.pictures.data[:4] + 0.1)
     shown = replace(diagnosis, pictures=pictures)
-    figure = sheets.pseudo_inputs(shown)
+    figure = samples.pseudo_inputs(shown)
     assert [ax.get_title() for ax in figure.axes][:2] == ["data", "pseudo-inputs"]
     assert "Pseudo-inputs that the VampPrior has learned" in html.render(shown, facts={})
 

@@ -1,0 +1,422 @@
+"""From data to a report in one call: split, train, diagnose, write."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.arviz_adapter import arviz
+from pyrovae.command.foreign_pair import PairOptions, make_pair
+from pyrovae.command.run_checks import CHECKPOINT, check_no_run, only_run, training_kept, writable
+from pyrovae.data import (
+    Data,
+    Dataset,
+    Transform,
+    check,
+    check_near,
+    default_likelihood,
+    split,
+    take_rows,
+    units,
+)
+from pyrovae.diagnostics import Diagnosis, Effort, check_pair, diagnose
+from pyrovae.errors import InputError
+from pyrovae.models import (
+    VAE,
+    Bounds,
+    ExemplarPrior,
+    FlowPrior,
+    GaussianMixture,
+    LogCounts,
+    NormalDecoder,
+    Standardize,
+    StandardNormal,
+    VampPrior,
+    binarise,
+    mlp,
+    mlp_decoder,
+    mlp_encoder,
+)
+from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
+from pyrovae.randomness import check_seed, seeded
+from pyrovae.report import render, write
+from pyrovae.saving import check_room, replace, write_archive
+from pyrovae.training import Fit, check_device, fit
+
+PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
+COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
+NEIGHBOURS = 10  # of each row among the exemplars, in training
+MARGIN = 1_000_000  # bytes of a file of arrays besides the arrays
+PATIENCE = 30  # epochs without a better validation ELBO after which training stops
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What to train and how.
+
+    Args:
+        likelihood: a name in ``pyrovae.data.datasets.LIKELIHOODS``; chosen by the data if None.
+        latent: number of latent units D.
+        prior: ``"standard"``, ``"mixture"``, ``"vamp"``, ``"flow"`` or ``"exemplar"``, trained with
+            the rest.
+        components: of a mixture (by default 20) or a VampPrior (by default 100, at most a tenth of
+            the training data).
+        hidden: sizes of the hidden layers, from the data inwards.
+        epochs: passes over the training data at most; training stops early.
+        seed: names split, initial weights, minibatches and all draws.
+        out: folder for report, draws, table and checkpoint.
+        device: where to train, such as ``"cpu"`` or ``"cuda"``.
+        resume: go on from the checkpoint in ``out``.
+        progress: show a progress bar; by default if standard error is a terminal.
+        effort: how much the diagnosis computes.
+        pair: a pair of one's own, in place of one that is built; ``likelihood``, ``latent``,
+            ``hidden``, ``prior`` and ``components`` then say nothing.
+    """
+
+    likelihood: str | None = None
+    latent: int = 10
+    prior: str = "standard"
+    components: int | None = None
+    hidden: tuple[int, ...] = (256, 256)
+    epochs: int = 300
+    seed: int = 0
+    out: Path = Path("pyrovae-report")
+    device: str | None = None
+    resume: bool = False
+    progress: bool | None = None
+    effort: Effort = field(default_factory=Effort)
+    pair: PairOptions | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What an analysis leaves behind.
+
+    Args:
+        vae: the trained pair, unless it is one of one's own.
+        run: how its training went, if there was any.
+        diagnosis: what was measured of it.
+        report, netcdf, table: files that were written; no ``netcdf`` if the effort left draws out.
+        parameters: the trained parameters, as ``vae.load_state_dict`` takes them, or, of a pair of
+            one's own, as ``PairOptions.params`` does.
+    """
+
+    vae: VAE | None
+    run: Fit | None
+    diagnosis: Diagnosis
+    report: Path
+    netcdf: Path | None
+    table: Path
+    parameters: Path
+
+
+def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
+    """Train a pair on a data set, measure its latent space and write a report.
+
+    Args:
+        data: as :func:`pyrovae.data.datasets.load` returns it.
+        options: what to train and how.
+
+    Raises:
+        InputError: if the data do not suit the likelihood.
+        InputError: if the device or the output folder cannot be used, another process is writing to
+            the folder, an interrupted run lies there and ``resume`` is not set, or a pair of one's
+            own cannot be made.
+    """
+    options = options or AnalysisOptions()
+    check_seed(options.seed)
+    likelihood = options.likelihood or default_likelihood(data)
+    check(data, likelihood if options.pair is None else None)
+    check_prior(options)
+    check_device(options.device, "--device")
+    arviz()  # it may find no folder for its cache; better now than after the training
+    started = time.perf_counter()
+    with writable(options.out), only_run(options.out):
+        check_no_run(options.out, resume=options.resume)
+        if options.pair is None:
+            task = _recipe(data, likelihood, options)
+        else:
+            task = _own_pair(data, options.pair, options)
+        run = _train(task, options)
+        diagnosis = diagnose(
+            task.model,
+            task.guide,
+            task.train,
+            held_out=task.held_out,
+            validation=task.validation,
+            effort=options.effort,
+            seed=options.seed,
+            progress=options.progress,
+            **task.sites,
+        )
+        facts = {"data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}"}
+        facts |= task.facts | _surroundings(options, time.perf_counter() - started)
+        with training_kept(options.out):
+            written = _write(options.out, diagnosis, run, facts)
+            parameters = options.out / "parameters.pt"
+            task.save(parameters)
+        (options.out / CHECKPOINT).unlink(missing_ok=True)
+    return Analysis(task.vae, run, diagnosis, *written, parameters)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A pair with the rows it is trained on and measured on.
+
+    Args:
+        train, validation, held_out: rows to measure on.
+        fitted: rows to train and to stop on, or ``None`` for a pair that was trained elsewhere.
+        back: brings the pair, trained on another device, to where the rows are.
+        save: writes the parameters to a file.
+        facts: what the report says of the pair.
+        sites: names of the pair's sites, as ``diagnose`` takes them.
+    """
+
+    model: PyroFunction
+    guide: PyroFunction
+    train: Data
+    validation: Data
+    held_out: Data
+    fitted: tuple[Data, Data] | None
+    back: Callable[[], object]
+    save: Callable[[Path], object]
+    facts: dict[str, str]
+    sites: dict[str, Any] = field(default_factory=dict)
+    transform: Transform | None = None
+    vae: VAE | None = None
+
+
+def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
+    if task.fitted is None:
+        return None
+    train, validation = task.fitted
+    run = fit(
+        task.model,
+        task.guide,
+        train,
+        validation=validation,
+        transform=task.transform,
+        epochs=options.epochs,
+        patience=PATIENCE,
+        seed=options.seed,
+        device=options.device,
+        checkpoint=options.out / CHECKPOINT,
+        resume=options.resume,
+        progress=options.progress,
+    )
+    if options.device is not None:
+        task.back()
+    return run
+
+
+def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
+    """A multilayer-perceptron VAE."""
+    if not _in_double(likelihood, options):
+        data = data.single()
+    parts = split(data, seed=options.seed)
+    grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
+    # Grey values are probabilities: drawn anew for each minibatch in training, once for measuring.
+    train, validation, held_out = (
+        _binary(part.values, options.seed, number) if grey else part.values
+        for number, part in enumerate(parts)
+    )
+    with seeded(options.seed, "initial weights"):
+        vae = build(data, train, likelihood, options)
+    return _Task(
+        vae.model,
+        vae.guide,
+        train,
+        validation,
+        held_out,
+        fitted=(_rows(parts.train, options), _rows(parts.validation, options)),
+        back=vae.cpu,
+        save=lambda path: write_archive(vae.state_dict(), path),
+        facts={
+            "likelihood": likelihood,
+            "latent units": str(options.latent),
+            "prior": _prior_in_words(vae.prior),
+            "hidden layers": " × ".join(map(str, options.hidden)),
+            "epochs at most": str(options.epochs),
+        },
+        transform=binarise if grey else None,
+        vae=vae,
+    )
+
+
+def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _Task:
+    """A pair of one's own, to be trained here or trained elsewhere."""
+    parts = split(data.single(), seed=options.seed)
+    with seeded(options.seed, "own pair"):
+        pair = make_pair(which, parts.train)
+    train, validation, held_out = (pair.arguments(part) for part in parts)
+    sites = Pair(pair.model, pair.guide, which.site, which.observed, which.data_plate)
+    with torch.no_grad(), measuring(pair.model, pair.guide):
+        over, (rows,) = over_rows(sites, train)
+        check_pair(over, rows)  # now, not after an hour of training
+    return _Task(
+        pair.model,
+        pair.guide,
+        train,
+        validation,
+        held_out,
+        fitted=(train, validation) if which.fit else None,
+        back=lambda: pair.to(train[0].device),
+        save=lambda path: pair.save(path, take_rows(train, slice(2))),
+        facts={
+            "pair": which.name,
+            "parameters": "as they are" if which.params is None else str(which.params),
+            "trained": f"{options.epochs} epochs at most" if which.fit else "elsewhere",
+        },
+        sites={
+            "site": which.site,
+            "observed": which.observed,
+            "data_plate": which.data_plate,
+        },
+    )
+
+
+def _rows(part: Dataset, options: AnalysisOptions) -> Data:
+    """Rows to train on, with their numbers where the prior is made of them."""
+    if options.prior == "exemplar":
+        return part.values, torch.arange(len(part))
+    return part.values
+
+
+def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOptions) -> VAE:
+    """A multilayer-perceptron VAE for a data set, in the units of its training part.
+
+    Args:
+        data: the whole data set, which says what values occur.
+        train: rows to take location and scale from, shape ``(N, ...)``.
+        likelihood: as in :class:`AnalysisOptions`.
+        options: sizes.
+    """
+    shape, latent, hidden = data.event_shape, options.latent, options.hidden
+    counts = likelihood == "negative_binomial"
+    location, scale = units(train.log1p() if counts else train, image=data.image)
+    if not _in_double(likelihood, options):
+        location, scale = location.float(), scale.float()
+    encoder = mlp_encoder(shape, latent, hidden=hidden)
+    inward = [LogCounts()] if counts else []
+    standard = Standardize(location, scale, dtype=torch.get_default_dtype())
+    encoder.network = nn.Sequential(*inward, standard, encoder.network)
+    outward = tuple(reversed(hidden))
+    decoder: nn.Module
+    if likelihood == "normal":
+        check_near(data, location, scale)
+        network = mlp((latent, *outward, math.prod(shape)))
+        decoder = NormalDecoder(network, torch.Size(shape), location=location, scale=scale)
+    else:
+        categories = int(data.values.max()) + 1 if likelihood == "categorical" else None
+        decoder = mlp_decoder(latent, shape, likelihood, hidden=outward, categories=categories)
+    return VAE(encoder, decoder, _prior(encoder, train, options, image=data.image))
+
+
+def check_prior(options: AnalysisOptions) -> None:
+    """Raise unless the prior is known and fits its options.
+
+    Raises:
+        InputError: for an unknown prior, or components of one that has none.
+    """
+    if options.prior not in PRIORS:
+        raise InputError(f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}.")
+    if options.components is not None and options.prior not in COMPONENTS:
+        raise InputError(
+            f"expected components with a prior that has some, {' or '.join(COMPONENTS)}; got "
+            f"{options.components} with {options.prior!r}. Leave them out, or name such a prior."
+        )
+    if options.prior == "flow" and options.latent < 2:
+        raise InputError(
+            "expected at least 2 latent units with the prior 'flow', which couples them; got "
+            f"{options.latent}. Take 'mixture'."
+        )
+
+
+def _prior(
+    encoder: nn.Module, train: Tensor, options: AnalysisOptions, *, image: bool
+) -> nn.Module:
+    """The prior that the options name; a VampPrior stays within the range of the data."""
+    if options.prior == "standard":
+        return StandardNormal(options.latent)
+    if options.prior == "flow":
+        return FlowPrior(options.latent)
+    if options.prior == "exemplar":
+        return ExemplarPrior(encoder, train, neighbours=min(NEIGHBOURS, len(train) - 1))
+    components = options.components or COMPONENTS[options.prior]
+    if options.prior == "mixture":
+        return GaussianMixture(options.latent, components)
+    if options.components is None:
+        components = max(1, min(components, len(train) // 10))
+    bounds = _range(train, image=image)
+    return VampPrior.from_data(encoder, train, components, bounds=bounds, seed=options.seed)
+
+
+def _range(train: Tensor, *, image: bool) -> Bounds | None:
+    """Least and greatest value of each column of a table, or of all pixels of an image."""
+    if image:
+        low, high = float(train.min()), float(train.max())
+        return (low, high) if low < high else None
+    least, greatest = train.amin(0), train.amax(0)
+    # A column that is constant in training stays so; without any other, nothing is known of ranges.
+    return (least, greatest) if bool((least < greatest).any()) else None
+
+
+def _prior_in_words(prior: nn.Module) -> str:
+    match prior:
+        case VampPrior():
+            return f"VampPrior of {len(prior.inputs)} pseudo-inputs"
+        case GaussianMixture():
+            return f"mixture of {len(prior.loc)} Gaussians"
+        case FlowPrior():
+            return "normalising flow"
+        case ExemplarPrior():
+            return f"{len(prior.exemplars)} exemplars"
+        case _:
+            return "standard normal"
+
+
+def _in_double(likelihood: str, options: AnalysisOptions) -> bool:
+    """Whether rows may have any units: those of a normal likelihood, where there is float64."""
+    return likelihood == "normal" and torch.device(options.device or "cpu").type != "mps"
+
+
+def _binary(x: Tensor, seed: int, part: int) -> Tensor:
+    with seeded(seed, "grey pixels", part):
+        return torch.bernoulli(x)
+
+
+def _surroundings(options: AnalysisOptions, seconds: float) -> dict[str, str]:
+    packages = ("pyrovae", "torch", "pyro-ppl", "arviz")
+    return {
+        "seed": str(options.seed),
+        "device": options.device or "cpu",
+        "wall time": f"{seconds:.0f} s",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+def _write(
+    out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
+) -> tuple[Path, Path | None, Path]:
+    """Report, draws and table; each appears whole or not at all."""
+    labelled = diagnosis.labelled
+    arrays = [a for group in labelled.groups.values() for a in group.values()] if labelled else []
+    check_room(out, MARGIN + sum(array.nbytes for array in arrays))
+    netcdf = None
+    if labelled is None:  # those of an earlier run would be taken for this one's
+        (out / "diagnosis.nc").unlink(missing_ok=True)
+    else:
+        netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
+    table = replace(
+        out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)
+    )
+    report = write(out / "report.html", render(diagnosis, run=run, facts=facts))
+    return report, netcdf, table

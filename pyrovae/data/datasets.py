@@ -1,0 +1,337 @@
+"""Data sets: from a name or a file to a tensor, checked before anything is trained on it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrovae.data.arrays import from_numpy, narrowed
+from pyrovae.data.files import Table, listed, read, row_and_column
+from pyrovae.errors import InputError
+from pyrovae.randomness import check_seed, derived_seed
+
+__all__ = [
+    "LIKELIHOODS",
+    "Dataset",
+    "Split",
+    "check",
+    "check_near",
+    "default_likelihood",
+    "load",
+    "split",
+    "units",
+]
+
+LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic", "negative_binomial")
+MINIMUM_ROWS = 20
+MAXIMUM_CATEGORIES = 1024
+FARTHEST = 1e12  # standard deviations, at which the log density of a code is of order 1e24
+LARGEST = 1e100  # whose squares float64 still holds; as it does those of 1/LARGEST
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N data points of one shape, with what is known about them.
+
+    Args:
+        name: what to call the data in a report.
+        values: the data points, shape ``(N, *event_shape)``: float32 if that holds every number
+            exactly, else float64.
+        columns: one name per column of a table, or ``None``.
+        labels: one integer per data point, for colouring plots only, shape ``(N,)``; or ``None``.
+
+    >>> Dataset("toy", torch.zeros(100, 8, 8))
+    Dataset('toy', 100 points of shape (8, 8))
+    """
+
+    name: str
+    values: Tensor
+    columns: tuple[str, ...] | None = None
+    labels: Tensor | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one data point."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def image(self) -> bool:
+        """Whether a data point is two-dimensional and so can be looked at as an image."""
+        return self.values.ndim == 3
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self):,} points of shape {self.event_shape})"
+
+    def single(self) -> Dataset:
+        """The same in float32, for a pair in float32 that does not know the data's units.
+
+        Raises:
+            InputError: if that would take digits that tell data points apart.
+        """
+        return replace(self, values=narrowed(self.values, torch.float32, self.name))
+
+    def rows(self, index: Tensor) -> Dataset:
+        """The data points at ``index``, shape ``(M,)``, in that order."""
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, values=self.values[index], labels=labels)
+
+    def place(self, index: Sequence[int]) -> str:
+        """Where the value at ``index`` stands, in words: the row and, if there are any, the column.
+
+        >>> Dataset("toy", torch.zeros(30, 2), columns=("age", "height")).place((4, 1))
+        "row 5, column 'height' (rows counted from 1, below the header)"
+        >>> Dataset("toy", torch.zeros(30, 8, 8)).place((4, 1, 7))
+        'row 4, position (1, 7) (counted from 0)'
+        """
+        row, *rest = (int(i) for i in index)
+        if self.columns is not None:
+            return row_and_column(row, self.columns[rest[0]])
+        where = f"column {rest[0]}" if len(rest) == 1 else f"position {tuple(rest)}"
+        return f"row {row}, {where} (counted from 0)"
+
+
+class Split(NamedTuple):
+    """Three parts of one data set that share no data point."""
+
+    train: Dataset
+    validation: Dataset
+    held_out: Dataset
+
+
+def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
+    """The data set of that name, or the one in that file, checked.
+
+    ``digits`` is scikit-learn's 1,797 images of 8 × 8 pixels, with intensities in [0, 1]. A file is
+    ``.npy``, ``.npz`` (``file.npz:name`` picks one of several arrays), ``.csv`` or ``.parquet``;
+    its first axis, or its rows, are the data points. Values are taken as they are: nothing is
+    scaled, filled in or left out.
+
+    Args:
+        source: ``"digits"`` or the path of a file.
+        likelihood: if given, the values must suit it, see `check`.
+
+    Returns:
+        The data set, in float32 if that holds all its numbers exactly, else in float64.
+
+    Raises:
+        InputError: if there is no such file, it can't be read, it holds something other than finite
+            numbers, or fewer than 20 rows, or all its rows are the same.
+
+    >>> load("digits")
+    Dataset('digits', 1,797 points of shape (8, 8))
+    """
+    if likelihood is not None:
+        _check_name(likelihood)
+    data = _digits() if str(source) == "digits" else _from_table(read(str(source)))
+    check(data, likelihood)
+    return data
+
+
+def check(data: Dataset, likelihood: str | None = None) -> None:
+    """Raise if the data can't be modelled at all or doesn't suit the likelihood.
+
+    Args:
+        data: the data set.
+        likelihood: ``"bernoulli"`` asks for values in [0, 1], ``"categorical"`` for the integers
+            0, 1, …, K - 1, ``"logistic"`` for the grey levels 0, …, 255, ``"negative_binomial"``
+            for counts, not all of them 0 in a row, ``"normal"`` and ``None`` for finite numbers.
+
+    Raises:
+        InputError: naming the first value at fault, its row and its column.
+    """
+    if likelihood is not None:
+        _check_name(likelihood)
+    _check_rows(data)
+    _require(data, data.values.isfinite(), "finite numbers", "Remove or fill in such rows first.")
+    _require(data, data.values.abs() <= LARGEST, f"numbers of a size below {LARGEST:g}",
+             "Divide them by a power of ten.")  # fmt: skip
+    if bool((data.values == data.values[:1]).all()):
+        raise InputError(
+            f"expected data points that differ; got {len(data):,} times the same one in "
+            f"{data.name}. Give data that vary."
+        )
+    spread = data.values.amax(0) - data.values.amin(0)
+    tiny = ((spread > 0) & (spread < 1 / LARGEST)).expand_as(data.values)
+    _require(data, ~tiny, f"columns that vary by more than {1 / LARGEST:g}, or not at all",
+             "Multiply them by a power of ten.")  # fmt: skip
+    if likelihood == "bernoulli":
+        _check_bernoulli(data)
+    elif likelihood == "categorical":
+        _check_categorical(data)
+    elif likelihood == "logistic":
+        good = (data.values >= 0) & (data.values <= 255) & (data.values % 1 == 0)
+        expected = "grey levels 0, 1, …, 255 for a logistic likelihood"
+        _require(data, good, expected, "Take --likelihood normal for other numbers.")
+    elif likelihood == "negative_binomial":
+        _check_counts(data)
+
+
+def default_likelihood(data: Dataset) -> str:
+    """The likelihood to take if none is named: Bernoulli for zeros and ones, else normal.
+
+    Other integers are not taken for categories: counts and grey values are integers too, and only
+    the reader of the data knows. Nor are grey values in [0, 1] taken for probabilities.
+
+    >>> default_likelihood(load("digits"))
+    'normal'
+    """
+    binary = (data.values == 0) | (data.values == 1)
+    return "bernoulli" if bool(binary.all()) else "normal"
+
+
+def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed: int = 0) -> Split:
+    """Three disjoint parts of the data, shuffled by ``seed``.
+
+    Args:
+        data: the data set.
+        held_out: the share kept for the report's held-out measures, in (0, 1).
+        validation: the share kept for early stopping and for choosing the ex-post prior, in (0, 1).
+        seed: the same seed gives the same parts.
+
+    Raises:
+        InputError: if a part would have fewer than two data points.
+
+    >>> [len(part) for part in split(load("digits"))]
+    [1258, 180, 359]
+    """
+    check_seed(seed)
+    n = len(data)
+    sizes = round(n * held_out), round(n * validation)
+    if min(*sizes, n - sum(sizes)) < 2:
+        raise InputError(
+            f"expected shares that leave at least 2 of the {n:,} data points in each part; got "
+            f"held_out={held_out}, validation={validation}. Choose both above 0, their sum below 1."
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, "split")))
+    held, val, train = order.split([*sizes, n - sum(sizes)])
+    return Split(data.rows(train), data.rows(val), data.rows(held))
+
+
+def units(rows: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
+    """Location and scale of rows, in float64: of each column of a table, of all pixels of images.
+
+    What is constant has no scale of its own, whatever rounding makes of it: it gets 1.
+
+    Args:
+        rows: shape ``(N, *event_shape)``.
+        image: whether an entry is a pixel.
+    """
+    wide = rows.double().flatten() if image else rows.double()
+    varied = (wide != wide[:1]).any(0)
+    return wide.mean(0), torch.where(varied, wide.std(0), 1.0)
+
+
+def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
+    """Raise if a value lies so far from the training data that networks in float32 can't take it.
+
+    Args:
+        data: the whole data set.
+        location, scale: of its training part, see `units`.
+
+    Raises:
+        InputError: naming the first such value, its row and its column.
+    """
+    near = (data.values.double() - location).abs() <= FARTHEST * scale
+    expected = f"values within {FARTHEST:g} standard deviations of the training data's mean"
+    _require(data, near, expected, "Remove such rows, or correct them.")
+
+
+# -- what suits a likelihood ---------------------------------------------------------------------
+
+
+def _check_name(likelihood: str) -> None:
+    if likelihood in LIKELIHOODS:
+        return
+    close = difflib.get_close_matches(likelihood.lower(), LIKELIHOODS, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
+    raise InputError(
+        f"expected one of {listed(LIKELIHOODS)} as likelihood; got {likelihood!r}. {hint}"
+    )
+
+
+def _check_rows(data: Dataset) -> None:
+    n, size = len(data), math.prod(data.event_shape)
+    if n < MINIMUM_ROWS:
+        raise InputError(
+            f"expected at least {MINIMUM_ROWS} rows; got {n} in {data.name}. "
+            "Give more data, or check that the first axis counts the data points."
+        )
+    if size == 0:
+        raise InputError(
+            f"expected at least one column; got rows of shape {data.event_shape} in {data.name}. "
+            "Give data with numbers in them."
+        )
+
+
+def _check_bernoulli(data: Dataset) -> None:
+    good = (data.values >= 0) & (data.values <= 1)
+    low, high = (float(v) for v in data.values.aminmax())
+    if low >= 0 and 1 < high <= 255 and bool((data.values == data.values.round()).all()):
+        scale = 255 if high > 100 else int(high)
+        todo = f"Divide the values by {scale}, or take --likelihood normal."
+    else:
+        todo = "Scale the values to [0, 1], or take --likelihood normal."
+    _require(data, good, "values in [0, 1] for a Bernoulli likelihood", todo)
+
+
+def _check_categorical(data: Dataset) -> None:
+    good = (data.values >= 0) & (data.values == data.values.round())
+    expected = "integers 0, 1, 2, … for a categorical likelihood"
+    _require(data, good, expected, "Number the categories from 0, or take --likelihood normal.")
+    count = int(data.values.max()) + 1
+    if count > MAXIMUM_CATEGORIES:
+        raise InputError(
+            f"expected at most {MAXIMUM_CATEGORIES:,} categories; got {count:,} in {data.name}. "
+            "Number the categories from 0 without gaps, or take --likelihood normal."
+        )
+
+
+def _check_counts(data: Dataset) -> None:
+    good = (data.values >= 0) & (data.values % 1 == 0)
+    expected = "counts 0, 1, 2, … for a negative binomial likelihood"
+    todo = "Give the counts themselves, neither normalised nor as logarithms."
+    _require(data, good, expected, f"{todo} Or take --likelihood normal.")
+    some = (data.values > 0).flatten(1).any(1)
+    expected = "a count above 0 in each row for a negative binomial likelihood"
+    _require(data, some.view(-1, *[1] * len(data.event_shape)).expand_as(data.values), expected,
+             "Leave out rows without counts.")  # fmt: skip
+
+
+def _require(data: Dataset, good: Tensor, expected: str, todo: str) -> None:
+    """Raise with the place of the first value where ``good``, shape ``(N, *event)``, is false."""
+    bad = ~good
+    if not bool(bad.any()):
+        return
+    index = bad.nonzero()[0].tolist()
+    value, others = float(data.values[tuple(index)]), int(bad.sum()) - 1
+    more = f" and {others:,} more" if others else ""
+    raise InputError(
+        f"expected {expected}; got {value:g} in {data.name}, {data.place(index)}{more}. {todo}"
+    )
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    values = torch.from_numpy(digits.images / 16.0).to(torch.float32)
+    return Dataset("digits", values, labels=torch.from_numpy(digits.target).long())
+
+
+def _from_table(table: Table) -> Dataset:
+    """The data set of a file's numbers, none of which is rounded but in its last float64 digit."""
+    values = narrowed(from_numpy(table.array, table.name), torch.float64, table.name)
+    single = values.float()
+    exact = torch.equal(single.double().nan_to_num(), values.nan_to_num())
+    labels = None if table.labels is None else torch.from_numpy(table.labels)
+    return Dataset(table.name, single if exact else values, columns=table.columns, labels=labels)

@@ -1,0 +1,396 @@
+"""Files: from a path to an array of numbers, or to one line that says what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyrovae.data.arrays import column_numbers, from_numpy, narrowed
+from pyrovae.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+_ARRAY_NAMES = ("x", "X", "x_train", "X_train", "train", "data")
+MANY_COLUMNS = 8  # which go up by chance in one line of 40,000
+_WHOLE, _POINTED = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d+\.0*")
+_UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column without a name
+_MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "#N/A"}  # to pandas, too
+_LABEL_NAMES = {"x": "y", "X": "y", "x_train": "y_train", "X_train": "y_train", "data": "target"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What stands in a file: real numbers, one row per data point.
+
+    Args:
+        name: what to call it.
+        array: the numbers, shape ``(N, *event_shape)``, of any real dtype; NaN for a
+            missing one.
+        columns: one name per column, or ``None`` if the file names none.
+        labels: one integer per row, shape ``(N,)``, if the file has them beside the array.
+    """
+
+    name: str
+    array: Array
+    columns: tuple[str, ...] | None = None
+    labels: Array | None = None
+
+
+def read(source: str) -> Table:
+    """The numbers in a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
+
+    Args:
+        source: the path; ``file.npz:name`` picks one of the arrays of an archive.
+
+    Raises:
+        InputError: if there is no such file, or it can't be read, or holds something but numbers.
+    """
+    path, array_name = Path(source).expanduser(), None
+    if not path.exists() and ".npz:" in source:
+        head, _, array_name = source.rpartition(":")
+        path = Path(head).expanduser()
+    readers: dict[str, Callable[[Path], Table]] = {
+        ".npy": _read_npy,
+        ".npz": lambda p: _read_npz(p, array_name),
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    try:
+        if not path.exists():
+            raise _missing(path)
+        if reader is None or not path.is_file():
+            found = f"a file ending in {path.suffix!r}" if path.is_file() else "a directory"
+            raise InputError(
+                f"expected a file ending in {listed(readers)}; got {found}: {str(path)!r}. "
+                "Save the data in one of these formats."
+            )
+        return reader(path)
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        raise _unreadable(path, error) from error
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names with commas between them.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    """
+    return ", ".join(names) or "(none)"
+
+
+def row_and_column(row: int, column: str) -> str:
+    """Where a cell of a table stands, in words; ``row`` counts from 0, the words from 1.
+
+    >>> row_and_column(4, "age")
+    "row 5, column 'age' (rows counted from 1, below the header)"
+    """
+    return f"row {row + 1}, column {column!r} (rows counted from 1, below the header)"
+
+
+def _missing(path: Path) -> InputError:
+    folder = Path.cwd() if not path.is_absolute() else path.parent
+    return InputError(
+        f"expected 'digits' or a file; got {str(path)!r}, which does not exist. "
+        f"Check the path (looked in {str(folder)!r})."
+    )
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    reason = str(error).strip().rstrip(".") or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    return InputError(
+        f"expected a readable {path.suffix} file; got {str(path)!r}: {reason}. "
+        "Check that the file is whole and that you may read it."
+    )
+
+
+# -- arrays --------------------------------------------------------------------------------------
+
+
+def _read_npy(path: Path) -> Table:
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(
+            f"expected one array in {str(path)!r}; got an archive of arrays. Rename it to .npz."
+        )
+    return Table(path.name, _numbers(path.name, array))
+
+
+def _read_npz(path: Path, name: str | None) -> Table:
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(
+                f"expected an archive of arrays in {str(path)!r}; got one array. Rename it to .npy."
+            )
+        names = list(archive.files)
+        chosen = _choose(path, names, name)
+        title = f"{path.name}:{chosen}" if len(names) > 1 else path.name
+        array = _numbers(title, archive[chosen])
+        label_name = _LABEL_NAMES.get(chosen)
+        labels = archive[label_name] if label_name in names else None
+    if labels is None or labels.shape != array.shape[:1] or labels.dtype.kind not in "iu":
+        return Table(title, array)
+    return Table(title, array, labels=labels.astype(np.int64))
+
+
+def _choose(path: Path, names: Sequence[str], name: str | None) -> str:
+    """Which array of an archive is meant: the one named, the only one, or one of a usual name."""
+    if name is None:
+        candidates = names if len(names) == 1 else [n for n in _ARRAY_NAMES if n in names]
+    else:
+        candidates = [name] if name in names else []
+    if candidates:
+        return candidates[0]
+    found = "none named" if name is None else f"{name!r}, which is not among them"
+    raise InputError(
+        f"expected the name of one of the arrays in {str(path)!r}: {listed(names)}; got {found}. "
+        f"Name one: {path.name}:{names[0] if names else 'x'}"
+    )
+
+
+def _numbers(name: str, array: Array) -> Array:
+    """The array if it holds real numbers in rows; shape ``(N,)`` becomes ``(N, 1)``."""
+    if array.ndim == 0:
+        raise InputError(
+            f"expected an array with one row per data point; got a single value in {name}. "
+            "Save an array of two axes or more."
+        )
+    kind = array.dtype.kind
+    if kind not in "buif":
+        found = {"c": "complex numbers", "U": "strings", "S": "bytes"}.get(kind, str(array.dtype))
+        if kind in "US" and array.size:
+            found += f" ({array.flat[0].item()!r} in row 0)"
+        raise InputError(
+            f"expected real numbers; got {found} in {name}. Turn them into numbers first."
+        )
+    return array[:, None] if array.ndim == 1 else array
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Table:
+    import pandas as pd
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        first = next((line for line in file if line.strip()), "").strip("\r\n")
+    if not first:
+        raise InputError(
+            f"expected a table in {str(path)!r}; got an empty file. Give one row per data point."
+        )
+    separator = max(",;\t", key=first.count)
+    cells = [cell.strip().strip('"') for cell in first.split(separator)]
+    names = _has_names(path.name, cells)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+        try:
+            frame = pd.read_csv(
+                path,
+                sep=separator,
+                header=0 if names else None,
+                index_col=False,
+                encoding="utf-8-sig",
+                skipinitialspace=True,
+                low_memory=False,
+            )
+        except pd.errors.ParserWarning as warning:
+            raise InputError(
+                f"expected as many cells in each row of {path.name} as in its first line; got rows "
+                "with more cells than the header has names. Name all columns, those of row numbers "
+                "too, or leave these out."
+            ) from warning
+    if names:
+        return _from_frame(path.name, frame, None)
+    table = _from_frame(path.name, frame, [str(i + 1) for i in range(frame.shape[1])])
+    if _numbers_columns(path, separator, cells, table.array):
+        return Table(path.name, table.array[1:], columns=tuple(cells))
+    _check_first_column(path.name, table.array)
+    return table
+
+
+# -- first lines and columns ---------------------------------------------------------------------
+
+
+def _has_names(name: str, cells: Sequence[str]) -> bool:
+    """Whether the first line of a table names its columns; if not, it is a data point.
+
+    Raises:
+        InputError: if it does neither.
+    """
+    words = [cell for cell in cells if not _is_number(cell)]
+    if len(cells) > 1 and (not cells[0] or _UNNAMED.fullmatch(cells[0])):
+        raise InputError(
+            f"expected columns of data; got a first column of {name} that has no name, as row "
+            "numbers have none. Save the table without its index, to_csv(..., index=False), or "
+            "name the column if it is data, or fill in the number if one is missing."
+        )
+    if len(words) == len(cells):
+        return True
+    if any(word not in _MISSING for word in words):
+        raise InputError(
+            f"expected names or numbers in the first line of {name}; got both: "
+            f"{shortened(cells)}. Name all columns by words, such as {_worded(cells)}, or put a "
+            "line of such names above it if it is a data point."
+        )
+    return False
+
+
+def _numbers_columns(path: Path, separator: str, cells: Sequence[str], rows: Array) -> bool:
+    """Whether a first line of numbers is no data point but 0, 1, 2, …, as pandas numbers columns.
+
+    It is if no number below is as large, of 8 columns or more; or if none is written without a
+    point, of 3 columns or more or where one is written as 1.0 is.
+
+    Args:
+        path: the file.
+        separator: what stands between cells.
+        cells: the first line as it stands there.
+        rows: all lines as numbers, shape ``(N, columns)``.
+
+    Raises:
+        InputError: if it may be so, or if the line is unlike the other lines, as years or
+            wavelengths are that name columns.
+    """
+    line, others = rows[0], rows[1:]
+    others = others[np.isfinite(others).all(1)]
+    counted = list(cells) == [str(i) for i in range(len(cells))]
+    if len(others) < 2 or len(set(cells)) < len(cells):
+        return False
+    whole, pointed = True, False
+    if all(_WHOLE.fullmatch(cell) for cell in cells):
+        whole, pointed = _written(path, separator)
+    beyond = len(line) >= MANY_COLUMNS and others.max() < line[-1]
+    if counted and (beyond or (not whole and (pointed or len(line) > 2))):
+        return True
+    if counted or not whole or _like_names(line, others):
+        raise InputError(
+            f"expected a line of names or of data first in {path.name}; got numbers that may be "
+            f"either: {shortened(cells)}. If they are names, write them as words, such as "
+            f"{_worded(cells)}; if they are a data point, put a line of such names above it."
+        )
+    return False
+
+
+def _written(path: Path, separator: str) -> tuple[bool, bool]:
+    """Whether a number below the first line is written as 1 is, and whether one as 1.0 is."""
+    pointed = False
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = (line for line in file if line.strip())
+        next(lines)
+        for line in lines:
+            cells = [cell.strip().strip('"') for cell in line.split(separator)]
+            if any(_WHOLE.fullmatch(cell) for cell in cells):
+                return True, pointed
+            pointed = pointed or any(_POINTED.fullmatch(cell) for cell in cells)
+    return False, pointed
+
+
+def _like_names(line: Array, others: Array) -> bool:
+    """Whether a line of numbers is unlike other lines, as one of years or wavelengths is.
+
+    It is if, in all columns, it lies further from the others than these from each other, or if it
+    alone goes up in equal steps, or in any over many columns. A line that occurs again is not.
+    """
+    if (others == line).all(1).any():
+        return False
+    low, high = others.min(0), others.max(0)
+    if (np.maximum(low - line, line - high) > high - low).all():
+        return True
+    if len(line) < 3:
+        return False
+    steps, theirs = np.diff(line), np.diff(others, axis=1)
+    size = 1e-9 * np.abs(line).max()
+    equal = (np.ptp(theirs, axis=1) <= size) & (theirs[:, 0] > size)
+    if np.ptp(steps) <= size < steps[0] and not equal.any():
+        return True
+    many = len(line) >= MANY_COLUMNS
+    return bool(many and (steps > 0).all() and not (theirs > 0).all(1).any())
+
+
+def _check_first_column(name: str, rows: Array) -> None:
+    """Raise if the first of several columns without names numbers the rows, in any order."""
+    numbers = np.sort(rows[:, 0])
+    counted = np.arange(len(numbers)) + (numbers[0] if len(numbers) else 0)
+    if rows.shape[1] > 1 and numbers[0] in (0, 1) and np.array_equal(numbers, counted):
+        raise InputError(
+            f"expected columns of data; got row numbers in the first column of {name}. Save the "
+            "table without its index, to_csv(..., index=False), or put a line of names above it if "
+            "the column is data."
+        )
+
+
+def shortened(cells: Sequence[str]) -> str:
+    """A line of a table, or the beginning of it.
+
+    >>> shortened(["1", "2", "3", "4"])
+    '1, 2, 3, …'
+    """
+    return ", ".join(cells[:3]) + (", …" if len(cells) > 3 else "")
+
+
+def _worded(cells: Sequence[str]) -> str:
+    """The same with all cells as words."""
+    return shortened([f"c{cell}" if _is_number(cell) else cell for cell in cells])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path) -> Table:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError as error:
+        raise InputError(
+            f"expected pyarrow for reading {str(path)!r}; got no such package. "
+            "Install it: pip install 'pyrovae[parquet]'"
+        ) from error
+    return _from_frame(path.name, frame, None)
+
+
+def _from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:
+    """The table of a pandas ``DataFrame``, all of whose columns must be numbers."""
+    columns = tuple(names or [str(column) for column in frame.columns])
+    arrays = [_column(name, label, frame.iloc[:, i]) for i, label in enumerate(columns)]
+    array = np.stack(arrays, axis=1) if arrays else np.empty((len(frame), 0))
+    return Table(name, array, columns=columns)
+
+
+def _column(name: str, label: str, column: Any) -> Array:
+    """One column as float64, NaN where a cell is empty, or an error naming the first non-number."""
+    import pandas as pd
+
+    kinds = pd.api.types
+    if kinds.is_numeric_dtype(column.dtype) and not kinds.is_complex_dtype(column.dtype):
+        place = f"column {label!r} of {name}"
+        numbers = from_numpy(column_numbers(column, place), place)
+        return narrowed(numbers, torch.float64, place).numpy()
+    texts = column.astype(str)
+    bad = np.flatnonzero((column.notna() & ~texts.map(_is_number)).to_numpy())
+    if len(bad):
+        row = int(bad[0])
+        raise InputError(
+            f"expected numbers; got {str(column.iloc[row])!r} in {name}, "
+            f"{row_and_column(row, label)}. Leave the column out or turn it into numbers."
+        )
+    return np.asarray(texts.where(column.notna(), "nan").to_numpy(dtype=np.float64))

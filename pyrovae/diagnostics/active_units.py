@@ -1,0 +1,126 @@
+"""Which latent units carry information, and which fell back to the prior."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyrovae.diagnostics.draws import Codes, Moments
+from pyrovae.diagnostics.elbo_terms import unit_log_densities
+from pyrovae.estimates import FEW, TOO_FEW, Estimate, mean_estimate
+from pyrovae.mixture import families
+
+ACTIVE = 0.01  # variance of posterior means above which a unit counts as active (Burda et al. 2016)
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Activity of each latent unit over one data set.
+
+    Args:
+        variance_of_means: Var_x E[z_d | x], shape ``(D,)``.
+        standard_error: of each variance, over data points, shape ``(D,)``.
+        mean_scale: mean over x of the standard deviation of q(z_d | x), shape ``(D,)``.
+        active: whether the variance exceeds 0.01, shape ``(D,)``.
+        active_units: their number; its standard error is that of how many variances a new sample
+            of data would put above the threshold.
+        unit_rate: mean over x of KL(q(z_d|x)‖p(z_d)) of each unit, in nats, or ``None`` where the
+            marginals of q(z|x) or prior are not known. A unit with almost none carries nothing.
+    """
+
+    variance_of_means: Tensor
+    standard_error: Tensor
+    mean_scale: Tensor
+    active: Tensor
+    active_units: Estimate
+    unit_rate: tuple[Estimate, ...] | None = None
+
+    @property
+    def collapsed(self) -> tuple[int, ...]:
+        """Numbers of the units that are not active."""
+        return tuple((~self.active).nonzero().flatten().tolist())
+
+    @property
+    def active_by_rate(self) -> Tensor | None:
+        """Whether each unit's rate exceeds 0.01 nats, shape ``(D,)``: the other usual criterion."""
+        if self.unit_rate is None:
+            return None
+        return torch.tensor([rate.value > ACTIVE for rate in self.unit_rate])
+
+
+def collapse(of: Moments, unit_rates: Tensor | None = None) -> Collapse:
+    """Activity of the latent units from the encoding of a data set.
+
+    Args:
+        of: means and standard deviations of q(z | x_n), N ≥ 2.
+        unit_rates: KL(q(z_d|x_n)‖p(z_d)) at some of the data points, shape ``(m, D)``.
+    """
+    first, second = of.first.double(), of.second.double()
+    squares = (first - first.mean(0)) * (second - second.mean(0))
+    n = len(squares)
+    variance = squares.sum(0) / (n - 1)
+    error = squares.std(0) / math.sqrt(n)
+    active = variance > ACTIVE
+    active_units = _count(squares, variance, error, active)
+    return Collapse(
+        variance,
+        error,
+        of.stddev.double().mean(0),
+        active,
+        active_units if n >= FEW else active_units.unresolve(TOO_FEW["data"]),
+        None if unit_rates is None else tuple(mean_estimate(u) for u in unit_rates.unbind(-1)),
+    )
+
+
+def _count(squares: Tensor, variance: Tensor, error: Tensor, active: Tensor) -> Estimate:
+    """The number of active units, with what a new sample of data would make of it.
+
+    Each unit is above the limit with a probability, from its variance's distance to it with the
+    skewness removed, as in `mean_estimate`: of few rows more variances lie too low than too high.
+    """
+    n = len(squares)
+    centred = squares - squares.mean(0)
+    scale = centred.square().mean(0).sqrt().clamp_min(torch.finfo(error.dtype).tiny)
+    skewed = (centred / scale).pow(3).mean(0)
+    distance = (variance - ACTIVE) / error.clamp_min(torch.finfo(error.dtype).tiny)
+    distance = distance.clamp(-40, 40)  # where the probability is 0 or 1 already
+    bend = skewed / (3 * math.sqrt(n))
+    bent = distance + bend * distance.square() + bend.square() * distance.pow(3) / 3 + bend / 2
+    above = torch.special.ndtr(bent)
+    count, likely = float(active.sum()), float(above.sum())
+    count_error = float((above * (1 - above)).sum().sqrt())
+    ends = min(likely - 1.96 * count_error, count), max(likely + 1.96 * count_error, count)
+    return Estimate(count, count_error, n, "data", ends=ends)
+
+
+def unit_rates(
+    encoding: dist.Distribution, prior: dist.Distribution, codes: Codes
+) -> Tensor | None:
+    """KL(q(z_d|x_n)‖p(z_d)) of each unit; ``None`` where marginals are not known.
+
+    In closed form at all data points where torch knows one, else from the codes.
+
+    Args:
+        encoding: q(z | x_n), batch shape ``(N,)``.
+        prior: p(z).
+        codes: draws from the encoding.
+
+    Returns:
+        shape ``(N, D)``, or ``(m, D)`` from the codes of m data points.
+    """
+    log_prior = unit_log_densities(prior, codes.z)
+    if log_prior is None or not families.has_marginals(encoding):
+        return None
+    if families.factorised(encoding) and families.factorised(prior):
+        with suppress(NotImplementedError):  # families without a closed form
+            return kl_divergence(encoding.base_dist, prior.base_dist)
+    at = families.take(encoding, codes.index)
+    units = codes.z.shape[-1]
+    log_guide = [families.marginal(at, d).log_prob(codes.z[..., d].T).T for d in range(units)]
+    return (torch.stack(log_guide, -1) - log_prior).mean(1)

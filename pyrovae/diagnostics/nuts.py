@@ -1,0 +1,227 @@
+"""The guide beside the exact posterior of a few data points, drawn by NUTS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from pyrovae.arviz_adapter import convergence, dimension_names, to_arviz, variable_names
+from pyrovae.data import Data
+from pyrovae.diagnostics.draws import moments
+from pyrovae.errors import InputError
+from pyrovae.evidence import Annealing, Evidence, Path, path_for, smooth, summarise
+from pyrovae.isolation import plain
+from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
+from pyrovae.progress import progress_bar
+from pyrovae.randomness import check_seed, derived_seed, seeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONVERGED = 1.01  # r-hat above which chains have not mixed (Vehtari et al. 2021)
+ENOUGH = 100  # effective draws of a unit below which its mean and sd are rough
+WIDENING = 1.3  # factor on the covariance of the Gaussian that log p(x) is sampled with
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Guide and NUTS side by side at N data points with D latent units.
+
+    Args:
+        mean, sd: of the posterior by NUTS, each ``(N, D)``.
+        guide_mean, guide_sd: of q(z|x), each ``(N, D)``.
+        r_hat, ess: of NUTS, for each unit, each ``(N, D)``.
+        kl: KL(q(z|x)‖p(z|x)) = log p(x) − ELBO with its standard error, each ``(N,)``.
+        kl_error: see ``kl``.
+        pareto_k: k̂ of importance weights from the guide to the posterior, shape ``(N,)``.
+        evidence: log p(x), importance-weighted from a Gaussian fitted to the draws of NUTS.
+        draws: codes drawn by NUTS, shape ``(chains, S, N, D)``.
+        site: name of the latent site.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    guide_mean: Tensor
+    guide_sd: Tensor
+    r_hat: Tensor
+    ess: Tensor
+    kl: Tensor
+    kl_error: Tensor
+    pareto_k: Tensor
+    evidence: Evidence
+    draws: Tensor
+    site: str = "z"
+
+    def table(self) -> pd.DataFrame:
+        """One row for each data point and unit."""
+        import pandas as pd
+
+        n, units = self.mean.shape
+        columns = {
+            "datum": torch.arange(n).repeat_interleave(units),
+            "unit": torch.arange(units).repeat(n),
+        }
+        for name in ("mean", "guide_mean", "sd", "guide_sd", "r_hat", "ess"):
+            columns[name] = getattr(self, name).flatten()
+        for name in ("kl", "kl_error", "pareto_k"):
+            columns[name] = getattr(self, name).repeat_interleave(units)
+        return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+    def concerns(self) -> tuple[str, ...]:
+        """Why some of the numbers should not be believed, in sentences."""
+        n, found = len(self.kl), []
+        if mixed := int((~(self.r_hat <= CONVERGED)).any(1).sum()):
+            found.append(
+                f"For {mixed} of {n} data points r-hat exceeds {CONVERGED}: the chains have not "
+                "mixed, and the posterior may have several modes. Take more warm-up and draws."
+            )
+        if few := int((~(self.ess >= ENOUGH)).any(1).sum()):
+            found.append(
+                f"For {few} of {n} data points NUTS has fewer than {ENOUGH} effective draws of a "
+                "unit: its means and standard deviations are rough. Take more draws."
+            )
+        limit = self.evidence.k_limit
+        if poor := int((~(self.pareto_k <= limit)).sum()):
+            found.append(
+                f"For {poor} of {n} data points k̂ > {limit:.2g}: the guide is too far from the "
+                "posterior for importance weights to repair it."
+            )
+        return (*found, *self.evidence.concerns())
+
+    def to_arviz(self) -> Any:
+        """The draws of NUTS as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x)."""
+        n, units = self.mean.shape
+        (name,) = variable_names([self.site])
+        datum, unit = dimension_names(("datum", "unit"), (name,))
+        return to_arviz(
+            {"posterior": {name: self.draws.cpu().numpy()}},
+            dims={name: (datum, unit)},
+            coords={datum: list(range(n)), unit: list(range(units))},
+            attrs={"inference_library": "pyrovae", "draws_from": "NUTS"},
+        )
+
+
+@plain()
+def beside_nuts(  # noqa: PLR0913 - a flat front door
+    model: PyroFunction,
+    guide: PyroFunction,
+    data: Data,
+    *,
+    draws: int = 500,
+    warmup: int = 300,
+    chains: int = 4,
+    site: str | tuple[str, ...] = "z",
+    observed: str | None = None,
+    data_plate: str | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Beside:
+    """Draw from p(z|x) of a few data points by NUTS and compare the guide with it.
+
+    All data points are drawn together: their joint posterior is the product of their own, and one
+    chain of Pyro's NUTS moves through all of them (Hoffman & Gelman 2014).
+
+    Args:
+        model, guide: any Pyro pair.
+        data: a few rows, shape ``(N, ...)``.
+        draws, warmup: of each chain.
+        chains: at least 2, each from a draw of the prior's own, so that r-hat can tell.
+        site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
+        seed: names all draws.
+        progress: show a progress bar; by default if stderr is a terminal.
+
+    Raises:
+        InputError: with fewer than two chains, or if a chain never moves.
+    """
+    check_seed(seed)
+    if chains < 2:
+        raise InputError(f"expected at least 2 chains for r-hat; got {chains}.")
+    pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
+    with measuring(model, guide):
+        path = path_for(pair, x, Annealing(start="prior"), None)
+        with progress_bar("NUTS", chains * (warmup + draws), progress=progress) as bar:
+            u = torch.stack(
+                [_chain(path, draws, warmup, seed, chain, bar.tick) for chain in range(chains)]
+            )
+        _check_moved(u)
+        with torch.no_grad(), seeded(seed, "guide beside NUTS"):
+            evidence = _evidence(path, u.flatten(0, 1))
+            q = pair.encode(x)
+            guided = moments(q, draws=1000, seed=derived_seed(seed, "moments beside NUTS"))
+            z = q.sample(torch.Size([evidence.draws]))
+            weights = (path.log_joint(z) - q.log_prob(z)).T.double()
+            found, _ = path.constrained(u.flatten(0, 1))
+    codes = found.view(chains, draws, *found.shape[1:])
+    r_hat, ess = (torch.as_tensor(a.copy()) for a in convergence(codes.cpu().numpy()))
+    error = weights.std(1) / math.sqrt(weights.shape[1])
+    return Beside(
+        mean=found.mean(0),
+        sd=found.std(0),
+        guide_mean=guided.mean,
+        guide_sd=guided.stddev,
+        r_hat=r_hat,
+        ess=ess,
+        kl=evidence.values - weights.mean(1),
+        kl_error=(error.square() + evidence.standard_error.square()).sqrt(),
+        pareto_k=smooth(weights)[1],
+        evidence=evidence,
+        draws=codes,
+        site=pair.name,
+    )
+
+
+def _check_moved(u: Tensor) -> None:
+    """Raise if a chain stood still; positions have the shape ``(chains, draws, N, D)``."""
+    still = int((u == u[:, :1]).flatten(1).all(1).sum())
+    if still:
+        raise InputError(
+            f"expected NUTS to move; got {still} of {len(u)} chains in which no move was ever "
+            "accepted. The warm-up was too short, or log p(x, z) jumps, or its gradient in z is "
+            "wrong or not a number: take 100 steps of warm-up or more, and check the decoder for "
+            "rounding, sampling or detached tensors."
+        )
+
+
+def _chain(
+    path: Path, draws: int, warmup: int, seed: int, chain: int, tick: Callable[[], None]
+) -> Tensor:
+    """One chain of NUTS over the positions of all data points, shape ``(draws, N, D)``."""
+
+    def potential(sites: dict[str, Tensor]) -> Tensor:
+        z, jacobian = path.constrained(sites["u"].unsqueeze(0))
+        return -(path.log_joint(z) + jacobian).sum()
+
+    with (
+        torch.enable_grad(),
+        seeded(seed, "chain of NUTS", chain),
+        pyro.validation_enabled(False),
+    ):
+        sampler = MCMC(
+            NUTS(potential_fn=potential, max_tree_depth=8),
+            num_samples=draws,
+            warmup_steps=warmup,
+            initial_params={"u": path.sample(1)[0]},
+            disable_progbar=True,
+            hook_fn=lambda *_: tick(),
+        )
+        sampler.run()
+        found: Tensor = sampler.get_samples()["u"]
+    return found
+
+
+def _evidence(path: Path, u: Tensor, draws: int = 2000) -> Evidence:
+    """log p(x) from a Gaussian with the mean and 1.3 times the covariance of posterior draws."""
+    centred = u - u.mean(0)
+    covariance = torch.einsum("snd,sne->nde", centred, centred) / (len(u) - 1)
+    proposal = dist.MultivariateNormal(u.mean(0), WIDENING * covariance)
+    positions = proposal.sample(torch.Size([draws]))
+    z, jacobian = path.constrained(positions)
+    return summarise((path.log_joint(z) + jacobian - proposal.log_prob(positions)).T)

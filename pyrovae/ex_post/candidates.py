@@ -1,0 +1,408 @@
+"""Ways to turn an aggregated posterior into a density that holds for new data, as values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrovae.errors import InputError
+from pyrovae.mixture import AggregatedPosterior, Mixture, families, reduce
+from pyrovae.mixture.families import MixtureByRow, Pushed
+from pyrovae.models import FlowPrior
+from pyrovae.randomness import derived_seed, seeded
+
+MOMENT_DRAWS = 64  # from each component, at least; four for each unit where that is more
+HELD = 1 << 22  # numbers drawn at once, or pairs of code and component looked at
+DRAWN = 1 << 13  # codes that a flow draws at once; a guide may have to be run for them
+STEEP = 5.0  # norm of a gradient, above which a flow's step is shortened
+
+
+@dataclass(frozen=True)
+class Inflated:
+    """Every component with a multiple of the variance of the means added to its own.
+
+    Args:
+        amount: h ≥ 0, in units of Var_m(μ_m), per unit; 0 is the mixture as it is.
+
+    Raises:
+        InputError: for an amount that is negative or not finite.
+    """
+
+    amount: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount < math.inf:
+            raise InputError(f"expected a finite amount of at least 0; got {self.amount}. Try 0.2.")
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return f"variances inflated by {self.amount:g} Var(μ)" if self.amount else "as it is"
+
+    def check(self, agg: Mixture) -> None:
+        """Raises ``InputError`` if components other than normal ones are to be inflated."""
+        if self.amount:
+            _need_normals(agg)
+
+    def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
+        """The density."""
+        return inflate(agg, self.amount)
+
+
+@dataclass(frozen=True)
+class InflatedByUnit:
+    r"""An amount h_d for every unit: those of the largest leave-one-out density of training codes.
+
+    .. math:: \max_h \sum_n \log \sum_{m ≠ n} w_m N(z_n; μ_m, σ_m^2 + h \operatorname{Var}(μ)),
+              \qquad z_n \sim q(z | x_n)
+
+    No held-out code has a say in them (Duin 1976, leave-one-out bandwidths of kernel densities).
+
+    Args:
+        steps: of Adam on log h, each for some codes.
+        codes: codes in a step, each against all components.
+
+    Raises:
+        InputError: for less than one of either.
+    """
+
+    steps: int = 40
+    codes: int = 128
+
+    def __post_init__(self) -> None:
+        _need_counts(steps=self.steps, codes=self.codes)
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return "variances inflated unit by unit"
+
+    def check(self, agg: Mixture) -> None:
+        """Raises ``InputError`` unless there are two or more diagonal normals over vectors."""
+        _two_diagonal_normals(agg)
+
+    def amounts(self, agg: AggregatedPosterior, *, seed: int) -> Tensor:
+        """h_d, shape ``(D,)``, from a start that suits a normal density (Silverman 1986)."""
+        return leave_one_out_amounts(agg, steps=self.steps, codes=self.codes, seed=seed)
+
+    def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
+        """The density."""
+        return inflate(agg, self.amounts(agg, seed=seed))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """K components fitted to all by `pyrovae.mixture.reduction.reduce`, or an average of such fits.
+
+    An average over starts errs less than each of them: where they differ, they err.
+
+    Args:
+        components: K.
+        covariance: of the components, "diagonal" or "full".
+        shrinkage: how many data points the common covariance counts for in each component.
+        starts: number of fits that are averaged, each from its own random start. Starts of one
+            seed share none with those of another.
+
+    Raises:
+        InputError: for less than one component or start, another covariance, or a shrinkage that
+            is negative or not finite.
+
+    Ormoneit & Tresp 1998, "Averaging, maximum penalized likelihood and Bayesian estimation for
+    improving Gaussian mixture probability density estimates".
+    """
+
+    components: int
+    covariance: Literal["diagonal", "full"] = "diagonal"
+    shrinkage: float = 0.0
+    starts: int = 1
+
+    def __post_init__(self) -> None:
+        _need_counts(components=self.components, starts=self.starts)
+        if self.covariance not in ("diagonal", "full"):
+            given = repr(self.covariance)
+            raise InputError(f"expected covariance 'diagonal' or 'full'; got {given}. Use one.")
+        if not 0 <= self.shrinkage < math.inf:
+            raise InputError(f"expected a finite shrinkage of at least 0; got {self.shrinkage}.")
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        plural = "s" if self.components > 1 else ""
+        one = f"reduced to {self.components} component{plural}"
+        of = f"{one} of full covariance" if self.covariance == "full" else one
+        return of if self.starts == 1 else f"{of}, {self.starts} averaged"
+
+    def check(self, agg: Mixture) -> None:
+        """Raises ``InputError`` for fewer components than are wanted, or events but vectors."""
+        _need_vectors(agg)
+        if self.components > agg.size:
+            wanted = self.components
+            raise InputError(f"expected 1 to {agg.size} components; got {wanted}. Use fewer.")
+
+    def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
+        """The density."""
+        self.check(agg)
+        found = [
+            reduce(
+                agg,
+                self.components,
+                covariance=self.covariance,
+                shrinkage=self.shrinkage,
+                draws=2,
+                seed=_named(seed, start),
+            ).mixture
+            for start in range(self.starts)
+        ]
+        if self.starts == 1:
+            return found[0]
+        components = families.concatenate([part.component_distribution for part in found])
+        logits = torch.cat([part.log_weights for part in found])
+        return Mixture(dist.Categorical(logits=logits), components)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A normalising flow trained by maximum likelihood on fresh draws from all components.
+
+    It starts near the normal with the mixture's means and standard deviations, takes all steps and
+    keeps the last, of a rate that has fallen to 0 by then. Nothing is held back to stop early:
+    steps are what limits how closely it follows the kernels of few data points, and held-out codes
+    choose among candidates of different steps. Equal seeds give equal flows. A step takes about 10
+    milliseconds, longer of more layers and where draws run a guide.
+
+    Args:
+        steps: of Adam; more for many data points and units.
+        batch: draws in a step.
+        layers, hidden: of `FlowPrior`.
+        learning_rate: of Adam at the start; it falls to 0 along a cosine.
+
+    Raises:
+        InputError: for less than one step, draw, layer or hidden unit, or a rate not above 0.
+    """
+
+    steps: int = 200
+    batch: int = 256
+    layers: int = 2
+    hidden: tuple[int, ...] = (32, 32)
+    learning_rate: float = 1e-2
+
+    def __post_init__(self) -> None:
+        _need_counts(steps=self.steps, batch=self.batch, layers=self.layers)
+        _need_counts(hidden=min(self.hidden, default=0))
+        if not 0 < self.learning_rate < math.inf:
+            given = self.learning_rate
+            raise InputError(f"expected a finite learning rate above 0; got {given}. Try 1e-2.")
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        plural = "s" if self.layers > 1 else ""
+        return f"a flow of {self.layers} coupling{plural}, {self.steps} steps"
+
+    def check(self, agg: Mixture) -> None:
+        """Raises ``InputError`` unless codes are vectors of two units or more."""
+        _need_vectors(agg)
+        if agg.event_shape.numel() < 2:
+            raise InputError("expected at least 2 units for a flow to couple; got 1. Use Reduced.")
+
+    def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
+        """The density, in units of the standard deviations of some draws."""
+        self.check(agg)
+        with torch.no_grad(), seeded(seed, "flow"):
+            some = agg.sample((2000,))  # moments need not be known in closed form
+            standard = dist.transforms.AffineTransform(some.mean(0), some.std(0), event_dim=1)
+            flow = FlowPrior(agg.event_shape.numel(), layers=self.layers, hidden=self.hidden)
+            flow.to(some)
+            _train(flow, (standard.inv(z) for z in _batches(agg, self)), self)
+        base = flow.requires_grad_(False)()
+        return dist.TransformedDistribution(base, [standard])
+
+
+Recipe = Inflated | InflatedByUnit | Reduced | Flow
+
+
+def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
+    """The mixture with ``amount`` times the variance of its means added to every component.
+
+    Args:
+        agg: a mixture with normal components.
+        amount: h ≥ 0, in units of the variance of the means, per unit; one for all units, or one
+            for each, shape ``(D,)``.
+
+    Raises:
+        InputError: if the components are not normal.
+    """
+    if not isinstance(amount, Tensor) and amount == 0:
+        return agg
+    _need_normals(agg)
+    components = agg.component_distribution
+    added = amount * agg.mean_variance
+    if isinstance(components, families.CORRELATED_NORMALS):
+        covariance = components.covariance_matrix + torch.diag(added)
+        return Mixture(
+            agg.mixture_distribution, dist.MultivariateNormal(components.mean, covariance)
+        )
+    wider = dist.Normal(components.mean, (components.variance + added).sqrt())
+    return Mixture(agg.mixture_distribution, wider.to_event(len(agg.event_shape)))
+
+
+def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
+    r"""The mixture with normals for components without moments in closed form; else as it is.
+
+    Each gets the mean and the covariance of draws from the component, as where latent sites depend
+    on each other or are pushed through a flow: of all normals these are closest to it in
+    KL(component ‖ normal). Components that do not reach over all real numbers stay as they are.
+    Mixtures of normals at each datum are laid end to end.
+
+    Args:
+        agg: a mixture over vectors.
+        seed: names the draws.
+    """
+    components = agg.component_distribution
+    if isinstance(components, MixtureByRow):
+        within, parts = families.unroll(components)
+        weights = (agg.log_weights.unsqueeze(-1) + within).exp().flatten()
+        return AggregatedPosterior(parts, weights) if is_normal(parts) else agg
+    if not (isinstance(components, families.Editable | Pushed) and _real(agg.support)):
+        return agg
+    dim = agg.event_shape.numel()
+    draws = max(MOMENT_DRAWS, 4 * dim)
+    means, factors = [], []
+    with torch.no_grad(), seeded(seed, "moments of components"):
+        for part in torch.arange(agg.size).split(max(1, HELD // (draws * dim))):
+            z = families.take(components, part).sample(torch.Size([draws]))
+            centred = (z - z.mean(0)).double()
+            covariance = torch.einsum("snd,sne->nde", centred, centred) / (draws - 1)
+            means.append(z.mean(0))
+            factors.append(torch.linalg.cholesky(covariance).to(z))
+    normals = dist.MultivariateNormal(torch.cat(means), scale_tril=torch.cat(factors))
+    return AggregatedPosterior(normals, agg.masses)
+
+
+def _real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def is_normal(components: dist.Distribution) -> bool:
+    """Whether components are normal, with whatever covariance."""
+    return families.diagonal_normal(components) is not None or isinstance(
+        components, families.CORRELATED_NORMALS
+    )
+
+
+def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, seed: int) -> Tensor:
+    """Amounts by unit that maximise the leave-one-out log density of codes, shape ``(D,)``.
+
+    Raises:
+        InputError: unless there are two or more diagonal normals over vectors.
+    """
+    normal = _two_diagonal_normals(agg)
+    loc, variance = ((t.detach() - shift) / unit for t, shift, unit in _standard(agg, *normal))
+    size, dim = loc.shape
+    start = -2 / (dim + 4) * math.log(size)  # Silverman's bandwidth, squared
+    log_amount = loc.new_full((dim,), start).requires_grad_()
+    optimizer = torch.optim.Adam([log_amount], lr=0.15)
+    with seeded(seed, "leave-one-out"), torch.enable_grad():
+        for _ in range(steps):
+            index = torch.randperm(size, device=loc.device)[:codes]
+            z = loc[index] + variance[index].sqrt() * torch.randn_like(loc[index])
+            wide = variance + log_amount.exp()
+            log_weight = agg.log_weights.detach() - 0.5 * wide.log().sum(-1)
+            precision = wide.reciprocal()
+            at_means = log_weight - 0.5 * (precision * loc.square()).sum(-1)
+            terms = (precision * loc, -0.5 * precision, at_means)
+            leaves = [term.detach().requires_grad_() for term in terms]
+            few = max(1, HELD // size)  # their gradients are summed, some codes at a time
+            for points, own in zip(z.split(few), index.unsqueeze(-1).split(few), strict=True):
+                first, second, constant = leaves
+                scores = points @ first.mT + points.square() @ second.mT + constant
+                loss = -scores.scatter(1, own, -math.inf).logsumexp(-1).sum() / len(index)
+                loss.backward()
+            optimizer.zero_grad()
+            torch.autograd.backward(terms, [leaf.grad for leaf in leaves])
+            optimizer.step()
+    return log_amount.detach().exp()
+
+
+def _standard(
+    agg: AggregatedPosterior, loc: Tensor, scale: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+    """Means and variances, each with what centres them and what they are divided by."""
+    unit, centre = agg.mean_variance.flatten(), agg.mean.flatten()
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))  # nothing is added to these
+    return (loc, centre, unit.sqrt()), (scale.square(), torch.zeros_like(centre), unit)
+
+
+def _train(flow: FlowPrior, batches: Iterator[Tensor], recipe: Flow) -> None:
+    """Maximum likelihood on batches of draws, one for each step."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr=recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    for z in batches:
+        with torch.enable_grad():
+            density = flow()
+            loss = -density.log_prob(z).mean()
+            optimizer.zero_grad()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), STEEP)
+        optimizer.step()
+        schedule.step()
+        density.clear_cache()
+        if not loss.isfinite():
+            raise InputError(f"expected a finite loss; got {float(loss)}. Lower the learning_rate.")
+
+
+def _batches(source: AggregatedPosterior, recipe: Flow) -> Iterator[Tensor]:
+    """Draws for every step, those of several at once."""
+    ahead = max(1, DRAWN // recipe.batch)
+    for start in range(0, recipe.steps, ahead):
+        steps = min(ahead, recipe.steps - start)
+        yield from source.sample((steps * recipe.batch,)).split(recipe.batch)
+
+
+def _named(seed: int, start: int) -> int:
+    """The seed of a start; seed + start would name the starts of neighbours too."""
+    return derived_seed(seed, "averaged start", start)
+
+
+def _need_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise InputError(f"expected {name} of at least 1, a whole number; got {value!r}.")
+
+
+def _need_vectors(agg: Mixture) -> None:
+    if len(agg.event_shape) != 1:
+        raise InputError(
+            f"expected codes that are vectors, event shape (D,); got {tuple(agg.event_shape)}. "
+            "Use Inflated, which takes any shape."
+        )
+
+
+def _need_normals(agg: Mixture) -> None:
+    if not is_normal(agg.component_distribution):
+        raise InputError(
+            "expected normal components, whose variances can be inflated; got "
+            f"{families.family(agg.component_distribution)}. Use Inflated(0)."
+        )
+
+
+def _two_diagonal_normals(agg: Mixture) -> tuple[Tensor, Tensor]:
+    """Their means and scales."""
+    normal = families.diagonal_normal(agg.component_distribution)
+    _need_vectors(agg)
+    if normal is None or agg.size < 2:
+        raise InputError(
+            "expected at least 2 diagonal normal components, to choose an amount for each unit; "
+            f"got {agg.size} of {families.family(agg.component_distribution)}. Use Inflated."
+        )
+    return normal

@@ -1,0 +1,119 @@
+"""Which transforms of a batch of distributions are the same for all of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch.distributions import Transform
+
+from pyrovae.errors import InputError
+from pyrovae.mixture.families import rows
+from pyrovae.mixture.families.nested import MixtureByRow, Pushed, detached, push, trivial
+from pyrovae.mixture.families.weights import safe_log
+from pyrovae.randomness import seeded
+
+
+def share(distribution: dist.Distribution) -> dist.Distribution:
+    """A batch of distributions in a form that can be taken apart row by row, where there is one.
+
+    Mixtures become a `MixtureByRow`, and what is pushed through transforms that all rows share a
+    `Pushed`; all else stays as it is, transforms by row among it.
+
+    Args:
+        distribution: batch shape ``(B,)``, event shape ``(D,)``.
+
+    Raises:
+        InputError: if a transform has no inverse.
+    """
+    inner = rows.innermost(distribution)
+    dims = len(distribution.event_shape) - len(inner.event_shape)
+    if type(inner) is dist.MixtureSameFamily:
+        components = share(inner.component_distribution)
+        mixing = _with_zeros(inner.mixture_distribution).expand(components.batch_shape[:-1])
+        by_row = MixtureByRow(mixing, components, vars(inner).get("_validate_args"))
+        return by_row.to_event(dims) if dims else by_row
+    if isinstance(inner, dist.MixtureOfDiagNormals | dist.MixtureOfDiagNormalsSharedCovariance):
+        shared = isinstance(inner, dist.MixtureOfDiagNormalsSharedCovariance)
+        scale = inner.coord_scale.unsqueeze(-2) if shared else inner.coord_scale
+        normals = dist.Normal(inner.locs, scale.expand_as(inner.locs)).to_event(1)
+        return MixtureByRow(dist.Categorical(logits=inner.component_logits), normals)
+    if type(inner) is not dist.TransformedDistribution:
+        return distribution
+    base, steps = share(inner.base_dist), [t for t in inner.transforms if not trivial(t)]
+    if rows.plain(inner.transforms) and base is inner.base_dist:
+        return distribution
+    base = base.to_event(dims) if dims else base
+    if not steps:
+        return base
+    pushed = Pushed(base, steps, vars(inner).get("_validate_args"))
+    check_inverse(pushed)
+    return pushed if _shared(pushed) else distribution
+
+
+def snapshot(distribution: dist.Distribution) -> dist.Distribution:
+    """The same with copies of the transforms that its rows share, which training leaves alone."""
+    checks = vars(distribution).get("_validate_args")
+    if isinstance(distribution, Pushed):
+        base = snapshot(distribution.base_dist)
+        return Pushed(base, detached(distribution.transforms), checks)
+    if isinstance(distribution, MixtureByRow):
+        components = snapshot(distribution.component_distribution)
+        return MixtureByRow(distribution.mixture_distribution, components, checks)
+    return distribution
+
+
+def _with_zeros(mixing: dist.Categorical) -> dist.Categorical:
+    """The same weights as logits, which a weight of zero is not rounded up in."""
+    if mixing._param is vars(mixing).get("probs"):
+        return dist.Categorical(logits=safe_log(mixing.probs))
+    return mixing
+
+
+def check_inverse(distribution: dist.TransformedDistribution) -> None:
+    """Raise unless the density can be evaluated at other points than its own draws.
+
+    Raises:
+        InputError: with the names of the transforms.
+    """
+    if not has_inverse(distribution.transforms, distribution.base_dist):
+        raise InputError(
+            "expected a density that is known at every point; got "
+            f"{rows.family(distribution)}, which has no inverse and is known at its own draws "
+            "only. Take a transform with an inverse, such as "
+            "pyro.distributions.transforms.affine_autoregressive or spline_coupling."
+        )
+
+
+@torch.no_grad()
+def has_inverse(transforms: Sequence[Transform], base: dist.Distribution) -> bool:
+    """Whether transforms can be inverted at points that they have not just made."""
+    with seeded(0, "inverse"):
+        z = push(transforms, base.sample()).clone()
+    try:
+        for step in reversed(transforms):
+            z = step.inv(z)
+    except (KeyError, NotImplementedError):  # what Pyro's transforms without inverse raise
+        return False
+    return True
+
+
+@torch.no_grad()
+def _shared(distribution: dist.TransformedDistribution) -> bool:
+    """Whether rows that change places are transformed as before, and one row alone too."""
+    steps, rank = distribution.transforms, len(distribution.batch_shape)
+    with seeded(0, "transforms"):
+        u = distribution.base_dist.sample()
+    rows = u.reshape(-1, *u.shape[rank:])
+    try:
+        whole = push(steps, u).flatten(0, rank - 1)
+        moved = push(steps, rows.roll(1, 0).reshape(u.shape)).flatten(0, rank - 1)
+        alone = push(steps, rows[:1])
+    except (RuntimeError, ValueError, IndexError):  # made for one number of rows
+        return False
+    return (
+        alone.shape == whole[:1].shape
+        and torch.allclose(alone, whole[:1], equal_nan=True)
+        and torch.allclose(moved, whole.roll(1, 0), equal_nan=True)
+    )

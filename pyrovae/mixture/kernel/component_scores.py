@@ -1,0 +1,106 @@
+"""Sums and extremes over component scores of any family, without holding all pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyrovae.errors import InputError
+from pyrovae.mixture.kernel.group_sums import Sum
+
+
+@dataclass(frozen=True)
+class Responsibilities:
+    """The k components that explain a point best.
+
+    Args:
+        index: component numbers, largest weight first, shape ``(..., k)``.
+        weight: their responsibilities q(n | z), shape ``(..., k)``.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+class Scores(Protocol):
+    """Anything that evaluates log w_n + log q_n(z) for a range of components."""
+
+    points: int  #: how many points to take at once
+
+    def rows(self) -> Iterator[slice]:
+        """The components in blocks."""
+
+    def scores(self, z: Tensor, rows: slice) -> Tensor:
+        """Shape ``(B, n)``."""
+
+
+def top_shares(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k components with the largest responsibilities for every point, largest first.
+
+    Args:
+        components: N of them, with `scores`.
+        z: points, shape ``(B, ...)``.
+        k: how many.
+
+    Returns:
+        component numbers and responsibilities, shape ``(B, k)``; NaN where the density is 0.
+    """
+    found = [_top(components, part, k) for part in z.split(components.points)]
+    index, value = zip(*found, strict=True)
+    return torch.cat(index), torch.cat(value)
+
+
+def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    index, value, total = None, None, _no_sum(z)
+    for rows in components.rows():
+        scores = components.scores(z, rows)
+        total.add_scores(scores)
+        best = scores.topk(min(k, scores.shape[-1]))
+        number = best.indices + rows.start
+        if index is None or value is None:
+            index, value = number, best.values
+            continue
+        merged = torch.cat([value, best.values], -1)
+        value, position = merged.topk(min(k, merged.shape[-1]))
+        index = torch.cat([index, number], -1).gather(-1, position)
+    if index is None or value is None:
+        raise InputError("expected at least one component; got none.")
+    return index, total.share(value)
+
+
+def total_scores(
+    components: Scores, z: Tensor, exclude: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of log w_n + log q_n(z) over n, and the entropy of the responsibilities.
+
+    Args:
+        components: N of them, with `scores`.
+        z: points, shape ``(B, ...)``.
+        exclude: for each point a component to leave out or −1 for none, shape ``(B,)``.
+
+    Returns:
+        both of shape ``(B,)``.
+    """
+    left_out = torch.full((len(z),), -1, device=z.device) if exclude is None else exclude
+    parts = zip(z.split(components.points), left_out.split(components.points), strict=True)
+    total, entropy = zip(*(_total(components, *part) for part in parts), strict=True)
+    return torch.cat(total), torch.cat(entropy)
+
+
+def _total(components: Scores, z: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
+    total = _no_sum(z)
+    for rows in components.rows():
+        number = torch.arange(rows.start, rows.stop, device=z.device)
+        scores = components.scores(z, rows)
+        total.add_scores(scores.masked_fill(number == exclude.unsqueeze(-1), -math.inf))
+    log_sum, _, entropy = total.result()
+    return log_sum, entropy
+
+
+def _no_sum(z: Tensor) -> Sum:
+    return Sum(len(z), 0, moments=True, device=z.device)

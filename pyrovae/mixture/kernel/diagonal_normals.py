@@ -1,0 +1,180 @@
+"""A weighted set of diagonal normals, laid out for evaluation: groups of neighbours, their keys.
+
+`pyrovae.mixture.kernel.scalar_product` derives the keys, `pyrovae.mixture.kernel.search` evaluates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyrovae.mixture.kernel.cache import usable
+from pyrovae.mixture.kernel.ordering import locality_order
+from pyrovae.mixture.kernel.scalar_product import constants, differences, keys, queries, roundoff
+
+#: What evaluation may add to the error of float64 brute force, in nats, by the dtype of the result.
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
+#: Components in one group: they are looked at together or not at all.
+GROUP = 128
+#: Sets of fewer groups than this stay in their order.
+SORTED_GROUPS = 16
+#: Components in one block of a pass over all of them.
+BLOCK = 1024
+#: Bytes that one chunk of the work may hold.
+CHUNK_BYTES = 1 << 27
+#: Bytes of keys that are kept from call to call in float64.
+CACHE_BYTES = 1 << 26
+#: The log density of components that pad the last group, below that of any other; finite, so that
+#: nothing becomes NaN.
+NOTHING = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
+
+
+class DiagonalNormals:
+    """A weighted set of diagonal normals: its groups, its keys, and how exact they are.
+
+    Components are kept in an order of their own; ``index`` names them in the order given.
+
+    Args:
+        loc: shape ``(N, D)``.
+        scale: shape ``(N, D)``.
+        log_weight: normalised log weights, shape ``(N,)``; −inf leaves the component out.
+        ordered: whether large sets may be laid out anew, which pays when they are asked often.
+    """
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, log_weight: Tensor, *, ordered: bool = True
+    ) -> None:
+        loc, scale, log_weight = (usable(t.detach()) for t in (loc, scale, log_weight))
+        kept = log_weight != -math.inf  # NaN is no weight of zero
+        self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
+        if self.index is not None:
+            loc, scale, log_weight = (t[self.index] for t in (loc, scale, log_weight))
+        if ordered and len(loc) >= SORTED_GROUPS * GROUP and bool(loc.isfinite().all()):
+            order = locality_order(loc, scale, GROUP)
+            self.index = order if self.index is None else self.index[order]
+            loc, scale, log_weight = (t[order] for t in (loc, scale, log_weight))
+        self.loc, self.scale, self.log_weight = loc, scale, log_weight
+        self.size, self.dim = loc.shape
+        self.centre = loc.sum(0, dtype=torch.float64) / max(1, self.size)
+        self.features = 2 * self.dim + 1
+        self.group = max(1, min(GROUP, self.size))
+        self.groups = -(-self.size // self.group)
+        self.points = max(1, CHUNK_BYTES // (8 * 4 * BLOCK))
+        self._keys: dict[torch.dtype, Tensor] = {}
+
+    def rows(self) -> Iterator[slice]:
+        """The components in blocks."""
+        for start in range(0, self.size, BLOCK):
+            yield slice(start, min(start + BLOCK, self.size))
+
+    def keys(self, rows: slice) -> Tensor:
+        """Keys of some components in float64, relative to the centre, shape ``(n, F)``."""
+        rows = slice(*rows.indices(self.size))
+        if torch.float64 in self._keys:
+            return self._keys[torch.float64].flatten(0, 1)[rows]
+        loc, scale, constant = self.exact(rows)
+        return keys(loc - self.centre, scale, constant)
+
+    def group_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Keys of groups first … last − 1, ``(last − first, M, F)``; the end padded by e^−∞."""
+        held = self.cached_keys(dtype)
+        if held is not None:
+            return held[first:last]
+        return self._made_keys(dtype, first, min(last, self.groups))
+
+    def _made_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        found = self.keys(slice(first * self.group, min(last * self.group, self.size))).to(dtype)
+        missing = (last - first) * self.group - len(found)
+        if missing:
+            padding = found.new_zeros(missing, self.features)
+            padding[:, -1] = NOTHING[dtype]
+            found = torch.cat([found, padding])
+        return found.view(last - first, self.group, self.features)
+
+    def cached_keys(self, dtype: torch.dtype) -> Tensor | None:
+        """All keys in one tensor ``(G, M, F)``, or None in float64 beyond `CACHE_BYTES`."""
+        bytes_needed = 8 * self.groups * self.group * self.features
+        if dtype not in self._keys:
+            if dtype == torch.float64 and bytes_needed > CACHE_BYTES:
+                return None
+            step = max(1, CHUNK_BYTES // (4 * 8 * self.group * self.features))
+            shape = (self.groups, self.group, self.features)
+            kept = torch.empty(shape, dtype=dtype, device=self.loc.device)
+            for start in range(0, self.groups, step):
+                end = min(start + step, self.groups)
+                kept[start:end] = self._made_keys(dtype, start, end)
+            self._keys[dtype] = kept
+        return self._keys[dtype]
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """max_n |k_nf| in every group, float64, shape ``(G, F)``: all the error bound asks for."""
+        dtype = torch.promote_types(self.loc.dtype, torch.float32)
+        step = max(1, CHUNK_BYTES // (4 * 8 * self.group * self.features))
+        found = []
+        for start in range(0, self.groups, step):
+            key = self.group_keys(dtype, start, min(start + step, self.groups))
+            last = key[..., -1]  # padding has no say
+            magnitude = torch.where((last == NOTHING[key.dtype]).unsqueeze(-1), 0.0, key.abs())
+            found.append(magnitude.amax(1).double())
+        return torch.cat(found) * (1 + torch.finfo(dtype).eps)  # they are rounded
+
+    @cached_property
+    def exact_all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`exact` of all components, kept with units first in memory: for small sets."""
+        loc, scale, constant = self.exact(slice(None))
+        return loc.mT.contiguous().mT, scale.mT.contiguous().mT, constant
+
+    @cached_property
+    def largest_of_all(self) -> Tensor:
+        """max_n |k_nf| over all components, shape ``(F,)``."""
+        return self.largest.amax(0)
+
+    def all_keys(self) -> Tensor:
+        """Keys of all components in float64, kept if they are few, shape ``(N, F)``."""
+        held = self.cached_keys(torch.float64)
+        return self.keys(slice(None)) if held is None else held.flatten(0, 1)[: self.size]
+
+    def scores(self, z: Tensor, rows: slice) -> Tensor:
+        """log w_n + log N(z; μ_n, σ_n²) of some components in float64, shape ``(B, n)``."""
+        query = queries(z.double() - self.centre)
+        error = query.abs() @ self.largest_of_all * roundoff(self.features, torch.float64)
+        if bool((error <= TOLERANCE[torch.float64]).all()):
+            return query @ self.keys(rows).mT
+        given = self.exact(rows)
+        step = max(1, CHUNK_BYTES // (4 * 8 * given[0].numel()))
+        return torch.cat([differences(part, *given) for part in z.double().split(step)])
+
+    def exact(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Location, scale and constant of some components in float64, for `differences`."""
+        return self.loc[rows].double(), self.scale[rows].double(), self.constant[rows]
+
+    def exact_groups(self, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of whole groups, shapes ``(e, M, D)`` and ``(e, M)``; padding weighs nothing."""
+        number = groups.unsqueeze(-1) * self.group + torch.arange(self.group, device=groups.device)
+        inside = number < self.size
+        number = number.clamp(max=self.size - 1)
+        constant = torch.where(inside, self.constant[number], -math.inf)
+        return self.loc[number].double(), self.scale[number].double(), constant
+
+    def keys_of_groups(self, groups: Tensor) -> Tensor:
+        """float64 keys of the groups that a tensor names, shape ``(e, M, F)``."""
+        held = self.cached_keys(torch.float64)
+        if held is not None:
+            return held[groups]
+        loc, scale, constant = self.exact_groups(groups)
+        constant = constant.clamp(min=NOTHING[torch.float64])
+        made = keys((loc - self.centre).flatten(0, 1), scale.flatten(0, 1), constant.flatten())
+        return made.view(*constant.shape, self.features)
+
+    @cached_property
+    def constant(self) -> Tensor:
+        """`constants` of all components in float64, shape ``(N,)``."""
+        found = torch.empty(self.size, dtype=torch.float64, device=self.loc.device)
+        for rows in self.rows():
+            found[rows] = constants(self.scale[rows].double(), self.log_weight[rows].double())
+        return found

@@ -1,0 +1,91 @@
+r"""Log density of a large mixture of diagonal normals, to a stated accuracy, in one fused pass.
+
+The log density of every component is a scalar product of a *query*, which knows only the point, and
+a *key*, which knows only the component:
+
+.. math:: \log w_n N(z; μ_n, σ_n^2) = ⟨(z^2, z, 1), (-p_n/2, p_n μ_n, c_n)⟩, \qquad p_n = σ_n^{-2}
+
+so log Σ_n is the log-sum-exp of an attention layer and the softmax mean of the keys gives the
+score. The price of this *expanded* form is cancellation, which is bounded for every block of
+components and every query by
+
+.. math:: η = γ \sum_f |q_f| \max_n |k_{nf}|, \qquad γ = (F + 8) u
+
+(any order of summation; u is the unit roundoff). What an error η in a block does to the result is
+at most the block's share times (e^η - 1): blocks for which that matters are evaluated again, first
+in float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SHORT = 8  # units
+
+
+def keys(loc: Tensor, scale: Tensor, constant: Tensor) -> Tensor:
+    """The keys (−p/2, pμ, c) of diagonal normals, differentiable.
+
+    Args:
+        loc: means relative to the centre of the expansion, shape ``(N, D)``.
+        scale: standard deviations, shape ``(N, D)``.
+        constant: log densities at the means, from `constants`, shape ``(N,)``.
+
+    Returns:
+        keys, shape ``(N, 2D + 1)``.
+    """
+    precision = scale.pow(-2)
+    scaled = precision * loc
+    at_centre = constant - 0.5 * (scaled * loc).sum(-1)
+    return torch.cat([-0.5 * precision, scaled, at_centre.unsqueeze(-1)], -1)
+
+
+def queries(z: Tensor, variance: Tensor | None = None) -> Tensor:
+    """The queries (z² + v, z, 1): a score is the expected log density under N(z, v)."""
+    square = z * z if variance is None else z * z + variance
+    return torch.cat([square, z, torch.ones_like(z[:, :1])], -1)
+
+
+def constants(scale: Tensor, log_weight: Tensor) -> Tensor:
+    """log w_n − Σ_d log σ_nd − D/2 log 2π: log densities at the means, shape ``(N,)``."""
+    return log_weight - scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * scale.shape[-1]
+
+
+def differences(
+    z: Tensor, loc: Tensor, scale: Tensor, constant: Tensor, variance: Tensor | None = None
+) -> Tensor:
+    """Component log densities from (z − μ)/σ, without cancellation, differentiable.
+
+    Args:
+        z: points, shape ``(B, D)``.
+        loc, scale: shape ``(N, D)``.
+        constant: from `constants`, shape ``(N,)``.
+        variance: makes the scores expectations, as in `queries`, shape ``(B, D)``.
+
+    Returns:
+        shape ``(B, N)``.
+    """
+    if loc.mT.is_contiguous():  # as those that are kept: a sum over a short last dimension is slow
+        difference = z.mT.unsqueeze(-1) - loc.mT.unsqueeze(1)
+        square = (difference / scale.mT.unsqueeze(1)).square().sum(0)
+    else:
+        square = squared_length((z.unsqueeze(1) - loc) / scale)
+    if variance is not None:
+        square = square + variance @ scale.pow(-2).mT
+    return torch.add(constant, square, alpha=-0.5)
+
+
+def squared_length(vectors: Tensor) -> Tensor:
+    """Σ_d v_d² over the last dimension, by a product where that is short: a sum is slow there."""
+    square = vectors.square()
+    if square.shape[-1] < SHORT:
+        return square @ square.new_ones(square.shape[-1])
+    return square.sum(-1)
+
+
+def roundoff(features: int, dtype: torch.dtype) -> float:
+    """γ: the relative error of a scalar product of rounded vectors, in any order of summation."""
+    return (features + 8) * torch.finfo(dtype).eps / 2

@@ -1,0 +1,214 @@
+"""What the library's own pairs have in common: their plate, their parameters, their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeAlias
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae.errors import InputError
+from pyrovae.models.fixed_density import Fixed
+
+
+def data_plate(x: Tensor, size: int | None) -> pyro.plate:
+    """The plate ``"data"`` over the rows of ``x``, of ``size`` rows in all.
+
+    Raises:
+        InputError: if there are fewer rows in all than in ``x``.
+    """
+    if size is None or size == len(x):
+        return pyro.plate("data", len(x))
+    if size < len(x):
+        raise InputError(
+            f"expected size ≥ {len(x)}, the number of rows of x; got {size}. It is the number "
+            "of rows of the whole data set."
+        )
+    return pyro.plate("data", size, subsample=torch.arange(len(x), device=x.device))
+
+
+def register(name: str, module: nn.Module) -> None:
+    """Tell Pyro's parameter store of a module, which goes on owning its parameters.
+
+    ``pyro.module`` alone would give a second module of the same name the parameters of the first.
+    """
+    store = pyro.get_param_store()
+    for own, parameter in module.named_parameters():
+        key = f"{name}$$${own}"
+        if key in store and store[key] is not parameter:
+            del store[key]
+    pyro.module(name, module)
+
+
+class HasDistribution(Protocol):
+    """A result that holds a density, as an ex-post prior does."""
+
+    @property
+    def distribution(self) -> dist.Distribution:
+        """The density."""
+
+
+Prior: TypeAlias = nn.Module | dist.Distribution | HasDistribution
+
+
+def as_prior(prior: Prior) -> nn.Module:
+    """A module whose forward returns p(z).
+
+    Args:
+        prior: such a module, p(z) itself, or a result that has it as its ``distribution``.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(prior, nn.Module):
+        return prior
+    own = isinstance(prior, dist.Distribution)
+    density = prior if own else getattr(prior, "distribution", None)
+    if not isinstance(density, dist.Distribution):
+        kind = f"{type(prior).__module__}.{type(prior).__qualname__}".removeprefix("builtins.")
+        raise InputError(
+            "expected a prior that is a module whose forward returns p(z), a distribution of "
+            f"pyro.distributions, or the result of fit_ex_post_prior; got {kind}. Give one of "
+            "these, such as StandardNormal(latent)."
+        )
+    return Fixed(density)
+
+
+def check_prior(prior: dist.Distribution, x: Tensor) -> None:
+    """Raise unless a prior is one density over vectors, for all rows or for each.
+
+    Args:
+        prior: what the prior's module returned.
+        x: the rows.
+
+    Raises:
+        InputError: saying what it is and what to declare.
+    """
+    check_kind("prior", prior)
+    batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
+    if len(event) != 1 or batch not in ((), (1,), (len(x),)):
+        raise InputError(
+            f"expected the prior to return a distribution with batch shape () and event shape "
+            f"(D,); got {batch} and {event}. Declare the units of a code as event dimensions with "
+            ".to_event(1)."
+        )
+
+
+def encoded(who: str, encoder: nn.Module, x: Tensor, *codes: Tensor) -> dist.Distribution:
+    """What an encoder returns for rows, checked to be one distribution over vectors a row.
+
+    Args:
+        who: the encoder, for errors.
+        encoder: maps rows, and the codes of layers above, to a distribution.
+        x: the rows.
+        codes: of layers above.
+
+    Raises:
+        InputError: if it returns something else, or fails on numbers that are not of its dtype.
+    """
+    try:
+        found: dist.Distribution = encoder(x, *codes)
+    except RuntimeError as error:
+        own = next((p.dtype for p in encoder.parameters()), x.dtype)
+        if x.dtype == own:
+            raise
+        raise InputError(
+            f"expected rows that the {who} takes, of its dtype {own}; got {x.dtype}: {error}. "
+            f"Convert them: x.to({own}), of a tensor x."
+        ) from error
+    check_rows(who, found, x)
+    return found
+
+
+@contextmanager
+def decoding(
+    density: dist.Distribution,
+    posterior: Callable[[], dist.Distribution],
+    *,
+    encoder: str,
+    prior: str,
+) -> Iterator[None]:
+    """If what is done with codes fails, say so where encoder and prior differ in their units.
+
+    A model that is run by itself draws its codes from the prior: `check_codes`, for codes of the
+    guide, then has nothing to compare with, and the decoder fails in the midst of a product.
+
+    Args:
+        density: p(z), which the codes may have been drawn from.
+        posterior: makes q(z | x); called only after a failure.
+        encoder, prior: who they are, for the error.
+
+    Raises:
+        InputError: if they differ.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        units = posterior().event_shape
+        if units == density.event_shape:
+            raise
+        raise _other_units(density, units.numel(), encoder=encoder, prior=prior) from error
+
+
+def check_rows(
+    who: str,
+    distribution: dist.Distribution,
+    x: Tensor,
+    event_shape: tuple[int | str, ...] | None = None,
+) -> None:
+    """Raise unless a module returned one distribution a row.
+
+    Args:
+        who: the module, for the error.
+        distribution: what it returned.
+        x: the rows.
+        event_shape: that of one row; any vector if not given.
+
+    Raises:
+        InputError: saying what it returned.
+    """
+    check_kind(who, distribution)
+    batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+    if event_shape is None:
+        event_shape = event[-1:] or ("D",)
+    if event != event_shape or batch[-1:] != (len(x),):
+        raise InputError(
+            f"expected the {who} to return a distribution with batch shape ({len(x)},) and event "
+            f"shape {event_shape}; got {batch} and {event}. Declare the dimensions of one row as "
+            "event dimensions with .to_event(...), and check the sizes of the networks."
+        )
+
+
+def check_kind(who: str, distribution: object) -> None:
+    """Raise unless a module returned a distribution that Pyro can sample from.
+
+    Raises:
+        InputError: saying what it returned.
+    """
+    if isinstance(distribution, dist.Distribution):
+        return
+    kind = f"{type(distribution).__module__}.{type(distribution).__qualname__}"
+    by_network = "encoder" in who and isinstance(distribution, Tensor)
+    recipe = "pyrovae.models.networks.NormalEncoder(network), of two outputs a latent unit"
+    raise InputError(
+        f"expected the {who} to return a distribution of pyro.distributions; got {kind}. Return "
+        f"one from its forward{f', as by {recipe}' if by_network else ''}: "
+        "dist.Normal(loc, scale).to_event(1), say."
+    )
+
+
+def check_codes(z: Tensor, density: dist.Distribution, *, encoder: str, prior: str) -> None:
+    """Raise unless codes, drawn by the guide, have as many units as their density in the model."""
+    if z.shape[-1:] != density.event_shape:
+        raise _other_units(density, z.shape[-1], encoder=encoder, prior=prior)
+
+
+def _other_units(density: dist.Distribution, units: int, *, encoder: str, prior: str) -> InputError:
+    return InputError(
+        f"expected codes of the {prior}'s event shape {tuple(density.event_shape)}; got "
+        f"{units} latent units. Give {encoder} and {prior} the same number."
+    )

@@ -1,0 +1,44 @@
+"""Any Pyro model and guide, read row by row.
+
+A ``Pair`` answers what the measures ask: q(z | x), log p(x | z), log p(z), draws with their
+importance weights, decoded data. It runs the two functions under Pyro's handlers and leaves them
+as they were, so a pair needs nothing but its ``pyro.sample`` statements. Start with ``pair.py``;
+``trace_reader.py`` reads one run and decides which plate is the data's.
+"""
+
+from pyrovae.pairs.encoding import aggregate, encode
+from pyrovae.pairs.many_arguments import over_rows
+from pyrovae.pairs.nested_arguments import with_arguments
+from pyrovae.pairs.pair import Pair, Weighted
+from pyrovae.pairs.position_parameters import by_place
+from pyrovae.pairs.reachable_modules import modules_of, parameters_behind
+from pyrovae.pairs.restore import (
+    AsFound,
+    PyroFunction,
+    check_parameters,
+    evaluating,
+    measuring,
+)
+from pyrovae.pairs.simulation import simulate
+from pyrovae.pairs.trace_reader import Reader
+from pyrovae.pairs.under_prior import UnderPrior
+
+__all__ = [
+    "AsFound",
+    "Pair",
+    "PyroFunction",
+    "Reader",
+    "UnderPrior",
+    "Weighted",
+    "aggregate",
+    "by_place",
+    "check_parameters",
+    "encode",
+    "evaluating",
+    "measuring",
+    "modules_of",
+    "over_rows",
+    "parameters_behind",
+    "simulate",
+    "with_arguments",
+]

@@ -1,0 +1,171 @@
+"""From data to the guide's distributions, and from those to the aggregated posterior."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.data import Batch, Data, as_batches, check_arguments, take_rows
+from pyrovae.errors import InputError
+from pyrovae.isolation import plain
+from pyrovae.mixture import AggregatedPosterior, no_numbers
+from pyrovae.mixture.families import Pushed, concatenate, convert, snapshot
+from pyrovae.pairs.joint_sites import Ancestral
+from pyrovae.pairs.pair import Pair
+from pyrovae.pairs.position_parameters import by_place
+from pyrovae.pairs.restore import PyroFunction, measuring
+from pyrovae.pairs.trace_reader import Reader
+
+
+@plain()
+def encode(
+    guide: PyroFunction,
+    data: Data,
+    *,
+    site: str | tuple[str, ...] = "z",
+    data_plate: str | None = None,
+    batch_size: int = 4096,
+    model: PyroFunction | None = None,
+) -> dist.Distribution:
+    """q(z | x_n) for every data point, a batch at a time.
+
+    Args:
+        guide: any Pyro guide with a latent site in a data plate.
+        data: rows, shape ``(N, ...)``, as :func:`pyrovae.fit` takes them; a tuple where the guide
+            takes more arguments, ``guide(x, y)``. Of a ``DataLoader`` the data set is encoded, in
+            its order.
+        site: name of the latent site; of several, to take them as one vector. Where one of these
+            depends on the draws of another, or the guide has a flow of its own for each row, the
+            result is an :class:`~pyrovae.pairs.joint_sites.Ancestral`, which goes on running the
+            guide. Where it depends on a label that the guide draws, it is a mixture over labels.
+        data_plate: name of the plate over the data; by default the one with as many rows as a
+            batch.
+        batch_size: rows that go through the guide at once; the result does not depend on it. A
+            guide with a plate of fixed size takes all rows: give it their number.
+        model: the guide's model, called in the same way. It is needed where a mask leaves out a
+            part of some rows, such as steps beyond a sequence's end: that part has the model's
+            prior.
+
+    Returns:
+        the guide's distribution, batch shape ``(N,)``, event shape ``(D,)``, without gradient. An
+        event of more dimensions, or more plates than the data's, are laid out as one vector. But
+        for an ``Ancestral`` it is a copy, which stays as it is when training goes on.
+
+    Raises:
+        InputError: for data that are refused or have other arguments than the guide, or rows
+            without an order of their own, as a loader that draws them again and again has them; if
+            the guide has no such site, the site depends on draws at one that is not named, its
+            family cannot be concatenated, it has parameters for each row and the rows are more than
+            one batch, it is masked and the model is not given, or the encoding of a row is no
+            number.
+    """
+    pair = Pair(model or _no_model, guide, site, data_plate=data_plate)
+    batches = as_batches(data, batch_size, name="data")
+    parts: list[dist.Distribution] = []
+    rows = 0
+    with torch.no_grad(), measuring(pair.model, guide):
+        for batch in batches.ordered():
+            check_arguments(guide, batch, "guide")
+            parts.append(convert(_encode(pair, batch, rows), torch.Tensor.detach))
+            rows += len(batch[0])
+            if len(parts) == 1 and len(batches) > 1:
+                _check_batches(guide, data_plate, batch)
+        try:
+            whole = snapshot(concatenate(parts))
+            return convert(whole, torch.Tensor.clone) if len(parts) == 1 else whole
+        except InputError:  # transforms by row, or masks, of which not all rows show a sign
+            if not any(isinstance(part, Pushed | Ancestral) for part in parts):
+                raise
+            return concatenate([pair.run_guide(batch) for batch in batches.ordered()])
+
+
+def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) -> None:
+    """Raise if a guide would give the rows of every batch the parameters of the first."""
+    model = Reader(_no_model, "model")
+    if found := by_place(model, Reader(guide, "guide", data_plate), batch):
+        raise InputError(
+            f"expected a guide that encodes each row by itself, for batches of {len(batch[0])}; "
+            "got one that has parameters for each place in a batch, of shape "
+            f"{tuple(found[0].shape)}. Give all rows that it was trained on at once: batch_size=."
+        )
+
+
+def _encode(pair: Pair, batch: Batch, before: int) -> dist.Distribution:
+    """The encoding of a batch, with a finite number for each parameter.
+
+    Args:
+        pair: the guide.
+        batch: rows.
+        before: how many rows have been encoded, to name one.
+    """
+    try:
+        encoding = pair.encode(batch)
+        wrong = no_numbers(encoding)
+        row = None if wrong is None or not bool(wrong.any()) else int(wrong.nonzero()[0])
+        error = None
+    except ValueError as refusal:
+        row, error = _refused(pair, batch) if _of_arguments(refusal) else None, refusal
+        if row is None:
+            raise
+    if row is not None:
+        raise InputError(
+            "expected a guide whose distributions have numbers for parameters; got NaN or "
+            f"infinite ones for row {before + row} of the data (counted from 0). Look at that row "
+            "and at what the guide makes of it, or leave it out."
+        ) from error
+    return encoding
+
+
+def _refused(pair: Pair, batch: Batch) -> int | None:
+    """The first row of a batch for which a distribution refuses its parameters, if that is why."""
+    low, high = 0, len(batch[0])  # the first `low` rows pass, the first `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            pair.encode(take_rows(batch, slice(0, middle)))
+        except ValueError as error:
+            if not _of_arguments(error):
+                return None
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def _of_arguments(error: ValueError) -> bool:
+    """Whether this is torch's refusal of a distribution's parameters."""
+    return str(error).startswith("Expected parameter")
+
+
+def _no_model(*batch: Tensor) -> None:
+    """What stands in a pair of which only the guide is run."""
+
+
+def aggregate(
+    guide: PyroFunction,
+    data: Data,
+    *,
+    site: str | tuple[str, ...] = "z",
+    data_plate: str | None = None,
+    weights: Tensor | None = None,
+    batch_size: int = 4096,
+    model: PyroFunction | None = None,
+) -> AggregatedPosterior:
+    """The aggregated posterior q_agg(z) = Σ_n w_n q(z | x_n) of a data set.
+
+    Args:
+        guide, data, site, data_plate, batch_size, model: as :func:`encode`.
+        weights: w_n, shape ``(N,)``, normalised by the mixture; equal if not given.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae(data_dim=6, latent=2)
+    >>> agg = pv.aggregate(exact.vae().guide, exact.sample(100))
+    >>> agg.log_prob(agg.sample((3,))).shape
+    torch.Size([3])
+    """
+    encoding = encode(
+        guide, data, site=site, data_plate=data_plate, batch_size=batch_size, model=model
+    )
+    return AggregatedPosterior(encoding, weights)

@@ -1,0 +1,566 @@
+"""One run of a Pyro function, read row by row: which sites there are and what each row has there.
+
+A *row* is one datum. The data plate may be any of the plates around a site; the dimensions of all
+others count as event dimensions of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyrovae.data import Batch, take_rows
+from pyrovae.errors import InputError
+from pyrovae.mixture import families
+from pyrovae.mixture.families import declared
+from pyrovae.pairs.masks import elements, redrawn, unmasked
+from pyrovae.pairs.restore import AsFound, PyroFunction, modules_of
+
+Node = Mapping[str, Any]
+Part = Literal["present", "absent", "all"]
+
+
+class OtherRows(InputError):
+    """A site speaks of another number of rows than the batch has."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one run shows.
+
+    Args:
+        nodes: the sample sites by name, in the order of the run, without those of plates.
+        rows: number of rows the run was about.
+        kept: how many of them were asked for; a subsampling plate of fixed size gets more.
+        where: ``"model"`` or ``"guide"``, for errors.
+        data_plate: name of the data plate, if given.
+        grows: whether plates follow the number of rows, by name, where that had to be found out.
+        indices: the rows that a subsampling plate was made to choose.
+    """
+
+    nodes: Mapping[str, Node]
+    rows: int
+    kept: int
+    where: str
+    data_plate: str | None = None
+    grows: Mapping[str, bool] = field(default_factory=dict)
+    indices: Tensor | None = None
+
+    @property
+    def latent(self) -> list[str]:
+        """Names of the latent sites."""
+        return [name for name, node in self.nodes.items() if not node["is_observed"]]
+
+    @property
+    def observed(self) -> list[str]:
+        """Names of the observed sites."""
+        return [name for name, node in self.nodes.items() if node["is_observed"]]
+
+    @property
+    def shared(self) -> list[str]:
+        """Names of the sites that are one for all rows: those in no plate over the data."""
+        return [name for name, node in self.nodes.items() if not self._plates(node)]
+
+    @property
+    def data_sites(self) -> list[str]:
+        """Names of the observed sites with data in each row: no ``pyro.factor``."""
+        shared = self.shared
+        return [
+            name
+            for name in self.observed
+            if name not in shared and not isinstance(self.nodes[name]["fn"], dist.Unit)
+        ]
+
+    @property
+    def ambiguous(self) -> set[str]:
+        """Names of plates of as many rows as the data, where it is open which are over these."""
+        plates = [{f.name for f in self._plates(node)} for node in self.nodes.values()]
+        if self.data_plate is not None:
+            plates = [names for names in plates if self.data_plate not in names]
+        names = set().union(*plates)
+        several = len(names) > (self.data_plate is None)
+        return names - set(self.grows) if several else set()
+
+    def node(self, site: str) -> Node:
+        """The latent site of a name.
+
+        Raises:
+            InputError: with the names of those there are.
+        """
+        if site not in self.nodes:
+            raise InputError(
+                f"expected a latent site {site!r} in the {self.where}; got {self.latent}. Name one "
+                "of those with site=."
+            )
+        if site not in self.latent:
+            raise InputError(
+                f"expected site {site!r} of the {self.where} to be latent; got an observed one. "
+                f"Latent are {self.latent}: name one of those with site=."
+            )
+        return self.nodes[site]
+
+    def distribution(self, site: str, *, flatten: bool = True) -> dist.Distribution:
+        """The distribution at a site, batch shape ``(kept,)``; event shape ``(D,)`` if flattened.
+
+        It is that of whole rows, whatever a mask leaves out; see `present`.
+
+        Raises:
+            InputError: if the site is in no data plate, or its family can't be laid out in rows.
+        """
+        node = self.nodes[site]
+        fn = unmasked(node["fn"])
+        try:
+            by_row = declared(families.rows_first(fn, self.dim(site), flatten=flatten))
+        except ValueError as error:
+            raise InputError(f"{error} It stands at the {self.where}'s site {site!r}.") from error
+        if self.kept < self.rows:
+            by_row = families.take(by_row, slice(0, self.kept))
+        return by_row
+
+    def present(self, site: str) -> Tensor | None:
+        """Which units of each row a mask leaves in, shape ``(kept, D)``; ``None`` if all."""
+        base, mask = elements(self.nodes[site])
+        if mask is None:
+            return None
+        by_row = mask.movedim(self._element_dim(site, base), 0).reshape(self.rows, -1)
+        return by_row.repeat_interleave(base.event_shape.numel(), 1)[: self.kept]
+
+    def log_density(self, site: str, part: Part = "present") -> Tensor:
+        """Log density of each row at a site, shape ``(kept,)``, never scaled.
+
+        Args:
+            site: its name.
+            part: of a row: what masks leave in, what they leave out, or all of it.
+        """
+        node = self.nodes[site]
+        fn = node["fn"]
+        if part == "absent":
+            base, mask = elements(node)
+            values = base.log_prob(node["value"])
+            present = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+            values = torch.where(present.to(values.device), 0.0, values)
+            dim = self._element_dim(site, base)
+        else:
+            fn = fn if part == "present" else unmasked(fn)
+            values = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
+            values = scale_and_mask(values, 1.0, node["mask"] if part == "present" else None)
+            values = values.expand(torch.broadcast_shapes(values.shape, fn.batch_shape))
+            dim = self.dim(site)
+        return values.movedim(dim, 0).reshape(self.rows, -1).sum(1)[: self.kept]
+
+    def code(self, site: str) -> Tensor:
+        """The value of each row at a site as a vector, shape ``(kept, D)``."""
+        return self.value(site).reshape(self.kept, -1)
+
+    def value(self, site: str) -> Tensor:
+        """The value of each row at a site, shape ``(kept, ...)``."""
+        node = self.nodes[site]
+        whole = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)
+        return whole.movedim(len(node["fn"].batch_shape) + self.dim(site), 0)[: self.kept]
+
+    def dim(self, site: str) -> int:
+        """The batch dimension of the data plate at a site, counted from the right.
+
+        Raises:
+            InputError: if no plate around the site, or more than one, has a row for each datum.
+        """
+        node = self.nodes[site]
+        found = self._plates(node)
+        if len(found) == 1:
+            return int(found[0].dim)
+        plates = {f.name: _size(f, node) for f in _frames(node)}
+        if len(found) > 1:
+            raise InputError(
+                f"expected one plate of {self.rows} rows around the {self.where}'s site {site!r}; "
+                f"got {plates}. Name the one over the data with data_plate=."
+            )
+        if not plates:
+            raise InputError(
+                f"expected a plate over the data around the {self.where}'s site {site!r}; got "
+                'none, so that no row has a part of its own. Put it under with pyro.plate("data", '
+                "len(x)):."
+            )
+        raise OtherRows(
+            f"expected a plate of {self.rows} rows, those of the batch, around the {self.where}'s "
+            f'site {site!r}; got plates {plates}. Write pyro.plate("data", len(x)), or, if the '
+            "plate has a fixed size, give as many rows as that: to encode and aggregate all of "
+            "them at once, with batch_size= their number."
+        )
+
+    def _element_dim(self, site: str, base: dist.Distribution) -> int:
+        """`dim` where every element of the site has a batch dimension."""
+        return self.dim(site) + len(self.nodes[site]["fn"].batch_shape) - len(base.batch_shape)
+
+    def _plates(self, node: Node) -> list[Any]:
+        """The plates around a site that are over the data, as far as is known."""
+        frames = _frames(node)
+        named = [f for f in frames if f.name == self.data_plate]
+        return [
+            f
+            for f in named or frames
+            if _size(f, node) == self.rows and self.grows.get(f.name, True)
+        ]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How to run one function of a pair on a batch and read it.
+
+    Args:
+        function: the model or the guide.
+        where: ``"model"`` or ``"guide"``, for errors.
+        data_plate: name of the data plate, if given.
+        whole: whether a guide may have one density over all rows at once.
+    """
+
+    function: PyroFunction
+    where: str
+    data_plate: str | None = None
+    whole: bool = False
+    _grows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+    _of_rows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+
+    def read(
+        self,
+        batch: Batch,
+        *,
+        codes: Mapping[str, Tensor] | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        indices: Tensor | None = None,
+        until: Collection[str] = (),
+        redraw: Collection[str] = (),
+    ) -> list[Reading]:
+        """Run the function, more than once where its plate takes a few rows at a time.
+
+        Args:
+            batch: the arguments.
+            codes: values to put at latent sites, a vector for each row, shape ``(B, D)``.
+            values: the same in the shape of the site.
+            indices: the rows that a subsampling plate has to choose; chosen in order if not given.
+            until: the sites after which nothing is needed; the run ends when all have been passed.
+            redraw: those of ``values`` of which what a mask leaves out is drawn here instead.
+        """
+        place = partial(
+            _Place,
+            codes=codes or {},
+            values=values or {},
+            until=frozenset(until),
+            redraw=frozenset(redraw),
+        )
+        first = self._run(batch, indices, place)
+        if isinstance(first, Reading):
+            return [first]
+        readings = []
+        for part in torch.arange(len(batch[0])).split(first):
+            padded = part[torch.arange(first) % len(part)]
+            here = {name: code[padded] for name, code in (codes or {}).items()}
+            reading = self._run(batch, padded, partial(place, codes=here))
+            if isinstance(reading, Reading):
+                readings.append(replace(reading, kept=len(part)))
+        return readings
+
+    def follows(self, batch: Batch) -> bool:
+        """Whether the function takes any number of rows, so that rows can be repeated.
+
+        What it keeps of its first run it makes for the rows of ``batch``, never for fewer.
+        """
+        with torch.no_grad(), torch.random.fork_rng():
+            takes, fresh = self._takes_others(batch)
+            if fresh or not takes:
+                self.read(batch)  # what fails for all rows too does not fail for their number
+            if fresh:
+                takes, _ = self._takes_others(batch)
+        return takes
+
+    def _takes_others(self, batch: Batch) -> tuple[bool, bool]:
+        """Whether it takes other numbers of rows, and whether a look made something in it."""
+        found = AsFound(modules_of(self.function))
+        takes = all(self._takes(batch, rows) for rows in (2, 3))
+        fresh = found.changed
+        found.put_back()
+        return takes, fresh
+
+    def _takes(self, batch: Batch, rows: int) -> bool:
+        index = torch.arange(rows, device=batch[0].device) % len(batch[0])
+        try:
+            reading = self.read(take_rows(batch, index))[0]
+            by_row = [reading.dim(site) for site in reading.nodes if site not in reading.shared]
+        except OtherRows:
+            return False
+        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its sums
+            return False
+        plates = any(_frames(reading.nodes[site]) for site in reading.shared)
+        # A plate of fixed size is over all rows of the data, or over something else.
+        return bool(by_row) and (not plates or reading.shared == self.read(batch)[0].shared)
+
+    @contextmanager
+    def _whole_or_undone(self) -> Iterator[None]:
+        """A run that ends early leaves no plates or parameters of half a run in a guide."""
+        found = AsFound(self._guides, store=False)
+        try:
+            yield
+        except BaseException:
+            found.put_back()
+            raise
+
+    @cached_property
+    def _guides(self) -> list[nn.Module]:
+        """Modules that keep something of each run, and keep half of it if the run is stopped."""
+        roots = modules_of(self.function)
+        return [r for r in roots if any(isinstance(m, PyroModule) for m in r.modules())]
+
+    def _run(
+        self, batch: Batch, indices: Tensor | None, place: Callable[..., _Place]
+    ) -> Reading | int:
+        """One run, or the size of the plate if it takes only so many rows at a time."""
+        rows = len(batch[0])
+        count = rows if indices is None else len(indices)
+        blank = Reading({}, count, count, self.where, self.data_plate, self._grows, indices)
+        tracing = poutine.trace(place(blank, rows)(self.function))
+        try:
+            with suppress(_Passed), self._whole_or_undone():
+                tracing(*batch)
+                self._check_plate(_sites(tracing.trace.nodes))
+            reading = replace(blank, nodes=_sites(tracing.trace.nodes))
+            if names := reading.ambiguous:
+                raise _Ambiguous(names)
+            self._check_shared(reading, batch)
+        except _Window as window:
+            return window.size
+        except _Ambiguous as several:
+            self._note_growth(several.names, batch)
+            return self._run(batch, indices, place)
+        except ValueError as error:
+            if isinstance(error.__cause__, InputError):  # Pyro appends the shapes in its trace
+                raise error.__cause__ from None
+            reason = str(error).splitlines()[0]
+            if "invalid shape of pyro.param" in reason:
+                raise OtherRows(
+                    f"expected as many rows as the {self.where} has parameters for; got {rows}: "
+                    f"{reason}. Give all rows that it was trained on at once: to encode and "
+                    "aggregate with batch_size= their number."
+                ) from error
+            if not reason.startswith("Shape mismatch inside plate"):
+                raise
+            raise InputError(
+                f"expected the dimensions of one row to be event dimensions in the {self.where}; "
+                f"got {reason}. Declare them with .to_event(1), or give them a plate of their own."
+            ) from error
+        return reading
+
+    def _check_plate(self, nodes: Mapping[str, Node]) -> None:
+        """Raise if a whole run had plates, and none of the name that is given."""
+        plates = list(dict.fromkeys(f.name for node in nodes.values() for f in _frames(node)))
+        if self.data_plate is not None and plates and self.data_plate not in plates:
+            raise InputError(
+                f"expected a plate {self.data_plate!r} in the {self.where}; got {plates}. Name one "
+                "of those with data_plate=, the same in model and guide, or leave it out."
+            )
+
+    def _note_growth(self, names: set[str], batch: Batch) -> None:
+        """Find out which of several plates are over the data: those that grow by a row."""
+        longer = self._longer(batch)
+        grown = {
+            frame.name
+            for node in (longer or {}).values()
+            for frame in _frames(node)
+            if _size(frame, node) == len(batch[0]) + 1
+        }
+        # Where none does there is a fixed number of rows, and it stays open.
+        self._grows.update((name, name in grown or not grown) for name in names)
+
+    def _check_shared(self, reading: Reading, batch: Batch) -> None:
+        """Raise unless what stands in no plate over the data is one for all rows.
+
+        Raises:
+            InputError: naming a site that is made of the rows and was left out of their plate.
+        """
+        if self.where == "guide" and not self.whole:
+            _check_guide(reading)
+        for name in reading.shared:
+            node = reading.nodes[name]
+            shape = (*node["fn"].batch_shape, *node["fn"].event_shape)
+            in_step = any(size % reading.rows == 0 for size in shape)
+            factor = isinstance(node["fn"], dist.Unit)
+            if in_step or (node["is_observed"] and not factor):
+                if name not in self._of_rows:
+                    self._of_rows[name] = self._made_of_rows(name, node, batch)
+                if self._of_rows[name]:
+                    reading.dim(name)  # which is what there is to say
+
+    def _made_of_rows(self, name: str, node: Node, batch: Batch) -> bool:
+        """Whether a site is another one for other rows, as far as can be told."""
+        longer = self._longer(batch)
+        if longer is None or name not in longer:
+            return True
+        other = longer[name]
+        if node["is_observed"] and not isinstance(node["fn"], dist.Unit):
+            one, two = node["value"], other["value"]
+            return one.shape != two.shape or not torch.equal(one, two)
+        shapes = [part["fn"].batch_shape + part["fn"].event_shape for part in (node, other)]
+        return shapes[0] != shapes[1]
+
+    def _longer(self, batch: Batch) -> Mapping[str, Node] | None:
+        """The sites for one row more, in another order; none if the function can't take it."""
+        count = len(batch[0])
+        index = (torch.arange(count + 1, device=batch[0].device) + 1) % count
+        found = AsFound(modules_of(self.function))
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                trace = poutine.trace(self.function).get_trace(*take_rows(batch, index))
+        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its sums
+            return None
+        finally:
+            found.put_back()
+        return _sites(trace.nodes)
+
+
+def _check_guide(reading: Reading) -> None:
+    """Raise unless what a guide says of a row is a density of that row's own.
+
+    Raises:
+        InputError: for a ``pyro.factor`` by row, or an autoguide's one density over all rows.
+    """
+    shared = reading.shared
+    factors = [name for name in reading.observed if name not in shared]
+    if factors and isinstance(reading.nodes[factors[0]]["fn"], dist.Unit):
+        raise InputError(
+            f"expected a guide that is a density, which integrates to one; got the factor "
+            f"{factors[0]!r} in each row. Put it into the model."
+        )
+    hidden = [n for n in shared if reading.nodes[n]["infer"].get("is_auxiliary")]
+    for name in reading.latent:
+        point = isinstance(innermost(reading.nodes[name]["fn"]), dist.Delta)
+        if hidden and point and name not in shared and f"{name}_unconstrained" not in reading.nodes:
+            raise InputError(
+                f"expected a guide with a density for each row at the site {name!r}; got one over "
+                f"all rows at once, {hidden[0]!r}. Write a guide that encodes each row, or take "
+                "pyro.infer.autoguide.AutoNormal, which has parameters for each."
+            )
+
+
+def innermost(distribution: dist.Distribution) -> dist.Distribution:
+    """A distribution without its masks and its ``Independent`` wrapping."""
+    while isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
+
+
+class _Window(Exception):
+    """A plate takes fewer rows at a time than there are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class _Ambiguous(Exception):
+    """Several plates have as many rows as the batch."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+class _Passed(Exception):
+    """All sites that are needed have been passed."""
+
+
+class _Place(Messenger):
+    """Put values at latent sites and rows into subsampling plates; stop after the last site."""
+
+    def __init__(
+        self,
+        blank: Reading,
+        rows: int,
+        *,
+        codes: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        until: frozenset[str],
+        redraw: frozenset[str],
+    ) -> None:
+        super().__init__()
+        self.blank, self.rows, self.codes, self.values = blank, rows, codes, values
+        self.until, self.ahead, self.redraw = until, set(until), redraw
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        self.ahead.discard(msg["name"])
+        if self.until and not self.ahead:
+            raise _Passed
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        if _is_plate(msg):
+            self._choose_rows(msg)
+        elif name in self.values and not msg["is_observed"]:
+            value = self.values[name]
+            msg["value"] = redrawn(msg, value) if name in self.redraw else value
+            msg["done"] = True
+        elif name in self.codes:
+            reading = replace(self.blank, nodes={name: msg})
+            fn = reading.node(name)["fn"]
+            if names := reading.ambiguous:
+                raise _Ambiguous(names)
+            msg["value"], msg["done"] = (
+                _as_value(self.codes[name], fn, reading.dim(name), name),
+                True,
+            )
+
+    def _choose_rows(self, msg: dict[str, Any]) -> None:
+        size, chosen = msg["fn"].size, msg["fn"].subsample_size
+        if msg["value"] is not None or chosen is None:
+            return
+        if chosen == self.rows:  # the rows come chosen already
+            msg["value"], msg["done"] = torch.arange(chosen, device=msg["fn"].device), True
+        elif chosen < size == self.rows:
+            if self.blank.indices is None:
+                raise _Window(chosen)
+            msg["value"], msg["done"] = self.blank.indices, True
+
+
+def _sites(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    return {
+        name: node
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and not _is_plate(node)
+        and not node["infer"].get("_deterministic")
+    }
+
+
+def _frames(node: Node) -> list[Any]:
+    """The plates around a site that have a dimension."""
+    return [frame for frame in node["cond_indep_stack"] if frame.dim is not None]
+
+
+def _size(frame: Any, node: Node) -> int:
+    """Rows of a plate around a site; ``pyro.plate("data")`` has as many as come."""
+    size, shape = int(frame.size), node["fn"].batch_shape
+    return int(shape[frame.dim]) if size < 0 and len(shape) >= -frame.dim else size
+
+
+def _is_plate(node: Node) -> bool:
+    return type(node["fn"]).__name__ == "_Subsample"
+
+
+def _as_value(code: Tensor, fn: dist.Distribution, dim: int, site: str) -> Tensor:
+    axis = len(fn.batch_shape) + dim
+    others = torch.Size([n for i, n in enumerate(fn.batch_shape) if i != axis])
+    units = (others + fn.event_shape).numel()
+    if code.shape != (fn.batch_shape[axis], units):
+        raise InputError(
+            f"expected codes of shape {(fn.batch_shape[axis], units)} at the model's site "
+            f"{site!r}; got {tuple(code.shape)}. Give guide and model as many latent units there."
+        )
+    return code.reshape(-1, *others, *fn.event_shape).movedim(0, axis)

@@ -1,0 +1,37 @@
+"""Pictures of what was measured, drawn by matplotlib.
+
+Each function draws one figure from a diagnosis, a fit or a part of them. Colours and sizes are in
+``style.py``, and nothing is imported from here unless a picture is wanted. Start with
+``latent.py``.
+"""
+
+from pyrovae.plots.curves import (
+    evidence,
+    ex_post_candidates,
+    held_out_densities,
+    pareto_k,
+    training_curve,
+)
+from pyrovae.plots.guide import beside, calibration, gaps
+from pyrovae.plots.latent import latent_map, unit_activity, unit_marginals
+from pyrovae.plots.samples import feature_marginals, is_image, pseudo_inputs, sample_sheets
+from pyrovae.plots.style import STYLE
+
+__all__ = [
+    "STYLE",
+    "beside",
+    "calibration",
+    "evidence",
+    "ex_post_candidates",
+    "feature_marginals",
+    "gaps",
+    "held_out_densities",
+    "is_image",
+    "latent_map",
+    "pareto_k",
+    "pseudo_inputs",
+    "sample_sheets",
+    "training_curve",
+    "unit_activity",
+    "unit_marginals",
+]

@@ -1,0 +1,205 @@
+"""The plots of a report; each function returns a ``matplotlib.figure.Figure`` of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pyrovae.diagnostics import Diagnosis, left_out_of
+from pyrovae.estimates import Estimate
+from pyrovae.evidence import Evidence
+from pyrovae.ex_post import Candidate
+from pyrovae.plots.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    MUTED,
+    TRAINING,
+    VALIDATION,
+    bar,
+    colour_of,
+    label_of,
+    legend_above,
+    panels,
+    styled,
+)
+from pyrovae.training import Fit, History
+
+Array = NDArray[np.float64]
+
+
+@styled
+def training_curve(fit: Fit) -> Figure:
+    """Training objective and validation ELBO by epoch, KL weight if it changed, epoch kept."""
+    history = fit.history
+    warmed = bool((history.kl_weight != 1.0).any())
+    figure, axes = panels(2 if warmed else 1, height=4.4 if warmed else 3.4)
+    ax = axes[0]
+    mark = "o" if len(history) == 1 else ""
+    ax.plot(history.epoch, history.train, color=TRAINING, marker=mark, label="training objective")
+    if not np.isnan(history.validation).all():
+        ax.plot(
+            history.epoch, history.validation, "--", color=VALIDATION, marker=mark,
+            label="validation ELBO",
+        )  # fmt: skip
+    for panel in axes:
+        panel.axvline(fit.best_epoch, color=MUTED, linewidth=1, linestyle=":")
+        panel.set_xlim(0, len(history) + 1)
+        panel.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    kept = f"epoch kept: {fit.best_epoch}"
+    axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=kept)
+    low, high = _interesting(history)
+    ax.set_ylim(low, high)
+    ax.set_ylabel("nats per data point")
+    if warmed:
+        axes[1].plot(history.epoch, history.kl_weight, color="#000000")
+        axes[1].set_ylabel("KL weight")
+    axes[-1].set_xlabel("epoch")
+    legend_above(figure, *axes, columns=3)
+    return figure
+
+
+def _interesting(history: History) -> tuple[float, float]:
+    """The range of the curves after the first steep twentieth of the epochs."""
+    curves = [c for c in (history.train, history.validation) if not np.isnan(c).all()]
+    skipped = len(history) // 20 + (1 if len(history) > 4 else 0)
+    later = np.concatenate([c[skipped:] for c in curves])
+    low, high = float(np.nanmin(later)), float(np.nanmax(np.concatenate(curves)))
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+@styled
+def held_out_densities(diagnosis: Diagnosis) -> Figure:
+    """log q_agg against log p at the codes of held-out data, with the diagonal of equality."""
+    memory = diagnosis.memorisation
+    prior = memory.log_prior.double().cpu().numpy()
+    aggregated = memory.log_aggregated.double().cpu().numpy()
+    finite = np.isfinite(prior) & np.isfinite(aggregated)
+    figure, (ax,) = panels(height=3.8)
+    above = float((aggregated > prior).mean())
+    ax.scatter(
+        prior[finite], aggregated[finite], s=9, alpha=0.45, linewidths=0,
+        color=COLOURS["q_agg"], rasterized=True,
+        label=f"held-out data point ({above:.0%} above the line)",
+    )  # fmt: skip
+    middle = float(np.median(prior[finite])) if finite.any() else 0.0
+    ax.axline((middle, middle), slope=1, color=MUTED, linestyle="--", label="equal density")
+    ax.set(xlabel="log p(z), nats", ylabel=r"log $q_\mathrm{agg}(z)$, nats")
+    legend_above(figure, ax, columns=2)
+    return figure
+
+
+def _evidence(diagnosis: Diagnosis) -> dict[str, Evidence]:
+    if not diagnosis.evidence:
+        raise left_out_of("estimates of log p(x)", "evidence_rows")
+    return diagnosis.evidence
+
+
+@styled
+def evidence(diagnosis: Diagnosis) -> Figure:
+    """Held-out log p(x) under each density in the prior's place, and the paired differences.
+
+    Bars are two standard errors to either side.
+    """
+    names = list(_evidence(diagnosis))
+    base = diagnosis.evidence["prior"]
+    means = {name: diagnosis.evidence[name].mean() for name in names}
+    gains = {name: diagnosis.evidence[name].minus(base) for name in names if name != "prior"}
+    figure, axes = panels(2, height=3.6)
+    _intervals(axes[0], means)
+    axes[0].set_xlabel("mean log p(x), nats per data point")
+    _intervals(axes[1], gains)
+    axes[1].axvline(0.0, color=COLOURS["prior"], linestyle="--", linewidth=1)
+    axes[1].set_xlabel("paired difference from the prior, nats")
+    return figure
+
+
+def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
+    labels = []
+    for row, (name, estimate) in enumerate(estimates.items()):
+        finite = math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
+        labels.append(
+            label_of(name) + ("" if finite else f":\n{estimate.unresolved or 'not finite'}")
+        )
+        if finite:
+            ax.errorbar(
+                estimate.value, row, xerr=2 * estimate.standard_error, color=colour_of(name),
+                marker=MARKERS.get(name, "o"), markersize=6, capsize=3, linestyle="none",
+            )  # fmt: skip
+    ax.set_yticks(range(len(estimates)), labels)
+    ax.set_ylim(len(estimates) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+
+
+@styled
+def pareto_k(diagnosis: Diagnosis) -> Figure:
+    """How many held-out data points have which k̂ under each density, and the limit of it."""
+    figure, (ax,) = panels()
+    evidence = _evidence(diagnosis)
+    limit = evidence["prior"].k_limit
+    values = {n: e.pareto_k.double().cpu().numpy() for n, e in evidence.items()}
+    finite = np.concatenate([k[np.isfinite(k)] for k in values.values()] + [np.array([0.0, 0.8])])
+    edges = np.linspace(finite.min(), finite.max(), 31)
+    for name, k in values.items():
+        ax.hist(
+            k[np.isfinite(k)], bins=list(edges), histtype="step", linewidth=1.6,
+            color=colour_of(name), linestyle=LINES.get(name, "-"),
+        )  # fmt: skip
+        ax.plot(
+            [], [], color=colour_of(name), linestyle=LINES.get(name, "-"),
+            label=f"{label_of(name)}: {(~(k <= limit)).sum()} of {len(k)} above",
+        )  # fmt: skip
+    ax.axvline(limit, color="#000000", linewidth=1, linestyle=":", label=f"{limit:.2g}")
+    ax.set(xlabel=r"Pareto $\hat{k}$ of the importance weights", ylabel="held-out data points")
+    legend_above(figure, ax, columns=2)
+    return figure
+
+
+@styled
+def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
+    """Mean log density of held-out codes under each candidate, against how much it was smoothed."""
+    table = diagnosis.ex_post.table
+    figure, axes = panels(2, height=5.2)
+    inflated = [row for row in table if row.family == "inflated"]
+    amounts = sorted({row.amount for row in inflated})
+    _candidates(axes[0], inflated, [amounts.index(row.amount) for row in inflated], "o", "inflated")
+    axes[0].set_xticks(range(len(amounts)), [f"{amount:.2g}" for amount in amounts])
+    axes[0].set(xlabel="added variance, in units of the variance of the means")
+    families = dict.fromkeys(row.family for row in table if row.components)
+    for family, shape in zip([f for f in families if f != "inflated"], "sDv^P", strict=False):
+        rows = sorted((r for r in table if r.family == family), key=lambda row: row.components)
+        _candidates(axes[1], rows, [row.components for row in rows], shape, family)
+    for row in (row for row in table if not row.components):
+        axes[1].axhline(row.held_out.value, color=MUTED, linestyle=":", label=row.family)
+    axes[1].set(xscale="log", xlabel="components")
+    for row in table:
+        if row.name == diagnosis.ex_post.choice:
+            where = amounts.index(row.amount) if row.family == "inflated" else row.components or 1
+            ax = axes[0] if row.family == "inflated" else axes[1]
+            ax.plot(
+                where, row.held_out.value, "o", color="#000000", markersize=12,
+                markerfacecolor="none", label="chosen",
+            )  # fmt: skip
+    for ax in axes:
+        ax.set_ylabel("held-out log density")
+    legend_above(figure, *axes, columns=2)
+    return figure
+
+
+def _candidates(
+    ax: Axes, rows: Sequence[Candidate], where: Sequence[int], shape: str, name: str
+) -> None:
+    ax.errorbar(
+        where, [row.held_out.value for row in rows],
+        yerr=[bar(row.held_out) for row in rows],
+        color=MUTED if "full" in name else COLOURS["ex_post"], marker=shape, markersize=5,
+        capsize=2, linestyle="none", label=name,
+    )  # fmt: skip

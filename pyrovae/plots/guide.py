@@ -1,0 +1,96 @@
+"""Pictures of the guide: its calibration, its gaps, NUTS beside it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pyrovae.diagnostics import ALARM, Beside, Calibration, Gaps
+from pyrovae.plots.style import COLOURS, FURTHER, MUTED, TRAINING, legend_above, panels, styled
+
+MOST_UNITS = 10  # of a data point that are drawn beside each other
+
+
+@styled
+def calibration(found: Calibration) -> Figure:
+    """ECDF of the probability integral transforms of each unit, less that of a calibrated guide.
+
+    The band is that of Dvoretzky, Kiefer, Wolfowitz and Massart for all units together.
+    """
+    n, units = found.pit.shape
+    pit = np.sort(found.pit.double().numpy(), axis=0)
+    steps = np.arange(1, n + 1) / n
+    figure, (ax,) = panels()
+    width = math.sqrt(math.log(2 * units / ALARM) / (2 * n))
+    ax.axhspan(-width, width, color="#E4E4E4", label=f"{1 - ALARM:.0%} band of an exact guide")
+    fine = (found.adjusted >= ALARM).tolist()
+    for state, colour in ((True, TRAINING), (False, COLOURS["q_agg"])):
+        chosen = [unit for unit in range(units) if fine[unit] == state]
+        name = "calibrated" if state else "not calibrated"
+        for unit in chosen:
+            ax.plot(pit[:, unit], steps - pit[:, unit], color=colour, linewidth=1.2)
+        if chosen:
+            many = "unit" if len(chosen) == 1 else "units"
+            ax.plot([], [], color=colour, label=f"{len(chosen)} {many} {name}")
+    ax.axhline(0.0, color=MUTED, linewidth=1)
+    ax.set(xlim=(0, 1), xlabel="share of guide draws below the true code")
+    ax.set_ylabel("ECDF − uniform")
+    legend_above(figure, ax, columns=2)
+    return figure
+
+
+@styled
+def gaps(found: Gaps) -> Figure:
+    """For each data point what its ELBO lacks to log p(x), by cause."""
+    parts = {
+        "amortization": found.family.values - found.guide.values,
+        "approximation": found.evidence.values - found.family.values,
+    }
+    total = found.evidence.values - found.guide.values
+    order = np.argsort(total.double().cpu().numpy())[::-1]
+    figure, (ax,) = panels()
+    below = np.zeros(len(order))
+    for (name, values), colour in zip(
+        parts.items(), (COLOURS["q_agg"], COLOURS["prior"]), strict=True
+    ):
+        height = values.double().cpu().numpy()[order].clip(min=0)
+        ax.bar(range(len(order)), height, 0.8, bottom=below, color=colour, label=f"{name} gap")
+        below = below + height
+    ax.set(xlabel="held-out data points, by size of the loss", ylabel="log p(x) − ELBO, nats")
+    ax.set_xticks([])
+    ax.grid(visible=False, axis="x")
+    legend_above(figure, ax, columns=2)
+    return figure
+
+
+@styled
+def beside(found: Beside) -> Figure:
+    """Mean and two standard deviations of each unit by NUTS and by the guide."""
+    count, units = found.mean.shape[0], min(found.mean.shape[1], MOST_UNITS)
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure, axes = panels(rows, columns, height=0.6 + 2.1 * rows)
+    position = np.arange(units)
+    sides = (
+        ("NUTS", found.mean, found.sd, -0.15, COLOURS["ex_post"], "o"),
+        ("guide", found.guide_mean, found.guide_sd, 0.15, FURTHER, "s"),
+    )
+    for datum, ax in enumerate(axes[:count]):
+        for name, mean, sd, offset, colour, marker in sides:
+            ax.errorbar(
+                position + offset, mean[datum, :units].double().cpu().numpy(),
+                yerr=2 * sd[datum, :units].double().cpu().numpy(),
+                color=colour, marker=marker, markersize=4, linestyle="none", label=name,
+            )  # fmt: skip
+        ax.set_title(f"data point {datum}")
+        ax.xaxis.set_major_locator(MaxNLocator(min(units, 6), integer=True))
+        ax.grid(visible=False, axis="x")
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    for ax in axes[max(0, count - columns) : count]:
+        ax.set_xlabel("unit")
+    legend_above(figure, axes[0], columns=2)
+    return figure

@@ -1,0 +1,402 @@
+"""The command: what it prints, what it leaves behind, and how it refuses what it can't use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pyrovae
+import pyrovae.command.analysis
+from pyrovae.command.analysis import AnalysisOptions
+from pyrovae.command.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
+from pyrovae.data.datasets import Dataset
+from pyrovae.diagnostics.diagnosis import Effort
+from pyrovae.errors import InputError
+
+TABLE = np.random.default_rng(0).normal(size=(60, 3))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Data and options that can't be used, and words that the one line must hold."""
+
+    arguments: Callable[[Path], list[str]]
+    words: tuple[str, ...]
+
+
+def saved(array: np.ndarray, *options: str) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        np.save(folder / "data.npy", array)
+        return [str(folder / "data.npy"), *options]
+
+    return make
+
+
+def with_value(value: float) -> np.ndarray:
+    array = TABLE.copy()
+    array[41, 2] = value
+    return array
+
+
+def text(name: str, content: str) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        (folder / name).write_text(content, encoding="utf-8")
+        return [str(folder / name)]
+
+    return make
+
+
+def file_in_the_way(folder: Path) -> list[str]:
+    (folder / "taken").write_text("", encoding="utf-8")
+    return ["digits", "--out", str(folder / "taken")]
+
+
+def file_among_the_parents(folder: Path) -> list[str]:
+    (folder / "taken").write_text("", encoding="utf-8")
+    return ["digits", "--out", str(folder / "taken" / "a" / "b")]
+
+
+def interrupted_run(folder: Path) -> list[str]:
+    (folder / "run").mkdir()
+    (folder / "run" / "checkpoint.pt").write_bytes(b"")
+    return ["digits", "--out", str(folder / "run")]
+
+
+def broken_checkpoint(folder: Path) -> list[str]:
+    return [*interrupted_run(folder), "--resume", "--likelihood", "normal"]
+
+
+ROWS = "".join(f"{a},{b}\n" for a, b, _ in TABLE)
+BAD_INPUTS = {
+    "missing file": Refusal(lambda f: [str(f / "none.csv")], ("none.csv", "does not exist")),
+    "unreadable file": Refusal(text("data.npy", "junk"), ("readable .npy", "data.npy")),
+    "directory": Refusal(lambda f: [str(f)], ("directory",)),
+    "unknown format": Refusal(text("data.xlsx", "junk"), (".parquet", "'.xlsx'")),
+    "NaN": Refusal(saved(with_value(np.nan)), ("finite", "nan", "row 41, column 2")),
+    "inf": Refusal(saved(with_value(np.inf)), ("finite", "inf", "row 41, column 2")),
+    "string": Refusal(
+        text("data.csv", f"age,height\n{ROWS}1,tall\n"), ("'tall'", "row 61, column 'height'")
+    ),
+    "empty cell": Refusal(text("data.csv", f"age,height\n{ROWS}1,\n"), ("row 61", "'height'")),
+    "few rows": Refusal(saved(TABLE[:5]), ("at least 20 rows", "got 5")),
+    "constant": Refusal(saved(np.ones((60, 3))), ("data points that differ",)),
+    "bernoulli outside [0, 1]": Refusal(
+        saved(with_value(3.0).clip(0), "--likelihood", "bernoulli"), ("in [0, 1]", "row", "normal")
+    ),
+    "bernoulli of bytes": Refusal(
+        saved((TABLE * 60 + 128).astype("uint8"), "--likelihood", "bernoulli"),
+        ("Divide the values by 255", "row 0, column"),
+    ),
+    "categorical fractions": Refusal(
+        saved(TABLE, "--likelihood", "categorical"), ("0, 1, 2, …", "row 0, column 0")
+    ),
+    "unknown likelihood": Refusal(
+        lambda f: ["digits", "--likelihood", "gaussian"], ("bernoulli, normal, categorical",)
+    ),
+    "misspelt likelihood": Refusal(
+        lambda f: ["digits", "--likelihood", "Bernouli"], ("Did you mean 'bernoulli'?",)
+    ),
+    "out is a file": Refusal(file_in_the_way, ("--out", "a file of that name")),
+    "out under a file": Refusal(file_among_the_parents, ("--out", "taken")),
+    "out not writable": Refusal(lambda f: ["digits", "--out", "/proc/none/x"], ("--out", "/proc")),
+    "unknown device": Refusal(lambda f: ["digits", "--device", "gpu9"], ("cpu", "'gpu9'")),
+    "device without data": Refusal(lambda f: ["digits", "--device", "meta"], ("'meta'",)),
+    "absent device": Refusal(lambda f: ["digits", "--device", "cuda:99"], ("'cuda:99'",)),
+    "run in the way": Refusal(interrupted_run, ("checkpoint.pt", "--resume")),
+    "broken checkpoint": Refusal(broken_checkpoint, ("checkpoint", "damaged")),
+    "latent": Refusal(lambda f: ["digits", "--latent", "0"], ("--latent", "≥ 1", "'0'")),
+    "epochs": Refusal(lambda f: ["digits", "--epochs", "ten"], ("--epochs", "≥ 1", "'ten'")),
+    "seed": Refusal(lambda f: ["digits", "--seed", "-1"], ("--seed", "≥ 0", "'-1'")),
+    "hidden": Refusal(lambda f: ["digits", "--hidden", "64,,"], ("--hidden", "'64,,'")),
+    "unknown prior": Refusal(
+        lambda f: ["digits", "--prior", "vampire"], ("mixture, vamp, flow, exemplar", "'vampire'")
+    ),
+    "components of none": Refusal(
+        lambda f: ["digits", "--components", "5"], ("mixture or vamp", "'standard'")
+    ),
+    "components of exemplars": Refusal(
+        lambda f: ["digits", "--prior", "exemplar", "--components", "5"], ("'exemplar'", "Leave")
+    ),
+    "pseudo-inputs": Refusal(
+        lambda f: ["digits", "--prior", "vamp", "--components", "9999"], ("1 to 1258", "9999")
+    ),
+    "flow of one unit": Refusal(
+        lambda f: ["digits", "--prior", "flow", "--latent", "1"], ("at least 2 latent units",)
+    ),
+    "unknown option": Refusal(lambda f: ["digits", "--fast"], ("--fast", "--help")),
+    "two data sets": Refusal(lambda f: ["digits", "a.npy"], ("a.npy", "--help")),
+}
+
+
+def left_behind(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input must be found before any training begins."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("pyrovae.training.loop.Trainer.run", fail)
+
+
+def run(arguments: list[str]) -> int:
+    try:
+        return main(["analyze", *arguments])
+    except SystemExit as stop:  # argparse's way
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+@pytest.mark.float32
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = BAD_INPUTS[case].arguments(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = left_behind(tmp_path)
+    assert run(arguments) == BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n") and err.count("\n") == 1
+    assert "expected" in err and "Traceback" not in err
+    for word in BAD_INPUTS[case].words:
+        assert word in err
+    assert left_behind(tmp_path) == before
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = Path(pyrovae.__file__).parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "pyrovae", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+
+
+def test_bad_input_as_a_shell_sees_it(tmp_path: Path) -> None:
+    done = command("analyze", "none.npy", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (BAD_INPUT, "", 1)
+    assert done.stderr.startswith("pyrovae: expected 'digits' or a file; got 'none.npy'")
+    assert left_behind(tmp_path) == set()
+
+
+def test_the_whole_job_on_a_table_as_a_shell_sees_it(tmp_path: Path) -> None:
+    pd.DataFrame(TABLE, columns=["a", "b", "c"]).to_csv(tmp_path / "data.csv", index=False)
+    words = "analyze data.csv --latent 2 --hidden 8 --epochs 2 --seed 1 --out".split()
+    done = command(*words, "my report", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert done.stdout.splitlines()[-1] == "report: my report/report.html"
+    for word in ("held-out", "ELBO", "index-code MI", "ample from"):
+        assert word in done.stdout
+    written = {path.name for path in (tmp_path / "my report").iterdir()}
+    assert {"report.html", "measures.csv", "diagnosis.nc", "parameters.pt"} <= written
+    assert "checkpoint.pt" not in written
+
+
+@pytest.mark.parametrize("prior", ["vamp", "exemplar"])
+def test_columns_may_have_any_units(prior: str, tmp_path: Path) -> None:
+    mixed = TABLE * (1.0, 1e4, 1e-3) + (0.0, 3e5, 7.0)
+    table = np.column_stack([mixed, np.full(60, 0.1)]).astype("float32")
+    np.save(tmp_path / "data.npy", table)
+    words = f"analyze data.npy --prior {prior} --latent 2 --hidden 8 --epochs 2 --out o".split()
+    done = command(*words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (OK, "")
+    measures = pd.read_csv(tmp_path / "o" / "measures.csv").set_index(["data", "measure"])
+    assert np.isfinite(measures.loc[("held-out", "elbo"), "value"])
+    if prior == "vamp":  # within the range of each column, not of all
+        parameters = torch.load(tmp_path / "o" / "parameters.pt", weights_only=True)
+        low, high = parameters["prior.low"].numpy(), parameters["prior.high"].numpy()
+        assert bool(((table.min(0) <= low) & (low <= high) & (high <= table.max(0))).all())
+
+
+# -- what main makes of the library ----------------------------------------------------------------
+
+
+class Library:
+    """Stands in for the work of ``analyze``: remembers what it was given and does as told."""
+
+    def __init__(self, act: Callable[[AnalysisOptions], Any]) -> None:
+        self.act = act
+        self.options = AnalysisOptions()
+        self.data: Dataset | None = None
+
+    def __call__(self, data: Dataset, likelihood: str, options: AnalysisOptions) -> Any:
+        self.data, self.options = data, options
+        return self.act(options)
+
+
+def raising(error: BaseException) -> Callable[[AnalysisOptions], Any]:
+    def act(options: AnalysisOptions) -> Any:
+        raise error
+
+    return act
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Library]:
+    monkeypatch.chdir(tmp_path)
+
+    def install(act: Callable[[AnalysisOptions], Any]) -> Library:
+        stand_in = Library(act)
+        monkeypatch.setattr(pyrovae.command.analysis, "_recipe", stand_in)
+        return stand_in
+
+    return install
+
+
+def test_options_not_given_are_the_library_s(library: Callable[..., Library]) -> None:
+    stand_in = library(raising(InputError("expected an end; got one.")))
+    assert run([]) == BAD_INPUT
+    assert stand_in.options == AnalysisOptions()
+    assert stand_in.data is not None and stand_in.data.name == "digits"
+
+
+def test_options_given_reach_the_library(library: Callable[..., Library]) -> None:
+    stand_in = library(raising(InputError("expected an end; got one.")))
+    words = (
+        "digits --likelihood normal --latent 3 --prior vamp --components 7 --check-guide "
+        "--hidden 64,32 --epochs 7 --seed 5 --out o/p --device cpu --resume"
+    )
+    assert run(words.split()) == BAD_INPUT
+    assert stand_in.options == AnalysisOptions(
+        likelihood="normal",
+        latent=3,
+        prior="vamp",
+        components=7,
+        effort=Effort(gap_rows=16, nuts_rows=4),
+        hidden=(64, 32),
+        epochs=7,
+        seed=5,
+        out=Path("o/p"),
+        device="cpu",
+        resume=True,
+    )
+
+
+def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == OK
+    shown = " ".join(capsys.readouterr().out.split()).replace("pyrovae- report", "pyrovae-report")
+    defaults = AnalysisOptions()
+    for field in fields(AnalysisOptions):
+        if field.name not in ("progress", "effort"):
+            assert f"--{field.name} " in shown
+    hidden = ",".join(map(str, defaults.hidden))
+    values = (defaults.latent, hidden, defaults.epochs, defaults.seed, defaults.out)
+    for value in values:
+        assert f"(default {value})" in shown
+    assert defaults.likelihood is None and defaults.device is None and not defaults.resume
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("expected a; got b.\nDo c."), BAD_INPUT, "pyrovae: expected a; got b. Do c.\n"),
+        (FloatingPointError("the loss is nan"), FAILED, "pyrovae: the loss is nan\n"),
+        (
+            OSError(28, "No space left on device", "x/report.html"),
+            BAD_INPUT,
+            "pyrovae: expected to read and write files; got: No space left on device at "
+            "'x/report.html'.\n",
+        ),
+        (
+            KeyboardInterrupt(),
+            INTERRUPTED,
+            "pyrovae: interrupted before the first epoch was over; nothing is kept.\n",
+        ),
+    ],
+)
+def test_errors_of_a_run_are_one_line_and_leave_no_empty_folder(
+    error: BaseException,
+    code: int,
+    line: str,
+    library: Callable[..., Library],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    library(raising(error))
+    assert run(["digits", "--out", "a/b"]) == code
+    assert capsys.readouterr() == ("", line)
+    assert left_behind(tmp_path) == set()
+
+
+def test_a_bug_keeps_its_traceback(library: Callable[..., Library]) -> None:
+    library(raising(ValueError("too many values to unpack")))
+    with pytest.raises(ValueError, match="too many values"):
+        run([])
+
+
+def test_an_interrupt_says_how_to_go_on(
+    library: Callable[..., Library], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def act(options: AnalysisOptions) -> None:
+        (options.out / "checkpoint.pt").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    library(act)
+    assert run(["digits", "--out", "my run"]) == INTERRUPTED
+    assert capsys.readouterr().err == (
+        "pyrovae: interrupted; the last epoch is kept. "
+        "Go on with: pyrovae analyze digits --out 'my run' --resume\n"
+    )
+    assert (tmp_path / "my run" / "checkpoint.pt").exists()
+
+
+def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
+    root = Path(pyrovae.__file__).parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    options = "--likelihood normal --hidden 1024,1024 --epochs 1000000 --out run"
+    words = [sys.executable, "-m", "pyrovae", "analyze", *options.split()]
+    with subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        # What runs in the background of a shell inherits that it ignores the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        while process.poll() is None and not (tmp_path / "run" / "checkpoint.pt").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    assert process.returncode == INTERRUPTED
+    assert err.count("\n") == 1 and f"pyrovae analyze {options} --resume" in err
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == OK
+    assert capsys.readouterr().out.startswith(f"pyrovae {pyrovae.__version__} (Python 3.")
+
+
+def test_alone_it_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == OK
+    assert "pyrovae analyze --help" in capsys.readouterr().out

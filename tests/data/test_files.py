@@ -1,0 +1,120 @@
+"""Tables in files: neither row numbers nor names become data, and no data point becomes a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyrovae.data.datasets import load
+from pyrovae.errors import InputError
+
+TABLE = np.arange(60.0).reshape(30, 2) / 7
+RANDOM = np.random.default_rng(0)
+NORMAL, COUNTS = RANDOM.normal(size=(40, 3)), RANDOM.poisson(2.0, size=(40, 3))
+WIDE = RANDOM.integers(0, 7, size=(40, 9))
+
+
+def csv(rows: object, **options: object) -> str:
+    text: str = pd.DataFrame(rows).to_csv(**options)  # type: ignore[call-overload]
+    return text
+
+
+INDEXED = {
+    "from 0": csv(NORMAL, header=list("abc")),
+    "from 1": csv(pd.DataFrame(NORMAL, index=np.arange(1, 41)), header=list("abc")),
+    "shuffled": csv(pd.DataFrame(NORMAL, index=RANDOM.permutation(40)), header=list("abc")),
+    "part of a split": csv(pd.DataFrame(NORMAL, index=np.arange(40) * 3), header=list("abc")),
+    "words": csv(pd.DataFrame(NORMAL, index=[f"cell {i}" for i in range(40)]), header=list("abc")),
+    "no names": csv(NORMAL),
+    "no header": csv(NORMAL, header=False),
+    "no header, from 1": csv(pd.DataFrame(NORMAL, index=np.arange(1, 41)), header=False),
+    "no header, shuffled": csv(pd.DataFrame(NORMAL, index=RANDOM.permutation(40)), header=False),
+    "written twice": csv(NORMAL, header=["Unnamed: 0", "b", "c"], index=False),
+    "semicolons": csv(NORMAL, header=list("abc"), sep=";"),
+}
+
+
+@pytest.mark.parametrize("kind", INDEXED)
+def test_an_index_is_not_taken_for_data(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "t.csv").write_text(INDEXED[kind], encoding="utf-8")
+    with pytest.raises(InputError, match=r"got (a first column|row numbers).*index=False"):
+        load(tmp_path / "t.csv")
+    rows = NORMAL.tolist()
+    (tmp_path / "t.csv").write_text(csv(rows, header=list("abc"), index=False), encoding="utf-8")
+    assert len(load(tmp_path / "t.csv")) == 40  # the remedies
+    named = csv(NORMAL, header=list("abc"), index_label="number")
+    (tmp_path / "t.csv").write_text(named, encoding="utf-8")
+    assert load(tmp_path / "t.csv").columns == ("number", "a", "b", "c")
+
+
+def headed(line: str, rows: np.ndarray, form: str = "%r") -> str:
+    lines = [",".join(form % value for value in row) for row in rows.tolist()]
+    return "\n".join([line, *lines]) + "\n"
+
+
+LIKE_NAMES = {
+    "years": headed("2019,2020,2021", NORMAL),
+    "two years": headed("2001,2002", NORMAL[:, :2]),
+    "years above counts": headed("2019,2020,2021", COUNTS),
+    "one year": headed("2019", NORMAL[:, :1]),
+    "wavelengths": headed("400.0,400.5,401.0", NORMAL),
+    "wavelengths among intensities": headed("400.0,400.5,401.0", 400 + 300 * NORMAL),
+    "uneven wavelengths": headed("1.2,1.3,1.5,1.8,1.9,2.2,2.3,2.7,3.1", WIDE * 0.7),
+    "whole numbers above others": headed("1,0,2", NORMAL),
+    "0, 1 above zeros and ones": headed("0,1", COUNTS[:, :2] % 2),
+    "0, 1 above shares": headed("0,1", np.abs(NORMAL[:, :2]) / 10, "%g"),
+    "0, 1, 2 above counts": headed("0,1,2", COUNTS),
+    "0 above counts": headed("0", COUNTS[:, :1]),
+    "columns of a ranking": headed(
+        "0,1,2,3,4,5,6,7,8", RANDOM.permuted(np.tile(np.arange(9), (40, 1)), axis=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LIKE_NAMES)
+def test_a_first_line_of_numbers_that_may_be_names_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "t.csv").write_text(LIKE_NAMES[kind], encoding="utf-8")
+    with pytest.raises(InputError, match=r"numbers that may be either.*write them as words"):
+        load(tmp_path / "t.csv")
+    line, _, rest = LIKE_NAMES[kind].partition("\n")
+    names = ",".join(f"c{cell}" for cell in line.split(","))
+    for text, rows in ((f"{names}\n{rest}", 40), (f"{names}\n{line}\n{rest}", 41)):
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        assert len(load(tmp_path / "t.csv")) == rows  # the remedies
+
+
+NUMBERED = {
+    "of floats": (csv(NORMAL, index=False), 3),
+    "of small counts": (csv(WIDE, index=False), 9),
+    "one column": (csv(TABLE[:, 0], index=False), 1),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+def test_columns_that_pandas_numbers_have_a_header(tmp_path: Path, kind: str) -> None:
+    text, columns = NUMBERED[kind]
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    data = load(tmp_path / "t.csv")
+    assert data.columns == tuple(str(i) for i in range(columns))
+    assert len(data) == text.count("\n") - 1
+
+
+def test_first_lines_of_data_are_data(tmp_path: Path) -> None:
+    """In none of 100 tables without a header is the first line taken for names, or refused."""
+    random = np.random.default_rng(1)
+    for number in range(100):
+        shape = (int(random.integers(20, 60)), int(random.integers(2, 12)))
+        rows: np.ndarray = [
+            random.normal(size=shape),
+            random.poisson(3.0, size=shape),
+            random.integers(0, 2, size=shape),
+            random.normal(size=shape).cumsum(0) + 1e3,  # random walks, over time
+            random.normal(size=shape).round(2),
+        ][number % 5]
+        np.savetxt(tmp_path / "t.csv", rows, delimiter=",", fmt="%.17g")
+        if number % 5 == 2 and rows[0].tolist() == list(range(shape[1])):
+            continue  # 0, 1 may be names
+        np.testing.assert_allclose(load(tmp_path / "t.csv").values.numpy(), rows, rtol=1e-15)

@@ -1,0 +1,187 @@
+"""Every plot draws every kind of diagnosis, changes no setting, and shows the right numbers."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyrovae.plots import curves, latent, samples
+from pyrovae.plots.grids import mass_levels, most_active, pair_density, unit_density
+from pyrovae.plots.style import COLOURS
+
+OF_DIAGNOSIS = (
+    latent.latent_map,
+    latent.unit_activity,
+    latent.unit_marginals,
+    curves.held_out_densities,
+    curves.evidence,
+    curves.pareto_k,
+    curves.ex_post_candidates,
+    samples.sample_sheets,
+)
+CASES = (
+    ("image", 2, "mixture"),
+    ("image", 10, "normal"),
+    ("colour", 1, "normal"),
+    ("table", 3, "flow"),
+    ("table", 1, "flow"),
+    ("narrow", 10, "mixture"),
+)
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure after its layout, where missing glyphs and axes without room come to light."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.draw_without_rendering()
+    return figure
+
+
+@pytest.mark.parametrize("kind", CASES, ids=str)
+def test_every_plot_draws_every_case(case, kind):
+    for plot in OF_DIAGNOSIS:
+        figure = drawn(plot(case(*kind)))
+        assert all(ax.has_data() for ax in figure.axes if ax.axison)
+
+
+@pytest.mark.parametrize("data", ["table", "narrow", "number"])
+def test_feature_marginals_draw_tables(case, data):
+    figure = samples.feature_marginals(case(data, 2))
+    features = min(6, case(data, 2).pictures.data.shape[1])
+    assert len([ax for ax in figure.axes if ax.axison]) == features
+    drawn(figure)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 8])
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("validation", [False, True])
+def test_training_curve_draws_every_run(run, epochs, warmup, validation):
+    fit = run(epochs, warmup=warmup, validation=validation)
+    figure = curves.training_curve(fit)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("validation ELBO" in labels) == validation
+    assert f"epoch kept: {epochs}" in labels
+    assert len(figure.axes) == (2 if warmup else 1)
+    drawn(figure)
+
+
+def test_plots_leave_settings_and_pyplot_alone(case, run):
+    before = dict(matplotlib.rcParams)
+    latent.latent_map(case("image", 2))
+    curves.training_curve(run())
+    assert dict(matplotlib.rcParams) == before
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_legends_lie_outside_the_axes(case):
+    for plot in (latent.latent_map, curves.held_out_densities, curves.pareto_k):
+        figure = plot(case("image", 2))
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        assert all(not legend.overlaps(ax.get_window_extent()) for ax in figure.axes)
+
+
+def test_evidence_shows_means_and_paired_differences(case):
+    diagnosis = case("image", 2)
+    above, below = curves.evidence(diagnosis).axes
+    base = diagnosis.evidence["prior"]
+    means = [result.mean().value for result in diagnosis.evidence.values()]
+    gains = [e.minus(base).value for n, e in diagnosis.evidence.items() if n != "prior"]
+    assert _centres(above) == pytest.approx(means)
+    assert _centres(below) == pytest.approx(gains)
+
+
+def _centres(ax: Axes) -> list[float]:
+    return [float(container[0].get_xdata()[0]) for container in ax.containers]
+
+
+def test_values_that_are_not_finite_are_named_and_left_out(case):
+    diagnosis = case("image", 2)
+    base, broken = diagnosis.evidence["prior"], diagnosis.evidence["q_agg"]
+    values, pareto_k = broken.values.clone(), broken.pareto_k.clone()
+    values[0], pareto_k[0] = -torch.inf, torch.inf
+    memory = diagnosis.memorisation
+    log_aggregated = memory.log_aggregated.clone()
+    log_aggregated[0] = -torch.inf
+    broken = replace(broken, values=values, pareto_k=pareto_k)
+    diagnosis = replace(
+        diagnosis,
+        evidence={"prior": base, "q_agg": broken},
+        memorisation=replace(memory, log_aggregated=log_aggregated),
+    )
+    figure = drawn(curves.evidence(diagnosis))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert "infinite" in labels[1] and "infinite" not in labels[0]
+    drawn(curves.pareto_k(diagnosis))
+    drawn(curves.held_out_densities(diagnosis))
+
+
+def test_one_density_has_one_colour_in_all_plots(case):
+    diagnosis = case("image", 2)
+    points = curves.evidence(diagnosis).axes[0].containers
+    assert [c[0].get_color() for c in points] == [COLOURS[n] for n in diagnosis.evidence]
+    titles = [ax.title.get_color() for ax in samples.sample_sheets(diagnosis).axes]
+    assert titles == [COLOURS[n] for n in ("data", *diagnosis.pictures.samples)]
+
+
+def test_collapsed_units_are_told_apart(case):
+    diagnosis = case("image", 10)
+    collapsed = int((~diagnosis.collapse.active).sum())
+    assert 0 < collapsed < 10  # so that the plot has both kinds
+    labels = latent.unit_activity(diagnosis).axes[-1].get_legend_handles_labels()[1]
+    assert [label.split()[0] for label in labels] == ["0.01", "active", "collapsed"]
+    assert "collapsed: " in latent.latent_map(diagnosis).axes[0].get_title()
+
+
+def test_densities_on_grids_integrate_to_one(case):
+    diagnosis = case("image", 10, "mixture")
+    units = most_active(diagnosis.collapse, 2)
+    grid = torch.linspace(-12, 12, 401)
+    step = float(grid[1] - grid[0])
+    for density in (diagnosis.aggregated, diagnosis.prior, case("image", 10).prior):
+        assert unit_density(density, units[0], grid).sum() * step == pytest.approx(1, abs=1e-6)
+        assert pair_density(density, units, grid, grid).sum() * step**2 == pytest.approx(
+            1, abs=1e-6
+        )
+
+
+def test_pair_density_has_first_unit_along_columns(case):
+    prior = case("image", 10, "mixture").prior
+    x, y = torch.linspace(-2, 2, 5), torch.linspace(-1, 1, 3)
+    found = pair_density(prior, [4, 7], x, y)
+    point = torch.stack([x[1], y[2]])
+    assert found.shape == (3, 5)
+    assert found[2, 1] == pytest.approx(
+        float(prior.marginal([4, 7]).log_prob(point).exp().detach())
+    )
+
+
+def test_contours_enclose_the_shares_they_are_said_to(case):
+    # A standard normal in two dimensions: density at the edge of mass s is (1 − s)/2π.
+    grid = torch.linspace(-6, 6, 301)
+    heights = pair_density(case("image", 2).prior, [0, 1], grid, grid)
+    low, high = mass_levels(heights, (0.5, 0.9))
+    assert (low, high) == pytest.approx((0.1 / (2 * np.pi), 0.5 / (2 * np.pi)), rel=0.01)
+
+
+def test_unknown_marginals_are_shown_by_draws(case):
+    diagnosis = case("table", 3, "flow")
+    assert unit_density(diagnosis.prior, 0, torch.zeros(1)) is None
+    labels = latent.unit_marginals(diagnosis).axes[0].get_legend_handles_labels()[1]
+    assert [label.endswith("draws") for label in labels] == [False, True]
+
+
+def test_mosaic_keeps_every_image(case):
+    image = samples.sample_sheets(case("image", 2)).axes[0].get_images()[0].get_array()
+    data = case("image", 2).pictures.data.numpy()
+    assert np.array_equal(image[:6, :6], data[0])
+    assert np.array_equal(image[14:20, 7:13], data[7])  # 3 × 3 images with gaps of one pixel
