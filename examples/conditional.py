@@ -74,7 +74,7 @@ def main() -> None:
         validation=validation,
         epochs=epochs,
         patience=10 if epochs > 10 else None,
-        optimizer=pv.training.fit.adam(3e-3),
+        optimizer=pv.adam(3e-3),
     )
     print(f"Trained on {len(train[0]):,} images with labels: {run}.\n")
 

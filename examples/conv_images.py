@@ -72,7 +72,7 @@ def main() -> None:
         validation=validation,
         epochs=epochs,
         patience=10 if epochs > 10 else None,
-        optimizer=pv.training.fit.adam(3e-3),
+        optimizer=pv.adam(3e-3),
     )
     print(f"Trained on {len(train):,} images: {run}.\n")
     found = pv.diagnose(vae.model, vae.guide, train, held_out=test, validation=validation)

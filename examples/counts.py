@@ -77,7 +77,7 @@ def main() -> None:
         validation=validation,
         epochs=epochs,
         patience=10 if epochs > 10 else None,
-        optimizer=pv.training.fit.adam(3e-3),
+        optimizer=pv.adam(3e-3),
     )
     print(f"Trained on {len(train[0]):,} rows of {COUNTED} counts: {run}.\n")
     found = pv.diagnose(vae.model, vae.guide, train, held_out=test, validation=validation)

@@ -2,10 +2,12 @@
 
 from pyrovae.diagnostics import Diagnosis, Effort, beside_nuts, calibrate, diagnose, inference_gaps
 from pyrovae.errors import InputError
-from pyrovae.evidence import Annealing, log_evidence, sandwich
+from pyrovae.estimates import Estimate
+from pyrovae.evidence import Annealing, Evidence, log_evidence, sandwich
 from pyrovae.ex_post import ExPostPrior, Flow, Inflated, InflatedByUnit, Reduced, fit_ex_post_prior
 from pyrovae.mixture import (
     AggregatedPosterior,
+    Mixture,
     divergence,
     entropy,
     entropy_bounds,
@@ -30,7 +32,7 @@ from pyrovae.models import (
 )
 from pyrovae.pairs import aggregate, encode, with_arguments
 from pyrovae.saving import load, save
-from pyrovae.training import Fit, fit
+from pyrovae.training import Fit, adam, elbo, fit
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,8 @@ __all__ = [
     "Branches",
     "Diagnosis",
     "Effort",
+    "Estimate",
+    "Evidence",
     "ExPostPrior",
     "ExemplarPrior",
     "Fit",
@@ -51,9 +55,11 @@ __all__ = [
     "Inflated",
     "InflatedByUnit",
     "InputError",
+    "Mixture",
     "Reduced",
     "StandardNormal",
     "VampPrior",
+    "adam",
     "aggregate",
     "beside_nuts",
     "binarise",
@@ -63,6 +69,7 @@ __all__ = [
     "conv_encoder",
     "diagnose",
     "divergence",
+    "elbo",
     "encode",
     "entropy",
     "entropy_bounds",

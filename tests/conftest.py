@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pyro
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest_plugins = ["small_diagnoses"]  # of the rooms that show them
 
 SEED = 0
 

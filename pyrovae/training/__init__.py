@@ -6,12 +6,15 @@ parameter store alike. Start with ``fit.py``; ``loop.py`` has the epochs and ste
 """
 
 from pyrovae.training.checks import check_device
-from pyrovae.training.fit import fit
+from pyrovae.training.fit import adam, fit
 from pyrovae.training.history import Fit, History
+from pyrovae.training.objectives import elbo
 
 __all__ = [
     "Fit",
     "History",
+    "adam",
     "check_device",
+    "elbo",
     "fit",
 ]

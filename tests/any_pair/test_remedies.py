@@ -36,15 +36,15 @@ FILES = [
     *(
         "pair",
         "site_density",
-        "sites",
-        "scoring",
-        "ancestral",
+        "trace_reader",
+        "site_scores",
+        "joint_sites",
         "encoding",
-        "rows",
+        "many_arguments",
         "under_prior",
-        "arguments",
+        "nested_arguments",
     ),
-    "sharing",
+    "shared_transforms",
 ]
 
 
@@ -805,7 +805,7 @@ def places() -> dict[tuple[str, int], str]:
     """Where the files make an error, with the first line of the statement."""
     found = {}
     for name in FILES:
-        (path,) = Path(pv.__file__).parent.glob(f"*/{name}.py")
+        (path,) = Path(pv.__file__).parent.rglob(f"{name}.py")
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
             named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

@@ -174,7 +174,7 @@ def test_it_trains_with_rows_binarised_anew(options: dict[str, int]) -> None:
         epochs=8,
         batch_size=4,
         transform=pv.binarise,
-        optimizer=pv.training.fit.adam(0.01),
+        optimizer=pv.adam(0.01),
     )
     assert run.history.train[-1] > run.history.train[0]
     found = pv.log_evidence(vae.model, vae.guide, validation.round(), draws=50, method="prior")

@@ -126,7 +126,7 @@ def test_it_learns_in_a_pair(name: str) -> None:
         validation=x[30:],
         epochs=10,
         batch_size=10,
-        optimizer=pv.training.fit.adam(0.02),
+        optimizer=pv.adam(0.02),
     )
     assert run.history.train[-1] > run.history.train[0]
 
@@ -181,7 +181,7 @@ def test_scales_per_unit_are_learned() -> None:
         pv.StandardNormal(1),
     )
     vae.decoder.network = Zero()  # nothing is said by z, so the scales are the data's own
-    pv.fit(vae.model, vae.guide, x, epochs=80, optimizer=pv.training.fit.adam(0.1))
+    pv.fit(vae.model, vae.guide, x, epochs=80, optimizer=pv.adam(0.1))
     # The last gradient steps of 0.1 on a log scale; the data's own scales are exact maxima.
     assert torch.allclose(vae.decoder.log_scale.exp(), x.square().mean(0).sqrt(), rtol=0.1)
 

@@ -82,9 +82,7 @@ def test_a_pair_of_each_recipe_learns(recipe: str) -> None:
     x = patterns[torch.arange(64) % 2]
     encoder, decoder = RECIPES[recipe]((8, 8), "bernoulli", None)
     vae = pv.VAE(encoder, decoder, pv.StandardNormal(LATENT))
-    run = pv.fit(
-        vae.model, vae.guide, x, epochs=60, batch_size=16, optimizer=pv.training.fit.adam(0.03)
-    )
+    run = pv.fit(vae.model, vae.guide, x, epochs=60, batch_size=16, optimizer=pv.adam(0.03))
     assert run.history.train[-1] > -8
 
 

@@ -156,7 +156,7 @@ def test_it_learns_where_the_codes_are(name: str) -> None:
         validation=(x, numbers),
         epochs=10,
         batch_size=5,
-        optimizer=pv.training.fit.adam(0.02),
+        optimizer=pv.adam(0.02),
     )
     assert run.validation * ROWS > before
 
