@@ -1,8 +1,8 @@
-"""What a user hands in, as rows: arrays, tables, loaders and files.
+"""The data that a user passes, as rows: arrays, tables, loaders and files.
 
-``as_batches`` turns all of them into minibatches of rows whose order and number are known, and
-``load`` reads files. Row n of every answer of this library is row n of what came in, or the input
-is refused. Start with ``batches.py``, the one place that knows what a batch is.
+``as_batches`` turns each of them into minibatches of rows in a known order, and ``load`` reads
+files. Row n of every result is row n of the input; data for which that can't be promised are
+refused. Start with ``batches.py``, the one place that knows what a batch is.
 """
 
 from pyrovae.data.batches import (
@@ -18,6 +18,8 @@ from pyrovae.data.batches import (
     as_batches,
     check_arguments,
     repeat_rows,
+    row_count,
+    row_kinds,
     take_rows,
 )
 from pyrovae.data.datasets import Dataset, check, check_near, default_likelihood, load, split, units
@@ -40,6 +42,8 @@ __all__ = [
     "default_likelihood",
     "load",
     "repeat_rows",
+    "row_count",
+    "row_kinds",
     "split",
     "take_rows",
     "units",

@@ -1,4 +1,4 @@
-"""Data sets as minibatches of rows: shuffled by the random state in force, or in order."""
+"""What a batch is, and data sets as minibatches of rows: shuffled by torch's state, or in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,18 +34,28 @@ Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Batches(ABC):
-    """Rows to go through, a minibatch at a time; each minibatch is what the pair is called with."""
+    """A data set, one minibatch at a time; each minibatch holds the arguments of one pair call."""
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of minibatches in one pass."""
+
+    @property
+    @abstractmethod
+    def row_counts(self) -> tuple[int, int] | None:
+        """Rows in a full minibatch and in one pass; ``None`` where they aren't known beforehand."""
+
+    @property
+    def changes_order(self) -> bool:
+        """Whether the data themselves change the order of rows, as a loader that shuffles does."""
+        return False
 
     @abstractmethod
     def ordered(self) -> Iterator[Batch]:
         """One pass in the order of the data, every row once.
 
         Raises:
-            InputError: where there is no such order.
+            InputError: if the data have no such order.
         """
 
     def first(self) -> Batch:
@@ -71,17 +81,22 @@ class ArrayBatches(Batches):
     def __len__(self) -> int:
         return -(-len(self.arrays[0]) // self.batch_size)
 
+    @property
+    def row_counts(self) -> tuple[int, int]:
+        """Rows in a full minibatch and in one pass."""
+        return self.batch_size, len(self.arrays[0])
+
     def ordered(self) -> Iterator[Batch]:
         return zip(*(array.split(self.batch_size) for array in self.arrays), strict=True)
 
     def shuffled(self) -> Iterator[Batch]:
         order = torch.randperm(len(self.arrays[0])).to(self.arrays[0].device)
-        for rows in order.split(self.batch_size):
-            yield tuple(array.index_select(0, rows) for array in self.arrays)
+        for indices in order.split(self.batch_size):
+            yield tuple(array.index_select(0, indices) for array in self.arrays)
 
     def fingerprint(self) -> str:
-        whole = ArrayBatches(self.arrays, 8192)
-        return f"{_digest(whole.ordered())}, batches of {self.batch_size}"
+        blocks = ArrayBatches(self.arrays, 8192)
+        return f"{_digest(blocks.ordered())}, batches of {self.batch_size}"
 
 
 @dataclass(frozen=True)
@@ -95,38 +110,44 @@ class DatasetBatches(Batches):
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
+    @property
+    def row_counts(self) -> tuple[int, int]:
+        """Rows in a full minibatch and in one pass."""
+        return self.batch_size, self.size
+
     def ordered(self) -> Iterator[Batch]:
-        return _checked(map(self._rows, torch.arange(self.size).split(self.batch_size)))
+        return _checked(map(self._batch, torch.arange(self.size).split(self.batch_size)))
 
     def shuffled(self) -> Iterator[Batch]:
-        return map(self._rows, torch.randperm(self.size).split(self.batch_size))
+        return map(self._batch, torch.randperm(self.size).split(self.batch_size))
 
     def fingerprint(self) -> str:
-        with seeded_everywhere(0, "rows of a data set"):  # items may be drawn anew each time
+        with seeded_everywhere(0, "rows of a data set"):  # items may be random
             return f"{_digest(self.ordered())}, batches of {self.batch_size}"
 
-    def _rows(self, indices: Tensor) -> Batch:
+    def _batch(self, indices: Tensor) -> Batch:
+        """The rows with these numbers."""
         items = [self.dataset[i] for i in indices.tolist()]
         for item in items:
-            for part in item if isinstance(item, tuple) else (item,):
-                if isinstance(part, np.ma.MaskedArray):
-                    as_rows(part, "the data set's items")  # which refuses what is hidden
+            for array in item if isinstance(item, tuple) else (item,):
+                if isinstance(array, np.ma.MaskedArray):
+                    as_rows(array, "the data set's items")  # refuses masked entries
         try:
-            return _as_batch(default_collate(items))
+            return _loaded_batch(default_collate(items))
         except (TypeError, RuntimeError) as error:
             kinds = sorted({type(item).__name__ for item in items})
             raise InputError(
                 "expected a data set whose items are tensors of one shape, or tuples of them; got "
-                f"{', '.join(kinds)}: {error}. Map the items with a Dataset of your own."
+                f"{', '.join(kinds)}: {error}. Convert the items in a Dataset of your own."
             ) from error
 
 
 @dataclass(frozen=True)
 class LoaderBatches(Batches):
-    """A ``DataLoader``, which keeps its own batch size and its own way to shuffle.
+    """A ``DataLoader``, which keeps its own batch size and its own shuffling.
 
-    In order, it is its data set that is gone through, all of it, whether or not the loader shuffles
-    and leaves out a last batch that is not full.
+    A pass in order goes through the whole data set behind it, even if the loader shuffles or drops
+    a last batch that is not full.
     """
 
     loader: DataLoader[Any]
@@ -134,73 +155,87 @@ class LoaderBatches(Batches):
     def __len__(self) -> int:
         return len(self.loader)
 
+    @property
+    def row_counts(self) -> tuple[int, int] | None:
+        """Rows in a full minibatch and in one pass; ``None`` with batches of the loader's own."""
+        size, sampler = self.loader.batch_size, self.loader.sampler
+        if size is None or not isinstance(sampler, Sized):
+            return None
+        count = len(sampler)
+        return size, count - count % size if self.loader.drop_last else count
+
+    @property
+    def changes_order(self) -> bool:
+        """Whether the loader's sampler does anything but count."""
+        return not isinstance(self.loader.sampler, SequentialSampler)
+
     def ordered(self) -> Iterator[Batch]:
-        if (reason := _without_order(self.loader)) is not None:
+        if (reason := _reason_without_order(self.loader)) is not None:
             raise InputError(
                 "expected a DataLoader that goes through its data set in order or shuffled, so "
-                f"that row n of the answer is row n of the data set; got {reason}. Give the rows "
-                "that are meant themselves: loader.dataset, or "
-                "torch.utils.data.Subset(loader.dataset, indices)."
+                f"that row n of the answer is row n of the data set; got {reason}. Pass the rows "
+                "that you mean: loader.dataset, or torch.utils.data.Subset(loader.dataset, "
+                "indices)."
             )
-        # A loader draws seeds for its workers, used or not.
+        # A loader draws a seed for workers, even without any; this keeps it off torch's state.
         in_order = _in_order(self.loader, generator=torch.Generator())
-        return _checked(map(_as_batch, in_order), in_order)
+        return _checked(map(_loaded_batch, in_order), in_order)
 
     def first(self) -> Batch:
         generator = self.loader.generator
         state = None if generator is None else generator.get_state()
         with torch.random.fork_rng():
-            batch = _as_batch(next(iter(self.loader)))
+            batch = _loaded_batch(next(iter(self.loader)))
         if generator is not None and state is not None:
             generator.set_state(state)
         return batch
 
     def shuffled(self) -> Iterator[Batch]:
         _reseed(self.loader)
-        return map(_as_batch, self.loader)
+        return map(_loaded_batch, self.loader)
 
     def fingerprint(self) -> str:
-        order, rows = self._order(), self._rows(0)
+        order, content = self._order(), self._content(0)
         if order != self._order():
             raise InputError(
-                "expected a DataLoader whose order can be had again, for a run that can be gone on "
-                f"with; got another one each time from {type(self.loader.sampler).__name__}. Let "
-                "its sampler draw from torch's random state or from a generator that it keeps as "
-                "an attribute, or leave checkpoint= out."
+                "expected a DataLoader whose order can be repeated, so that the run can be "
+                f"resumed; got another one each time from {type(self.loader.sampler).__name__}. "
+                "Let its sampler draw from torch's random state or from a generator that it keeps "
+                "as an attribute, or leave out checkpoint=."
             )
-        if self.loader.persistent_workers and rows != self._rows(1):
+        if self.loader.persistent_workers and content != self._content(1):
             raise InputError(
-                "expected the same rows each time from a DataLoader whose workers persist, for a "
-                "run that can be gone on with; got others. Set persistent_workers=False, or leave "
-                "checkpoint= out."
+                "expected the same rows each time from a DataLoader with persistent workers, so "
+                "that the run can be resumed; got other rows. Set persistent_workers=False, or "
+                "leave out checkpoint=."
             )
-        return f"{rows} in the order {order}"
+        return f"{content} in the order {order}"
 
     def _order(self) -> str:
-        """A digest of the numbers of the rows in each batch."""
+        """A digest of the row numbers in each batch."""
         loader, digest = self.loader, hashlib.blake2b(digest_size=16)
         if isinstance(loader.dataset, IterableDataset):
             return "of a stream"
         with seeded_everywhere(0, "order of a loader"):
             _reseed(loader)
-            for rows in loader.sampler if loader.batch_sampler is None else loader.batch_sampler:
-                digest.update(repr(rows).encode())
+            for index in loader.sampler if loader.batch_sampler is None else loader.batch_sampler:
+                digest.update(repr(index).encode())
         return digest.hexdigest()
 
-    def _rows(self, draws: int) -> str:
+    def _content(self, draw: int) -> str:
         """A digest of all rows in the order of the data set, read as the loader reads them."""
-        stream = isinstance(self.loader.dataset, IterableDataset)
-        in_order = self.loader if stream else _in_order(self.loader)
-        with seeded_everywhere(0, "rows of a loader", draws):
+        is_stream = isinstance(self.loader.dataset, IterableDataset)
+        in_order = self.loader if is_stream else _in_order(self.loader)
+        with seeded_everywhere(0, "rows of a loader", draw):
             _reseed(self.loader)
-            return _digest(map(_as_batch, in_order))
+            return _digest(map(_loaded_batch, in_order))
 
 
 def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
     """Minibatches of an array, a tuple of them, a ``Dataset`` or a ``DataLoader``.
 
     An array is a tensor, a NumPy array, a pandas table, a ``scipy.sparse`` matrix or an AnnData;
-    :func:`~pyrovae.data.arrays.as_rows` says what becomes of its numbers.
+    :func:`~pyrovae.data.arrays.as_rows` says which dtype its numbers get.
 
     Args:
         data: rows, shape ``(N, ...)``; a tuple gives several arguments to the pair.
@@ -208,14 +243,14 @@ def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
         name: what to call the data in an error.
 
     Raises:
-        InputError: for no rows, arrays of different length, entries that are hidden or not finite,
-            or something that is no data set: a list, a dict, a stream without a length.
+        InputError: if there are no rows, arrays differ in length, entries are masked or not
+            finite, or it is not a data set but a list, a dict or a stream without a length.
 
     >>> [len(x) for (x,) in as_batches(torch.zeros(5, 2), 2).ordered()]
     [2, 2, 1]
     """
     if batch_size < 1:
-        raise InputError(f"expected batch_size ≥ 1; got {batch_size}. Use 100, say.")
+        raise InputError(f"expected batch_size ≥ 1; got {batch_size}. Try 100.")
     if isinstance(data, DataLoader):
         _check_length(data, name)
         return _not_empty(LoaderBatches(data), name)
@@ -235,15 +270,33 @@ def all_rows(data: Data, *, name: str = "data") -> Batch:
     """All rows of a data set in order: one tensor for each argument of the pair.
 
     Raises:
-        InputError: as :func:`as_batches`.
+        InputError: as for :func:`as_batches`.
     """
-    parts = list(as_batches(data, 65_536, name=name).ordered())
-    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+    batches = list(as_batches(data, 65_536, name=name).ordered())
+    return tuple(torch.cat(arrays) for arrays in zip(*batches, strict=True))
 
 
 def as_batch(rows: Tensor | Batch) -> Batch:
-    """The arguments of a pair as a tuple, whether or not there is more than one."""
+    """The arguments of a pair as a tuple, even if there is only one."""
     return (rows,) if isinstance(rows, Tensor) else rows
+
+
+def row_count(batch: Batch) -> int:
+    """The number of rows, which all arguments share.
+
+    >>> row_count((torch.zeros(5, 2), torch.zeros(5)))
+    5
+    """
+    return len(batch[0])
+
+
+def row_kinds(batch: Batch) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of one row of each argument.
+
+    >>> row_kinds((torch.zeros(5, 2), torch.arange(5)))
+    [((2,), torch.float32), ((), torch.int64)]
+    """
+    return [(tuple(array.shape[1:]), array.dtype) for array in batch]
 
 
 def take_rows(batch: Batch, index: Tensor | slice) -> Batch:
@@ -252,7 +305,7 @@ def take_rows(batch: Batch, index: Tensor | slice) -> Batch:
 
 
 def repeat_rows(batch: Batch, times: int) -> Batch:
-    """All rows, and all of them again, ``times`` in all.
+    """All rows in order, ``times`` times over.
 
     >>> repeat_rows((torch.tensor([1, 2]),), 2)
     (tensor([1, 2, 1, 2]),)
@@ -274,10 +327,11 @@ def _digest(batches: Iterable[Batch]) -> str:
 def _reseed(loader: DataLoader[Any]) -> None:
     """Seed every generator that a loader, its samplers and its data set keep, from torch's state.
 
-    Whatever else they draw, they draw from the random states of torch, NumPy and Python.
+    What they draw without a generator of their own comes from the random states of torch, NumPy
+    and Python.
     """
-    batches = loader.batch_sampler
-    owners = (loader, loader.sampler, batches, getattr(batches, "sampler", None), loader.dataset)
+    batcher = loader.batch_sampler
+    owners = (loader, loader.sampler, batcher, getattr(batcher, "sampler", None), loader.dataset)
     values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
     for generator in {id(v): v for v in values if isinstance(v, _GENERATORS)}.values():
         seed = int(torch.randint(1 << 62, ()))
@@ -299,14 +353,14 @@ def check_arguments(function: Callable[..., Any], batch: Batch, who: str) -> Non
     Args:
         function: the model or the guide.
         batch: its arguments.
-        who: which of the two, for the error.
+        who: ``"model"`` or ``"guide"``, to name it in the error.
 
     Raises:
-        InputError: if it takes more or fewer of them.
+        InputError: if it takes more arguments, or fewer.
     """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # nothing is known of what it takes
+    except (TypeError, ValueError):  # a callable without a signature, such as one written in C
         return
     try:
         signature.bind(*batch)
@@ -314,18 +368,18 @@ def check_arguments(function: Callable[..., Any], batch: Batch, who: str) -> Non
         raise InputError(
             f"expected data with one array for each argument of the {who}, which takes "
             f"{signature}; got {len(batch)} for each row. Give a tuple of as many arrays, (x, y); "
-            "of a data set of rows and labels give the rows alone."
+            "from a data set of rows and labels give the rows alone."
         ) from None
 
 
 def _in_order(
     loader: DataLoader[Any], *, generator: torch.Generator | None = None
 ) -> DataLoader[Any]:
-    """A loader of all items of the same data set in their order, read in the same way."""
-    batches = loader.batch_sampler
+    """A loader that reads the same data set in the same way, but all of it and in order."""
+    batcher = loader.batch_sampler
     return DataLoader(
         loader.dataset,
-        batch_size=None if batches is None else getattr(batches, "batch_size", 256),
+        batch_size=None if batcher is None else getattr(batcher, "batch_size", 256),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -336,39 +390,39 @@ def _in_order(
     )
 
 
-def _without_order(loader: DataLoader[Any]) -> str | None:
-    """Why a loader's rows are not those of its data set, each once; ``None`` if they are."""
+def _reason_without_order(loader: DataLoader[Any]) -> str | None:
+    """Why a loader doesn't give each row of its data set once, in words; ``None`` if it does."""
     if isinstance(loader.dataset, IterableDataset):
         return f"one over a stream, {type(loader.dataset).__name__}"
     if type(loader).__iter__ is not DataLoader.__iter__:
-        return f"a {type(loader).__name__}, which has a way of its own"
-    batches = loader.batch_sampler
-    if batches is not None and type(batches) is not BatchSampler:
-        return f"one whose batches a {type(batches).__name__} makes"
-    sampler = loader.sampler if batches is None else batches.sampler
+        return f"a {type(loader).__name__}, which iterates in a way of its own"
+    batcher = loader.batch_sampler
+    if batcher is not None and type(batcher) is not BatchSampler:
+        return f"one whose batches come from a {type(batcher).__name__}"
+    sampler = loader.sampler if batcher is None else batcher.sampler
     if type(sampler) is RandomSampler and not sampler.replacement:
-        whole = sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+        complete = sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
     else:
-        whole = type(sampler) is SequentialSampler and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
-    return None if whole else f"one whose rows a {type(sampler).__name__} chooses"
+        complete = type(sampler) is SequentialSampler and len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
+    return None if complete else f"one whose rows are chosen by a {type(sampler).__name__}"
 
 
-def _checked(parts: Iterator[Batch], loader: DataLoader[Any] | None = None) -> Iterator[Batch]:
-    """Batches in order, whose numbers are finite, and of a loader as many as it asked for."""
+def _checked(batches: Iterator[Batch], loader: DataLoader[Any] | None = None) -> Iterator[Batch]:
+    """Batches in order, checked to be finite and, from a loader, to have one row for each item."""
     start = 0
     size = None if loader is None else loader.batch_size
-    for batch in parts:
+    for batch in batches:
         for array in batch:
             check_finite(array, "the data set", first=start)
         if loader is not None and size is not None:
-            asked = min(size, len(loader.dataset) - start)  # type: ignore[arg-type]
-            if any(len(array) != asked for array in batch):
+            item_count = min(size, len(loader.dataset) - start)  # type: ignore[arg-type]
+            if any(len(array) != item_count for array in batch):
                 raise InputError(
                     "expected a DataLoader whose collate_fn makes one row of each item; got "
-                    f"{[len(array) for array in batch]} rows of {asked} items. Give the data set "
-                    "without the items that it leaves out."
+                    f"{[len(array) for array in batch]} rows from {item_count} items. Leave the "
+                    "items that it drops out of the data set."
                 )
-        start += len(batch[0])
+        start += row_count(batch)
         yield batch
 
 
@@ -381,18 +435,18 @@ def _check_length(loader: DataLoader[Any], name: str) -> None:
 
 def _stream(dataset: object, name: str) -> InputError:
     return InputError(
-        f"expected {name} to be a data set with a length, whose rows go by number; got "
-        f"{type(dataset).__name__}, a stream. Collect its rows: torch.stack(list(dataset)) of "
-        "tensors, or give a map-style Dataset."
+        f"expected {name} to be a data set with a length and numbered rows; got "
+        f"{type(dataset).__name__}, a stream. Collect its rows with torch.stack(list(dataset)) if "
+        "they are tensors, or pass a map-style Dataset."
     )
 
 
 def _check_dataset(data: object, name: str) -> None:
-    """Raise unless something is a map-style data set."""
+    """Raise unless the data are a map-style data set."""
     if isinstance(data, IterableDataset):
         raise _stream(data, name)
-    itemised = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    if isinstance(data, list | Mapping | str) or not itemised:
+    has_items = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, list | Mapping | str) or not has_items:
         raise InputError(
             f"expected {name} to be a tensor, an array, a table, a tuple of them, a map-style "
             f"Dataset or a DataLoader; got {type(data).__name__}. Pass a tuple for several "
@@ -402,25 +456,31 @@ def _check_dataset(data: object, name: str) -> None:
 
 def _not_empty(batches: Batches, name: str) -> Batches:
     if len(batches) == 0:
-        raise InputError(f"expected at least one row in {name}; got none.")
+        raise InputError(f"expected at least one row in {name}; got none. Pass data with rows.")
     return batches
 
 
 def _check_arrays(arrays: Sequence[Rows], name: str) -> None:
     if not arrays or any(array.ndim == 0 for array in arrays):
-        raise InputError(f"expected {name} to have rows, shape (N, ...); got a scalar or nothing.")
+        raise InputError(
+            f"expected {name} to have rows, shape (N, ...); got a scalar or nothing. Pass one row "
+            "for each data point."
+        )
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
         raise InputError(
-            f"expected arrays with as many rows as each other in {name}; got {lengths}."
+            f"expected arrays with the same number of rows in {name}; got {lengths}. Pass the "
+            "same rows of each."
         )
 
 
-def _as_batch(part: Any) -> Batch:
-    parts = tuple(part) if isinstance(part, list | tuple) else (part,)
-    if not parts or not all(isinstance(p, Tensor) for p in parts):
+def _loaded_batch(content: Any) -> Batch:
+    """A batch as a ``DataLoader`` yields it, if it is made of tensors."""
+    arrays = tuple(content) if isinstance(content, list | tuple) else (content,)
+    if not arrays or not all(isinstance(array, Tensor) for array in arrays):
         raise InputError(
             "expected batches that are a tensor or a tuple of tensors; got "
-            f"{[type(p).__name__ for p in parts]}. Map the items with a Dataset of your own."
+            f"{[type(array).__name__ for array in arrays]}. Convert the items in a Dataset of "
+            "your own."
         )
-    return parts
+    return arrays

@@ -9,7 +9,7 @@ from typing import Any
 import pyro.infer
 import torch
 
-from pyrovae.data import Batches, Data, Transform, as_batches, check_arguments
+from pyrovae.data import Batches, Data, Transform, as_batches, check_arguments, row_kinds
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
 from pyrovae.pairs import AsFound, PyroFunction, check_parameters, modules_of
@@ -21,8 +21,8 @@ from pyrovae.training.checks import (
     check_before,
     check_device,
     check_optimizer,
+    explained_single_row,
     make_optimizer,
-    single_rows,
 )
 from pyrovae.training.history import Fit
 from pyrovae.training.loop import Evaluator, Settings, Trainer
@@ -168,7 +168,7 @@ def _set_up(
     found = AsFound(modules)
     try:
         first = evaluator.prepared_once(first)
-        with single_rows(rows):
+        with explained_single_row(rows):
             trainable = evaluator.survey(first)
         in_order = check_before(evaluator, trainable, rows, held_out, first=first)
     except BaseException:
@@ -191,9 +191,9 @@ def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None
 
 
 def _check_alike(train: Batches, validation: Batches) -> None:
-    shapes = [[(tuple(a.shape[1:]), a.dtype) for a in rows.first()] for rows in (train, validation)]
-    if shapes[0] != shapes[1]:
+    expected, actual = row_kinds(train.first()), row_kinds(validation.first())
+    if expected != actual:
         raise InputError(
-            f"expected validation rows of the shape and dtype of the training rows, {shapes[0]}; "
-            f"got {shapes[1]}. Reshape or convert one of them."
+            f"expected validation rows of the shape and dtype of the training rows, {expected}; "
+            f"got {actual}. Reshape or convert one of them."
         )

@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, Batches, Transform
+from pyrovae.data import Batch, Batches, Transform, row_count
 from pyrovae.errors import InputError
 from pyrovae.isolation import alone
 from pyrovae.pairs import PyroFunction
@@ -95,21 +95,21 @@ class Evaluator:
 
     def __call__(self, batch: Batch, kl_weight: float = 1.0) -> Tensor:
         """Mean objective per datum, in nats, shape ``()``."""
-        rows = len(batch[0])
-        if rows not in self._plate_sizes:
+        count = row_count(batch)
+        if count not in self._plate_sizes:
             self.survey(batch)
         total = self.objective(self.model, self.guide, *batch, kl_weight=kl_weight)
-        return total / self._plate_sizes[rows]
+        return total / self._plate_sizes[count]
 
     def survey(self, batch: Batch) -> Trainable:
         """Look at what the pair does with batches of this many rows."""
         look = partial(survey, self.objective, self.model, self.guide, batch)
         try:
-            found = look()
+            result = look()
         except ValueError as error:
-            found = unchecked(look, error)  # the step that follows says where a NaN is
-        self._plate_sizes[len(batch[0])] = found.plate_size
-        return found.trainable
+            result = unchecked(look, error)  # the step that follows says where a NaN is
+        self._plate_sizes[row_count(batch)] = result.plate_size
+        return result.trainable
 
     def prepared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches on the device, transformed with draws of the random state in force."""
@@ -238,12 +238,12 @@ class Trainer:
     def _train_epoch(self, bar: Bar) -> float:
         self.trainable.train(True)
         weight = self.settings.kl_weight(self.epoch)
-        total, rows = 0.0, 0
+        total, count = 0.0, 0
         with seeded_everywhere(self.settings.seed, "training epoch", self.epoch):
-            rows_of = self.train.ordered() if self.in_order else self.train.shuffled()
-            for step, batch in enumerate(self.evaluator.prepared(rows_of), 1):
-                total += self._step(batch, weight, step) * len(batch[0])
-                rows += len(batch[0])
+            batches = self.train.ordered() if self.in_order else self.train.shuffled()
+            for step, batch in enumerate(self.evaluator.prepared(batches), 1):
+                total += self._step(batch, weight, step) * row_count(batch)
+                count += row_count(batch)
                 bar.tick()
         new = set(pyro.get_param_store().keys()) - self.known
         if new:
@@ -251,7 +251,7 @@ class Trainer:
                 f"expected every pyro.param statement to be run on the first batch; got {new} "
                 "later, which were not trained. Run the statements whatever the batch is."
             )
-        return total / rows
+        return total / count
 
     def _step(self, batch: Batch, weight: float, step: int) -> float:
         mean = self._evaluate(batch, weight, step)
@@ -267,12 +267,12 @@ class Trainer:
         if self.validation is None:
             return math.nan
         self.trainable.train(False)
-        total, rows = 0.0, 0
+        total, count = 0.0, 0
         with torch.no_grad(), seeded_everywhere(self.settings.seed, "validation"):
             for batch in self.evaluator.prepared(self.validation.ordered()):
-                total += self._evaluate(batch, 1.0, 0).item() * len(batch[0])
-                rows += len(batch[0])
-        return total / rows
+                total += self._evaluate(batch, 1.0, 0).item() * row_count(batch)
+                count += row_count(batch)
+        return total / count
 
     def _evaluate(self, batch: Batch, weight: float, step: int) -> Tensor:
         """The mean objective, checked to be finite before it can reach a parameter."""

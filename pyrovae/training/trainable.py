@@ -13,7 +13,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrovae.data import Batch
+from pyrovae.data import Batch, row_count
 from pyrovae.errors import InputError
 from pyrovae.pairs import PyroFunction, evaluating, modules_of, parameters_behind
 from pyrovae.training.objectives import Objective
@@ -112,7 +112,7 @@ def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch
             if parameter.requires_grad and id(parameter) not in known:
                 named[f"{i}.{name}"] = parameter
     _check_all_found(value, named.values())
-    return Survey(Trainable(named, roots), notes.plate_size(len(batch[0])))
+    return Survey(Trainable(named, roots), notes.plate_size(row_count(batch)))
 
 
 def _check_all_found(value: Tensor, found: Iterable[Tensor]) -> None:

@@ -276,7 +276,7 @@ def test_a_loader_of_which_the_order_cannot_be_had_again_is_refused(tmp_path: Pa
     for order in (lambda: permuted(hidden), lambda: np.roll(np.arange(32), next(count)).tolist()):
         rows = loader(X, sampler=Shuffled(order))
         train(None, rows, epochs=1)
-        with pytest.raises(InputError, match=r"order can be had again.*Shuffled.*checkpoint="):
+        with pytest.raises(InputError, match=r"order can be repeated.*Shuffled.*checkpoint="):
             train(tmp_path / "c.pt", rows, epochs=1)
     assert not list(tmp_path.iterdir())
 
