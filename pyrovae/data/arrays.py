@@ -1,4 +1,4 @@
-"""Whatever holds numbers in rows, as tensors: arrays, tables, sparse and annotated matrices."""
+"""Containers of numbers in rows, as tensors: arrays, tables, sparse and annotated matrices."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 
-BLOCK = 1 << 23  # numbers that are looked at together
-ROUNDING = 1e-4  # of a column's standard deviation, that a dtype of fewer digits may take from it
+BLOCK = 1 << 23  # numbers that are checked at once
+ROUNDING = 1e-4  # largest rounding error allowed, in standard deviations of the column
 
 
 @runtime_checkable
 class Table(Protocol):
-    """A pandas ``DataFrame`` or ``Series``, known by what it offers."""
+    """A pandas ``DataFrame`` or ``Series``, recognised by its attributes."""
 
     @property
     def iloc(self) -> Any: ...
@@ -28,7 +28,7 @@ class Table(Protocol):
 
 @runtime_checkable
 class SparseMatrix(Protocol):
-    """A sparse matrix or array of ``scipy``, known by what it offers."""
+    """A sparse matrix or array of ``scipy``, recognised by its attributes."""
 
     @property
     def nnz(self) -> int: ...
@@ -38,7 +38,7 @@ class SparseMatrix(Protocol):
 
 @runtime_checkable
 class Annotated(Protocol):
-    """An ``AnnData``, known by what it offers."""
+    """An ``AnnData``, recognised by its attributes."""
 
     @property
     def X(self) -> Any: ...
@@ -55,7 +55,7 @@ ARRAYS = (Tensor, np.ndarray, Table, SparseMatrix, Annotated)
 
 
 class SparseRows:
-    """Rows of a sparse matrix, dense only where they are taken, as minibatches take a tensor's.
+    """Rows of a sparse matrix that become dense only when a minibatch takes them.
 
     Args:
         matrix: a ``scipy.sparse`` matrix or array of finite numbers, shape ``(N, D)``.
@@ -83,9 +83,9 @@ class SparseRows:
         return (self._dense(slice(i, i + size)) for i in range(0, len(self), size))
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """Rows of these numbers, shape ``(M, D)``; ``dim`` is 0, as rows are all there is."""
+        """The rows with these numbers, shape ``(M, D)``; ``dim`` must be 0."""
         if dim != 0:
-            raise IndexError(f"expected dim = 0; got {dim}")
+            raise IndexError(f"expected dim = 0; got {dim}. Only rows can be selected.")
         return self._dense(index.numpy())
 
     def _dense(self, rows: Any) -> Tensor:
@@ -99,16 +99,16 @@ def as_rows(data: Array, name: str) -> Rows:
     """The rows of an array as a tensor, or as sparse rows.
 
     Tensors stay as they are, and so do whole numbers in NumPy arrays and pandas Series. All other
-    numbers take torch's default dtype: those of floating-point arrays, and of tables: a pandas
-    DataFrame, a ``scipy.sparse`` matrix, an AnnData (its ``X``).
+    numbers get torch's default dtype: floating-point arrays, pandas DataFrames, ``scipy.sparse``
+    matrices and the ``X`` of an AnnData.
 
     Args:
-        data: the array; of an AnnData's layers any by name, ``adata.layers["counts"]``.
+        data: the array; for a layer of an AnnData pass the layer, ``adata.layers["counts"]``.
         name: what to call it in an error.
 
     Raises:
-        InputError: for something but finite numbers, hidden entries, or numbers that the default
-            dtype can't hold apart.
+        InputError: for anything but finite numbers, for masked entries, or for numbers that the
+            default dtype can't tell apart.
     """
     if isinstance(data, Annotated):
         return as_rows(_annotated(data, name), name)
@@ -131,18 +131,18 @@ def as_rows(data: Array, name: str) -> Rows:
         raise _hidden(name, (~data.get_mask()).nonzero().tolist())
     dense = data if data.layout == torch.strided else data.to_dense()
     check_finite(dense, name)
-    return dense.clone() if dense.is_inference() else dense  # autograd can't save such ones
+    return dense.clone() if dense.is_inference() else dense  # autograd can't save inference tensors
 
 
 def from_numpy(array: NDArray[Any], name: str) -> Tensor:
-    """An array of numbers as a tensor of its dtype, or of the next one that torch computes with.
+    """An array of numbers as a tensor of its dtype, or of the nearest one that torch computes with.
 
     Args:
         array: whole or floating-point numbers, of any byte order and layout.
         name: what to call them in an error.
 
     Raises:
-        InputError: for something but numbers, or hidden entries.
+        InputError: for anything but numbers, or for masked entries.
     """
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
@@ -154,7 +154,7 @@ def from_numpy(array: NDArray[Any], name: str) -> Tensor:
             "into numbers first."
         )
     kind, size = array.dtype.kind, array.dtype.itemsize
-    if kind == "u" and size > 1:  # torch computes little with these
+    if kind == "u" and size > 1:  # torch has few operations for these dtypes
         fits = size < 8 or not array.size or int(array.max()) < 1 << 63
         array = array.astype(np.int64 if fits else np.float64)
     elif (kind == "f" and size > 8) or not array.dtype.isnative:
@@ -169,102 +169,102 @@ def check_finite(tensor: Tensor, name: str, *, first: int = 0) -> None:
 
     Args:
         tensor: rows, shape ``(N, ...)``.
-        name: what to call them.
+        name: what to call them in an error.
         first: the number of the first row.
 
     Raises:
-        InputError: naming the first that is not by its row and its place there.
+        InputError: naming the row and position of the first number that isn't finite.
     """
     if not tensor.is_floating_point() or tensor.ndim == 0:
         return
-    for start, part in _blocks(tensor):
-        finite = part.isfinite()
+    for start, block in _blocks(tensor):
+        finite = block.isfinite()
         if not bool(finite.all()):
-            place = (~finite).nonzero()[0].tolist()
-            value = float(part[tuple(place)])
-            raise _not_finite(name, value, first + start + place[0], place[1:])
+            row, *position = (~finite).nonzero()[0].tolist()
+            value = float(block[(row, *position)])
+            raise _not_finite(name, value, first + start + row, position)
 
 
 def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """Finite numbers in a dtype that may have fewer digits, where it holds them apart.
+    """Finite numbers in a dtype that may have fewer digits, if it still tells them apart.
 
     Args:
         tensor: rows, shape ``(N, ...)``, of whole or floating-point numbers.
         dtype: the floating-point dtype.
-        name: what to call them.
+        name: what to call them in an error.
 
     Raises:
-        InputError: if that takes more than 1e-4 of its standard deviation from an entry: the digits
-            of a time in seconds, say, or of a number below 1e-38, all of them.
+        InputError: if an entry would lose more than 1e-4 of its standard deviation, as a time in
+            seconds may in float32, or a number below 1e-38, which becomes 0.
     """
     narrow = tensor.to(dtype)
-    wider = tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) == dtype
-    if wider or not tensor.numel():
+    is_exact = tensor.is_floating_point() and torch.promote_types(tensor.dtype, dtype) == dtype
+    if is_exact or not tensor.numel():
         return narrow
-    lost = tensor.new_zeros(tensor.shape[1:], dtype=torch.float64)
-    for start, part in _blocks(tensor):
-        error = (part.double() - narrow[start : start + len(part)].double()).abs()
-        if not part.is_floating_point():  # beyond 2⁵³ float64 rounds whole numbers, too
-            size = part.double().abs()
+    largest_error = tensor.new_zeros(tensor.shape[1:], dtype=torch.float64)
+    for start, block in _blocks(tensor):
+        error = (block.double() - narrow[start : start + len(block)].double()).abs()
+        if not block.is_floating_point():  # beyond 2⁵³ float64 rounds whole numbers, too
+            size = block.double().abs()
             error += torch.where(size > 2**53, size * 2**-53, 0.0)
-        lost = torch.maximum(lost, error.amax(0))
-    if bool(lost.any()):
+        largest_error = torch.maximum(largest_error, error.amax(0))
+    if bool(largest_error.any()):
         spread = tensor.double().std(0, correction=0)
-        varied = (tensor != tensor[:1]).any(0)
-        _check_rounding(lost, torch.where(varied, spread, torch.inf), dtype, name)
+        varies = (tensor != tensor[:1]).any(0)
+        _check_rounding(largest_error, torch.where(varies, spread, torch.inf), dtype, name)
     return narrow
 
 
-def _check_rounding(lost: Tensor, spread: Tensor, dtype: torch.dtype, name: str) -> None:
-    """Raise if rounding takes too much of what an entry varies by."""
-    bad = ~lost.isfinite() | (lost > ROUNDING * spread)
+def _check_rounding(error: Tensor, spread: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Raise if an entry's rounding error is too large beside its standard deviation."""
+    bad = ~error.isfinite() | (error > ROUNDING * spread)
     if not bool(bad.any()):
         return
     place = tuple(bad.nonzero()[0].tolist())
     where = f"entry {place} of {name}" if place else name
     kind = str(dtype).removeprefix("torch.")
     raise InputError(
-        f"expected numbers that {kind} holds apart; got {where}, which varies by "
-        f"{float(spread[place]):.3g} and would be off by up to {float(lost[place]):.3g}. Subtract "
+        f"expected numbers that {kind} can tell apart; got {where}, which varies by "
+        f"{float(spread[place]):.3g} and would be off by up to {float(error[place]):.3g}. Subtract "
         "its mean and divide it by its standard deviation first, or give float64 tensors to a "
         "pair in float64."
     )
 
 
 def _blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Rows a block at a time, with the number of the first."""
+    """Blocks of rows, each with the number of its first row."""
     size = max(1, BLOCK // max(1, tensor[:1].numel()))
     return ((i, tensor[i : i + size]) for i in range(0, len(tensor), size))
 
 
 def _hidden(name: str, places: list[list[int]]) -> InputError:
-    row, *rest = places[0] if places[0] else [0]
+    row, *position = places[0] if places[0] else [0]
     more = f" and {len(places) - 1:,} more" if len(places) > 1 else ""
     return InputError(
         f"expected all entries of {name}; got a masked array that hides "
-        f"{_place(row, rest)}{more}. Leave such rows out, or fill the entries in: .filled(...)."
+        f"{_place(row, position)}{more}. Leave such rows out, or fill the entries in: .filled(...)."
     )
 
 
-def _not_finite(name: str, value: float, row: int, rest: list[Any]) -> InputError:
+def _not_finite(name: str, value: float, row: int, position: list[Any]) -> InputError:
     return InputError(
-        f"expected finite numbers in {name}; got {value} in {_place(row, rest)} "
+        f"expected finite numbers in {name}; got {value} in {_place(row, position)} "
         "(counted from 0). Remove or impute such rows."
     )
 
 
-def _place(row: int, rest: list[Any]) -> str:
-    return f"row {row}" + (f", position {tuple(rest)}" if rest else "")
+def _place(row: int, position: list[Any]) -> str:
+    return f"row {row}" + (f", position {tuple(position)}" if position else "")
 
 
 # -- tables and matrices -------------------------------------------------------------------------
 
 
 def column_numbers(values: Any, label: str) -> NDArray[Any]:
-    """A pandas Series of numbers as an array: float64, with NaN where one is missing, or whole.
+    """A pandas Series of numbers as an array: of whole numbers, or float64 with NaN if missing.
 
     Raises:
-        InputError: for something but numbers, by its dtype.
+        InputError: naming the dtype, if it isn't one of numbers.
     """
     kind = getattr(values.dtype, "kind", "O")
     if kind not in "fiub":
@@ -281,20 +281,20 @@ def _annotated(data: Any, name: str) -> Any:
     """The matrix X of an AnnData."""
     if getattr(data, "isbacked", False):
         raise InputError(
-            f"expected an AnnData in memory as {name}; got one that is read from its file as it is "
-            "used. Load it: adata.to_memory()."
+            f"expected an AnnData in memory as {name}; got one backed by its file. Load it: "
+            "adata.to_memory()."
         )
     if data.X is None:
         layers = ", ".join(map(repr, data.layers)) or "none"
         raise InputError(
             f"expected an AnnData with X as {name}; got one without. Give one of its layers "
-            f"({layers}) by name: adata.layers[...]."
+            f"({layers}): adata.layers[...]."
         )
     return data.X
 
 
 def _frame(data: Any, name: str) -> Rows:
-    """The numbers of a table in the default dtype; those of a Series as those of an array."""
+    """The numbers of a DataFrame in the default dtype; a Series is treated as an array."""
     if data.ndim == 1:
         return as_rows(column_numbers(data, name), name)
     dtype = torch.get_default_dtype()
@@ -312,7 +312,7 @@ def _sparse(data: Any, name: str) -> SparseRows:
     if data.ndim != 2 or data.dtype.kind not in "fiub":
         raise InputError(
             f"expected a sparse matrix of rows of numbers in {name}; got {data.ndim} axes of dtype "
-            f"{data.dtype}. Turn it into one of floating-point numbers."
+            f"{data.dtype}. Convert it to floating-point numbers."
         )
     matrix, dtype = data.tocsr(), torch.get_default_dtype()
     if not (finite := np.isfinite(matrix.data)).all():
@@ -321,13 +321,13 @@ def _sparse(data: Any, name: str) -> SparseRows:
         value = float(matrix.data[first])
         raise _not_finite(name, value, row, [int(matrix.indices[first])])
     wide = matrix.astype(np.float64)
-    with np.errstate(over="ignore"):  # what is too large is told below
+    with np.errstate(over="ignore"):  # numbers that are too large are reported below
         narrow = wide.astype(np.float32) if dtype == torch.float32 else wide
-    lost = abs(wide - narrow.astype(np.float64))
-    if lost.nnz and lost.max() > 0:
+    error = abs(wide - narrow.astype(np.float64))
+    if error.nnz and error.max() > 0:
         mean, square = (np.asarray(m.mean(0)).ravel() for m in (wide, wide.multiply(wide)))
-        varied = (wide.max(0) != wide.min(0)).toarray().ravel()
-        spread = np.where(varied, np.sqrt(np.maximum(square - mean**2, 0)), np.inf)
-        losses = torch.from_numpy(lost.max(0).toarray().ravel())
-        _check_rounding(losses, torch.from_numpy(spread), dtype, name)
+        varies = (wide.max(0) != wide.min(0)).toarray().ravel()
+        spread = np.where(varies, np.sqrt(np.maximum(square - mean**2, 0)), np.inf)
+        largest_error = torch.from_numpy(error.max(0).toarray().ravel())
+        _check_rounding(largest_error, torch.from_numpy(spread), dtype, name)
     return SparseRows(narrow, dtype)

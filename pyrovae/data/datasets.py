@@ -1,4 +1,4 @@
-"""Data sets: from a name or a file to a tensor, checked before anything is trained on it."""
+"""Data sets: from a name or a file to a tensor, checked before any training."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
 LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic", "negative_binomial")
 MINIMUM_ROWS = 20
 MAXIMUM_CATEGORIES = 1024
-FARTHEST = 1e12  # standard deviations, at which the log density of a code is of order 1e24
-LARGEST = 1e100  # whose squares float64 still holds; as it does those of 1/LARGEST
+FARTHEST = 1e12  # standard deviations: a code's log density out there is of order 1e24
+LARGEST = 1e100  # float64 still holds the squares of this and of its inverse
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """N data points of one shape, with what is known about them.
+    """N data points of one shape, with names of columns and labels if there are any.
 
     Args:
         name: what to call the data in a report.
@@ -73,10 +73,10 @@ class Dataset:
         return f"Dataset({self.name!r}, {len(self):,} points of shape {self.event_shape})"
 
     def single(self) -> Dataset:
-        """The same in float32, for a pair in float32 that does not know the data's units.
+        """The same data in float32, for a pair in float32 that doesn't standardise its input.
 
         Raises:
-            InputError: if that would take digits that tell data points apart.
+            InputError: if rounding would make data points hard to tell apart.
         """
         return replace(self, values=narrowed(self.values, torch.float32, self.name))
 
@@ -86,17 +86,17 @@ class Dataset:
         return replace(self, values=self.values[index], labels=labels)
 
     def place(self, index: Sequence[int]) -> str:
-        """Where the value at ``index`` stands, in words: the row and, if there are any, the column.
+        """Where the value at ``index`` stands, in words: its row and its column or position.
 
         >>> Dataset("toy", torch.zeros(30, 2), columns=("age", "height")).place((4, 1))
         "row 5, column 'height' (rows counted from 1, below the header)"
         >>> Dataset("toy", torch.zeros(30, 8, 8)).place((4, 1, 7))
         'row 4, position (1, 7) (counted from 0)'
         """
-        row, *rest = (int(i) for i in index)
+        row, *position = (int(i) for i in index)
         if self.columns is not None:
-            return row_and_column(row, self.columns[rest[0]])
-        where = f"column {rest[0]}" if len(rest) == 1 else f"position {tuple(rest)}"
+            return row_and_column(row, self.columns[position[0]])
+        where = f"column {position[0]}" if len(position) == 1 else f"position {tuple(position)}"
         return f"row {row}, {where} (counted from 0)"
 
 
@@ -109,7 +109,7 @@ class Split(NamedTuple):
 
 
 def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
-    """The data set of that name, or the one in that file, checked.
+    """The built-in data set of that name, or the data in that file, checked.
 
     ``digits`` is scikit-learn's 1,797 images of 8 × 8 pixels, with intensities in [0, 1]. A file is
     ``.npy``, ``.npz`` (``file.npz:name`` picks one of several arrays), ``.csv`` or ``.parquet``;
@@ -118,14 +118,14 @@ def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
 
     Args:
         source: ``"digits"`` or the path of a file.
-        likelihood: if given, the values must suit it, see `check`.
+        likelihood: a likelihood that the values must suit, see `check`; by default any may.
 
     Returns:
         The data set, in float32 if that holds all its numbers exactly, else in float64.
 
     Raises:
-        InputError: if there is no such file, it can't be read, it holds something other than finite
-            numbers, or fewer than 20 rows, or all its rows are the same.
+        InputError: if there is no such file, it can't be read, it holds anything but finite
+            numbers or fewer than 20 rows, or all its rows are the same.
 
     >>> load("digits")
     Dataset('digits', 1,797 points of shape (8, 8))
@@ -142,22 +142,22 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
 
     Args:
         data: the data set.
-        likelihood: ``"bernoulli"`` asks for values in [0, 1], ``"categorical"`` for the integers
-            0, 1, …, K - 1, ``"logistic"`` for the grey levels 0, …, 255, ``"negative_binomial"``
-            for counts, not all of them 0 in a row, ``"normal"`` and ``None`` for finite numbers.
+        likelihood: ``"bernoulli"`` needs values in [0, 1], ``"categorical"`` the integers 0, 1, …,
+            K - 1, ``"logistic"`` the grey levels 0, …, 255, ``"negative_binomial"`` counts with
+            at least one above 0 in each row, ``"normal"`` and ``None`` finite numbers.
 
     Raises:
-        InputError: naming the first value at fault, its row and its column.
+        InputError: naming the first wrong value, its row and its column.
     """
     if likelihood is not None:
         _check_name(likelihood)
     _check_rows(data)
     _require(data, data.values.isfinite(), "finite numbers", "Remove or fill in such rows first.")
-    _require(data, data.values.abs() <= LARGEST, f"numbers of a size below {LARGEST:g}",
+    _require(data, data.values.abs() <= LARGEST, f"numbers of magnitude below {LARGEST:g}",
              "Divide them by a power of ten.")  # fmt: skip
     if bool((data.values == data.values[:1]).all()):
         raise InputError(
-            f"expected data points that differ; got {len(data):,} times the same one in "
+            f"expected data points that differ; got the same one {len(data):,} times in "
             f"{data.name}. Give data that vary."
         )
     spread = data.values.amax(0) - data.values.amin(0)
@@ -169,24 +169,24 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
     elif likelihood == "categorical":
         _check_categorical(data)
     elif likelihood == "logistic":
-        good = (data.values >= 0) & (data.values <= 255) & (data.values % 1 == 0)
+        valid = (data.values >= 0) & (data.values <= 255) & (data.values % 1 == 0)
         expected = "grey levels 0, 1, …, 255 for a logistic likelihood"
-        _require(data, good, expected, "Take --likelihood normal for other numbers.")
+        _require(data, valid, expected, "Take --likelihood normal for other numbers.")
     elif likelihood == "negative_binomial":
         _check_counts(data)
 
 
 def default_likelihood(data: Dataset) -> str:
-    """The likelihood to take if none is named: Bernoulli for zeros and ones, else normal.
+    """The likelihood to use if none is named: Bernoulli for zeros and ones, else normal.
 
     Other integers are not taken for categories: counts and grey values are integers too, and only
-    the reader of the data knows. Nor are grey values in [0, 1] taken for probabilities.
+    the owner of the data knows. Nor are grey values in [0, 1] taken for probabilities.
 
     >>> default_likelihood(load("digits"))
     'normal'
     """
-    binary = (data.values == 0) | (data.values == 1)
-    return "bernoulli" if bool(binary.all()) else "normal"
+    is_binary = (data.values == 0) | (data.values == 1)
+    return "bernoulli" if bool(is_binary.all()) else "normal"
 
 
 def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed: int = 0) -> Split:
@@ -205,30 +205,31 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
     [1258, 180, 359]
     """
     check_seed(seed)
-    n = len(data)
-    sizes = round(n * held_out), round(n * validation)
-    if min(*sizes, n - sum(sizes)) < 2:
+    count = len(data)
+    sizes = round(count * held_out), round(count * validation)
+    if min(*sizes, count - sum(sizes)) < 2:
         raise InputError(
-            f"expected shares that leave at least 2 of the {n:,} data points in each part; got "
+            f"expected shares that leave at least 2 of the {count:,} data points in each part; got "
             f"held_out={held_out}, validation={validation}. Choose both above 0, their sum below 1."
         )
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, "split")))
-    held, val, train = order.split([*sizes, n - sum(sizes)])
-    return Split(data.rows(train), data.rows(val), data.rows(held))
+    generator = torch.Generator().manual_seed(derived_seed(seed, "split"))
+    order = torch.randperm(count, generator=generator)
+    held_out_rows, validation_rows, train_rows = order.split([*sizes, count - sum(sizes)])
+    return Split(data.rows(train_rows), data.rows(validation_rows), data.rows(held_out_rows))
 
 
 def units(rows: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
-    """Location and scale of rows, in float64: of each column of a table, of all pixels of images.
+    """Mean and standard deviation in float64: of each column of a table, of all pixels of images.
 
-    What is constant has no scale of its own, whatever rounding makes of it: it gets 1.
+    A constant column gets the scale 1, whatever rounding makes of its standard deviation.
 
     Args:
         rows: shape ``(N, *event_shape)``.
         image: whether an entry is a pixel.
     """
-    wide = rows.double().flatten() if image else rows.double()
-    varied = (wide != wide[:1]).any(0)
-    return wide.mean(0), torch.where(varied, wide.std(0), 1.0)
+    values = rows.double().flatten() if image else rows.double()
+    varies = (values != values[:1]).any(0)
+    return values.mean(0), torch.where(varies, values.std(0), 1.0)
 
 
 def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
@@ -236,7 +237,7 @@ def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
 
     Args:
         data: the whole data set.
-        location, scale: of its training part, see `units`.
+        location, scale: mean and standard deviation of its training part, see `units`.
 
     Raises:
         InputError: naming the first such value, its row and its column.
@@ -246,7 +247,7 @@ def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
     _require(data, near, expected, "Remove such rows, or correct them.")
 
 
-# -- what suits a likelihood ---------------------------------------------------------------------
+# -- checks for each likelihood ------------------------------------------------------------------
 
 
 def _check_name(likelihood: str) -> None:
@@ -260,10 +261,10 @@ def _check_name(likelihood: str) -> None:
 
 
 def _check_rows(data: Dataset) -> None:
-    n, size = len(data), math.prod(data.event_shape)
-    if n < MINIMUM_ROWS:
+    count, size = len(data), math.prod(data.event_shape)
+    if count < MINIMUM_ROWS:
         raise InputError(
-            f"expected at least {MINIMUM_ROWS} rows; got {n} in {data.name}. "
+            f"expected at least {MINIMUM_ROWS} rows; got {count} in {data.name}. "
             "Give more data, or check that the first axis counts the data points."
         )
     if size == 0:
@@ -274,20 +275,20 @@ def _check_rows(data: Dataset) -> None:
 
 
 def _check_bernoulli(data: Dataset) -> None:
-    good = (data.values >= 0) & (data.values <= 1)
+    valid = (data.values >= 0) & (data.values <= 1)
     low, high = (float(v) for v in data.values.aminmax())
     if low >= 0 and 1 < high <= 255 and bool((data.values == data.values.round()).all()):
         scale = 255 if high > 100 else int(high)
-        todo = f"Divide the values by {scale}, or take --likelihood normal."
+        remedy = f"Divide the values by {scale}, or take --likelihood normal."
     else:
-        todo = "Scale the values to [0, 1], or take --likelihood normal."
-    _require(data, good, "values in [0, 1] for a Bernoulli likelihood", todo)
+        remedy = "Scale the values to [0, 1], or take --likelihood normal."
+    _require(data, valid, "values in [0, 1] for a Bernoulli likelihood", remedy)
 
 
 def _check_categorical(data: Dataset) -> None:
-    good = (data.values >= 0) & (data.values == data.values.round())
+    valid = (data.values >= 0) & (data.values == data.values.round())
     expected = "integers 0, 1, 2, … for a categorical likelihood"
-    _require(data, good, expected, "Number the categories from 0, or take --likelihood normal.")
+    _require(data, valid, expected, "Number the categories from 0, or take --likelihood normal.")
     count = int(data.values.max()) + 1
     if count > MAXIMUM_CATEGORIES:
         raise InputError(
@@ -297,26 +298,26 @@ def _check_categorical(data: Dataset) -> None:
 
 
 def _check_counts(data: Dataset) -> None:
-    good = (data.values >= 0) & (data.values % 1 == 0)
+    valid = (data.values >= 0) & (data.values % 1 == 0)
     expected = "counts 0, 1, 2, … for a negative binomial likelihood"
-    todo = "Give the counts themselves, neither normalised nor as logarithms."
-    _require(data, good, expected, f"{todo} Or take --likelihood normal.")
-    some = (data.values > 0).flatten(1).any(1)
+    remedy = "Give the counts themselves, neither normalised nor as logarithms."
+    _require(data, valid, expected, f"{remedy} Or take --likelihood normal.")
+    has_counts = (data.values > 0).flatten(1).any(1).view(-1, *[1] * len(data.event_shape))
     expected = "a count above 0 in each row for a negative binomial likelihood"
-    _require(data, some.view(-1, *[1] * len(data.event_shape)).expand_as(data.values), expected,
-             "Leave out rows without counts.")  # fmt: skip
+    remedy = "Leave out rows without counts."
+    _require(data, has_counts.expand_as(data.values), expected, remedy)
 
 
-def _require(data: Dataset, good: Tensor, expected: str, todo: str) -> None:
-    """Raise with the place of the first value where ``good``, shape ``(N, *event)``, is false."""
-    bad = ~good
-    if not bool(bad.any()):
+def _require(data: Dataset, valid: Tensor, expected: str, remedy: str) -> None:
+    """Raise if ``valid``, shape ``(N, *event_shape)``, is false, naming the first such place."""
+    invalid = ~valid
+    if not bool(invalid.any()):
         return
-    index = bad.nonzero()[0].tolist()
-    value, others = float(data.values[tuple(index)]), int(bad.sum()) - 1
+    index = invalid.nonzero()[0].tolist()
+    value, others = float(data.values[tuple(index)]), int(invalid.sum()) - 1
     more = f" and {others:,} more" if others else ""
     raise InputError(
-        f"expected {expected}; got {value:g} in {data.name}, {data.place(index)}{more}. {todo}"
+        f"expected {expected}; got {value:g} in {data.name}, {data.place(index)}{more}. {remedy}"
     )
 
 
@@ -329,9 +330,9 @@ def _digits() -> Dataset:
 
 
 def _from_table(table: Table) -> Dataset:
-    """The data set of a file's numbers, none of which is rounded but in its last float64 digit."""
+    """The data set of the numbers in a file, in float32 if that is exact, else in float64."""
     values = narrowed(from_numpy(table.array, table.name), torch.float64, table.name)
     single = values.float()
-    exact = torch.equal(single.double().nan_to_num(), values.nan_to_num())
+    is_exact = torch.equal(single.double().nan_to_num(), values.nan_to_num())
     labels = None if table.labels is None else torch.from_numpy(table.labels)
-    return Dataset(table.name, single if exact else values, columns=table.columns, labels=labels)
+    return Dataset(table.name, single if is_exact else values, columns=table.columns, labels=labels)

@@ -19,23 +19,23 @@ from pyrovae.errors import InputError
 Array = np.ndarray[Any, Any]
 
 _ARRAY_NAMES = ("x", "X", "x_train", "X_train", "train", "data")
-MANY_COLUMNS = 8  # which go up by chance in one line of 40,000
-_WHOLE, _POINTED = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d+\.0*")
+MANY_COLUMNS = 8  # so many random numbers are in rising order in one line of 40,000
+_INTEGER, _POINTED = re.compile(r"[+-]?\d+"), re.compile(r"[+-]?\d+\.0*")
 _UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls a column without a name
-_MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "#N/A"}  # to pandas, too
+_MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "#N/A"}  # as pandas reads them
 _LABEL_NAMES = {"x": "y", "X": "y", "x_train": "y_train", "X_train": "y_train", "data": "target"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """What stands in a file: real numbers, one row per data point.
+    """The content of a file: real numbers, one row per data point.
 
     Args:
-        name: what to call it.
-        array: the numbers, shape ``(N, *event_shape)``, of any real dtype; NaN for a
-            missing one.
+        name: what to call it in an error or a report.
+        array: the numbers, shape ``(N, *event_shape)``, of any real dtype; NaN where one is
+            missing.
         columns: one name per column, or ``None`` if the file names none.
-        labels: one integer per row, shape ``(N,)``, if the file has them beside the array.
+        labels: one integer per row, shape ``(N,)``, if the file has labels beside the array.
     """
 
     name: str
@@ -51,7 +51,7 @@ def read(source: str) -> Table:
         source: the path; ``file.npz:name`` picks one of the arrays of an archive.
 
     Raises:
-        InputError: if there is no such file, or it can't be read, or holds something but numbers.
+        InputError: if there is no such file, it can't be read, or it holds anything but numbers.
     """
     path, array_name = Path(source).expanduser(), None
     if not path.exists() and ".npz:" in source:
@@ -68,9 +68,9 @@ def read(source: str) -> Table:
         if not path.exists():
             raise _missing(path)
         if reader is None or not path.is_file():
-            found = f"a file ending in {path.suffix!r}" if path.is_file() else "a directory"
+            kind = f"a file ending in {path.suffix!r}" if path.is_file() else "a directory"
             raise InputError(
-                f"expected a file ending in {listed(readers)}; got {found}: {str(path)!r}. "
+                f"expected a file ending in {listed(readers)}; got {kind}: {str(path)!r}. "
                 "Save the data in one of these formats."
             )
         return reader(path)
@@ -112,7 +112,7 @@ def _unreadable(path: Path, error: BaseException) -> InputError:
         reason = error.strerror
     return InputError(
         f"expected a readable {path.suffix} file; got {str(path)!r}: {reason}. "
-        "Check that the file is whole and that you may read it."
+        "Check that the file is complete and that you may read it."
     )
 
 
@@ -137,10 +137,10 @@ def _read_npz(path: Path, name: str | None) -> Table:
                 f"expected an archive of arrays in {str(path)!r}; got one array. Rename it to .npy."
             )
         names = list(archive.files)
-        chosen = _choose(path, names, name)
-        title = f"{path.name}:{chosen}" if len(names) > 1 else path.name
-        array = _numbers(title, archive[chosen])
-        label_name = _LABEL_NAMES.get(chosen)
+        array_name = _choose(path, names, name)
+        title = f"{path.name}:{array_name}" if len(names) > 1 else path.name
+        array = _numbers(title, archive[array_name])
+        label_name = _LABEL_NAMES.get(array_name)
         labels = archive[label_name] if label_name in names else None
     if labels is None or labels.shape != array.shape[:1] or labels.dtype.kind not in "iu":
         return Table(title, array)
@@ -148,22 +148,22 @@ def _read_npz(path: Path, name: str | None) -> Table:
 
 
 def _choose(path: Path, names: Sequence[str], name: str | None) -> str:
-    """Which array of an archive is meant: the one named, the only one, or one of a usual name."""
+    """The name of the array to read: the one asked for, the only one, or one with a usual name."""
     if name is None:
         candidates = names if len(names) == 1 else [n for n in _ARRAY_NAMES if n in names]
     else:
         candidates = [name] if name in names else []
     if candidates:
         return candidates[0]
-    found = "none named" if name is None else f"{name!r}, which is not among them"
+    problem = "no name" if name is None else f"{name!r}, which is not among them"
     raise InputError(
-        f"expected the name of one of the arrays in {str(path)!r}: {listed(names)}; got {found}. "
+        f"expected the name of one of the arrays in {str(path)!r}: {listed(names)}; got {problem}. "
         f"Name one: {path.name}:{names[0] if names else 'x'}"
     )
 
 
 def _numbers(name: str, array: Array) -> Array:
-    """The array if it holds real numbers in rows; shape ``(N,)`` becomes ``(N, 1)``."""
+    """The array, checked to hold real numbers in rows; shape ``(N,)`` becomes ``(N, 1)``."""
     if array.ndim == 0:
         raise InputError(
             f"expected an array with one row per data point; got a single value in {name}. "
@@ -171,11 +171,11 @@ def _numbers(name: str, array: Array) -> Array:
         )
     kind = array.dtype.kind
     if kind not in "buif":
-        found = {"c": "complex numbers", "U": "strings", "S": "bytes"}.get(kind, str(array.dtype))
+        content = {"c": "complex numbers", "U": "strings", "S": "bytes"}.get(kind, str(array.dtype))
         if kind in "US" and array.size:
-            found += f" ({array.flat[0].item()!r} in row 0)"
+            content += f" ({array.flat[0].item()!r} in row 0)"
         raise InputError(
-            f"expected real numbers; got {found} in {name}. Turn them into numbers first."
+            f"expected real numbers; got {content} in {name}. Turn them into numbers first."
         )
     return array[:, None] if array.ndim == 1 else array
 
@@ -194,14 +194,14 @@ def _read_csv(path: Path) -> Table:
         )
     separator = max(",;\t", key=first.count)
     cells = [cell.strip().strip('"') for cell in first.split(separator)]
-    names = _has_names(path.name, cells)
+    has_names = _has_names(path.name, cells)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
             frame = pd.read_csv(
                 path,
                 sep=separator,
-                header=0 if names else None,
+                header=0 if has_names else None,
                 index_col=False,
                 encoding="utf-8-sig",
                 skipinitialspace=True,
@@ -210,10 +210,10 @@ def _read_csv(path: Path) -> Table:
         except pd.errors.ParserWarning as warning:
             raise InputError(
                 f"expected as many cells in each row of {path.name} as in its first line; got rows "
-                "with more cells than the header has names. Name all columns, those of row numbers "
-                "too, or leave these out."
+                "with more cells than the header has names. Name all columns, that of row numbers "
+                "too, or leave it out."
             ) from warning
-    if names:
+    if has_names:
         return _from_frame(path.name, frame, None)
     table = _from_frame(path.name, frame, [str(i + 1) for i in range(frame.shape[1])])
     if _numbers_columns(path, separator, cells, table.array):
@@ -229,13 +229,13 @@ def _has_names(name: str, cells: Sequence[str]) -> bool:
     """Whether the first line of a table names its columns; if not, it is a data point.
 
     Raises:
-        InputError: if it does neither.
+        InputError: if it could be either.
     """
     words = [cell for cell in cells if not _is_number(cell)]
     if len(cells) > 1 and (not cells[0] or _UNNAMED.fullmatch(cells[0])):
         raise InputError(
-            f"expected columns of data; got a first column of {name} that has no name, as row "
-            "numbers have none. Save the table without its index, to_csv(..., index=False), or "
+            f"expected columns of data; got a first column of {name} without a name, which looks "
+            "like row numbers. Save the table without its index, to_csv(..., index=False), or "
             "name the column if it is data, or fill in the number if one is missing."
         )
     if len(words) == len(cells):
@@ -250,33 +250,34 @@ def _has_names(name: str, cells: Sequence[str]) -> bool:
 
 
 def _numbers_columns(path: Path, separator: str, cells: Sequence[str], rows: Array) -> bool:
-    """Whether a first line of numbers is no data point but 0, 1, 2, …, as pandas numbers columns.
+    """Whether a first line of numbers is 0, 1, 2, …, as pandas numbers columns, not a data point.
 
-    It is if no number below is as large, of 8 columns or more; or if none is written without a
-    point, of 3 columns or more or where one is written as 1.0 is.
+    A line 0, 1, 2, … is taken for column numbers if there are 8 columns or more and no number
+    below it is as large; or if no number below is written as an integer, and there are 3 columns
+    or more or some number is written like 1.0.
 
     Args:
         path: the file.
-        separator: what stands between cells.
-        cells: the first line as it stands there.
+        separator: the character between cells.
+        cells: the first line as it stands in the file.
         rows: all lines as numbers, shape ``(N, columns)``.
 
     Raises:
-        InputError: if it may be so, or if the line is unlike the other lines, as years or
-            wavelengths are that name columns.
+        InputError: if that can't be decided, or if the line is unlike the other lines, as column
+            names that are years or wavelengths are.
     """
     line, others = rows[0], rows[1:]
     others = others[np.isfinite(others).all(1)]
-    counted = list(cells) == [str(i) for i in range(len(cells))]
+    counts_up = list(cells) == [str(i) for i in range(len(cells))]
     if len(others) < 2 or len(set(cells)) < len(cells):
         return False
-    whole, pointed = True, False
-    if all(_WHOLE.fullmatch(cell) for cell in cells):
-        whole, pointed = _written(path, separator)
-    beyond = len(line) >= MANY_COLUMNS and others.max() < line[-1]
-    if counted and (beyond or (not whole and (pointed or len(line) > 2))):
+    any_integer, any_pointed = True, False
+    if all(_INTEGER.fullmatch(cell) for cell in cells):
+        any_integer, any_pointed = _number_styles(path, separator)
+    exceeds_data = len(line) >= MANY_COLUMNS and others.max() < line[-1]
+    if counts_up and (exceeds_data or (not any_integer and (any_pointed or len(line) > 2))):
         return True
-    if counted or not whole or _like_names(line, others):
+    if counts_up or not any_integer or _like_names(line, others):
         raise InputError(
             f"expected a line of names or of data first in {path.name}; got numbers that may be "
             f"either: {shortened(cells)}. If they are names, write them as words, such as "
@@ -285,25 +286,26 @@ def _numbers_columns(path: Path, separator: str, cells: Sequence[str], rows: Arr
     return False
 
 
-def _written(path: Path, separator: str) -> tuple[bool, bool]:
-    """Whether a number below the first line is written as 1 is, and whether one as 1.0 is."""
-    pointed = False
+def _number_styles(path: Path, separator: str) -> tuple[bool, bool]:
+    """Whether any number below the first line is written like 1, and whether any like 1.0."""
+    any_pointed = False
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = (line for line in file if line.strip())
         next(lines)
         for line in lines:
             cells = [cell.strip().strip('"') for cell in line.split(separator)]
-            if any(_WHOLE.fullmatch(cell) for cell in cells):
-                return True, pointed
-            pointed = pointed or any(_POINTED.fullmatch(cell) for cell in cells)
-    return False, pointed
+            if any(_INTEGER.fullmatch(cell) for cell in cells):
+                return True, any_pointed
+            any_pointed = any_pointed or any(_POINTED.fullmatch(cell) for cell in cells)
+    return False, any_pointed
 
 
 def _like_names(line: Array, others: Array) -> bool:
-    """Whether a line of numbers is unlike other lines, as one of years or wavelengths is.
+    """Whether a line of numbers is unlike the other lines, as a line of years or wavelengths is.
 
-    It is if, in all columns, it lies further from the others than these from each other, or if it
-    alone goes up in equal steps, or in any over many columns. A line that occurs again is not.
+    It is if it lies further from the others, in all columns, than they do from each other; if it
+    alone rises in equal steps; or if it alone rises at all, over many columns. A line that occurs
+    again further down is not.
     """
     if (others == line).all(1).any():
         return False
@@ -312,20 +314,20 @@ def _like_names(line: Array, others: Array) -> bool:
         return True
     if len(line) < 3:
         return False
-    steps, theirs = np.diff(line), np.diff(others, axis=1)
-    size = 1e-9 * np.abs(line).max()
-    equal = (np.ptp(theirs, axis=1) <= size) & (theirs[:, 0] > size)
-    if np.ptp(steps) <= size < steps[0] and not equal.any():
+    steps, other_steps = np.diff(line), np.diff(others, axis=1)
+    rounding = 1e-9 * np.abs(line).max()
+    others_equal = (np.ptp(other_steps, axis=1) <= rounding) & (other_steps[:, 0] > rounding)
+    if np.ptp(steps) <= rounding < steps[0] and not others_equal.any():
         return True
-    many = len(line) >= MANY_COLUMNS
-    return bool(many and (steps > 0).all() and not (theirs > 0).all(1).any())
+    is_long = len(line) >= MANY_COLUMNS
+    return bool(is_long and (steps > 0).all() and not (other_steps > 0).all(1).any())
 
 
 def _check_first_column(name: str, rows: Array) -> None:
-    """Raise if the first of several columns without names numbers the rows, in any order."""
+    """Raise if the first of several unnamed columns holds row numbers, in any order."""
     numbers = np.sort(rows[:, 0])
-    counted = np.arange(len(numbers)) + (numbers[0] if len(numbers) else 0)
-    if rows.shape[1] > 1 and numbers[0] in (0, 1) and np.array_equal(numbers, counted):
+    row_numbers = np.arange(len(numbers)) + (numbers[0] if len(numbers) else 0)
+    if rows.shape[1] > 1 and numbers[0] in (0, 1) and np.array_equal(numbers, row_numbers):
         raise InputError(
             f"expected columns of data; got row numbers in the first column of {name}. Save the "
             "table without its index, to_csv(..., index=False), or put a line of names above it if "
@@ -334,7 +336,7 @@ def _check_first_column(name: str, rows: Array) -> None:
 
 
 def shortened(cells: Sequence[str]) -> str:
-    """A line of a table, or the beginning of it.
+    """A line of a table, cut after three cells.
 
     >>> shortened(["1", "2", "3", "4"])
     '1, 2, 3, …'
@@ -343,7 +345,7 @@ def shortened(cells: Sequence[str]) -> str:
 
 
 def _worded(cells: Sequence[str]) -> str:
-    """The same with all cells as words."""
+    """The same, with every number made a word."""
     return shortened([f"c{cell}" if _is_number(cell) else cell for cell in cells])
 
 
@@ -362,14 +364,14 @@ def _read_parquet(path: Path) -> Table:
         frame = pd.read_parquet(path)
     except ImportError as error:
         raise InputError(
-            f"expected pyarrow for reading {str(path)!r}; got no such package. "
+            f"expected pyarrow to read {str(path)!r}; got no such package. "
             "Install it: pip install 'pyrovae[parquet]'"
         ) from error
     return _from_frame(path.name, frame, None)
 
 
 def _from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:
-    """The table of a pandas ``DataFrame``, all of whose columns must be numbers."""
+    """A table from a pandas ``DataFrame``, whose columns must all be numbers."""
     columns = tuple(names or [str(column) for column in frame.columns])
     arrays = [_column(name, label, frame.iloc[:, i]) for i, label in enumerate(columns)]
     array = np.stack(arrays, axis=1) if arrays else np.empty((len(frame), 0))
@@ -377,7 +379,7 @@ def _from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:
 
 
 def _column(name: str, label: str, column: Any) -> Array:
-    """One column as float64, NaN where a cell is empty, or an error naming the first non-number."""
+    """One column as float64, with NaN for empty cells; an error names the first non-number."""
     import pandas as pd
 
     kinds = pd.api.types

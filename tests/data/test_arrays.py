@@ -1,4 +1,4 @@
-"""Containers of numbers become the rows that they hold, or one sentence."""
+"""Containers of numbers become the rows that they hold, or one error that says why not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNTS = np.random.default_rng(1).poisson(0.7, size=(30, 4))
 
 @dataclass
 class AnnData:
-    """What the library knows an AnnData by."""
+    """A stand-in with the attributes by which the library recognises an AnnData."""
 
     X: Any
     layers: dict[str, Any] = field(default_factory=dict)
@@ -100,8 +100,8 @@ def test_counts_of_any_kind(kind: str) -> None:
             data = COUNTS.astype(kind)
     (rows,) = all_rows(data)
     assert rows.double().tolist() == COUNTS.astype(kind if kind == "bool" else float).tolist()
-    table = kind in ("Int64", "csr", "AnnData")
-    assert rows.is_floating_point() == table  # whole numbers in arrays stay so
+    is_table = kind in ("Int64", "csr", "AnnData")
+    assert rows.is_floating_point() == is_table  # whole numbers in arrays stay so
     assert rows.index_select(0, torch.tensor([1])).shape == (1, 4)
 
 
@@ -182,24 +182,24 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_array_of_numbers_is_refused(kind: str) -> None:
+def test_anything_but_an_array_of_numbers_is_refused(kind: str) -> None:
     make, words = REFUSED[kind]
     vae, data = linear_gaussian_vae(4, 2).vae(), make()
-    doors = (
+    calls = (
         lambda: pv.fit(vae.model, vae.guide, data, epochs=1),
         lambda: pv.encode(vae.guide, data),
         lambda: pv.log_evidence(vae.model, vae.guide, data),
         lambda: pv.diagnose(vae.model, vae.guide, X, held_out=data),
     )
-    for door in doors:
+    for call in calls:
         with pytest.raises(pv.InputError) as caught:
-            door()
+            call()
         message = str(caught.value)
         assert message.startswith("expected ") and "; got " in message and "\n" not in message
         assert re.search(words, message)
 
 
-def test_remedies_for_what_is_refused() -> None:
+def test_remedies_that_the_errors_name() -> None:
     assert all_rows(np.ma.masked_greater(X, 0).filled(0.0))[0].max() == 0
     assert all_rows(torch.stack(list(torch.zeros(30, 4))))[0].shape == (30, 4)
     assert len(all_rows((torch.zeros(30, 4), torch.zeros(30, 4)))) == 2
@@ -216,10 +216,10 @@ def test_remedies_for_what_is_refused() -> None:
 @pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame, sp.csr_matrix, sp.csc_array])
 def test_digits_that_float32_would_lose_are_not_lost(change: Any, kind: Any) -> None:
     x = np.random.default_rng(0).normal(size=(30, 4))
-    with pytest.raises(pv.InputError, match=r"float32 holds apart.*standard deviation first"):
+    with pytest.raises(pv.InputError, match=r"float32 can tell apart.*standard deviation first"):
         as_rows(kind(change(x)), "data")
-    units = (change(x) - change(x).mean(0)) / change(x).std(0)
-    assert len(as_rows(kind(units), "data")) == 30  # the remedy
+    standardised = (change(x) - change(x).mean(0)) / change(x).std(0)
+    assert len(as_rows(kind(standardised), "data")) == 30  # the remedy
 
 
 @pytest.mark.float32
@@ -241,7 +241,7 @@ def test_ordinary_numbers_are_taken(x: np.ndarray) -> None:
 
 def test_whole_numbers_beyond_float64_are_refused() -> None:
     nanoseconds = torch.arange(30)[:, None] + 1_700_000_000_000_000_000
-    with pytest.raises(pv.InputError, match="float64 holds apart"):
+    with pytest.raises(pv.InputError, match="float64 can tell apart"):
         narrowed(nanoseconds, torch.float64, "t")
     later = nanoseconds - nanoseconds[0]
     assert narrowed(later, torch.float64, "t").tolist() == later.double().tolist()

@@ -1,4 +1,4 @@
-"""Row n of an answer is row n of the data set, or it is refused."""
+"""Row n of a result is row n of the data set, or the data set is refused."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ EXACT = 4, 2
 
 
 class Rows(Dataset[Any]):
-    """The rows of an array one by one, and what else is given of each."""
+    """The rows of one array or of several, one by one."""
 
-    def __init__(self, *parts: Any) -> None:
-        self.parts = parts
+    def __init__(self, *arrays: Any) -> None:
+        self.arrays = arrays
 
     def __len__(self) -> int:
-        return len(self.parts[0])
+        return len(self.arrays[0])
 
     def __getitem__(self, number: int) -> Any:
-        items = tuple(part[number] for part in self.parts)
-        return items if len(items) > 1 else items[0]
+        item = tuple(array[number] for array in self.arrays)
+        return item if len(item) > 1 else item[0]
 
 
 class Stream(IterableDataset[Tensor]):
@@ -67,8 +67,8 @@ class Backwards(DataLoader[Any]):
 
 
 def fewer(items: list[Tensor]) -> Tensor:
-    kept: Tensor = default_collate([item for item in items if item[0] > 0])
-    return kept
+    batch: Tensor = default_collate([item for item in items if item[0] > 0])
+    return batch
 
 
 def loader(x: Tensor, **options: Any) -> DataLoader[Any]:
@@ -107,15 +107,15 @@ def test_row_n_of_an_answer_is_row_n_of_the_data_set(kind: str) -> None:
     exact = linear_gaussian_vae(*EXACT)
     vae, x = exact.vae(), exact.sample(30)
     data = IN_ORDER[kind](x)
-    own = getattr(data, "generator", None)
-    states = [torch.get_rng_state(), None if own is None else own.get_state()]
+    generator = getattr(data, "generator", None)
+    states = [torch.get_rng_state(), None if generator is None else generator.get_state()]
     values = pv.log_evidence(vae.model, vae.guide, data, draws=2).values
     torch.testing.assert_close(torch.as_tensor(values), exact.log_prob(x))
     torch.testing.assert_close(pv.encode(vae.guide, data).mean, exact.posterior(x).mean)
     mean = pv.aggregate(vae.guide, data).component(17).mean
     torch.testing.assert_close(mean, exact.posterior(x).mean[17])
     assert torch.equal(torch.get_rng_state(), states[0])  # looking at rows draws nothing
-    assert own is None or torch.equal(own.get_state(), states[1])
+    assert generator is None or torch.equal(generator.get_state(), states[1])
 
 
 def batches_of(x: Tensor) -> BatchSampler:
@@ -156,25 +156,25 @@ def test_rows_without_an_order_are_measured_nowhere_but_train(kind: str) -> None
     exact = linear_gaussian_vae(*EXACT)
     x = exact.sample(30)
     data, vae = make(x), exact.vae()
-    for door in (
+    for measure in (
         lambda: pv.encode(vae.guide, data),
         lambda: pv.aggregate(vae.guide, data),
         lambda: pv.log_evidence(vae.model, vae.guide, data, draws=2),
         lambda: pv.diagnose(vae.model, vae.guide, x, held_out=data),
     ):
         with pytest.raises(pv.InputError, match=words):
-            door()
-    own = pv.VAE(
+            measure()
+    trained = pv.VAE(
         pv.mlp_encoder((4,), 2, hidden=(8,)),
         pv.mlp_decoder(2, (4,), "normal", hidden=(8,)),
         pv.StandardNormal(2),
     )
-    assert np.isfinite(pv.fit(own.model, own.guide, data, epochs=2).history.train).all()
-    # the remedies
+    assert np.isfinite(pv.fit(trained.model, trained.guide, data, epochs=2).history.train).all()
+    # the remedies that the error names
     if isinstance(data.dataset, TensorDataset):
         assert len(all_rows(data.dataset)[0]) == 30
-        (part,) = all_rows(Subset(data.dataset, [4, 2]))
-        assert torch.equal(part, x[[4, 2]])
+        (subset,) = all_rows(Subset(data.dataset, [4, 2]))
+        assert torch.equal(subset, x[[4, 2]])
 
 
 def test_workers_keep_the_order() -> None:
@@ -184,7 +184,7 @@ def test_workers_keep_the_order() -> None:
 
 
 @pytest.mark.parametrize("kind", [Stream, Sized])
-def test_a_stream_is_told_what_to_do(kind: Any) -> None:
+def test_the_error_for_a_stream_says_what_to_do(kind: Any) -> None:
     x = torch.randn(30, 4)
     for data in (kind(x), *([loader(x, dataset=kind(x))] if kind is Stream else [])):
         with pytest.raises(pv.InputError, match=r"torch\.stack\(list\(dataset\)\)"):
@@ -192,10 +192,10 @@ def test_a_stream_is_told_what_to_do(kind: Any) -> None:
     assert torch.equal(all_rows(torch.stack(list(kind(x))))[0], x)
 
 
-def test_items_that_make_no_rows() -> None:
+def test_items_that_cannot_be_rows() -> None:
     x = torch.randn(30, 4)
     ragged = [x[i, : 1 + i % 3] for i in range(30)]
-    for items, words in (
+    for data, words in (
         (Rows(ragged), "items are tensors of one shape"),
         (Rows([{"x": row} for row in x]), r"got \['dict'\]"),
         (Rows([object()] * 30), "got object"),
@@ -203,7 +203,7 @@ def test_items_that_make_no_rows() -> None:
         (Rows(x, np.ma.masked_greater(np.arange(60).reshape(30, 2), 40)), "hides"),
     ):
         with pytest.raises(pv.InputError, match=words):
-            all_rows(items)
+            all_rows(data)
 
 
 @pytest.mark.parametrize("data", [Rows, lambda x: loader(x, shuffle=True)])
@@ -242,26 +242,26 @@ LABELLED = {
 
 
 @pytest.mark.parametrize("kind", LABELLED)
-def test_labels_are_no_argument_of_a_pair_of_rows(kind: str) -> None:
+def test_labels_are_refused_by_a_pair_that_takes_rows_alone(kind: str) -> None:
     x, y = torch.randn(30, 4), torch.arange(30) % 3
     data = LABELLED[kind](x, y)
-    for door in (
+    for call in (
         lambda: pv.fit(model, guide, data, epochs=1),
         lambda: pv.encode(guide, data),
         lambda: pv.log_evidence(model, guide, data),
         lambda: pv.diagnose(model, guide, data, held_out=data),
     ):
         with pytest.raises(pv.InputError, match=r"takes \(x.*\).*got 2 for each row.* rows alone"):
-            door()
+            call()
     with pytest.raises(pv.InputError, match=r"takes \(x.*y.*\).*got 1 for each row"):
         pv.encode(needs_two, x)
     pv.fit(model, guide, x, epochs=1)
     pv.encode(needs_two, (x, x))
 
 
-@pytest.mark.filterwarnings("ignore:For .* k̂")  # of a pair that has hardly been trained
+@pytest.mark.filterwarnings("ignore:For .* k̂")  # the pair has hardly been trained
 @pytest.mark.parametrize("kind", LABELLED)
-def test_labels_are_no_row_numbers(kind: str) -> None:
+def test_labels_are_not_taken_for_row_numbers(kind: str) -> None:
     x, y, numbers = torch.randn(40, 4), torch.arange(40) % 3, torch.arange(40)
     encoder = pv.mlp_encoder((4,), 2, hidden=(8,))
     decoder = pv.mlp_decoder(2, (4,), "normal", hidden=(8,))
@@ -269,7 +269,7 @@ def test_labels_are_no_row_numbers(kind: str) -> None:
     with pytest.raises(pv.InputError, match=r"each at most once in a batch; got . for .* rows, as"):
         pv.fit(vae.model, vae.guide, LABELLED[kind](x, y), epochs=1)
     pv.fit(vae.model, vae.guide, LABELLED[kind](x, numbers), epochs=1)
-    # a prior that has no use for numbers has none for labels
+    # a prior that doesn't use row numbers ignores labels, too
     plain = vae.with_prior(pv.StandardNormal(2))
     values = [
         pv.log_evidence(plain.model, plain.guide, data, draws=10).values
@@ -278,7 +278,7 @@ def test_labels_are_no_row_numbers(kind: str) -> None:
     assert torch.equal(*map(torch.as_tensor, values))
 
 
-def test_data_sets_of_different_arguments() -> None:
+def test_data_sets_with_different_arguments_are_refused() -> None:
     x, y = torch.randn(30, 4), torch.randn(30, 4)
 
     def two(x: Tensor, y: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Reading data: what comes in is what was written, and bad input is told in one line."""
+"""Reading data: what is read is what was written, and bad input is one line of error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_csv(path: Path, **options: object) -> Path:
 
 
 def text_csv(path: Path, first: str, *replaced: tuple[int, str]) -> Path:
-    """A file with 30 rows of two columns, some of them replaced; row 1 follows the first line."""
+    """A file with 30 rows of two columns, some replaced; row 1 is below the first line."""
     lines = [first, *(f"{a},{b}" for a, b in TABLE)]
     for row, line in replaced:
         lines[row] = line
@@ -69,7 +69,7 @@ def test_npy_of_any_real_dtype_reads_as_float32_if_that_is_exact(
         TABLE.astype(np.longdouble),
     ],
 )
-def test_no_digit_is_lost_that_float64_holds(tmp_path: Path, array: np.ndarray) -> None:
+def test_no_digit_that_float64_holds_is_lost(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array)
     values = load(tmp_path / "a.npy").values
     assert values.dtype == torch.float64
@@ -78,12 +78,12 @@ def test_no_digit_is_lost_that_float64_holds(tmp_path: Path, array: np.ndarray) 
     np.testing.assert_allclose(load(tmp_path / "t.csv").values.numpy(), values, rtol=3e-16)
 
 
-def test_one_row_may_be_any_other_in_float64_and_is_refused_in_float32(tmp_path: Path) -> None:
+def test_rows_that_only_float64_tells_apart_are_refused_in_float32(tmp_path: Path) -> None:
     seconds = np.arange(60)[:, None] + 1_700_000_000
     np.save(tmp_path / "a.npy", seconds)
     data = load(tmp_path / "a.npy")
     assert len(data.values.unique()) == 60
-    with pytest.raises(InputError, match="float32 holds apart"):
+    with pytest.raises(InputError, match="float32 can tell apart"):
         data.single()
     np.save(tmp_path / "a.npy", seconds - seconds.mean())
     assert load(tmp_path / "a.npy").single().values.dtype == torch.float32
@@ -147,7 +147,7 @@ def test_parquet_equals_csv(tmp_path: Path) -> None:
     torch.testing.assert_close(parquet.values, csv.values)
 
 
-# -- what can't be used, in one line ---------------------------------------------------------------
+# -- bad input is one line of error ----------------------------------------------------------------
 
 
 def bad_npy(value: object, *index: int) -> Callable[[Path], str]:
@@ -201,7 +201,7 @@ BAD_SOURCES = {
     "no such name": (lambda f: "mnist", ["'digits' or a file", "'mnist'"]),
     "directory": (lambda f: str(f), ["got a directory"]),
     "suffix": (bad_bytes("a.xlsx", b"1"), [".npy, .npz, .csv, .parquet", "'.xlsx'"]),
-    "not npy": (bad_bytes("a.npy", b"hello"), ["readable .npy", "whole"]),
+    "not npy": (bad_bytes("a.npy", b"hello"), ["readable .npy", "complete"]),
     "empty npy": (bad_bytes("a.npy", b""), ["readable .npy"]),
     "not npz": (bad_bytes("a.npz", b"PK\x03\x04junk"), ["readable .npz"]),
     "not parquet": (bad_bytes("a.parquet", b"hello"), ["readable .parquet"]),
@@ -217,7 +217,7 @@ BAD_SOURCES = {
     "too close": (bad_array(TABLE * 1e-150), ["vary by more than 1e-100", "row 0, column 0"]),
     "nanoseconds": (
         bad_array(np.arange(30)[:, None] + 1_700_000_000_000_000_000),
-        ["float64 holds apart", "entry (0,) of bad.npy", "Subtract its mean"],
+        ["float64 can tell apart", "entry (0,) of bad.npy", "Subtract its mean"],
     ),
     "image NaN": (
         bad_array(np.where(np.arange(270).reshape(30, 3, 3) == 100, np.nan, 1.0)),
@@ -247,7 +247,7 @@ BAD_SOURCES = {
     ),
     "csv nanoseconds": (
         bad_csv("a,t", *((i, f"1,{1_700_000_000_000_000_000 + i}") for i in range(1, 31))),
-        ["float64 holds apart", "column 't' of bad.csv"],
+        ["float64 can tell apart", "column 't' of bad.csv"],
     ),
     "parquet string": (
         bad_frame(a=range(30), b=["1"] * 29 + ["x"]),
@@ -260,15 +260,15 @@ BAD_SOURCES = {
 
 
 @pytest.mark.parametrize("case", BAD_SOURCES)
-def test_a_bad_source_is_told_in_one_line(tmp_path: Path, case: str) -> None:
-    make, parts = BAD_SOURCES[case]
+def test_a_bad_source_is_one_line_of_error(tmp_path: Path, case: str) -> None:
+    make, words = BAD_SOURCES[case]
     with pytest.raises(InputError) as caught:
         load(make(tmp_path))
     message = str(caught.value)
     assert message.startswith("expected ") and "; got " in message
     assert "\n" not in message
-    for part in parts:
-        assert part in message
+    for word in words:
+        assert word in message
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def images(high: int) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("values", "likelihood", "parts"),
+    ("values", "likelihood", "words"),
     [
         (
             images(255).values,
@@ -321,12 +321,12 @@ def images(high: int) -> Dataset:
     ],
 )
 def test_values_that_do_not_suit_the_likelihood(
-    values: torch.Tensor, likelihood: str, parts: list[str]
+    values: torch.Tensor, likelihood: str, words: list[str]
 ) -> None:
     with pytest.raises(InputError) as caught:
         check(Dataset("d", values), likelihood)
-    for part in parts:
-        assert part in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -390,8 +390,8 @@ def test_split_is_a_partition_and_repeats_by_seed(n: int, seed: int) -> None:
     parts = split(data, seed=seed)
     rows = torch.cat([part.values for part in parts]).flatten()
     assert sorted(rows.tolist()) == list(range(n))
-    for part, again in zip(parts, split(data, seed=seed), strict=True):
-        assert torch.equal(part.values, again.values)
+    for part, repetition in zip(parts, split(data, seed=seed), strict=True):
+        assert torch.equal(part.values, repetition.values)
         assert part.labels is not None and torch.equal(part.labels, part.values.flatten().long())
 
 

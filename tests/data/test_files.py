@@ -1,4 +1,4 @@
-"""Tables in files: neither row numbers nor names become data, and no data point becomes a name."""
+"""Tables in files: row numbers and names never become data, nor data points names."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_an_index_is_not_taken_for_data(tmp_path: Path, kind: str) -> None:
     rows = NORMAL.tolist()
     (tmp_path / "t.csv").write_text(csv(rows, header=list("abc"), index=False), encoding="utf-8")
     assert len(load(tmp_path / "t.csv")) == 40  # the remedies
-    named = csv(NORMAL, header=list("abc"), index_label="number")
-    (tmp_path / "t.csv").write_text(named, encoding="utf-8")
+    named_index = csv(NORMAL, header=list("abc"), index_label="number")
+    (tmp_path / "t.csv").write_text(named_index, encoding="utf-8")
     assert load(tmp_path / "t.csv").columns == ("number", "a", "b", "c")
 
 
@@ -94,7 +94,7 @@ NUMBERED = {
 
 
 @pytest.mark.parametrize("kind", NUMBERED)
-def test_columns_that_pandas_numbers_have_a_header(tmp_path: Path, kind: str) -> None:
+def test_column_numbers_of_pandas_are_read_as_a_header(tmp_path: Path, kind: str) -> None:
     text, columns = NUMBERED[kind]
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     data = load(tmp_path / "t.csv")
@@ -103,7 +103,7 @@ def test_columns_that_pandas_numbers_have_a_header(tmp_path: Path, kind: str) ->
 
 
 def test_first_lines_of_data_are_data(tmp_path: Path) -> None:
-    """In none of 100 tables without a header is the first line taken for names, or refused."""
+    """In 100 tables without a header the first line is never taken for names, nor refused."""
     random = np.random.default_rng(1)
     for number in range(100):
         shape = (int(random.integers(20, 60)), int(random.integers(2, 12)))
@@ -116,5 +116,5 @@ def test_first_lines_of_data_are_data(tmp_path: Path) -> None:
         ][number % 5]
         np.savetxt(tmp_path / "t.csv", rows, delimiter=",", fmt="%.17g")
         if number % 5 == 2 and rows[0].tolist() == list(range(shape[1])):
-            continue  # 0, 1 may be names
+            continue  # 0, 1, … may be names
         np.testing.assert_allclose(load(tmp_path / "t.csv").values.numpy(), rows, rtol=1e-15)
