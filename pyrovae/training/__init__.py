@@ -1,8 +1,8 @@
 """Stochastic variational inference on any Pyro pair.
 
-``fit`` trains by minibatches with early stopping, and with checkpoints from which a killed run
-goes on as if it had never stopped. The pair is trained in place, in its modules and in the
-parameter store alike. Start with ``fit.py``; ``loop.py`` has the epochs and steps.
+``fit`` trains on minibatches, with early stopping and with checkpoints from which a killed run
+resumes as if it had never stopped. The pair is trained in place, both its modules and its
+parameters in Pyro's store. Start with ``fit.py``; ``loop.py`` has the epochs and steps.
 """
 
 from pyrovae.training.checks import check_device

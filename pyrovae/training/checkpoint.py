@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anyone's code."""
+"""Checkpoints: written completely or not at all, and read without running code from the file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FORMAT = 2
 class Checkpoint:
     """All that a training run needs to go on after an epoch as if it had never stopped.
 
-    There is no random state among it: the draws of an epoch are a function of the run's seed and
-    the epoch's number.
+    It holds no random state: the draws of an epoch depend only on the run's seed and the epoch's
+    number.
 
     Args:
         fingerprint: settings, data and pair of the run, as text by name.
-        epoch: number of epochs done.
+        epoch: number of finished epochs.
         state: parameters and buffers after that epoch.
-        probe: the objective at that state, of certain rows and draws, on a kind of device.
+        probe: type of the device, and the objective of fixed rows and draws at that state.
         optimizer: the optimizer's ``state_dict()``.
         best_epoch: epoch with the best validation ELBO so far; the last one without validation.
         best: parameters and buffers after the best epoch; empty without validation.
-        history: one list of numbers by column.
+        history: a list of numbers for each column.
     """
 
     fingerprint: dict[str, str]
@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint so that ``path`` holds the old one or the new one at any moment.
+    """Write a checkpoint so that at any moment ``path`` holds either the old one or the new one.
 
     Raises:
         InputError: if it can't be written.
@@ -56,19 +56,19 @@ def load(path: Path, fingerprint: dict[str, str]) -> Checkpoint:
     """Read a checkpoint of the same settings, data and pair; tensors come back on the CPU.
 
     Raises:
-        InputError: if the file is no checkpoint of this library, or one of another run.
+        InputError: if the file isn't a checkpoint of this library, or is one of another run.
     """
     checkpoint = _read(path)
-    differing = [
+    differences = [
         f"{name} {_text(fingerprint, name)} (checkpoint: {_text(checkpoint.fingerprint, name)})"
         for name in {**fingerprint, **checkpoint.fingerprint}
         if fingerprint.get(name) != checkpoint.fingerprint.get(name)
     ]
-    if differing:
-        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+    if differences:
+        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise InputError(
             f"expected the settings, data and pair that {path} was written with; got "
-            f"{'; '.join(differing[:4])}{more}. Resume with the same ones, or train anew into "
+            f"{'; '.join(differences[:4])}{more}. Resume with the same ones, or train anew into "
             "another file or folder."
         )
     return checkpoint
@@ -82,19 +82,19 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError(f"of format {version}, not {FORMAT}")
         return Checkpoint(**content)
     except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        known = isinstance(error, ValueError | OSError)
+        reason = error if isinstance(error, ValueError | OSError) else "of another kind"
         raise InputError(
-            f"expected a checkpoint of pyrovae.fit in {path}; got a file that is "
-            f"{error if known else 'of another kind'}. Delete it and train anew, or name another."
+            f"expected a checkpoint of pyrovae.fit in {path}; got a file that is {reason}. Delete "
+            "it and train anew, or name another."
         ) from error
 
 
 def _text(fingerprint: dict[str, str], name: str) -> str:
-    return fingerprint.get(name, "that is none")
+    return fingerprint.get(name, "missing")
 
 
 def check_path(path: Path, *, resume: bool) -> None:
-    """See that a checkpoint can be written to ``path`` without losing one.
+    """Check that a checkpoint can be written to ``path`` without overwriting one.
 
     Raises:
         InputError: if the folder can't be written to, or a checkpoint would be overwritten.

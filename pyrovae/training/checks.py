@@ -200,7 +200,7 @@ def explained_single_row(rows: Batches) -> Iterator[None]:
 def _rehearsal(trainable: Trainable) -> Iterator[None]:
     """Training mode for a trial run; buffers, modes and the random state are restored after it."""
     state = trainable.state()
-    with torch.random.fork_rng(), torch.no_grad(), trainable.modes_kept():
+    with torch.random.fork_rng(), torch.no_grad(), trainable.modes_restored():
         trainable.train(True)
         try:
             yield

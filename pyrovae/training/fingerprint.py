@@ -1,4 +1,4 @@
-"""What a resumed run must share with the one that was interrupted, as text by name."""
+"""What a resumed run must share with the interrupted one, as text by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN = (type(None), bool, int, float, str)
 
 
 def of_pair(trainable: Trainable) -> dict[str, str]:
-    """Names, shapes and dtypes of parameters and buffers, and the kinds of all modules."""
+    """Names, shapes and dtypes of parameters and buffers, and the types of all modules."""
     tensors = {
         f"tensor {name}": f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "")
         for name, tensor in trainable.state().items()
@@ -30,7 +30,7 @@ def of_pair(trainable: Trainable) -> dict[str, str]:
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer, trainable: Trainable) -> dict[str, str]:
-    """Kind of optimizer, and the settings and parameters of every group."""
+    """The type of the optimizer, and the settings and parameters of every group."""
     names = {id(tensor): name for name, tensor in trainable.parameters.items()}
     groups = {}
     for i, group in enumerate(optimizer.param_groups):
@@ -41,7 +41,7 @@ def of_optimizer(optimizer: torch.optim.Optimizer, trainable: Trainable) -> dict
 
 
 def described(value: Any) -> str:
-    """A text that is the same in another process: names of functions and classes, and settings."""
+    """A value as text that is the same in every process: names of functions, types and settings."""
     if isinstance(value, PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
@@ -55,8 +55,8 @@ def described(value: Any) -> str:
         return f"{described(value.func)} of {described(value.args)} {described(value.keywords)}"
     if isinstance(value, nn.Module):
         return f"{value!r} {described(list(value.state_dict().values()))}"
-    named = value if hasattr(value, "__qualname__") else type(value)
-    name = f"{named.__module__}.{named.__qualname__}"
+    owner = value if hasattr(value, "__qualname__") else type(value)
+    name = f"{owner.__module__}.{owner.__qualname__}"
     if inspect.ismethod(value):
         return f"{name} of {described(value.__self__)}"
     if inspect.isroutine(value) or isinstance(value, type):

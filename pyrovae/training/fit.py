@@ -64,10 +64,10 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
 ) -> Fit:
     """Train a Pyro pair by maximising the mean of an objective, the ELBO, per datum.
 
-    The pair is trained in place, in its modules and in Pyro's parameter store alike; its parameters
-    are those that it uses on the first batch. Torch's random state, the train/eval modes and the
-    validation flags are left as found; Pyro's and torch's argument checks, if they are on, run in
-    the first epoch, in which every row is seen, and are off after it.
+    The pair is trained in place, both its modules and its parameters in Pyro's store; trained are
+    the parameters that it uses on the first batch. Torch's random state, the train/eval modes and
+    the validation flags are left as they were. Pyro's and torch's argument checks, if they are on,
+    run in the first epoch, which sees every row, and are off after it.
 
     Args:
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either
@@ -78,31 +78,32 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             ``adata.layers["counts"]``), a map-style ``Dataset`` or a ``DataLoader`` (which keeps
             its own batch size and shuffling). A tuple of them is a pair with more arguments,
             ``model(x, y)``.
-        validation: held-out rows, with which the parameters of the best epoch are kept.
+        validation: held-out rows, by which the best epoch is chosen; its parameters are kept.
         epochs: passes over the data.
         batch_size: rows in a minibatch.
         objective: :func:`~pyrovae.training.objectives.elbo`, a function with its signature, or one
             of Pyro's estimators, for example ``TraceEnum_ELBO()``.
-        optimizer: what makes an optimizer from parameters; ``adam(lr=1e-3)`` if not given.
-        transform: ``transform(x, generator)`` of every minibatch, drawn anew each time for training
-            and with the same draws each epoch for validation: dynamic binarisation, for example.
+        optimizer: a function that makes an optimizer from parameters; ``adam(lr=1e-3)`` by
+            default.
+        transform: ``transform(x, generator)`` of every minibatch, with new draws each time in
+            training and the same draws each epoch in validation: dynamic binarisation, for example.
         kl_warmup: epochs over which the weight on the latent sites grows linearly to 1.
-        clip_norm: bound on the norm of the gradient; no clipping if not given.
-        patience: stop after so many epochs, counted after the warm-up, without a better validation
-            ELBO.
-        seed: names all random choices: initial values drawn by the pair, shuffling, latent draws.
-        device: where to train; where the pair's parameters are now, if not given.
+        clip_norm: bound on the norm of the gradient; by default it is not clipped.
+        patience: stop after so many epochs without a better validation ELBO, counted after the
+            warm-up.
+        seed: fixes all random choices: initial values drawn by the pair, shuffling, latent draws.
+        device: where to train; by default where the pair's parameters are.
         checkpoint: file to write after each epoch. A ``Dataset`` or ``DataLoader`` is read once
-            more for it, as the file notes what data it is about.
+            more for it, as the file holds a digest of the data.
         resume: go on from ``checkpoint`` if it exists; ``epochs`` may be larger than it was. With
-            other data, settings, or another pair it is refused.
+            other data, other settings or another pair this is refused.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
         the history, the best epoch and why training stopped.
 
     Raises:
-        InputError: for data or settings that can't be used, or a checkpoint of another run.
+        InputError: if data or settings can't be used, or the checkpoint is of another run.
         NonFiniteLoss: if the loss is NaN or infinite; the checkpoint stays as it was.
 
     >>> import pyrovae as pv
@@ -126,10 +127,10 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
     with seeded_everywhere(seed, "training setup"):
         if held_out is not None:
-            _check_alike(rows, held_out)
+            _check_same_kinds(rows, held_out)
         evaluator = Evaluator(model, guide, as_objective(objective), transform)
-        where = None if device is None else torch.device(device)
-        trainable, in_order = _set_up(evaluator, rows, held_out, where)
+        target = None if device is None else torch.device(device)
+        trainable, in_order = _set_up(evaluator, rows, held_out, target)
         trainer = Trainer(
             evaluator=evaluator,
             trainable=trainable,
@@ -139,23 +140,25 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             settings=settings,
             in_order=in_order,
         )
-    with trainable.modes_kept():
+    with trainable.modes_restored():
         if path is not None:
             trainer.begin(path)
-        done = len(rows) * trainer.epoch
-        with progress_bar("epoch 1", len(rows) * epochs, done=done, progress=progress) as bar:
+        steps = len(rows)
+        with progress_bar(
+            "epoch 1", steps * epochs, done=steps * trainer.epoch, progress=progress
+        ) as bar:
             return trainer.run(bar, path)
 
 
 def _set_up(
     evaluator: Evaluator, rows: Batches, held_out: Batches | None, device: torch.device | None
 ) -> tuple[Trainable, bool]:
-    """Find what there is to train on the first batch, see that it can be, bring it to the device.
+    """Find the parameters on the first batch, check that they can be trained, move them.
 
-    A pair that is refused is as it was.
+    A pair that is refused is left as it was.
 
     Returns:
-        what there is, and whether the rows have to keep their order.
+        the parameters, and whether the rows have to keep their order.
     """
     first = rows.first()
     functions = evaluator.model, evaluator.guide
@@ -165,14 +168,14 @@ def _set_up(
     home = next((p.device for module in modules for p in module.parameters()), first[0].device)
     evaluator.device = home
     check_parameters(modules)
-    found = AsFound(modules)
+    snapshot = AsFound(modules)
     try:
         first = evaluator.prepared_once(first)
         with explained_single_row(rows):
             trainable = evaluator.survey(first)
         in_order = check_before(evaluator, trainable, rows, held_out, first=first)
     except BaseException:
-        found.put_back()
+        snapshot.put_back()
         raise
     if device is not None:
         evaluator.device = device
@@ -190,7 +193,7 @@ def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None
     return path
 
 
-def _check_alike(train: Batches, validation: Batches) -> None:
+def _check_same_kinds(train: Batches, validation: Batches) -> None:
     expected, actual = row_kinds(train.first()), row_kinds(validation.first())
     if expected != actual:
         raise InputError(

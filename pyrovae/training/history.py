@@ -1,4 +1,4 @@
-"""What a training run leaves behind beside the parameters."""
+"""What a training run returns beside the trained parameters."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Stopped = Literal["epochs", "patience"]
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """One entry for each epoch; objectives in nats per datum.
+    """The course of training, one entry for each epoch; objectives in nats per datum.
 
     Args:
-        train: mean objective of the epoch's training batches, while the parameters change and with
-            the epoch's KL weight, shape ``(E,)``.
-        validation: ELBO of the validation data after the epoch, KL weight 1, the same draws each
-            time, shape ``(E,)``; NaN without validation data.
+        train: mean objective over the epoch's training batches, with the epoch's KL weight and
+            with parameters that change from step to step, shape ``(E,)``.
+        validation: ELBO of the validation data after the epoch, with KL weight 1 and the same
+            draws each time, shape ``(E,)``; NaN without validation data.
         kl_weight: weight on the latent sites' terms, shape ``(E,)``.
-        seconds: wall-clock time of the epoch, shape ``(E,)``. The only entry that a repetition of
-            the run does not reproduce.
+        seconds: wall-clock time of the epoch, shape ``(E,)``; the only entry that differs if the
+            run is repeated.
     """
 
     train: NDArray[np.float64]
@@ -33,7 +33,7 @@ class History:
 
     @classmethod
     def from_lists(cls, lists: dict[str, list[float]]) -> History:
-        """A history from one list of numbers by column."""
+        """A history from a list of numbers for each column."""
         return cls(**{name: np.asarray(values, dtype=np.float64) for name, values in lists.items()})
 
     @property
@@ -43,14 +43,14 @@ class History:
 
     @property
     def unit(self) -> str:
-        """Unit of ``train`` and ``validation``."""
+        """The unit of ``train`` and ``validation``."""
         return UNIT
 
     def __len__(self) -> int:
         return len(self.train)
 
     def to_dict(self) -> dict[str, Any]:
-        """Columns by name, the epoch's number first, as ``pandas.DataFrame`` takes them."""
+        """Columns by name, the epoch's number first; ``pandas.DataFrame`` takes it."""
         columns = ("epoch", "train", "validation", "kl_weight", "seconds")
         return {name: getattr(self, name) for name in columns}
 
@@ -60,9 +60,9 @@ class Fit:
     """How a training run went. The trained parameters are in the pair itself.
 
     Args:
-        history: one entry an epoch.
-        best_epoch: epoch, counted from 1, whose parameters the pair now has: the one with the best
-            validation ELBO, or the last one if there were no validation data.
+        history: one entry for each epoch.
+        best_epoch: the epoch, counted from 1, whose parameters the pair now has: the one with the
+            best validation ELBO, or the last one without validation data.
         stopped: ``"epochs"`` if all epochs were run, ``"patience"`` if validation had stalled.
         seed: the seed that reproduces the run.
     """
@@ -88,12 +88,12 @@ class Fit:
         return len(self.history)
 
     def __str__(self) -> str:
-        why = {
-            "epochs": "ran all its epochs",
-            "patience": "stopped as validation no longer improved",
+        ending = {
+            "epochs": "ran all epochs",
+            "patience": "stopped because validation no longer improved",
         }[self.stopped]
         validation = "" if np.isnan(self.validation) else f", validation ELBO {self.validation:.3f}"
         return (
-            f"{why} ({self.epochs}); epoch {self.best_epoch} kept: training objective "
+            f"{ending} ({self.epochs}); kept epoch {self.best_epoch}: training objective "
             f"{self.train:.3f}{validation} {UNIT}"
         )

@@ -37,20 +37,20 @@ class NonFiniteLoss(ArithmeticError):
     """Training met a loss that is NaN or infinite.
 
     Args:
-        epoch, step: where, both counted from 1; step 0 is the validation after the epoch.
+        epoch, step: where it happened, counted from 1; step 0 is the validation after the epoch.
         sites: sample sites whose log density is not finite there.
-        parameters: those that are not finite themselves, after a gradient that was not.
+        parameters: parameters that are not finite themselves, after a gradient that wasn't.
     """
 
     def __init__(
         self, epoch: int, step: int, sites: tuple[str, ...], parameters: tuple[str, ...] = ()
     ) -> None:
-        where = f"epoch {epoch}, step {step}" if step else f"the validation after epoch {epoch}"
-        what = f"the log density at {', '.join(sites)}" if sites else "the sum over finite sites"
+        place = f"epoch {epoch}, step {step}" if step else f"the validation after epoch {epoch}"
+        source = f"the log density at {', '.join(sites)}" if sites else "the sum over finite sites"
         if parameters:
-            what += f", with parameters that are no longer finite ({', '.join(parameters[:5])})"
+            source += f", with parameters that are no longer finite ({', '.join(parameters[:5])})"
         super().__init__(
-            f"expected a finite loss; got NaN or infinity in {where}, from {what}. Try a smaller "
+            f"expected a finite loss; got NaN or infinity in {place}, from {source}. Try a smaller "
             "learning rate, clip_norm=, or a scale that is bounded away from 0."
         )
         self.epoch, self.step = epoch, step
@@ -59,7 +59,7 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Plain settings of a run; see :func:`pyrovae.training.fit.fit`."""
+    """The numbers that set up a run; see :func:`pyrovae.training.fit.fit`."""
 
     epochs: int
     kl_warmup: int
@@ -71,7 +71,7 @@ class Settings:
         for name, least in (("epochs", 1), ("kl_warmup", 0), ("patience", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise InputError(f"expected {name} ≥ {least}; got {value}.")
+                raise InputError(f"expected {name} ≥ {least}; got {value}. Choose a larger number.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError(
                 f"expected clip_norm > 0; got {self.clip_norm}. Pass None for no clipping."
@@ -84,7 +84,7 @@ class Settings:
 
 @dataclass
 class Evaluator:
-    """The mean objective per datum of a batch."""
+    """Computes the mean objective per datum of a batch."""
 
     model: PyroFunction
     guide: PyroFunction
@@ -102,17 +102,17 @@ class Evaluator:
         return total / self._plate_sizes[count]
 
     def survey(self, batch: Batch) -> Trainable:
-        """Look at what the pair does with batches of this many rows."""
-        look = partial(survey, self.objective, self.model, self.guide, batch)
+        """Run the pair on a batch to see what can be trained and how large its plate is."""
+        run = partial(survey, self.objective, self.model, self.guide, batch)
         try:
-            result = look()
+            result = run()
         except ValueError as error:
-            result = unchecked(look, error)  # the step that follows says where a NaN is
+            result = unchecked(run, error)  # the step that follows says where a NaN is
         self._plate_sizes[row_count(batch)] = result.plate_size
         return result.trainable
 
     def prepared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches on the device, transformed with draws of the random state in force."""
+        """Batches on the device, transformed with draws from torch's current random state."""
         generator = None
         for batch in batches:
             x, *others = (array.to(self.device, non_blocking=True) for array in batch)
@@ -124,15 +124,15 @@ class Evaluator:
             yield (x, *others)
 
     def prepared_once(self, batch: Batch) -> Batch:
-        """One batch, transformed with draws that are those of no step."""
-        again = _random_state(self.device)
+        """One batch, prepared without changing the draws of the steps that follow."""
+        restore_random_state = _random_state(self.device)
         with torch.no_grad():
             (prepared,) = self.prepared(iter([batch]))
-        again()
+        restore_random_state()
         return prepared
 
     def non_finite_sites(self, batch: Batch) -> tuple[str, ...]:
-        """Sample sites whose log density is not finite, with draws of the state in force."""
+        """Sample sites whose log density is not finite, with draws from the current state."""
         with torch.no_grad(), argument_checks(False):
             model_trace, guide_trace = paired_traces(self.model, self.guide, batch)
             sites = []
@@ -147,7 +147,7 @@ class Evaluator:
 
 @dataclass
 class Trainer:
-    """A training run that can be interrupted after any epoch; other threads wait until then."""
+    """A training run that can be interrupted after any epoch; other threads wait for its end."""
 
     evaluator: Evaluator
     trainable: Trainable
@@ -160,7 +160,7 @@ class Trainer:
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in _COLUMNS})
-    known: set[str] = field(default_factory=lambda: set(pyro.get_param_store().keys()))
+    known_names: set[str] = field(default_factory=lambda: set(pyro.get_param_store().keys()))
 
     def run(self, bar: Bar, path: Path | None) -> Fit:
         """Train until the last epoch or until validation stalls; keep the best parameters."""
@@ -182,34 +182,34 @@ class Trainer:
         return Fit(history, self.best_epoch, stopped, self.settings.seed)
 
     def begin(self, path: Path) -> None:
-        """See that checkpoints can be written to ``path``, and go on from the one there, if any.
+        """Check that checkpoints can be written to ``path``, and resume from one that is there.
 
         Raises:
-            InputError: if there is no room for it, the data have no order that can be had again, or
-                the checkpoint is of another run or has more epochs than this one is to have.
+            InputError: if the disk has no room for it, the order of the data can't be repeated, or
+                the checkpoint is of another run or of more epochs than this one may have.
         """
         exists = path.exists()
-        # While a checkpoint is written there are two of them.
+        # While a new checkpoint is written, the old one is still there.
         check_room(path.parent, self._least_size() * (1 if exists else 2))
-        fingerprint = self.fingerprint  # now, before a step changes what the optimizer says
+        fingerprint = self.fingerprint  # taken now, as steps may change the optimizer's settings
         if exists:
             self._load(load(path, fingerprint))
 
     def _least_size(self) -> int:
-        """What a checkpoint holds at least, in bytes: the moments, too, of Adam and its kin."""
-        state = sum(tensor.nbytes for tensor in self.trainable.state().values())
-        moments = sum(
+        """The least size of a checkpoint in bytes, with the moments of Adam and its variants."""
+        state_bytes = sum(tensor.nbytes for tensor in self.trainable.state().values())
+        moment_bytes = sum(
             2 * tensor.nbytes
             for group in self.optimizer.param_groups
             for tensor in group["params"]
             if "betas" in group
         )
-        return state * (1 if self.validation is None else 2) + moments
+        return state_bytes * (1 if self.validation is None else 2) + moment_bytes
 
     def _load(self, checkpoint: Checkpoint) -> None:
         if checkpoint.epoch > self.settings.epochs:
             raise InputError(
-                f"expected epochs ≥ {checkpoint.epoch}, those of the checkpoint; got "
+                f"expected epochs ≥ {checkpoint.epoch}, as many as the checkpoint has; got "
                 f"{self.settings.epochs}. Raise epochs, or name another checkpoint."
             )
         self.trainable.load(checkpoint.state)
@@ -220,15 +220,15 @@ class Trainer:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """What a resumed run must share with the interrupted one; ``epochs`` may grow."""
-        s, e = self.settings, self.evaluator
+        """What a resumed run must share with the interrupted one; only ``epochs`` may grow."""
+        settings, evaluator = self.settings, self.evaluator
         return {
-            "seed": str(s.seed),
-            "kl_warmup": str(s.kl_warmup),
-            "clip_norm": str(s.clip_norm),
-            "patience": str(s.patience),
-            "objective": described(e.objective),
-            "transform": described(e.transform),
+            "seed": str(settings.seed),
+            "kl_warmup": str(settings.kl_warmup),
+            "clip_norm": str(settings.clip_norm),
+            "patience": str(settings.patience),
+            "objective": described(evaluator.objective),
+            "transform": described(evaluator.transform),
             **of_optimizer(self.optimizer, self.trainable),
             "train": self.train.fingerprint(),
             "validation": str(self.validation and self.validation.fingerprint()),
@@ -245,11 +245,11 @@ class Trainer:
                 total += self._step(batch, weight, step) * row_count(batch)
                 count += row_count(batch)
                 bar.tick()
-        new = set(pyro.get_param_store().keys()) - self.known
-        if new:
+        late_names = set(pyro.get_param_store().keys()) - self.known_names
+        if late_names:
             raise InputError(
-                f"expected every pyro.param statement to be run on the first batch; got {new} "
-                "later, which were not trained. Run the statements whatever the batch is."
+                f"expected every pyro.param statement to be run on the first batch; got "
+                f"{late_names} later, which were not trained. Run the statements on every batch."
             )
         return total / count
 
@@ -276,20 +276,25 @@ class Trainer:
 
     def _evaluate(self, batch: Batch, weight: float, step: int) -> Tensor:
         """The mean objective, checked to be finite before it can reach a parameter."""
-        again = _random_state(self.evaluator.device)
+        restore_random_state = _random_state(self.evaluator.device)
+
+        def explanation() -> NonFiniteLoss:
+            restore_random_state()
+            return self._non_finite(batch, step)
+
         try:
             mean = self.evaluator(batch, weight)
         except ValueError as error:  # Pyro's and torch's argument checks see a NaN first
-            found = unchecked(lambda: self._non_finite(batch, step, again), error)
-            if not found.sites:
+            loss_error = unchecked(explanation, error)
+            if not loss_error.sites:
                 raise
-            raise found from error
+            raise loss_error from error
         if not math.isfinite(mean.item()):
-            raise self._non_finite(batch, step, again)
+            raise explanation()
         return mean
 
-    def _non_finite(self, batch: Batch, step: int, again: Callable[[], None]) -> NonFiniteLoss:
-        again()
+    def _non_finite(self, batch: Batch, step: int) -> NonFiniteLoss:
+        """The error for a loss that is not finite, with the draws of the current random state."""
         sites = self.evaluator.non_finite_sites(batch)
         tensors = self.trainable.parameters.items()
         parameters = tuple(name for name, tensor in tensors if not tensor.isfinite().all())
@@ -306,8 +311,8 @@ class Trainer:
 
     def _stalled(self) -> bool:
         patience = self.settings.patience
-        since = self.epoch - max(self.best_epoch, self.settings.kl_warmup)
-        return patience is not None and since >= patience
+        stale_epochs = self.epoch - max(self.best_epoch, self.settings.kl_warmup)
+        return patience is not None and stale_epochs >= patience
 
     def _checkpoint(self) -> Checkpoint:
         probe = self._probe()
@@ -324,12 +329,12 @@ class Trainer:
 
     @cached_property
     def _sample(self) -> Batch:
-        """A minibatch that another process finds too."""
+        """A minibatch that a resumed run draws again."""
         with seeded_everywhere(self.settings.seed, "rows to compare"):
             return next(self.train.shuffled())
 
     def _probe(self) -> Tensor:
-        """The objective as it is now, of certain rows and draws."""
+        """The objective at the current parameters, always of the same rows and draws."""
         self.trainable.train(False)
         draws = seeded_everywhere(self.settings.seed, "draws to compare")
         with torch.no_grad(), argument_checks(False), draws:
@@ -337,12 +342,12 @@ class Trainer:
             return self.evaluator(batch)
 
     def _check_probe(self, device: str, before: float) -> None:
-        """Raise if the objective is not what it was: the same parameters mean something else."""
+        """Raise if the objective has changed, so that the same parameters mean something else."""
         probe = self._probe()
-        now, close = probe.item(), torch.finfo(probe.dtype).eps ** 0.5
-        if probe.device.type != device or str(now) == str(before):  # elsewhere, draws are others
+        now, tolerance = probe.item(), torch.finfo(probe.dtype).eps ** 0.5
+        if probe.device.type != device or str(now) == str(before):  # devices differ in their draws
             return
-        if not math.isclose(now, before, rel_tol=close, abs_tol=close):
+        if not math.isclose(now, before, rel_tol=tolerance, abs_tol=tolerance):
             raise InputError(
                 "expected the pair, objective and transform that the checkpoint was written with; "
                 f"got {now:.6g} nats per datum at its parameters where it was {before:.6g}. Resume "
@@ -351,7 +356,7 @@ class Trainer:
 
 
 def argument_checks(on: bool) -> AbstractContextManager[object]:
-    """Pyro's and torch's argument checks as they are, or off; afterwards as they were."""
+    """Leave Pyro's and torch's argument checks as they are, or turn them off for a while."""
     if on:
         return nullcontext()
     names = ("distributions_pyro", "distributions_torch", "infer", "poutine")
@@ -362,11 +367,12 @@ def argument_checks(on: bool) -> AbstractContextManager[object]:
 
 
 def unchecked(run: Callable[[], T], refusal: ValueError) -> T:
-    """What a run returns without the argument checks that have refused it.
+    """The result of ``run`` without the argument checks that have refused it.
 
     Raises:
-        InputError: the refusal, if it is the library's own, which says what to do, or if there is
-            no such run: of a category that is none, say.
+        InputError: the refusal itself, if it is the library's own, which says what to do.
+        ValueError: the refusal itself, if torch can't run without the checks either, as with an
+            unknown category.
     """
     if isinstance(refusal, InputError):
         raise refusal
@@ -379,13 +385,13 @@ def unchecked(run: Callable[[], T], refusal: ValueError) -> T:
 
 def _random_state(device: torch.device) -> Callable[[], None]:
     """A function that puts torch's random state back to where it is now."""
-    cpu = torch.get_rng_state()
+    cpu_state = torch.get_rng_state()
     if device.type != "cuda":
-        return lambda: torch.set_rng_state(cpu)
-    cuda = torch.cuda.get_rng_state(device)
+        return lambda: torch.set_rng_state(cpu_state)
+    cuda_state = torch.cuda.get_rng_state(device)
 
     def restore() -> None:
-        torch.set_rng_state(cpu)
-        torch.cuda.set_rng_state(cuda, device)
+        torch.set_rng_state(cpu_state)
+        torch.cuda.set_rng_state(cuda_state, device)
 
     return restore

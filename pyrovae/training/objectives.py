@@ -1,4 +1,4 @@
-"""What is maximised: estimates of the evidence lower bound as plain functions of tensors."""
+"""The objectives that training maximises: estimates of the evidence lower bound as functions."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def elbo(
 
     ELBO(w) = E_q[log p(x | z)] − w Σ_sites E_q[log q(z | ·) − log p(z | ·)]
 
-    A site's second term is the analytic KL divergence where torch registers one and no latent that
-    the guide draws later can stand in front of the site in the model; otherwise it is log q − log p
-    at the draw. Nothing in here leaves torch (no ``.item()``), so that it can be traced.
+    A site's second term is the analytic KL divergence if torch has one for the two families and
+    no latent that the model draws before the site comes after it in the guide; otherwise it is
+    log q − log p at the draw. All of it is torch operations (no ``.item()``), so it can be traced.
 
     Args:
         model: a Pyro model, called as ``model(*data)``.
         guide: a Pyro guide with reparametrised latent sites, called in the same way.
-        data: rows, shape ``(B, ...)``, and what else the pair takes.
+        data: rows, shape ``(B, ...)``, and further arguments of the pair.
         kl_weight: w, less than 1 in a warm-up.
         particles: number of draws to average over.
 
     Returns:
-        the estimate in nats, shape ``()``, of as many rows as the plate says: B for
-        ``pyro.plate("data", len(x))``, N for ``pyro.plate("data", N, subsample=...)``.
+        the estimate in nats, shape ``()``, for as many rows as the plate has: B with
+        ``pyro.plate("data", len(x))``, N with ``pyro.plate("data", N, subsample=...)``.
 
     Raises:
         InputError: if a latent site of the guide is not reparametrised.
@@ -64,7 +64,7 @@ def elbo(
 
 
 def as_objective(objective: Objective | pyro.infer.ELBO) -> Objective:
-    """An objective as it is, or Pyro's own estimator as one, its latent sites scaled in a warm-up.
+    """A function as it is, or one of Pyro's estimators as such a function.
 
     Raises:
         InputError: if Pyro's estimator has no differentiable loss.
@@ -88,13 +88,13 @@ def _negative_loss(
 ) -> Tensor:
     if kl_weight != 1.0:
         model, guide = ScaleLatents(kl_weight)(model), ScaleLatents(kl_weight)(guide)
-    # Without gradient some of Pyro's estimators know nothing but their plain loss.
+    # Without gradients some of Pyro's estimators can only compute their plain loss.
     loss = estimator.differentiable_loss if torch.is_grad_enabled() else estimator.loss
     return -torch.as_tensor(loss(model, guide, *data))
 
 
 class ScaleLatents(Messenger):
-    """Scale the log density of every latent site by a factor, and of no observed one."""
+    """Scale the log density of every latent site by a factor, and leave observed sites alone."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def paired_traces(
     try:
         guide_trace = poutine.trace(guide).get_trace(*data)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*data)
-    except InputError as error:  # to which Pyro appends the shapes in its trace
+    except InputError as error:  # Pyro appends the shapes in its trace; raise the original
         raise (error.__cause__ if isinstance(error.__cause__, InputError) else error) from None
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
@@ -170,13 +170,13 @@ def _divergence(guide_site: Site, model_site: Site, in_order: bool) -> Tensor:
     return log_density(guide_site).sum() - log_density(model_site).sum()
 
 
-def _same_weight(one: Site, other: Site) -> bool:
-    same = one["scale"] is other["scale"] or (
-        not isinstance(one["scale"], Tensor)
-        and not isinstance(other["scale"], Tensor)
-        and one["scale"] == other["scale"]
+def _same_weight(guide_site: Site, model_site: Site) -> bool:
+    """Whether two sites have the same scale and mask."""
+    q_scale, p_scale = guide_site["scale"], model_site["scale"]
+    same_scale = q_scale is p_scale or (
+        not isinstance(q_scale, Tensor) and not isinstance(p_scale, Tensor) and q_scale == p_scale
     )
-    return bool(same and one["mask"] is other["mask"])
+    return bool(same_scale and guide_site["mask"] is model_site["mask"])
 
 
 def _base(distribution: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a pair holds that training changes: parameters, buffers and modes, wherever they live."""
+"""What training changes in a pair: parameters, buffers and modes, wherever they are."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Trainable:
     """Everything that training changes in a pair.
 
     Args:
-        parameters: leaf tensors by name, those of ``pyro.param`` statements and those of modules.
-        modules: the outermost modules that the pair runs.
+        parameters: leaf tensors by name, from ``pyro.param`` statements and from modules.
+        modules: the outermost modules that the pair calls.
     """
 
     parameters: dict[str, Tensor]
@@ -39,14 +39,14 @@ class Trainable:
         """Write a :meth:`state` back in place, so that modules and the parameter store both see it.
 
         Raises:
-            InputError: if names or shapes are not those of this pair.
+            InputError: if names or shapes differ from those of this pair.
         """
-        own = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
-        got = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if own != got:
-            differing = sorted(dict(own.items() ^ got.items()))
+        own_shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if own_shapes != shapes:
+            names = sorted(dict(own_shapes.items() ^ shapes.items()))
             raise InputError(
-                f"expected the parameters of this pair; got others at {differing[:5]}. "
+                f"expected the parameters of this pair; got others at {names[:5]}. "
                 "Resume with the pair that wrote the checkpoint."
             )
         with torch.no_grad():
@@ -61,9 +61,9 @@ class Trainable:
             parameter.data = parameter.data.to(device)
 
     @contextmanager
-    def modes_kept(self) -> Iterator[None]:
+    def modes_restored(self) -> Iterator[None]:
         """Put the train/eval mode of every module back afterwards."""
-        modes = {m: m.training for root in self.modules for m in root.modules()}
+        modes = {module: module.training for root in self.modules for module in root.modules()}
         try:
             yield
         finally:
@@ -71,7 +71,7 @@ class Trainable:
                 module.training = mode
 
     def train(self, mode: bool) -> None:
-        """Training mode, or evaluation mode."""
+        """Set training mode, or evaluation mode."""
         for module in self.modules:
             module.train(mode)
 
@@ -86,38 +86,38 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one run of a pair shows: what can be trained, and how many rows its plate speaks of."""
+    """What one run of a pair shows: what can be trained, and the full size of its plate."""
 
     trainable: Trainable
     plate_size: int
 
 
 def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch: Batch) -> Survey:
-    """Run the pair once in evaluation mode and note what it touches.
+    """Run the pair once in evaluation mode and record its parameters and plates.
 
     Raises:
-        InputError: if there is nothing to train, a parameter that is nowhere to be found, or no
-            plate over the rows.
+        InputError: if the objective depends on a parameter that the pair doesn't show, or there
+            is no plate over the rows.
     """
-    notes = _Notes()
+    recorder, modules = _Recorder(), modules_of(model, guide)
     # fork_rng: a survey may fall between two training steps and must not change their draws.
-    with torch.random.fork_rng(), torch.enable_grad(), evaluating(modules_of(model, guide)), notes:
+    with torch.random.fork_rng(), torch.enable_grad(), evaluating(modules), recorder:
         value = objective(model, guide, *batch)
-    roots = modules_of(model, guide)  # a guide may make some in its first run
+    roots = modules_of(model, guide)  # again, as a guide may make modules in its first run
     store = dict(pyro.get_param_store().named_parameters())
-    named = {name: store[name] for name in notes.names if name in store}
-    known = {id(parameter) for parameter in named.values()}
+    parameters = {name: store[name] for name in recorder.names if name in store}
+    in_store = {id(parameter) for parameter in parameters.values()}
     for i, root in enumerate(roots):
         for name, parameter in root.named_parameters():
-            if parameter.requires_grad and id(parameter) not in known:
-                named[f"{i}.{name}"] = parameter
-    _check_all_found(value, named.values())
-    return Survey(Trainable(named, roots), notes.plate_size(row_count(batch)))
+            if parameter.requires_grad and id(parameter) not in in_store:
+                parameters[f"{i}.{name}"] = parameter
+    _check_complete(parameters.values(), value)
+    return Survey(Trainable(parameters, roots), recorder.plate_size(row_count(batch)))
 
 
-def _check_all_found(value: Tensor, found: Iterable[Tensor]) -> None:
+def _check_complete(parameters: Iterable[Tensor], value: Tensor) -> None:
     """Raise if the objective depends on a parameter that would not be trained."""
-    known = {id(parameter) for parameter in found}
+    known = {id(parameter) for parameter in parameters}
     for leaf in parameters_behind(value):
         if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
             raise InputError(
@@ -128,8 +128,8 @@ def _check_all_found(value: Tensor, found: Iterable[Tensor]) -> None:
 
 
 @dataclass(eq=False)
-class _Notes(Messenger):
-    """Take down the names of parameters and the plates around sample sites."""
+class _Recorder(Messenger):
+    """Record the names of parameters and the plates around sample sites."""
 
     names: dict[str, None] = field(default_factory=dict)
     frames: Counter[tuple[str, int, int]] = field(default_factory=Counter)
@@ -146,14 +146,14 @@ class _Notes(Messenger):
             self.frames[frame.name, int(frame.size), int(full)] += 1
 
     def plate_size(self, rows: int) -> int:
-        """Full size of the plate over the rows: the one that most sites stand in."""
+        """Full size of the plate over the rows: of those that fit, the one around most sites."""
         for (_, size, full), _ in self.frames.most_common():
-            if rows in (size, full):  # or the plate chooses some of them by itself
+            if rows in (size, full):  # full, if the plate subsamples the rows by itself
                 return full
-        found = {name: size for name, size, _ in self.frames}
-        if -1 in found.values():  # pyro.plate("data"), which has as many rows as come
+        sizes = {name: size for name, size, _ in self.frames}
+        if -1 in sizes.values():  # pyro.plate("data") without a size, which fits any batch
             return rows
         raise InputError(
-            f"expected a plate over the {rows} rows of a batch; got plates {found}. Write "
+            f"expected a plate over the {rows} rows of a batch; got plates {sizes}. Write "
             'with pyro.plate("data", len(x)): around the latent and the observed site.'
         )

@@ -1,6 +1,6 @@
-"""Small pairs written in the ways people write them, and a run that a test can kill.
+"""Small pairs written in the ways that people write them, and a run that a test can kill.
 
-As a script: ``python pairs.py CHECKPOINT OUT EPOCHS`` trains and writes what it ended with.
+As a script, ``python pairs.py CHECKPOINT OUT EPOCHS`` trains and writes the parameters at its end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def data(rows: int = ROWS, seed: int = 0) -> Tensor:
 
 
 def plain(size: int | None = None) -> Functions:
-    """Linear-Gaussian, nothing but ``pyro.param``; with ``size`` a plate of the full data."""
+    """A linear-Gaussian pair of ``pyro.param`` alone; ``size`` makes a plate of the full data."""
 
     def plate(x: Tensor) -> Any:
         if size is None:
@@ -57,7 +57,7 @@ def plain(size: int | None = None) -> Functions:
 
 
 class Noisy(nn.Module):
-    """A network with what makes resuming hard: dropout draws and running statistics."""
+    """A network that is hard to resume: it has dropout draws and running statistics."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

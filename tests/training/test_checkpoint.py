@@ -47,7 +47,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path) -> None:
         process = start(path, tmp_path / "cut.out")
         written = path.stat().st_mtime_ns if path.exists() else 0
         while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == written):
-            time.sleep(0.002)  # until it has gone on from where the last one was
+            time.sleep(0.002)  # until it has written a checkpoint of its own
         time.sleep(moments.uniform(0.0, 0.3))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -56,16 +56,16 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path) -> None:
     assert epochs[-1] < EPOCHS
     assert start(path, tmp_path / "cut.out").wait() == 0
     pairs.main(str(tmp_path / "whole.pt"), str(tmp_path / "whole.out"), str(EPOCHS))
-    one, other = (torch.load(tmp_path / f"{n}.out", weights_only=True) for n in ("whole", "cut"))
+    whole, cut = (torch.load(tmp_path / f"{n}.out", weights_only=True) for n in ("whole", "cut"))
     for part in ("encoder", "decoder", "history"):
-        assert one[part].keys() == other[part].keys()
-        for name, value in one[part].items():
-            assert torch.equal(value, other[part][name]), (part, name)
-    assert len(one["history"]["train"]) == EPOCHS
+        assert whole[part].keys() == cut[part].keys()
+        for name, value in whole[part].items():
+            assert torch.equal(value, cut[part][name]), (part, name)
+    assert len(whole["history"]["train"]) == EPOCHS
 
 
 @pytest.mark.parametrize("batch", [1, 5, 11])
-def test_stopped_between_two_steps_it_resumes_to_the_same_end(tmp_path: Path, batch: int) -> None:
+def test_a_run_stopped_between_steps_resumes_to_the_same_end(tmp_path: Path, batch: int) -> None:
     calls = [0]
 
     def interrupt(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -94,8 +94,8 @@ def test_a_finished_run_gives_its_result_again_and_can_be_made_longer(tmp_path: 
     path = tmp_path / "c.pt"
     first = train(path)
     end = weights()
-    again = train(path, resume=True)
-    np.testing.assert_array_equal(first.history.seconds, again.history.seconds)
+    repeated = train(path, resume=True)
+    np.testing.assert_array_equal(first.history.seconds, repeated.history.seconds)
     assert all(torch.equal(end[name], value) for name, value in weights().items())
     longer = train(path, resume=True, epochs=6)
     np.testing.assert_array_equal(
@@ -197,7 +197,9 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path: Pat
 
     def poison(x: Tensor, generator: torch.Generator) -> Tensor:
         calls[0] += 1
-        return x * (float("nan") if calls[0] == 11 else 1.0)  # besides steps, one call looks around
+        return x * (
+            float("nan") if calls[0] == 11 else 1.0
+        )  # beside the steps, one call is a check
 
     path = tmp_path / "c.pt"
     with pytest.raises(NonFiniteLoss) as caught:

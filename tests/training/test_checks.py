@@ -1,4 +1,4 @@
-"""What would train nonsense, or fail in foreign words, is refused before the first step."""
+"""What would train nonsense, or fail with an obscure error, is refused before the first step."""
 
 import functools
 from collections.abc import Callable
@@ -88,22 +88,22 @@ def test_a_network_that_nothing_names_is_not_left_untrained() -> None:
 
 
 def hide(network: nn.Module, register: bool = False) -> Callable[[Tensor], None]:
-    """A guide that comes to its network by way of nothing that it holds."""
+    """A guide that holds no reference to its network, directly or not."""
     import gc
 
     number = id(network)
 
     def guide(x: Tensor) -> None:
-        (found,) = (thing for thing in gc.get_objects() if id(thing) == number)
+        (hidden,) = (thing for thing in gc.get_objects() if id(thing) == number)
         if register:
-            pyro.module("network", found)
+            pyro.module("network", hidden)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(found(x), 1.0).to_event(1))
+            pyro.sample("z", dist.Normal(hidden(x), 1.0).to_event(1))
 
     return guide
 
 
-# -- layers that take no single row ----------------------------------------------------------------
+# -- layers that can't train on a single row -------------------------------------------------------
 
 
 def normalised(layer: nn.Module) -> pv.VAE:
@@ -135,15 +135,15 @@ def test_a_minibatch_of_one_row_is_refused_before_the_first_step(tracked: bool, 
     assert vae.training
 
 
-def double(given: dict[str, Any]) -> dict[str, Any]:
-    train = given["train"]
+def double(arguments: dict[str, Any]) -> dict[str, Any]:
+    train = arguments["train"]
     if isinstance(train, DataLoader):
         return {"train": DataLoader(TensorDataset(train.dataset.tensors[0].double()), batch_size=4)}
     if isinstance(train, ConcatDataset):
         (part,) = train.datasets
         assert isinstance(part, TensorDataset)
-        return given | {"train": ConcatDataset([TensorDataset(part.tensors[0].double())])}
-    return given | {"train": train.double()}
+        return arguments | {"train": ConcatDataset([TensorDataset(part.tensors[0].double())])}
+    return arguments | {"train": train.double()}
 
 
 def test_each_remedy_for_a_minibatch_of_one_row_works() -> None:
@@ -162,9 +162,9 @@ def test_each_remedy_for_a_minibatch_of_one_row_works() -> None:
 # -- optimizers and devices ------------------------------------------------------------------------
 
 
-def evaluated(text: str) -> Any:
+def remedy_in(message: str) -> Any:
     """What an error says to pass as optimizer=."""
-    return eval(text.partition("Pass optimizer=")[2].removesuffix(", say.").rstrip("."))
+    return eval(message.partition("Pass optimizer=")[2].removesuffix(", say.").rstrip("."))
 
 
 @pytest.mark.parametrize(
@@ -182,11 +182,11 @@ def evaluated(text: str) -> Any:
         lambda parameters: iter(parameters),
     ],
 )
-def test_what_makes_no_optimizer_is_refused_and_the_remedy_works(optimizer: Any) -> None:
+def test_anything_but_an_optimizer_factory_is_refused_and_the_remedy_works(optimizer: Any) -> None:
     guide = AutoNormal(model)
     with pytest.raises(pv.InputError, match=r"expected.*optimizer") as caught:
         fit(model, guide, pairs.data(), batch_size=60, epochs=1, optimizer=optimizer)
-    remedy = evaluated(str(caught.value))
+    remedy = remedy_in(str(caught.value))
     fit(model, guide, pairs.data(), batch_size=60, epochs=1, optimizer=remedy)
 
 
@@ -195,7 +195,7 @@ def test_an_optimizer_that_evaluates_by_itself_is_refused() -> None:
         fit(*pairs.plain(), pairs.data(), epochs=1, optimizer=torch.optim.LBFGS)
 
 
-def test_one_of_a_factory_s_own_errors_is_its_own() -> None:
+def test_an_error_of_the_factory_itself_passes_through() -> None:
     def factory(parameters: Any) -> torch.optim.Optimizer:
         raise TypeError("my own")
 
@@ -204,15 +204,15 @@ def test_one_of_a_factory_s_own_errors_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nowhere", "meta", torch.device("cuda:99"), "cpu:x"])
-def test_a_device_that_is_not_there_is_refused(device: Any) -> None:
+def test_a_device_that_cannot_be_used_is_refused(device: Any) -> None:
     with pytest.raises(pv.InputError, match=r"expected one of cpu.* as device="):
         fit(*pairs.plain(), pairs.data(), epochs=1, device=device)
     with pytest.raises(pv.InputError, match=r"as --device"):
         check_device(device, "--device")
 
 
-def test_looking_around_changes_no_draw_of_the_training() -> None:
-    run = fit(*pairs.plain(), pairs.data(), epochs=3, seed=4)
+def test_the_checks_change_no_draw_of_the_training() -> None:
+    first = fit(*pairs.plain(), pairs.data(), epochs=3, seed=4)
     pyro.clear_param_store()
-    again = fit(*pairs.plain(), pairs.data(), epochs=3, seed=4)
-    assert run.history.train.tolist() == again.history.train.tolist()
+    second = fit(*pairs.plain(), pairs.data(), epochs=3, seed=4)
+    assert first.history.train.tolist() == second.history.train.tolist()

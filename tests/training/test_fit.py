@@ -34,7 +34,7 @@ def train_plain(**settings: Any) -> Any:
 
 
 def test_svi_recovers_the_exact_posterior_and_evidence() -> None:
-    """Decoder given, guide learned: the family holds p(z | x), so the ELBO reaches log p(x)."""
+    """With a fixed decoder and a guide family that holds p(z | x) the ELBO reaches log p(x)."""
     exact = linear_gaussian_vae(4, 2)
     x = exact.sample(500)
     model = exact.vae().model
@@ -83,9 +83,8 @@ def test_the_train_history_weighs_batches_by_their_rows() -> None:
     frozen = {"epochs": 1, "optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "kl_warmup": 10**9}
     run = train_plain(batch_size=59, **frozen)
     w, x = weights(), pairs.data()
-    assert (
-        w["noise"] == 1
-    )  # log p(x | z) is quadratic: bound it by its value with z = 0, weight ≈ 0
+    assert w["noise"] == 1
+    # log p(x | z) is quadratic: bound it by its value with z = 0, weight ≈ 0
     plain = dist.Normal(w["bias"], 1.0).log_prob(x).sum(-1).mean()
     assert abs(run.train - plain) < 0.2
     assert abs(dist.Normal(w["bias"], 1.0).log_prob(x).sum(-1)[:59].mean() - plain) < 0.2
@@ -133,10 +132,9 @@ def test_networks_train_in_training_mode_and_validate_in_evaluation_mode() -> No
     before = encoder.layers[1].num_batches_tracked.item()
     fit(*pair, pairs.data(), validation=pairs.data(20), epochs=2, batch_size=30)
     assert [training for training, _ in seen].count(True) == seen.count((True, True)) == 4
-    assert seen.count((False, False)) >= 2  # what looks around may need gradients
-    assert (
-        encoder.layers[1].num_batches_tracked.item() - before == 4
-    )  # looking around counts nothing
+    assert seen.count((False, False)) >= 2  # the checks may need gradients
+    # the checks leave no trace in the running means
+    assert encoder.layers[1].num_batches_tracked.item() - before == 4
 
 
 def overfit(pair: pairs.Functions, epochs: int) -> Any:
@@ -152,11 +150,11 @@ def test_best_weights_come_back_to_modules_and_store() -> None:
     run = overfit(pair, 40)
     assert run.best_epoch < 40
     assert run.validation == run.history.validation.max()
-    kept = {name: value.clone() for name, value in encoder.state_dict().items()}
+    best = {name: value.clone() for name, value in encoder.state_dict().items()}
     pyro.clear_param_store()
     pair, encoder, _ = pairs.registered()
     overfit(pair, run.best_epoch)
-    assert all(torch.equal(kept[name], value) for name, value in encoder.state_dict().items())
+    assert all(torch.equal(best[name], value) for name, value in encoder.state_dict().items())
     assert torch.equal(weights()["encoder$$$layers.0.weight"], encoder.layers[0].weight)
 
 
@@ -237,7 +235,7 @@ def test_pyros_estimators_train_what_has_no_reparametrisation() -> None:
     torch.testing.assert_close(weights()["loc"], means, atol=0.3, rtol=0)
 
 
-def test_objective_as_pyros_or_our_own_runs_alike() -> None:
+def test_pyros_own_estimators_train_in_a_warm_up() -> None:
     for objective in (Trace_ELBO(), Trace_ELBO(num_particles=2)):
         assert train_plain(epochs=5, objective=objective, kl_warmup=3).train > -20
 
@@ -290,12 +288,12 @@ def test_transform_draws_anew_in_training_and_the_same_in_validation() -> None:
     held_out = pairs.data(30, seed=1)
     train_plain(epochs=2, batch_size=60, transform=transform, validation=held_out)
     assert not torch.equal(*drawn[True])
-    _, first, second = drawn[False]  # the first of all looks around
+    _, first, second = drawn[False]  # the first of all is the check
     assert torch.equal(first, second)
 
 
 def test_a_transform_may_change_the_kind_of_rows() -> None:
-    """What looks around sees rows as the pair gets them."""
+    """The checks see rows as the pair gets them."""
 
     def tenth(x: Tensor, generator: torch.Generator) -> Tensor:
         return x.double() / 10
@@ -335,13 +333,13 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_site() -> None:
 
     limit = math.inf
     fit(model, pairs.plain().guide, pairs.data(), epochs=1, batch_size=15)
-    around = calls[0] - 4  # calls that look around before the first step
-    for first_bad, where in ((2, (1, 1)), (around + 8, (2, 4)), (around + 3, (1, 3))):
+    checks = calls[0] - 4  # calls before the first step
+    for first_bad, place in ((2, (1, 1)), (checks + 8, (2, 4)), (checks + 3, (1, 3))):
         pyro.clear_param_store()
         calls[0], limit = 0, first_bad
         with pytest.raises(NonFiniteLoss, match=r"epoch \d, step \d.*pixels") as caught:
             fit(model, pairs.plain().guide, pairs.data(), epochs=3, batch_size=15)
-        assert (caught.value.epoch, caught.value.step) == where
+        assert (caught.value.epoch, caught.value.step) == place
         assert caught.value.sites == ("pixels",)
         assert all(value.isfinite().all() for value in weights().values())
 
@@ -359,7 +357,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameters() -> None:
 
 
 def test_errors_of_the_pair_itself_pass_through() -> None:
-    """A value outside the support is Pyro's message, wherever in the first epoch its row comes."""
+    """A value outside the support gives Pyro's message, wherever in the first epoch its row is."""
 
     def model(x: Tensor) -> None:
         logits = pyro.param("logits", torch.zeros(5))
@@ -374,8 +372,8 @@ def test_errors_of_the_pair_itself_pass_through() -> None:
 
 
 @pytest.mark.parametrize("row", [3, 37])  # in the first batch and in a later one
-def test_a_category_that_is_none_is_an_error_of_the_checks(row: int) -> None:
-    """Without them torch can't even look it up: there is no loss to be NaN."""
+def test_an_unknown_category_is_an_error_of_the_argument_checks(row: int) -> None:
+    """Without the checks torch can't even look it up, so that there is no loss to be NaN."""
 
     def model(x: Tensor) -> None:
         logits = pyro.param("logits", torch.zeros(5, 3))
@@ -389,8 +387,8 @@ def test_a_category_that_is_none_is_an_error_of_the_checks(row: int) -> None:
         fit(model, pairs.plain().guide, x, epochs=1, batch_size=60)
 
 
-def test_the_library_s_own_errors_stay_where_the_loss_is_not_finite_too() -> None:
-    """They say what to do; a smaller learning rate would not."""
+def test_the_library_s_own_errors_are_shown_even_if_the_loss_is_not_finite() -> None:
+    """They say what to do; a smaller learning rate would not help."""
 
     def model(x: Tensor) -> None:
         if dist.is_validation_enabled():

@@ -1,4 +1,4 @@
-"""A run goes on from a checkpoint bit for bit, or not at all: another pair, other data, damage."""
+"""A run resumes from a checkpoint bit for bit, or is refused: another pair, other data, damage."""
 
 from __future__ import annotations
 
@@ -66,12 +66,13 @@ def pair(
 def train(
     path: Path | None,
     data: Any = X,
-    of: dict[str, Any] | None = None,
+    pair_settings: dict[str, Any] | None = None,
     **settings: Any,
 ) -> list[float]:
     pyro.clear_param_store()
-    found = fit(*pair(**(of or {})), data, **({"batch_size": 8} | settings), checkpoint=path)
-    return found.history.train.tolist()
+    functions = pair(**(pair_settings or {}))
+    run = fit(*functions, data, **({"batch_size": 8} | settings), checkpoint=path)
+    return run.history.train.tolist()
 
 
 class Rows(Dataset[Tensor]):
@@ -95,32 +96,41 @@ def loader(rows: Tensor, size: int = 8, **settings: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(rows), size, **settings)
 
 
-def two_groups(parameters: Any, second: float = 1e-3, at: int = 2) -> torch.optim.Optimizer:
-    every = list(parameters)
-    return torch.optim.Adam([{"params": every[:at]}, {"params": every[at:], "lr": second}])
+def two_groups(parameters: Any, rate: float = 1e-3, size: int = 2) -> torch.optim.Optimizer:
+    """Adam with ``size`` parameters in the first group, and a learning rate for the second."""
+    tensors = list(parameters)
+    return torch.optim.Adam([{"params": tensors[:size]}, {"params": tensors[size:], "lr": rate}])
 
 
 def weighted(first: float) -> WeightedRandomSampler:
     return WeightedRandomSampler([first] + [1.0] * 31, 32)
 
 
-# What differs, as two settings of `train`, and a word of the refusal.
+# What differs: the settings of `train` before and after, and words of the error.
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "other widths": ({}, {"of": {"hidden": 9}}, r"\(9, 5\) float32 \(checkpoint: \(8, 5\)"),
-    "other activation": ({}, {"of": {"activation": nn.ReLU}}, r"ReLU\(\) \(checkpoint: Tanh"),
+    "other widths": (
+        {},
+        {"pair_settings": {"hidden": 9}},
+        r"\(9, 5\) float32 \(checkpoint: \(8, 5\)",
+    ),
+    "other activation": (
+        {},
+        {"pair_settings": {"activation": nn.ReLU}},
+        r"ReLU\(\) \(checkpoint: Tanh",
+    ),
     "other dropout": (
-        {"of": {"activation": lambda: nn.Dropout(0.1)}},
-        {"of": {"activation": lambda: nn.Dropout(0.2)}},
+        {"pair_settings": {"activation": lambda: nn.Dropout(0.1)}},
+        {"pair_settings": {"activation": lambda: nn.Dropout(0.2)}},
         "p=0.2",
     ),
-    "other dtype": ({}, {"data": X.double(), "of": {"dtype": torch.float64}}, "float64"),
-    "other likelihood": ({}, {"of": {"scale": 0.4}}, "nats per datum at its parameters"),
+    "other dtype": ({}, {"data": X.double(), "pair_settings": {"dtype": torch.float64}}, "float64"),
+    "other likelihood": ({}, {"pair_settings": {"scale": 0.4}}, "nats per datum at its parameters"),
     "other frozen weights": (
-        {"of": {"frozen": 0.1}},
-        {"of": {"frozen": 0.2}},
+        {"pair_settings": {"frozen": 0.1}},
+        {"pair_settings": {"frozen": 0.2}},
         "nats per datum at its parameters",
     ),
-    "no longer frozen": ({"of": {"frozen": 0.1}}, {}, "checkpoint: that is none"),
+    "no longer frozen": ({"pair_settings": {"frozen": 0.1}}, {}, "checkpoint: missing"),
     "other function of the same name": (
         {"transform": lambda x, g: x},
         {"transform": lambda x, g: 2 * x},
@@ -143,12 +153,12 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "second group's rate": (
         {"optimizer": two_groups},
-        {"optimizer": partial(two_groups, second=1e-2)},
+        {"optimizer": partial(two_groups, rate=1e-2)},
         "optimizer's group 1",
     ),
     "groups of other parameters": (
         {"optimizer": two_groups},
-        {"optimizer": partial(two_groups, at=3)},
+        {"optimizer": partial(two_groups, size=3)},
         "optimizer's group 0",
     ),
     "another optimizer": ({}, {"optimizer": torch.optim.Adamax}, "optimizer 'Adamax'|Adamax"),
@@ -182,15 +192,15 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.float32
 @pytest.mark.parametrize("name", REFUSED)
-def test_another_run_is_not_gone_on_with(tmp_path: Path, name: str) -> None:
-    one, other, word = REFUSED[name]
+def test_another_run_is_not_resumed(tmp_path: Path, name: str) -> None:
+    settings, other_settings, words = REFUSED[name]
     path = tmp_path / "c.pt"
-    train(path, epochs=1, **one)
+    train(path, epochs=1, **settings)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=rf"^expected the .*{word}"):
-        train(path, epochs=2, resume=True, **other)
+    with pytest.raises(InputError, match=rf"^expected the .*{words}"):
+        train(path, epochs=2, resume=True, **other_settings)
     assert path.read_bytes() == before
-    assert len(train(path, epochs=2, resume=True, **one)) == 2
+    assert len(train(path, epochs=2, resume=True, **settings)) == 2
 
 
 # -- loaders ---------------------------------------------------------------------------------------
@@ -209,7 +219,7 @@ class Shuffled(Sampler[int]):
         return len(X)
 
 
-class Keeps(Sampler[int]):
+class Seeded(Sampler[int]):
     """A sampler that keeps a generator."""
 
     def __init__(self, source: Any, order: Callable[[Any], list[int]]) -> None:
@@ -223,7 +233,7 @@ class Keeps(Sampler[int]):
 
 
 class Noisy(Rows):
-    """Rows that are drawn anew each time, from NumPy's and Python's random states."""
+    """Rows with new noise each time, from NumPy's and Python's random states."""
 
     def __getitem__(self, index: int) -> Tensor:
         return self.rows[index] + 0.1 * float(np.random.randn()) + 0.1 * random.random()
@@ -251,9 +261,9 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "weights": lambda: loader(X, sampler=weighted(3.0)),
     "NumPy's state": lambda: loader(X, sampler=Shuffled(lambda: permuted(np.random))),
     "Python's state": lambda: loader(X, sampler=Shuffled(lambda: at_random(random))),
-    "NumPy's Generator": lambda: loader(X, sampler=Keeps(np.random.default_rng(3), permuted)),
-    "NumPy's RandomState": lambda: loader(X, sampler=Keeps(np.random.RandomState(3), permuted)),
-    "Python's Random": lambda: loader(X, sampler=Keeps(random.Random(3), at_random)),
+    "NumPy's Generator": lambda: loader(X, sampler=Seeded(np.random.default_rng(3), permuted)),
+    "NumPy's RandomState": lambda: loader(X, sampler=Seeded(np.random.RandomState(3), permuted)),
+    "Python's Random": lambda: loader(X, sampler=Seeded(random.Random(3), at_random)),
     "noisy data set": lambda: Noisy(X),
     "noisy loader": lambda: DataLoader(Noisy(X), 8, shuffle=True),
 }
@@ -261,7 +271,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.float32
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_loader_is_gone_on_with_bit_for_bit(tmp_path: Path, name: str) -> None:
+def test_a_run_on_a_loader_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
     path = tmp_path / "c.pt"
     whole = train(None, LOADERS[name](), epochs=3)
     states = np.random.get_state()[1].tolist(), random.getstate()
@@ -271,7 +281,7 @@ def test_a_loader_is_gone_on_with_bit_for_bit(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.float32
-def test_a_loader_of_which_the_order_cannot_be_had_again_is_refused(tmp_path: Path) -> None:
+def test_a_loader_whose_order_cannot_be_repeated_is_refused(tmp_path: Path) -> None:
     hidden, count = np.random.default_rng(0), iter(range(10**6))
     for order in (lambda: permuted(hidden), lambda: np.roll(np.arange(32), next(count)).tolist()):
         rows = loader(X, sampler=Shuffled(order))
@@ -282,7 +292,7 @@ def test_a_loader_of_which_the_order_cannot_be_had_again_is_refused(tmp_path: Pa
 
 
 @pytest.mark.float32
-def test_rows_that_workers_draw_are_had_again_unless_the_workers_persist(tmp_path: Path) -> None:
+def test_rows_that_workers_draw_are_repeated_unless_the_workers_persist(tmp_path: Path) -> None:
     def rows(persist: bool) -> DataLoader[Any]:
         return DataLoader(Noisy(X), 16, num_workers=1, persistent_workers=persist)
 
@@ -314,32 +324,32 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None
 
 
 @pytest.mark.float32
-def test_room_for_checkpoints_is_looked_for_before_training(
+def test_room_for_checkpoints_is_checked_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
 
-    def noted(x: Tensor, g: torch.Generator) -> Tensor:
+    def recording(x: Tensor, g: torch.Generator) -> Tensor:
         steps.append(len(x))
         return x
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000))
     with pytest.raises(InputError, match="MB of room in"):
-        train(tmp_path / "c.pt", epochs=1, of={"hidden": 200}, transform=noted)
-    assert len(steps) == 1  # a look, no step
+        train(tmp_path / "c.pt", epochs=1, pair_settings={"hidden": 200}, transform=recording)
+    assert len(steps) == 1  # the check alone, no step
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.float32
-def test_the_room_that_is_asked_for_is_less_than_a_checkpoint_takes(
+def test_the_room_that_is_required_is_less_than_a_checkpoint_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    required = []
     monkeypatch.setattr(
-        "pyrovae.training.loop.check_room", lambda folder, needed: asked.append(needed)
+        "pyrovae.training.loop.check_room", lambda folder, needed: required.append(needed)
     )
     for i, settings in enumerate(({}, {"validation": OTHER}, {"optimizer": torch.optim.SGD})):
         path = tmp_path / f"{i}.pt"
-        train(path, epochs=1, of={"hidden": 500}, **settings)
+        train(path, epochs=1, pair_settings={"hidden": 500}, **settings)
         size = path.stat().st_size
-        assert 0.4 * size < asked[-1] / 2 <= size
+        assert 0.4 * size < required[-1] / 2 <= size
