@@ -1,8 +1,8 @@
-"""One self-contained page that says what was found, for a person to read.
+"""The report: one self-contained page with everything that a diagnosis measured.
 
-``render`` makes the page from a diagnosis: the advice first, then what to be careful about, then
-every number. The words are in ``answers.py``, ``findings.py`` and ``glossary.py``, the tables in
-``tables.py``. Start with ``html.py``.
+``render`` makes the page: the advice first, then what to be careful about, then every number. The
+sentences are in ``answers.py``, ``findings.py``, ``guide_words.py`` and ``glossary.py``, the tables
+in ``tables.py``. Start with ``html.py``.
 """
 
 from pyrovae.report.glossary import measure_name

@@ -1,4 +1,4 @@
-"""Is the latent distribution a mixture of N Gaussians? Answered with one data set's numbers."""
+"""Is the latent distribution a mixture of N Gaussians? The answer, with one data set's numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyrovae.report.tables import density_name
 
 
 class Answer(NamedTuple):
-    """One of the objects that the question can mean, and what is known of it here."""
+    """One of the objects that the question can mean, and what the numbers say about it."""
 
     object: str
     verdict: str
@@ -35,12 +35,12 @@ def _guide(diagnosis: Diagnosis) -> Answer:
     n = count(diagnosis.aggregated.size)
     kind = _kind(diagnosis)
     low, high = plain(float(scale.min()), ".2g"), plain(float(scale.max()), ".2g")
-    spread = f"is {low}" if low == high else f"runs from {low} to {high} over the units"
+    scales = f"is {low}" if low == high else f"runs from {low} to {high} over the units"
     return Answer(
         "q(z | x), the guide",
         f"One {kind} for each x.",
         f"The guide gives each of the {n} training points one {kind} of its own, whose standard "
-        f"deviation, averaged over the data, {spread}. Written as a sum over n it is only a "
+        f"deviation, averaged over the data, {scales}. Written as a sum over n it is only a "
         f"look-up that selects component n; for one x it is not a mixture.",
     )
 
@@ -72,23 +72,23 @@ def _aggregated(diagnosis: Diagnosis) -> Answer:
 
 
 def _generative(diagnosis: Diagnosis) -> Answer:
-    found = {name: show(result.mean()) for name, result in diagnosis.evidence.items()}
+    means = {name: show(result.mean()) for name, result in diagnosis.evidence.items()}
     others = ", ".join(
-        f"{text} with {density_name(name)}" for name, text in found.items() if name != "prior"
+        f"{text} with {density_name(name)}" for name, text in means.items() if name != "prior"
     )
     object_, verdict = (
         "p(x) = ∫ p(x | z) p(z) dz, the generative side",
         "An infinite mixture: one component for every z.",
     )
-    mixed = "The decoder is mixed over all z, so the number of components has nothing to do with N."
-    if not found:
-        return Answer(object_, verdict, f"{mixed} Its log p(x) was not estimated.")
+    reason = "The decoder is mixed over all z, so the number of components is unrelated to N."
+    if not means:
+        return Answer(object_, verdict, f"{reason} Its log p(x) was not estimated.")
     size = count(len(diagnosis.evidence["prior"].values))
     bits = f", {show(diagnosis.bits['prior'])} bits per dimension" if diagnosis.bits else ""
     return Answer(
         object_,
         verdict,
-        f"{mixed} On {size} held-out data points its mean log p(x) is {found['prior']} nats{bits}"
+        f"{reason} On {size} held-out data points its mean log p(x) is {means['prior']} nats{bits}"
         + (f"; with another density in the prior's place it is {others}." if others else "."),
     )
 
@@ -97,7 +97,7 @@ def _units(diagnosis: Diagnosis) -> Answer:
     units = len(diagnosis.collapse.active)
     correlation = diagnosis.training.total_correlation
     if units == 1:
-        reading = "With a single unit there is nothing else for it to depend on."
+        reading = "A single unit has no other to depend on."
     elif correlation is None:
         return Answer(
             "One latent as D independent Gaussian “particles”",
@@ -108,15 +108,15 @@ def _units(diagnosis: Diagnosis) -> Answer:
             f"{active_units(diagnosis)}",
         )
     elif correlation.unresolved:
-        reading = f"Whether they depend on each other in the whole of q_agg: {correlation}."
+        reading = f"Whether they depend on each other in q_agg as a whole: {correlation}."
     elif correlation.excludes(0.0):
         reading = (
-            f"Within a component of q_agg the units are independent, in the whole of q_agg they "
+            f"Within a component of q_agg the units are independent, in q_agg as a whole they "
             f"are not: their total correlation is {show(correlation)} nats."
         )
     else:
         reading = (
-            f"Also in the whole of q_agg no dependence between units was found: their total "
+            f"In q_agg as a whole, too, no dependence between units was found: their total "
             f"correlation is {show(correlation)} nats."
         )
     return Answer(
@@ -130,12 +130,13 @@ def _units(diagnosis: Diagnosis) -> Answer:
 
 def active_units(diagnosis: Diagnosis) -> str:
     """How many of the latent units are active, as a sentence."""
-    units, active = len(diagnosis.collapse.active), int(diagnosis.collapse.active.sum())
-    if units == 1:
-        return "The unit is active." if active else "The unit has collapsed."
-    if active == units:
-        return f"All {units} units are active."
-    return f"{active} of the {units} units {'is' if active == 1 else 'are'} active."
+    unit_count, active_count = len(diagnosis.collapse.active), int(diagnosis.collapse.active.sum())
+    if unit_count == 1:
+        return "The unit is active." if active_count else "The unit has collapsed."
+    if active_count == unit_count:
+        return f"All {unit_count} units are active."
+    verb = "is" if active_count == 1 else "are"
+    return f"{active_count} of the {unit_count} units {verb} active."
 
 
 def _rounded(size: float) -> str:
@@ -144,7 +145,7 @@ def _rounded(size: float) -> str:
 
 def _kind(diagnosis: Diagnosis) -> str:
     if diagnosis.training.total_correlation is None:
-        return "joint distribution"  # of units that depend on each other
+        return "joint distribution"  # its units depend on each other
     name = families.family(diagnosis.aggregated.component_distribution)
     return "Gaussian" if name.endswith("Normal") and name != "LogNormal" else f"{name} distribution"
 
@@ -155,14 +156,15 @@ def reliability(diagnosis: Diagnosis) -> list[str]:
 
 
 def _reliability(name: str, result: Evidence) -> str:
-    known = result.pareto_k[result.pareto_k.isfinite()]
-    start = f"Under {density_name(name)}, {count(result.draws)} draws for each data point: "
-    start += f"the largest k̂ is {plain(float(known.max()), '.2f')}." if len(known) else ""
-    if len(known) < len(result.pareto_k):
-        start += f" For {count(len(result.pareto_k) - len(known))} there are too few draws to tell."
+    k_values = result.pareto_k[result.pareto_k.isfinite()]
+    unknown_count = len(result.pareto_k) - len(k_values)
+    text = f"Under {density_name(name)}, {count(result.draws)} draws for each data point: "
+    text += f"the largest k̂ is {plain(float(k_values.max()), '.2f')}." if len(k_values) else ""
+    if unknown_count:
+        text += f" For {count(unknown_count)} there are too few draws to tell."
     if not result.concerns():
-        return f"{start} Means and standard errors hold."
-    if over := int((known > result.k_limit).sum()):
+        return f"{text} Means and standard errors hold."
+    if rejected_count := int((k_values > result.k_limit).sum()):
         limit = plain(result.k_limit, ".2f")
-        start += f" For {count(over)} of {count(len(result.pareto_k))} it exceeds {limit}."
-    return start
+        text += f" For {count(rejected_count)} of {count(len(result.pareto_k))} it exceeds {limit}."
+    return text

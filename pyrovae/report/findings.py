@@ -1,4 +1,4 @@
-"""What to be careful about, and what the measures of the whole latent space say, in sentences."""
+"""Sentences for the report: what to be careful about, and what the measures of q_agg mean."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pyrovae.diagnostics import Diagnosis
 from pyrovae.estimates import Estimate
 from pyrovae.report.numbers import plain, show
 
-OF_DENSITY = re.compile(r"log p\(x\) under (?P<density>[^:]+): (?P<rest>.+)", re.DOTALL)
-OF_POINTS = re.compile(r"for (?P<some>\d+) of (?P<all>\d+) data points (?P<rest>.+)", re.DOTALL)
+ABOUT_DENSITY = re.compile(r"log p\(x\) under (?P<density>[^:]+): (?P<rest>.+)", re.DOTALL)
+ABOUT_POINTS = re.compile(r"for (?P<some>\d+) of (?P<all>\d+) data points (?P<rest>.+)", re.DOTALL)
 
 
 def concerns(diagnosis: Diagnosis) -> list[str]:
-    """``diagnosis.concerns``, those that several densities share said once, with their names."""
+    """``diagnosis.concerns``, each once, with the names of all densities that it applies to."""
     return grouped(diagnosis.concerns)
 
 
 def grouped(sentences: Sequence[str]) -> list[str]:
-    """Concerns on log p(x) under different densities as one, if they differ in numbers only.
+    """Concerns about log p(x) under several densities merged if only their numbers differ.
 
     >>> grouped(["log p(x) under p: for 2 of 9 data points it fails.",
     ...          "log p(x) under q_agg: for 3 of 9 data points it fails."])
@@ -27,18 +27,19 @@ def grouped(sentences: Sequence[str]) -> list[str]:
     """
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for sentence in sentences:
-        density = OF_DENSITY.fullmatch(sentence)
+        density = ABOUT_DENSITY.fullmatch(sentence)
         if density is None:
             groups.setdefault((sentence, ""), [])
             continue
-        points = OF_POINTS.fullmatch(density["rest"])
+        points = ABOUT_POINTS.fullmatch(density["rest"])
         key = (density["rest"], "") if points is None else (points["rest"], points["all"])
         some = "" if points is None else points["some"]
         groups.setdefault(key, []).append((density["density"], some))
-    return [_joint(rest, size, members) for (rest, size), members in groups.items()]
+    return [_merged(rest, size, members) for (rest, size), members in groups.items()]
 
 
-def _joint(rest: str, size: str, members: list[tuple[str, str]]) -> str:
+def _merged(rest: str, size: str, members: list[tuple[str, str]]) -> str:
+    """One sentence for all its members, each a density's name and its number of data points."""
     if not members:
         return rest
     names = [name for name, _ in members]
@@ -56,30 +57,29 @@ def _listed(words: list[str]) -> str:
 
 def components(diagnosis: Diagnosis) -> str:
     """How many components of q_agg share a code, and what that means."""
-    found = diagnosis.memorisation.components
+    effective = diagnosis.memorisation.components
     return (
-        f"At a code of the training data {show(found['training'])} components of q_agg are "
-        f"effective, at a held-out code {show(found['held-out'])}. One would mean that every code "
-        "belongs to a single training point; the more, the smoother q_agg."
+        f"At a code of the training data {show(effective['training'])} components of q_agg are "
+        f"effective, at a held-out code {show(effective['held-out'])}. One would mean that every "
+        "code belongs to a single training point; the more, the smoother q_agg."
     )
 
 
 def holes(diagnosis: Diagnosis) -> list[str]:
-    """What the shares of draws outside of the other density mean, in sentences."""
-    found = diagnosis.holes
-    prior, codes = found.prior_outside, found.aggregated_outside
+    """What it means that draws from one density fall outside the other, in sentences."""
+    shares = diagnosis.holes
     return [
         _outside(
-            prior,
-            found.level,
+            shares.prior_outside,
+            shares.level,
             "of prior draws fall where q_agg has next to no mass",
             "holes, from which the decoder was never trained to decode, so that samples from there "
-            "may look like no data",
+            "may look unlike any data",
             "no clear sign of holes",
         ),
         _outside(
-            codes,
-            found.level,
+            shares.aggregated_outside,
+            shares.level,
             "of held-out codes lie where the prior has next to no mass",
             "sampling from the prior hardly ever makes data like these",
             "no clear sign of data that the prior leaves out",
@@ -87,52 +87,53 @@ def holes(diagnosis: Diagnosis) -> list[str]:
     ]
 
 
-def _outside(share: Estimate, level: float, where: str, found: str, none: str) -> str:
-    """What a share of draws outside of the other density means."""
+def _outside(share: Estimate, level: float, where: str, meaning: str, otherwise: str) -> str:
+    """A share of draws outside the other density, and what it means if it is large or not."""
     if share.unresolved:
         return f"How many {where}: {share.unresolved}."
-    alike = f"beyond doubt more than the {100 * level:g} % of equal densities"
+    excess = f"clearly more than the {100 * level:g} % of equal densities"
     return f"{_percent(share)} {where}, " + (
-        f"{alike}: {found}." if share.interval[0] > level else f"not {alike}: {none}."
+        f"{excess}: {meaning}." if share.interval[0] > level else f"not {excess}: {otherwise}."
     )
 
 
 def two_sample(diagnosis: Diagnosis) -> str:
     """Whether a classifier tells codes from draws of the prior, as a sentence."""
-    found = diagnosis.two_sample
-    if found.accuracy.unresolved:
-        return f"Whether a classifier tells codes from prior draws: {found.accuracy.unresolved}."
-    right = f"{_percent(found.accuracy)} of points"
-    if found.differ:
+    test = diagnosis.two_sample
+    if test.accuracy.unresolved:
+        return f"Whether a classifier tells codes from prior draws: {test.accuracy.unresolved}."
+    correct = f"{_percent(test.accuracy)} of points"
+    if test.differ:
         return (
-            f"A classifier assigns {right} to the right side, more than the half of guessing: "
-            "codes and prior draws differ. A better classifier would tell apart at least as many."
+            f"A classifier assigns {correct} to the right side, more than the half that guessing "
+            "would: codes and prior draws differ. A better classifier would tell apart at least "
+            "as many."
         )
     return (
-        f"A classifier assigns {right} to the right side, not more beyond doubt than the half of "
-        "guessing: it cannot tell codes from prior draws. A better one might."
+        f"A classifier assigns {correct} to the right side, not clearly more than the half that "
+        "guessing would: it cannot tell codes from prior draws. A better one might."
     )
 
 
 def activity_by_rate(diagnosis: Diagnosis) -> str:
-    """How many units are active by their KL, and which are on one side only, as a sentence."""
+    """How many units are active by their KL, and for which the two criteria differ."""
     active, by_rate = diagnosis.collapse.active.cpu(), diagnosis.collapse.active_by_rate
     if by_rate is None:
         return "The KL of single units is not known, since the marginals of this prior are not."
-    differing = [str(unit) for unit in (active != by_rate).nonzero().flatten().tolist()]
-    if not differing:
+    units = [str(unit) for unit in (active != by_rate).nonzero().flatten().tolist()]
+    if not units:
         return (
             "Counted by KL(q(z_d|x)‖p(z_d)), above 0.01 nats on average, they are the same units."
         )
     return (
         f"Counted by KL(q(z_d|x)‖p(z_d)), above 0.01 nats on average, {int(by_rate.sum())} of "
-        f"{len(active)} are; the two criteria differ for unit{'s' if len(differing) > 1 else ''} "
-        f"{_listed(differing)}."
+        f"{len(active)} are active; the two criteria differ for "
+        f"unit{'s' if len(units) > 1 else ''} {_listed(units)}."
     )
 
 
 def _percent(share: Estimate) -> str:
-    """A share with its interval, which is not symmetric near 0 and 1."""
+    """A share in percent with its 95 % interval, which is not symmetric near 0 and 1."""
     places = 0 if share.standard_error >= 0.01 else 1
     value, low, high = (
         plain(100 * number, f".{places}f") for number in (share.value, *share.interval)

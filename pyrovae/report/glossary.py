@@ -1,4 +1,4 @@
-"""What each measure means, in a sentence, and where it comes from."""
+"""What each measure means, in a sentence, with its paper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Term(NamedTuple):
-    """A measure in words: how it is called, what it says, and the paper."""
+    """A measure in words: its name, its meaning and its paper."""
 
     name: str
     meaning: str
@@ -54,8 +54,8 @@ MEASURES = {
     ),
     "active_units": Term(
         "active units",
-        "Latent units whose posterior mean varies over the data by more than 0.01 in variance; the "
-        "others fell back to the prior (collapsed).",
+        "Latent units whose posterior mean has a variance above 0.01 over the data; the others "
+        "have collapsed to the prior.",
         "Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519",
     ),
 }
@@ -88,27 +88,27 @@ FURTHER = (
     ),
     Term(
         "population information I(x; z)",
-        "How much a code tells about its data point for all data to come, not only the N at hand. "
+        "How much a code tells about its data point among all future data, not only the N at hand. "
         "Bounded from below by contrasting held-out points (InfoNCE, at most log N), from above by "
         "the held-out rate under the ex-post prior.",
         "Poole et al. 2019, On variational bounds of mutual information, arXiv:1905.06922",
     ),
     Term(
         "effective components",
-        "exp of the entropy of a code's responsibilities: how many components of q_agg share it, "
-        "from 1 to N.",
+        "The exponential of the entropy of a code's responsibilities: how many components of q_agg "
+        "share it, from 1 to N.",
         "Hill 1973, Diversity and evenness, Ecology 54(2)",
     ),
     Term(
         "holes",
-        "Places where the prior has mass and q_agg next to none: less than at all but 1 % of "
-        "held-out codes. If both densities agree, 1 % of prior draws fall there.",
+        "Places where the prior has mass but q_agg is lower than at all but 1 % of held-out codes. "
+        "If both densities agree, 1 % of prior draws fall there.",
         "Rosca et al. 2018, Distribution matching in variational inference, arXiv:1802.06847",
     ),
     Term(
         "two-sample test",
-        "A classifier, cross-validated, has to tell codes from prior draws. Accuracy and AUC of "
-        "0.5: it cannot; 1: the two never mix.",
+        "A cross-validated classifier tries to tell codes from prior draws. Accuracy and AUC of "
+        "0.5 mean that it can't, of 1 that the two never mix.",
         "Lopez-Paz & Oquab 2017, Revisiting classifier two-sample tests, arXiv:1610.06545",
     ),
     Term(
@@ -124,21 +124,20 @@ FURTHER = (
     ),
     Term(
         "log p(x), lower bound",
-        "log of the mean of p(x|z) p(z) / q(z|x) over draws from the guide; its expectation rises "
-        "to log p(x) with the number of draws.",
+        "The log of the mean of p(x|z) p(z) / q(z|x) over draws from the guide; its expectation "
+        "rises to log p(x) with the number of draws.",
         "Burda et al. 2016, arXiv:1509.00519",
     ),
     Term(
         "log p(x), Pareto-smoothed",
-        "The same with the largest weights replaced by quantiles of a Pareto distribution fitted "
-        "to them: less noise where 0.5 < k̂ < 0.7, and no longer a bound.",
+        "The same, with the largest weights replaced by quantiles of a Pareto distribution fitted "
+        "to them: less noisy where 0.5 < k̂ < 0.7, but no longer a bound.",
         "Vehtari et al. 2024, Pareto smoothed importance sampling, JMLR 25(72)",
     ),
     Term(
         "Pareto k̂",
         "The shape of the tail of a data point's importance weights. Above min(1 − 1/log10 S, 0.7) "
-        "for S draws, or where it is not known, the estimate and its standard error cannot be "
-        "trusted.",
+        "for S draws, or if it is unknown, the estimate and its standard error can't be trusted.",
         "Vehtari et al. 2024, Pareto smoothed importance sampling, JMLR 25(72); Yao et al. 2018, "
         "Yes, but did it work?, arXiv:1802.02538",
     ),
@@ -150,13 +149,13 @@ FURTHER = (
     ),
     Term(
         "simulation-based calibration",
-        "A code drawn from the prior must rank uniformly among draws of the guide at the data "
-        "decoded from it, if the guide is the posterior.",
+        "If the guide is the posterior, a code drawn from the prior ranks uniformly among draws of "
+        "the guide for the data decoded from that code.",
         "Talts et al. 2018, arXiv:1804.06788; Yao et al. 2018, arXiv:1802.02538",
     ),
 )
 
 
 def measure_name(measure: str) -> str:
-    """How a measure is called in a table; its own name if the glossary does not know it."""
+    """What a measure is called in a table; its own name if the glossary doesn't have it."""
     return MEASURES[measure].name if measure in MEASURES else NAMES.get(measure, measure)

@@ -1,4 +1,4 @@
-"""What the checks of the guide say, in sentences and tables."""
+"""The checks of the guide in sentences and tables."""
 
 from __future__ import annotations
 
@@ -8,93 +8,93 @@ from pyrovae.report.tables import Cell, Row, cell
 
 HOW = (
     "Where the ELBO is lost, and how the guide compares with the exact posterior, was not "
-    "measured, since it takes minutes. To have it here: "
+    "measured, since that takes minutes. To add it: "
 )
 COMMAND = "pyrovae analyze … --check-guide"
 
 
 def missing(diagnosis: Diagnosis) -> bool:
-    """Whether gaps and NUTS were not asked for."""
-    found = diagnosis.guide
-    return found.gaps is None and found.beside is None and not set(found.refused) & {
+    """Whether neither gaps nor NUTS were measured or tried."""
+    check = diagnosis.guide
+    return check.gaps is None and check.beside is None and not set(check.refused) & {
         "gaps of the ELBO", "comparison with NUTS",
     }  # fmt: skip
 
 
 def calibration(diagnosis: Diagnosis) -> str:
-    """The verdict on calibration, and what it speaks of."""
-    found = diagnosis.guide.calibration
-    if found is None:
+    """The verdict on calibration, and how it was reached."""
+    result = diagnosis.guide.calibration
+    if result is None:
         return "No data were simulated to test the guide's calibration."
     return (
-        f"{found.statement} Each simulation draws a code from the prior and data from the decoder, "
-        "and asks where the code lies among 99 draws of the guide; the verdict is that of a χ² "
+        f"{result.statement} Each simulation draws a code from the prior and data from the "
+        "decoder, and ranks the code among 99 draws of the guide; the verdict is that of a χ² "
         "test of uniform ranks for each unit, with Holm's correction."
     )
 
 
-def gaps(found: Gaps) -> str:
+def gaps(result: Gaps) -> str:
     """Where the ELBO is lost, and what would win it back."""
-    whole, amortized, family = found.inference(), found.amortization(), found.approximation()
+    total, amortization, family = result.inference(), result.amortization(), result.approximation()
     start = (
-        f"On {count(len(found.guide.values))} held-out data points the ELBO lies {show(whole)} "
+        f"On {count(len(result.guide.values))} held-out data points the ELBO lies {show(total)} "
         "nats below log p(x). "
     )
-    if whole.unresolved:
-        return f"How far the ELBO lies below log p(x): {whole}."
-    if not whole.excludes(0.0) or whole.value < 0:
-        return start + "That is no loss beyond doubt."
-    share = plain(100 * min(max(amortized.value / whole.value, 0.0), 1.0), ".0f")
+    if total.unresolved:
+        return f"How far the ELBO lies below log p(x): {total}."
+    if not total.excludes(0.0) or total.value < 0:
+        return start + "That is no clear loss."
+    share = plain(100 * min(max(amortization.value / total.value, 0.0), 1.0), ".0f")
     remedy = (
         "an encoder with more capacity, or longer training of it, would win most of that back"
-        if amortized.value > family.value
+        if amortization.value > family.value
         else "a richer family, such as full covariance or a flow, would win most of that back"
     )
     return (
-        f"{start}{share} % of it is amortization, which the encoder loses against the best member "
-        f"of its own family for each data point; the rest is the family's: {remedy}."
+        f"{start}{share} % of it is amortization: what the encoder loses against the best member "
+        f"of its own family for each data point. The rest is due to the family: {remedy}."
     )
 
 
-def gap_table(found: Gaps) -> list[Row]:
+def gap_table(result: Gaps) -> list[Row]:
     """ELBOs under better and better distributions, and the differences between them."""
-    beyond = found.beyond_gaussian()
+    beyond_gaussian = result.beyond_gaussian()
     rows = [
-        ("ELBO of the guide", found.guide.mean(), False),
-        ("amortization gap", found.amortization(), True),
-        ("ELBO of the best of its family", found.family.mean(), False),
-        ("approximation gap", found.approximation(), True),
-        ("log p(x)", found.evidence.mean(), False),
+        ("ELBO of the guide", result.guide.mean(), False),
+        ("amortization gap", result.amortization(), True),
+        ("ELBO of the best of its family", result.family.mean(), False),
+        ("approximation gap", result.approximation(), True),
+        ("log p(x)", result.evidence.mean(), False),
     ]
-    if beyond is not None:
-        rows.append(("of the approximation gap, beyond any Gaussian", beyond, True))
+    if beyond_gaussian is not None:
+        rows.append(("of the approximation gap, beyond any Gaussian", beyond_gaussian, True))
     return [Row(name, (cell(value, signed=signed),)) for name, value, signed in rows]
 
 
-def beside(found: Beside) -> str:
+def beside(nuts: Beside) -> str:
     """How the guide compares with NUTS, in a sentence."""
-    shift = ((found.guide_mean - found.mean).abs() / found.sd).amax()
-    ratio = found.guide_sd / found.sd
+    shift = ((nuts.guide_mean - nuts.mean).abs() / nuts.sd).amax()
+    ratio = nuts.guide_sd / nuts.sd
     low, high = plain(float(ratio.min()), ".2f"), plain(float(ratio.max()), ".2f")
     return (
-        f"Over all units of these {len(found.kl)} data points the guide's means lie at most "
+        f"Over all units of these {len(nuts.kl)} data points the guide's means lie at most "
         f"{plain(float(shift), '.2f')} posterior standard deviations off, and its standard "
         f"deviations are {low} to {high} times those of the posterior."
     )
 
 
-def beside_table(found: Beside) -> list[Row]:
-    """One row for each data point: KL, k̂, and how far NUTS can be trusted."""
+def beside_table(nuts: Beside) -> list[Row]:
+    """One row for each data point: KL, k̂, the guide's errors, and how well NUTS has mixed."""
     rows = []
-    for datum in range(len(found.kl)):
-        k = float(found.pareto_k[datum])
+    for datum in range(len(nuts.kl)):
+        k = float(nuts.pareto_k[datum])
         cells = (
-            Cell(number(float(found.kl[datum]), float(found.kl_error[datum]))),
-            Cell(plain(k, ".2f") + (" !" if k > found.evidence.k_limit else "")),
-            Cell(plain(float((found.guide_mean - found.mean)[datum].abs().max()), ".3f")),
-            Cell(plain(float((found.guide_sd / found.sd)[datum].log().abs().max().exp()), ".2f")),
-            Cell(plain(float(found.r_hat[datum].max()), ".3f")),
-            Cell(count(round(float(found.ess[datum].min())))),
+            Cell(number(float(nuts.kl[datum]), float(nuts.kl_error[datum]))),
+            Cell(plain(k, ".2f") + (" !" if k > nuts.evidence.k_limit else "")),
+            Cell(plain(float((nuts.guide_mean - nuts.mean)[datum].abs().max()), ".3f")),
+            Cell(plain(float((nuts.guide_sd / nuts.sd)[datum].log().abs().max().exp()), ".2f")),
+            Cell(plain(float(nuts.r_hat[datum].max()), ".3f")),
+            Cell(count(round(float(nuts.ess[datum].min())))),
         )
         rows.append(Row(str(datum), cells))
     return rows

@@ -1,4 +1,4 @@
-"""One self-contained page that says what was found, for a person to read."""
+"""The page of the report: everything that a diagnosis measured, in one HTML document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyrovae.report import answers, findings, glossary, guide_words, numbers, ta
 from pyrovae.saving import replace
 from pyrovae.training import Fit
 
-RESOLUTION = 170  # dots per inch of what is drawn as pixels within a vector image
+RESOLUTION = 170  # dots per inch of the parts of a vector image that are pixels
 ALTERNATIVES = {
     "map": "Map of codes with contours of q_agg and of the prior",
     "activity": "Rate, marginal KL and variance of means of each unit",
@@ -42,7 +42,7 @@ ALTERNATIVES = {
 
 
 class Picture(NamedTuple):
-    """An image as it stands in the page: address with all its content, words in its place."""
+    """An image in the page: a data URI with all its content, and its alternative text."""
 
     uri: str
     alt: str
@@ -58,10 +58,10 @@ def render(
     """The report as one HTML document that needs no other file and no network.
 
     Args:
-        diagnosis: what was measured.
+        diagnosis: the measures.
         facts: what was run, as names and values in the order of the page; ``"data"``, if there,
             goes into the title. All of it is escaped.
-        run: how training went; without it that section is left out.
+        run: how training went; without it the section on training is left out.
         netcdf: name of the file with the draws for ArviZ.
     """
     environment = jinja2.Environment(
@@ -71,7 +71,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["together"] = _together
+    environment.filters["unbroken"] = _unbroken
     return environment.get_template("page.html.jinja").render(
         diagnosis=diagnosis,
         advice=diagnosis.advice,
@@ -98,79 +98,79 @@ def render(
 
 
 def write(path: str | os.PathLike[str], html: str) -> Path:
-    """Write a page so that ``path`` holds either what it held before or all of the page.
+    """Write a page so that ``path`` holds either its old content or all of the page.
 
     Raises:
-        InputError: if the folder does not exist, or has no room.
+        InputError: if the folder doesn't exist, or the disk has no room.
     """
     return replace(Path(path), lambda draft: draft.write_text(html, encoding="utf-8"))
 
 
-def _together(text: str) -> str:
-    """The text with numbers kept on one line with their signs and standard errors."""
+def _unbroken(text: str) -> str:
+    """The text with no line break between a number and its sign or standard error."""
     text = text.replace("log N = ", "log\u00a0N\u00a0=\u00a0").replace(" %", "\u00a0%")
     return text.replace(" ± ", "\u00a0±\u00a0").replace("≥ ", "≥\u00a0").replace("≤ ", "≤\u00a0")
 
 
 def _sentence(run: Fit) -> str:
     """How training went, as a sentence."""
-    ended = {
+    ending = {
         "epochs": f"All {run.epochs} epochs were run",
         "patience": f"Training stopped after {run.epochs} epochs, as validation no longer improved",
     }[run.stopped]
-    kept = f"the parameters of epoch {run.best_epoch} were kept"
-    reached = f"Its training objective is {numbers.plain(run.train, '.2f')} nats per data point"
+    choice = f"the parameters of epoch {run.best_epoch} were kept"
+    objective = f"Its training objective is {numbers.plain(run.train, '.2f')} nats per data point"
     if not math.isnan(run.validation):
-        reached += f", its validation ELBO {numbers.plain(run.validation, '.2f')}"
-    return f"{ended}; {kept}. {reached}."
+        objective += f", its validation ELBO {numbers.plain(run.validation, '.2f')}"
+    return f"{ending}; {choice}. {objective}."
 
 
 def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
-    drawn = {
+    figures = {
         "map": plots.latent_map(diagnosis),
         "activity": plots.unit_activity(diagnosis),
         "densities": plots.held_out_densities(diagnosis),
         "candidates": plots.ex_post_candidates(diagnosis),
     }
-    if len(diagnosis.collapse.active) > 1:  # of a single unit the map shows the same
-        drawn["marginals"] = plots.unit_marginals(diagnosis)
+    if len(diagnosis.collapse.active) > 1:  # for a single unit the map shows the same
+        figures["marginals"] = plots.unit_marginals(diagnosis)
     if diagnosis.evidence:
-        drawn |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
-    drawn |= _of_data(diagnosis) | _of_guide(diagnosis.guide)
+        figures |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
+    figures |= _data_figures(diagnosis) | _guide_figures(diagnosis.guide)
     if run is not None:
-        drawn["training"] = plots.training_curve(run)
-    return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in drawn.items()}
+        figures["training"] = plots.training_curve(run)
+    return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in figures.items()}
 
 
-def _of_data(diagnosis: Diagnosis) -> dict[str, Figure]:
-    """Data beside what is decoded, if there is anything."""
-    shown = diagnosis.pictures
-    if shown is None:
+def _data_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
+    """Data beside decoded samples, if there are any."""
+    pictures = diagnosis.pictures
+    if pictures is None:
         return {}
-    drawn = {
+    figures = {
         "sheets": plots.sample_sheets(diagnosis, columns=4),
         "narrow": plots.sample_sheets(diagnosis, columns=2),
     }
-    if diagnosis.labelled is not None and not plots.is_image(tuple(shown.data.shape[1:])):
-        drawn["features"] = plots.feature_marginals(diagnosis)
-    if shown.pseudo_inputs is not None:
-        drawn["pseudo"] = plots.pseudo_inputs(diagnosis)
-    return drawn
+    if diagnosis.labelled is not None and not plots.is_image(tuple(pictures.data.shape[1:])):
+        figures["features"] = plots.feature_marginals(diagnosis)
+    if pictures.pseudo_inputs is not None:
+        figures["pseudo"] = plots.pseudo_inputs(diagnosis)
+    return figures
 
 
-def _of_guide(found: GuideCheck) -> dict[str, Figure]:
-    drawn = {}
-    if found.calibration is not None:
-        drawn["calibration"] = plots.calibration(found.calibration)
-    if found.gaps is not None:
-        drawn["gaps"] = plots.gaps(found.gaps)
-    if found.beside is not None:
-        drawn["beside"] = plots.beside(found.beside)
-    return drawn
+def _guide_figures(check: GuideCheck) -> dict[str, Figure]:
+    figures = {}
+    if check.calibration is not None:
+        figures["calibration"] = plots.calibration(check.calibration)
+    if check.gaps is not None:
+        figures["gaps"] = plots.gaps(check.gaps)
+    if check.beside is not None:
+        figures["beside"] = plots.beside(check.beside)
+    return figures
 
 
 def _uri(figure: Figure) -> str:
-    """A figure as a vector image within an address; the same bytes each time."""
+    """A figure as a vector image in a data URI; the same bytes each time."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(plots.STYLE):
         figure.savefig(buffer, format="svg", dpi=RESOLUTION, metadata={"Date": None})

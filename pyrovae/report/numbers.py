@@ -1,4 +1,4 @@
-"""Numbers with the digits that their standard error supports."""
+"""Numbers as text, with as many digits as their standard error supports."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def number(value: float, error: float = 0.0, *, signed: bool = False) -> str:
     """A value with its standard error, or alone if it is exact to rounding.
 
     Args:
-        value: what is shown.
+        value: the number to show.
         error: its standard error; 0 for an exact number.
-        signed: whether a positive number carries its sign, as differences do.
+        signed: whether a positive number gets a plus sign, as differences do.
 
     >>> number(-35.2134, 0.1432)
     '−35.21 ± 0.14'
@@ -59,9 +59,7 @@ def plain(value: float, spec: str) -> str:
 
 
 def show(estimate: Estimate, *, signed: bool = False) -> str:
-    """An estimate as it stands in a table, with the sign of the side on which it errs.
-
-    One that can't be told says why in words.
+    """An estimate as text, with ≥ or ≤ if it is a bound; if it is unresolved, the reason.
 
     >>> show(Estimate(-35.2134, 0.1432, 500, "data", "lower"))
     '≥ −35.21 ± 0.14'

@@ -1,4 +1,4 @@
-"""The numbers of a diagnosis as rows of text, ready for a page."""
+"""The numbers of a diagnosis as rows of text for the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MISSING = "–"
 
 
 class Cell(NamedTuple):
-    """A number in a table, and how large the sample behind it is."""
+    """A number in a table, and the size of the sample behind it."""
 
     text: str
     sample: str = ""
@@ -30,9 +30,9 @@ class Row(NamedTuple):
 
 
 def density_name(name: str) -> str:
-    """How a density over z is called in a table."""
-    known = {"prior": "prior p(z)", "q_agg": "raw q_agg", "ex_post": "ex-post prior"}
-    return known.get(name, name.replace("_", " "))
+    """What a density over z is called in a table."""
+    names = {"prior": "prior p(z)", "q_agg": "raw q_agg", "ex_post": "ex-post prior"}
+    return names.get(name, name.replace("_", " "))
 
 
 def cell(estimate: Estimate | None, *, signed: bool = False) -> Cell:
@@ -44,13 +44,14 @@ def cell(estimate: Estimate | None, *, signed: bool = False) -> Cell:
 
 
 def terms(diagnosis: Diagnosis) -> list[Row]:
-    """The terms of the ELBO, training beside held-out data, log N under index-code MI."""
-    both = (diagnosis.training, diagnosis.held_out)
+    """The terms of the ELBO for training and held-out data, with log N below index-code MI."""
+    sides = (diagnosis.training, diagnosis.held_out)
     rows = []
     for term in TERMS:
-        rows.append(Row(measure_name(term), tuple(cell(getattr(s, term)) for s in both)))
+        rows.append(Row(measure_name(term), tuple(cell(getattr(side, term)) for side in sides)))
         if term == "index_code_mi":
-            rows.append(Row("log N, its upper limit", tuple(Cell(f"{s.log_n:.3f}") for s in both)))
+            limits = tuple(Cell(f"{side.log_n:.3f}") for side in sides)
+            rows.append(Row("log N, its upper limit", limits))
     return rows
 
 
@@ -69,9 +70,9 @@ def evidence(diagnosis: Diagnosis) -> list[Row]:
     rows = []
     for name, result in diagnosis.evidence.items():
         gain = Cell(MISSING) if name == "prior" else cell(change_from(base, result), signed=True)
-        rejected, size = int(result.unresolved.sum()), len(result.values)
-        reliable = Cell(f"{count(rejected)} of {count(size)}")
-        cells = (cell(result.mean()), cell(_smoothed(result)), gain, reliable)
+        rejected_count, size = int(result.unresolved.sum()), len(result.values)
+        rejected = Cell(f"{count(rejected_count)} of {count(size)}")
+        cells = (cell(result.mean()), cell(_smoothed(result)), gain, rejected)
         rows.append(Row(density_name(name), cells))
     return rows
 
@@ -100,29 +101,29 @@ def units(diagnosis: Diagnosis) -> list[Row]:
     return rows
 
 
-def _state(active: bool, by_rate: bool | None) -> str:
-    if by_rate is None or by_rate == active:
-        return "active" if active else "collapsed"
-    return f"active by {'variance' if active else 'KL'} only"
+def _state(active_by_variance: bool, active_by_rate: bool | None) -> str:
+    if active_by_rate is None or active_by_rate == active_by_variance:
+        return "active" if active_by_variance else "collapsed"
+    return f"active by {'variance' if active_by_variance else 'KL'} only"
 
 
 def information(diagnosis: Diagnosis) -> list[Row]:
-    """I(x; z) of the population from both sides, and the limit of the side from below."""
-    found = diagnosis.information
+    """Bounds on the population's I(x; z) from both sides, and the limit of the lower one."""
+    bounds = diagnosis.information
     return [
-        Row("I(x; z), bound from below", (cell(found.lower),)),
-        Row("log N, the limit of the bound from below", (Cell(f"{found.log_n:.3f}"),)),
-        Row("I(x; z), bound from above", (cell(found.upper),)),
+        Row("I(x; z), bound from below", (cell(bounds.lower),)),
+        Row("log N, the limit of the bound from below", (Cell(f"{bounds.log_n:.3f}"),)),
+        Row("I(x; z), bound from above", (cell(bounds.upper),)),
     ]
 
 
 def against_prior(diagnosis: Diagnosis) -> list[Row]:
-    """Holes on either side and the two-sample test, beside the values of equal densities."""
-    found, test = diagnosis.holes, diagnosis.two_sample
-    level = Cell(f"{found.level:g}")
+    """Holes on either side and the two-sample test, beside their values for equal densities."""
+    holes, test = diagnosis.holes, diagnosis.two_sample
+    level = Cell(f"{holes.level:g}")
     return [
-        Row("share of prior draws outside q_agg", (cell(found.prior_outside), level)),
-        Row("share of held-out codes outside the prior", (cell(found.aggregated_outside), level)),
+        Row("share of prior draws outside q_agg", (cell(holes.prior_outside), level)),
+        Row("share of held-out codes outside the prior", (cell(holes.aggregated_outside), level)),
         Row("classifier's accuracy, codes against prior draws", (cell(test.accuracy), Cell("0.5"))),
         Row("classifier's AUC, codes against prior draws", (cell(test.auc), Cell("0.5"))),
     ]
@@ -136,23 +137,24 @@ def everything(diagnosis: Diagnosis) -> list[Row]:
             row.value, row.standard_error, row.size, row.over, row.bound or None,
             unresolved=row.unresolved,
         )  # fmt: skip
-        value = cell(estimate)
-        cells = (Cell(row.data), Cell(value.text), Cell(value.sample))
+        number_cell = cell(estimate)
+        cells = (Cell(row.data), Cell(number_cell.text), Cell(number_cell.sample))
         rows.append(Row(measure_name(row.measure), cells))
     return rows
 
 
 def identities(diagnosis: Diagnosis) -> list[Row]:
-    """The equations between the terms, with the numbers of training and held-out data in place.
+    """The equations between the terms, with the numbers of training and held-out data filled in.
 
-    Marginal KL is total correlation + dimension-wise KL only where the prior's units are
-    independent: of a mixture or a flow that equation is left out.
+    Marginal KL is total correlation + dimension-wise KL only if the prior's units are independent:
+    with a mixture or a flow that equation is left out.
     """
-    known = families.factorised(diagnosis.prior)
-    both = [_equations(s, factorised=known) for s in (diagnosis.training, diagnosis.held_out)]
+    factorised = families.factorised(diagnosis.prior)
+    sides = (diagnosis.training, diagnosis.held_out)
+    equations = [_equations(side, factorised=factorised) for side in sides]
     return [
         Row(_names(pair[0]), tuple(Cell(_values(e), f"off by {_error(e)}") for e in pair))
-        for pair in zip(*both, strict=True)
+        for pair in zip(*equations, strict=True)
     ]
 
 
@@ -164,18 +166,19 @@ class _Equation(NamedTuple):
     sign: int = 1
 
 
-def _equations(s: Surgery, *, factorised: bool) -> list[_Equation]:
+def _equations(surgery: Surgery, *, factorised: bool) -> list[_Equation]:
     def named(*terms: str) -> tuple[tuple[str, float], ...]:
-        return tuple((measure_name(term), getattr(s, term).value) for term in terms)
+        return tuple((measure_name(term), getattr(surgery, term).value) for term in terms)
 
-    found = [
+    equations = [
         _Equation(named("rate")[0], named("index_code_mi", "marginal_kl")),
         _Equation(named("elbo")[0], named("distortion", "rate"), -1),
     ]
-    if factorised and s.total_correlation is not None and s.dimension_wise_kl is not None:
+    has_units = surgery.total_correlation is not None and surgery.dimension_wise_kl is not None
+    if factorised and has_units:
         right = named("total_correlation", "dimension_wise_kl")
-        found.append(_Equation(named("marginal_kl")[0], right))
-    return found
+        equations.append(_Equation(named("marginal_kl")[0], right))
+    return equations
 
 
 def _names(equation: _Equation) -> str:
@@ -189,8 +192,8 @@ def _values(equation: _Equation) -> str:
 
 
 def _sum(terms: list[str], sign: int) -> str:
-    joint = f" {MINUS} " if sign < 0 else " + "
-    return (f"{MINUS}\u2060" if sign < 0 else "") + joint.join(terms)
+    operator = f" {MINUS} " if sign < 0 else " + "
+    return (f"{MINUS}\u2060" if sign < 0 else "") + operator.join(terms)
 
 
 def _error(equation: _Equation) -> str:

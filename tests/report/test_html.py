@@ -1,4 +1,4 @@
-"""The page holds every number, needs nothing else, and lets nobody's text become markup."""
+"""The page holds every number, needs no other file, and escapes all text from outside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGES: dict[tuple[str, int, str], str] = {}
 
 
 def text_of(page: str) -> str:
-    """What a reader sees, with spaces as in the source."""
+    """The text that a reader sees, with plain spaces."""
     body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return escaping.unescape(re.sub(r"<[^>]+>", " ", body)).replace("\u00a0", " ")
 
@@ -90,26 +90,25 @@ def test_the_same_diagnosis_gives_the_same_bytes(case, run, page):
 
 def test_four_answers_of_this_data(case):
     diagnosis = case("image", 10)
-    found = answers.answers(diagnosis)
-    assert len(found) == 4
-    assert "N = 40" in found[1].verdict
-    assert show(diagnosis.training.index_code_mi) in found[1].text
-    assert show(diagnosis.evidence["prior"].mean()) in found[2].text
+    _, aggregated, generative, units = answers.answers(diagnosis)
+    assert "N = 40" in aggregated.verdict
+    assert show(diagnosis.training.index_code_mi) in aggregated.text
+    assert show(diagnosis.evidence["prior"].mean()) in generative.text
     active = int(diagnosis.collapse.active.sum())
-    assert "D = 10, not" in found[3].verdict and f"{active} of the 10 units" in found[3].text
+    assert "D = 10, not" in units.verdict and f"{active} of the 10 units" in units.text
 
 
 def test_concerns_stand_below_the_advice_and_are_not_repeated(case, page):
     diagnosis, text = case(*CASES[0]), text_of(page(CASES[0]))
-    found = findings.concerns(diagnosis)
-    assert found and len(found) <= len(diagnosis.concerns)
+    concerns = findings.concerns(diagnosis)
+    assert concerns and len(concerns) <= len(diagnosis.concerns)
     start, end = text.index(diagnosis.advice), text.index("What was run")
-    assert all(text.count(concern) == 1 and concern in text[start:end] for concern in found
+    assert all(text.count(concern) == 1 and concern in text[start:end] for concern in concerns
                if concern != diagnosis.information.statement)  # fmt: skip
     assert text.count("the few largest weights") <= 1
 
 
-def test_concerns_that_differ_in_numbers_only_are_one():
+def test_concerns_that_differ_in_numbers_only_are_merged():
     sentences = [
         "Saturated.",
         "log p(x) under p: for 2 of 9 data points k̂ > 0.7: more.",
@@ -129,7 +128,7 @@ def test_concerns_that_differ_in_numbers_only_are_one():
     ]
 
 
-def test_holes_are_called_so_only_where_they_are_beyond_doubt(case):
+def test_holes_are_called_so_only_if_they_are_clear(case):
     diagnosis = case("image", 10)
     for value, error, words in ((0.3, 0.05, "holes, from which"), (0.07, 0.09, "no clear sign")):
         share = Estimate(value, error, 120)
@@ -137,7 +136,7 @@ def test_holes_are_called_so_only_where_they_are_beyond_doubt(case):
         assert words in findings.holes(changed)[0]
 
 
-def test_classifier_that_guesses_is_said_to(case):
+def test_a_classifier_no_better_than_guessing_is_called_so(case):
     diagnosis = case("image", 10)
     for value, words in ((0.9, "codes and prior draws differ"), (0.51, "cannot tell")):
         test = replace(diagnosis.two_sample, accuracy=Estimate(value, 0.02, 200, bound="lower"))
@@ -158,7 +157,7 @@ def test_units_on_which_the_criteria_differ_are_named(case):
         assert [unit for unit, odd in enumerate(states) if odd] == list(flipped)
 
 
-def test_smoothed_values_stand_beside_the_bound_and_carry_no_sign(case):
+def test_smoothed_values_stand_beside_the_bound_without_a_sign(case):
     diagnosis = case("image", 10)
     bound, smoothed, *_ = tables.evidence(diagnosis)[0].cells
     assert bound.text == show(diagnosis.evidence["prior"].mean())
