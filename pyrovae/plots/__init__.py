@@ -1,8 +1,8 @@
-"""Pictures of what was measured, drawn by matplotlib.
+"""Figures of the measures, drawn with matplotlib.
 
 Each function draws one figure from a diagnosis, a fit or a part of them. Colours and sizes are in
-``style.py``, and nothing is imported from here unless a picture is wanted. Start with
-``latent.py``.
+``style.py``. ``import pyrovae`` doesn't import this room, so matplotlib is loaded only to plot.
+Start with ``latent.py``.
 """
 
 from pyrovae.plots.curves import (

@@ -1,4 +1,4 @@
-"""The plots of a report; each function returns a ``matplotlib.figure.Figure`` of its own."""
+"""Plots of training, log densities, log p(x), Pareto k̂ and the candidates for the ex-post prior."""
 
 from __future__ import annotations
 
@@ -36,28 +36,27 @@ Array = NDArray[np.float64]
 
 @styled
 def training_curve(fit: Fit) -> Figure:
-    """Training objective and validation ELBO by epoch, KL weight if it changed, epoch kept."""
+    """Training objective and validation ELBO by epoch, epoch kept, and KL weight if it varies."""
     history = fit.history
-    warmed = bool((history.kl_weight != 1.0).any())
-    figure, axes = panels(2 if warmed else 1, height=4.4 if warmed else 3.4)
+    has_warmup = bool((history.kl_weight != 1.0).any())
+    figure, axes = panels(2 if has_warmup else 1, height=4.4 if has_warmup else 3.4)
     ax = axes[0]
-    mark = "o" if len(history) == 1 else ""
-    ax.plot(history.epoch, history.train, color=TRAINING, marker=mark, label="training objective")
+    marker = "o" if len(history) == 1 else ""
+    ax.plot(history.epoch, history.train, color=TRAINING, marker=marker, label="training objective")
     if not np.isnan(history.validation).all():
         ax.plot(
-            history.epoch, history.validation, "--", color=VALIDATION, marker=mark,
+            history.epoch, history.validation, "--", color=VALIDATION, marker=marker,
             label="validation ELBO",
         )  # fmt: skip
     for panel in axes:
         panel.axvline(fit.best_epoch, color=MUTED, linewidth=1, linestyle=":")
         panel.set_xlim(0, len(history) + 1)
         panel.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    kept = f"epoch kept: {fit.best_epoch}"
-    axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=kept)
-    low, high = _interesting(history)
-    ax.set_ylim(low, high)
+    label = f"epoch kept: {fit.best_epoch}"
+    axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=label)
+    ax.set_ylim(*_range_after_start(history))
     ax.set_ylabel("nats per data point")
-    if warmed:
+    if has_warmup:
         axes[1].plot(history.epoch, history.kl_weight, color="#000000")
         axes[1].set_ylabel("KL weight")
     axes[-1].set_xlabel("epoch")
@@ -65,11 +64,11 @@ def training_curve(fit: Fit) -> Figure:
     return figure
 
 
-def _interesting(history: History) -> tuple[float, float]:
-    """The range of the curves after the first steep twentieth of the epochs."""
+def _range_after_start(history: History) -> tuple[float, float]:
+    """The range of the curves after the first, steep twentieth of the epochs."""
     curves = [c for c in (history.train, history.validation) if not np.isnan(c).all()]
-    skipped = len(history) // 20 + (1 if len(history) > 4 else 0)
-    later = np.concatenate([c[skipped:] for c in curves])
+    start = len(history) // 20 + (1 if len(history) > 4 else 0)
+    later = np.concatenate([c[start:] for c in curves])
     low, high = float(np.nanmin(later)), float(np.nanmax(np.concatenate(curves)))
     margin = 0.08 * (high - low) or 1.0
     return low - margin, high + margin
@@ -83,14 +82,14 @@ def held_out_densities(diagnosis: Diagnosis) -> Figure:
     aggregated = memory.log_aggregated.double().cpu().numpy()
     finite = np.isfinite(prior) & np.isfinite(aggregated)
     figure, (ax,) = panels(height=3.8)
-    above = float((aggregated > prior).mean())
+    share_above = float((aggregated > prior).mean())
     ax.scatter(
         prior[finite], aggregated[finite], s=9, alpha=0.45, linewidths=0,
         color=COLOURS["q_agg"], rasterized=True,
-        label=f"held-out data point ({above:.0%} above the line)",
+        label=f"held-out data point ({share_above:.0%} above the line)",
     )  # fmt: skip
-    middle = float(np.median(prior[finite])) if finite.any() else 0.0
-    ax.axline((middle, middle), slope=1, color=MUTED, linestyle="--", label="equal density")
+    median = float(np.median(prior[finite])) if finite.any() else 0.0
+    ax.axline((median, median), slope=1, color=MUTED, linestyle="--", label="equal density")
     ax.set(xlabel="log p(z), nats", ylabel=r"log $q_\mathrm{agg}(z)$, nats")
     legend_above(figure, ax, columns=2)
     return figure
@@ -124,11 +123,11 @@ def evidence(diagnosis: Diagnosis) -> Figure:
 def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
     labels = []
     for row, (name, estimate) in enumerate(estimates.items()):
-        finite = math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
+        is_finite = math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
         labels.append(
-            label_of(name) + ("" if finite else f":\n{estimate.unresolved or 'not finite'}")
+            label_of(name) + ("" if is_finite else f":\n{estimate.unresolved or 'not finite'}")
         )
-        if finite:
+        if is_finite:
             ax.errorbar(
                 estimate.value, row, xerr=2 * estimate.standard_error, color=colour_of(name),
                 marker=MARKERS.get(name, "o"), markersize=6, capsize=3, linestyle="none",
@@ -141,7 +140,7 @@ def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
 
 @styled
 def pareto_k(diagnosis: Diagnosis) -> Figure:
-    """How many held-out data points have which k̂ under each density, and the limit of it."""
+    """Histogram of the k̂ of held-out data points under each density, with the limit for k̂."""
     figure, (ax,) = panels()
     evidence = _evidence(diagnosis)
     limit = evidence["prior"].k_limit
@@ -165,7 +164,7 @@ def pareto_k(diagnosis: Diagnosis) -> Figure:
 
 @styled
 def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
-    """Mean log density of held-out codes under each candidate, against how much it was smoothed."""
+    """Mean log density of held-out codes under each candidate, against its amount of smoothing."""
     table = diagnosis.ex_post.table
     figure, axes = panels(2, height=5.2)
     inflated = [row for row in table if row.family == "inflated"]
@@ -174,18 +173,18 @@ def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
     axes[0].set_xticks(range(len(amounts)), [f"{amount:.2g}" for amount in amounts])
     axes[0].set(xlabel="added variance, in units of the variance of the means")
     families = dict.fromkeys(row.family for row in table if row.components)
-    for family, shape in zip([f for f in families if f != "inflated"], "sDv^P", strict=False):
+    for family, marker in zip([f for f in families if f != "inflated"], "sDv^P", strict=False):
         rows = sorted((r for r in table if r.family == family), key=lambda row: row.components)
-        _candidates(axes[1], rows, [row.components for row in rows], shape, family)
+        _candidates(axes[1], rows, [row.components for row in rows], marker, family)
     for row in (row for row in table if not row.components):
         axes[1].axhline(row.held_out.value, color=MUTED, linestyle=":", label=row.family)
     axes[1].set(xscale="log", xlabel="components")
     for row in table:
         if row.name == diagnosis.ex_post.choice:
-            where = amounts.index(row.amount) if row.family == "inflated" else row.components or 1
+            x = amounts.index(row.amount) if row.family == "inflated" else row.components or 1
             ax = axes[0] if row.family == "inflated" else axes[1]
             ax.plot(
-                where, row.held_out.value, "o", color="#000000", markersize=12,
+                x, row.held_out.value, "o", color="#000000", markersize=12,
                 markerfacecolor="none", label="chosen",
             )  # fmt: skip
     for ax in axes:
@@ -195,11 +194,11 @@ def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
 
 
 def _candidates(
-    ax: Axes, rows: Sequence[Candidate], where: Sequence[int], shape: str, name: str
+    ax: Axes, rows: Sequence[Candidate], x: Sequence[int], marker: str, name: str
 ) -> None:
     ax.errorbar(
-        where, [row.held_out.value for row in rows],
+        x, [row.held_out.value for row in rows],
         yerr=[bar(row.held_out) for row in rows],
-        color=MUTED if "full" in name else COLOURS["ex_post"], marker=shape, markersize=5,
+        color=MUTED if "full" in name else COLOURS["ex_post"], marker=marker, markersize=5,
         capsize=2, linestyle="none", label=name,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One- and two-dimensional marginals of the densities over z, on grids that plots can draw."""
+"""One- and two-dimensional marginals of densities over z, on grids for plotting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyrovae.diagnostics import Collapse, unit_log_densities
 from pyrovae.mixture import Mixture, families
 
 Array = NDArray[np.float64]
-MARGIN = 0.12  # of the range of the codes, on either side
+MARGIN = 0.12  # on either side, as a share of the range of the codes
 
 
 def most_active(activity: Collapse, most: int) -> list[int]:
@@ -33,8 +33,8 @@ def line(codes: Tensor, size: int = 300) -> Tensor:
 
 
 def unit_density(distribution: dist.Distribution, unit: int, grid: Tensor) -> Array | None:
-    """The density of one unit on a grid, shape ``(G,)``; ``None`` where it is not known."""
-    if _splits(distribution):
+    """The density of one unit on a grid, shape ``(G,)``; ``None`` if it is not known."""
+    if _has_marginals(distribution):
         log_density: Tensor = distribution.marginal(unit).log_prob(grid)
     else:
         columns = _columns(distribution, {unit: grid})
@@ -51,15 +51,15 @@ def unit_density(distribution: dist.Distribution, unit: int, grid: Tensor) -> Ar
 def pair_density(
     distribution: dist.Distribution, units: Sequence[int], x: Tensor, y: Tensor
 ) -> Array | None:
-    """The density of two units on a grid, shape ``(len(y), len(x))``; ``None`` where not known.
+    """The density of two units on a grid, shape ``(len(y), len(x))``; ``None`` if not known.
 
     Args:
         distribution: density over z, event shape ``(D,)``.
         units: the two units.
-        x, y: grid of the first and of the second unit.
+        x, y: values of the first and of the second unit on the grid.
     """
-    first, second = (side.flatten() for side in torch.meshgrid(x, y, indexing="xy"))
-    if _splits(distribution):
+    first, second = (values.flatten() for values in torch.meshgrid(x, y, indexing="xy"))
+    if _has_marginals(distribution):
         log_density = distribution.marginal(list(units)).log_prob(torch.stack([first, second], -1))
     else:
         columns = _columns(distribution, {units[0]: first, units[1]: second})
@@ -73,15 +73,15 @@ def pair_density(
     return _numpy(log_density.exp()).reshape(len(y), len(x))
 
 
-def _splits(distribution: dist.Distribution) -> TypeGuard[Mixture]:
-    """Whether it is a mixture whose marginals are mixtures of known densities."""
+def _has_marginals(distribution: dist.Distribution) -> TypeGuard[Mixture]:
+    """Whether a distribution is a mixture whose marginals are mixtures of known densities."""
     return isinstance(distribution, Mixture) and families.has_marginals(
         distribution.component_distribution
     )
 
 
 def mass_levels(density: Array, shares: Sequence[float]) -> list[float]:
-    """The heights above which a density on a regular grid holds given shares of its mass, rising.
+    """The heights above which a density on a regular grid has these shares of its mass, rising.
 
     >>> mass_levels(np.array([4.0, 1.0, 3.0, 2.0]), [0.5, 0.9])
     [2.0, 3.0]
@@ -93,9 +93,9 @@ def mass_levels(density: Array, shares: Sequence[float]) -> list[float]:
 
 
 def _columns(distribution: dist.Distribution, values: dict[int, Tensor]) -> Tensor:
-    """Codes with the given values of some units, and zero in all others."""
-    some = next(iter(values.values()))
-    z = some.new_zeros(len(some), distribution.event_shape[0])
+    """Codes with these values of some units, and zero in all other units."""
+    first = next(iter(values.values()))
+    z = first.new_zeros(len(first), distribution.event_shape[0])
     for unit, column in values.items():
         z[:, unit] = column
     return z

@@ -1,4 +1,4 @@
-"""Pictures of the guide: its calibration, its gaps, NUTS beside it."""
+"""Plots of the guide: its calibration, its gaps, and how it compares with NUTS."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from matplotlib.ticker import MaxNLocator
 from pyrovae.diagnostics import ALARM, Beside, Calibration, Gaps
 from pyrovae.plots.style import COLOURS, FURTHER, MUTED, TRAINING, legend_above, panels, styled
 
-MOST_UNITS = 10  # of a data point that are drawn beside each other
+MOST_UNITS = 10  # drawn for each data point, at most
 
 
 @styled
-def calibration(found: Calibration) -> Figure:
-    """ECDF of the probability integral transforms of each unit, less that of a calibrated guide.
+def calibration(result: Calibration) -> Figure:
+    """ECDF of the probability integral transforms of each unit, minus that of a calibrated guide.
 
     The band is that of Dvoretzky, Kiefer, Wolfowitz and Massart for all units together.
     """
-    n, units = found.pit.shape
-    pit = np.sort(found.pit.double().numpy(), axis=0)
-    steps = np.arange(1, n + 1) / n
+    count, unit_count = result.pit.shape
+    pit = np.sort(result.pit.double().numpy(), axis=0)
+    ecdf = np.arange(1, count + 1) / count
     figure, (ax,) = panels()
-    width = math.sqrt(math.log(2 * units / ALARM) / (2 * n))
+    width = math.sqrt(math.log(2 * unit_count / ALARM) / (2 * count))
     ax.axhspan(-width, width, color="#E4E4E4", label=f"{1 - ALARM:.0%} band of an exact guide")
-    fine = (found.adjusted >= ALARM).tolist()
+    is_calibrated = (result.adjusted >= ALARM).tolist()
     for state, colour in ((True, TRAINING), (False, COLOURS["q_agg"])):
-        chosen = [unit for unit in range(units) if fine[unit] == state]
+        units = [unit for unit in range(unit_count) if is_calibrated[unit] == state]
         name = "calibrated" if state else "not calibrated"
-        for unit in chosen:
-            ax.plot(pit[:, unit], steps - pit[:, unit], color=colour, linewidth=1.2)
-        if chosen:
-            many = "unit" if len(chosen) == 1 else "units"
-            ax.plot([], [], color=colour, label=f"{len(chosen)} {many} {name}")
+        for unit in units:
+            ax.plot(pit[:, unit], ecdf - pit[:, unit], color=colour, linewidth=1.2)
+        if units:
+            noun = "unit" if len(units) == 1 else "units"
+            ax.plot([], [], color=colour, label=f"{len(units)} {noun} {name}")
     ax.axhline(0.0, color=MUTED, linewidth=1)
     ax.set(xlim=(0, 1), xlabel="share of guide draws below the true code")
     ax.set_ylabel("ECDF − uniform")
@@ -43,22 +43,22 @@ def calibration(found: Calibration) -> Figure:
 
 
 @styled
-def gaps(found: Gaps) -> Figure:
-    """For each data point what its ELBO lacks to log p(x), by cause."""
+def gaps(result: Gaps) -> Figure:
+    """How far the ELBO of each data point falls short of log p(x), by cause."""
     parts = {
-        "amortization": found.family.values - found.guide.values,
-        "approximation": found.evidence.values - found.family.values,
+        "amortization": result.family.values - result.guide.values,
+        "approximation": result.evidence.values - result.family.values,
     }
-    total = found.evidence.values - found.guide.values
+    total = result.evidence.values - result.guide.values
     order = np.argsort(total.double().cpu().numpy())[::-1]
     figure, (ax,) = panels()
-    below = np.zeros(len(order))
+    bottom = np.zeros(len(order))
     for (name, values), colour in zip(
         parts.items(), (COLOURS["q_agg"], COLOURS["prior"]), strict=True
     ):
         height = values.double().cpu().numpy()[order].clip(min=0)
-        ax.bar(range(len(order)), height, 0.8, bottom=below, color=colour, label=f"{name} gap")
-        below = below + height
+        ax.bar(range(len(order)), height, 0.8, bottom=bottom, color=colour, label=f"{name} gap")
+        bottom = bottom + height
     ax.set(xlabel="held-out data points, by size of the loss", ylabel="log p(x) − ELBO, nats")
     ax.set_xticks([])
     ax.grid(visible=False, axis="x")
@@ -67,16 +67,16 @@ def gaps(found: Gaps) -> Figure:
 
 
 @styled
-def beside(found: Beside) -> Figure:
+def beside(nuts: Beside) -> Figure:
     """Mean and two standard deviations of each unit by NUTS and by the guide."""
-    count, units = found.mean.shape[0], min(found.mean.shape[1], MOST_UNITS)
+    count, units = nuts.mean.shape[0], min(nuts.mean.shape[1], MOST_UNITS)
     columns = min(2, count)
     rows = -(-count // columns)
     figure, axes = panels(rows, columns, height=0.6 + 2.1 * rows)
     position = np.arange(units)
     sides = (
-        ("NUTS", found.mean, found.sd, -0.15, COLOURS["ex_post"], "o"),
-        ("guide", found.guide_mean, found.guide_sd, 0.15, FURTHER, "s"),
+        ("NUTS", nuts.mean, nuts.sd, -0.15, COLOURS["ex_post"], "o"),
+        ("guide", nuts.guide_mean, nuts.guide_sd, 0.15, FURTHER, "s"),
     )
     for datum, ax in enumerate(axes[:count]):
         for name, mean, sd, offset, colour, marker in sides:

@@ -29,9 +29,9 @@ from pyrovae.plots.style import (
 )
 from pyrovae.randomness import seeded
 
-MOST_POINTS = 3000  # codes drawn on the map
-GRID = 128
-SHARES = (0.5, 0.9)  # of the mass, within the contours
+MOST_POINTS = 3000  # codes on the map, at most
+GRID = 128  # points along each axis of the map's contours
+SHARES = (0.5, 0.9)  # shares of the mass that the contours enclose
 ACTIVE_COLOUR = "#4477AA"
 
 
@@ -101,16 +101,16 @@ def _one_unit(diagnosis: Diagnosis, codes: Tensor) -> Figure:
 
 def _unit_curves(ax: Axes, diagnosis: Diagnosis, unit: int, grid: Tensor) -> None:
     for name, density in (("q_agg", diagnosis.aggregated), ("prior", diagnosis.prior)):
-        look: dict[str, Any] = {"color": COLOURS[name], "linestyle": LINES[name]}
+        style: dict[str, Any] = {"color": COLOURS[name], "linestyle": LINES[name]}
         heights = unit_density(density, unit, grid)
         if heights is not None:
-            ax.plot(grid.double().cpu().numpy(), heights, label=label_of(name), **look)
+            ax.plot(grid.double().cpu().numpy(), heights, label=label_of(name), **style)
             continue
-        # Where no density of a single unit is known, draws show it.
+        # If the density of a single unit is not known, a histogram of draws shows it.
         draws = diagnosis.codes.z.flatten(0, 1) if name == "q_agg" else _prior_draws(density)
         ax.hist(
             draws[:, unit].double().cpu().numpy(), bins=40, density=True, histtype="step",
-            label=f"{label_of(name)}, draws", **look,
+            label=f"{label_of(name)}, draws", **style,
         )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _prior_draws(prior: dist.Distribution, size: int = 4096) -> Tensor:
 
 @styled
 def unit_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
-    """The marginal of q_agg against that of the prior, for the most active units."""
+    """The marginals of q_agg and of the prior for the most active units."""
     units = most_active(diagnosis.collapse, most)
     columns = min(2, len(units))
     rows = -(-len(units) // columns)
@@ -143,22 +143,22 @@ def unit_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
 
 @styled
 def unit_activity(diagnosis: Diagnosis) -> Figure:
-    """Rate, KL(q_agg,d‖p_d) and variance of means of every unit, collapsed units told apart.
+    """Rate, KL(q_agg,d‖p_d) and variance of means of every unit, with collapsed units marked.
 
-    Rate and KL are left out where the prior's marginals are not known.
+    Rate and KL are left out if the prior's marginals are not known.
     """
-    activity, units = diagnosis.collapse, diagnosis.training.unit_kl
-    known = [
+    activity, unit_kl = diagnosis.collapse, diagnosis.training.unit_kl
+    measures = [
         (estimates, label)
         for estimates, label in (
             (activity.unit_rate, "rate, nats"),
-            (units, r"KL($q_\mathrm{agg,d}$ ‖ $p_d$), nats"),
+            (unit_kl, r"KL($q_\mathrm{agg,d}$ ‖ $p_d$), nats"),
         )
         if estimates is not None
     ]
-    figure, axes = panels(1 + len(known), height=2.8 + 1.7 * len(known))
+    figure, axes = panels(1 + len(measures), height=2.8 + 1.7 * len(measures))
     active = activity.active.cpu().numpy()
-    for ax, (estimates, label) in zip(axes, known, strict=False):
+    for ax, (estimates, label) in zip(axes, measures, strict=False):
         errors = np.array([bar(estimate) for estimate in estimates])
         _unit_points(ax, np.array([estimate.value for estimate in estimates]), errors, active)
         ax.set_ylabel(label)
@@ -184,10 +184,10 @@ def _unit_points(ax: Axes, values: Array, errors: Array, active: NDArray[np.bool
         (active, "active", ACTIVE_COLOUR, "o", ACTIVE_COLOUR),
         (~active, "collapsed", MUTED, "X", "white"),
     )
-    for chosen, label, colour, marker, face in kinds:
-        if chosen.any():
+    for mask, label, colour, marker, face in kinds:
+        if mask.any():
             ax.errorbar(
-                index[chosen], values[chosen], yerr=2 * errors[chosen], color=colour,
+                index[mask], values[mask], yerr=2 * errors[mask], color=colour,
                 marker=marker, markersize=6, markerfacecolor=face, linestyle="none",
                 capsize=2, label=f"{label} (± 2 standard errors)",
             )  # fmt: skip

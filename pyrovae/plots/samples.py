@@ -16,8 +16,8 @@ from pyrovae.errors import InputError
 from pyrovae.plots.style import COLOURS, WIDTH, colour_of, label_of, legend_above, panels, styled
 
 Array = NDArray[np.float64]
-SMALLEST_IMAGE = 3  # rows and columns an event must have to be shown as an image
-FEW = 4  # features up to which a table is drawn point by point
+SMALLEST_IMAGE = 3  # an event with fewer rows or columns is not shown as an image
+FEW = 4  # a table of up to so many features is drawn point by point
 LIMIT = 2.5  # standard deviations at which colours saturate
 
 
@@ -39,8 +39,8 @@ def sample_sheets(diagnosis: Diagnosis, *, columns: int = 4) -> Figure:
     order of the data's first principal axis.
 
     Args:
-        diagnosis: what was measured.
-        columns: sheets side by side.
+        diagnosis: a diagnosis with pictures.
+        columns: number of sheets side by side.
     """
     pictures = _pictures(diagnosis)
     return _sheets({"data": pictures.data, **pictures.samples}, columns)
@@ -48,13 +48,16 @@ def sample_sheets(diagnosis: Diagnosis, *, columns: int = 4) -> Figure:
 
 @styled
 def pseudo_inputs(diagnosis: Diagnosis) -> Figure:
-    """Data beside the pseudo-inputs of a VampPrior, drawn as `sample_sheets` draws them."""
-    inputs = _pictures(diagnosis).pseudo_inputs
+    """Data beside the pseudo-inputs of a VampPrior, in the style of `sample_sheets`."""
+    pictures = _pictures(diagnosis)
+    data, inputs = pictures.data, pictures.pseudo_inputs
     if inputs is None:
-        raise InputError("expected a pair whose prior is a VampPrior; got none.")
-    data = _pictures(diagnosis).data
-    found = inputs.reshape(len(inputs), *data.shape[1:])
-    return _sheets({"data": data[: len(inputs)], "pseudo-inputs": found}, 2)
+        raise InputError(
+            "expected the diagnosis of a pair whose prior is a VampPrior; got another prior. Plot "
+            "sample_sheets instead."
+        )
+    shaped_inputs = inputs.reshape(len(inputs), *data.shape[1:])
+    return _sheets({"data": data[: len(inputs)], "pseudo-inputs": shaped_inputs}, 2)
 
 
 def _pictures(diagnosis: Diagnosis) -> Pictures:
@@ -83,30 +86,30 @@ def _sheets(sheets: dict[str, Tensor], columns: int) -> Figure:
 
 @styled
 def feature_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
-    """Histograms of the first features: held-out data against draws from p(x) under the prior."""
+    """Histograms of the first features: held-out data and draws of x with z from the prior."""
     if diagnosis.labelled is None:
         raise left_out_of("draws of x", "export_rows")
     groups = diagnosis.labelled.groups
     ((name, observed),) = groups["observed_data"].items()
     data = _table(observed)
-    drawn = groups["prior_predictive"][name]
-    draws = _table(drawn.reshape(-1, *drawn.shape[3:]))
-    shown = min(most, data.shape[1])
-    columns = min(2, shown)
-    rows = -(-shown // columns)
+    predictive = groups["prior_predictive"][name]
+    draws = _table(predictive.reshape(-1, *predictive.shape[3:]))
+    feature_count = min(most, data.shape[1])
+    columns = min(2, feature_count)
+    rows = -(-feature_count // columns)
     figure, axes = panels(rows, columns, height=0.7 + (2.6 if rows == 1 else 1.6 * rows))
-    for feature, ax in enumerate(axes[:shown]):
+    for feature, ax in enumerate(axes[:feature_count]):
         _histograms(ax, data[:, feature], draws[:, feature])
         ax.set_title(f"feature {feature}")
-    for ax in axes[shown:]:
+    for ax in axes[feature_count:]:
         ax.set_axis_off()
     legend_above(figure, axes[0], columns=2)
     return figure
 
 
 def _histograms(ax: Axes, data: Array, draws: Array) -> None:
-    middle = np.quantile(draws, [0.002, 0.998])
-    low, high = min(data.min(), middle[0]), max(data.max(), middle[1])
+    low_draw, high_draw = np.quantile(draws, [0.002, 0.998])  # the tails may be far out
+    low, high = min(data.min(), low_draw), max(data.max(), high_draw)
     edges = list(np.linspace(low, high if high > low else low + 1.0, 21))
     ax.hist(data, edges, density=True, color=COLOURS["data"], alpha=0.3, label="held-out data")
     ax.hist(
@@ -121,8 +124,8 @@ def _image_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
     low, high = float(sheets["data"].min()), float(sheets["data"].max())
     span = high - low or 1.0
     for ax, images in zip(axes, sheets.values(), strict=False):
-        shown = _mosaic(np.clip((images - low) / span, 0.0, 1.0))
-        ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        mosaic = _mosaic(np.clip((images - low) / span, 0.0, 1.0))
+        ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         ax.set_axis_off()
 
 
@@ -131,13 +134,14 @@ def _mosaic(images: Array) -> Array:
     if images.ndim == 4:
         images = np.moveaxis(images, 1, -1)
         images = images[..., 0] if images.shape[-1] == 1 else images
-    n, height, width, *channels = images.shape
-    side = math.ceil(math.sqrt(n))
+    count, height, width, *channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
     gap = max(1, height // 16)
-    tall, wide = height + gap, width + gap
-    mosaic = np.ones((-(-n // side) * tall - gap, side * wide - gap, *channels))
+    row_step, column_step = height + gap, width + gap
+    mosaic = np.ones((rows * row_step - gap, columns * column_step - gap, *channels))
     for index, image in enumerate(images):
-        top, left = index // side * tall, index % side * wide
+        top, left = index // columns * row_step, index % columns * column_step
         mosaic[top : top + height, left : left + width] = image
     return mosaic
 
@@ -146,11 +150,11 @@ def _table_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
     data = sheets["data"]
     centre, scale = data.mean(0), data.std(0)
     scale[scale == 0] = 1.0
-    standard = {name: (table - centre) / scale for name, table in sheets.items()}
+    standardised = {name: (table - centre) / scale for name, table in sheets.items()}
     if data.shape[1] <= FEW:
-        _point_sheets(axes, standard)
+        _point_sheets(axes, standardised)
     else:
-        _row_sheets(axes, standard)
+        _row_sheets(axes, standardised)
     for ax in axes[: len(sheets)]:
         ax.set_xlabel("feature")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -158,11 +162,11 @@ def _table_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
 
 
 def _row_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
-    axis = np.linalg.svd(sheets["data"], full_matrices=False)[2][0]
+    principal_axis = np.linalg.svd(sheets["data"], full_matrices=False)[2][0]
     for ax, table in zip(axes, sheets.values(), strict=False):
-        ordered = table[(table @ axis).argsort()]
+        rows = table[(table @ principal_axis).argsort()]
         image = ax.imshow(
-            ordered, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest"
+            rows, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest"
         )
         ax.set_yticks([])
     bar = axes[0].figure.colorbar(image, ax=axes, location="bottom", fraction=0.05, aspect=40)

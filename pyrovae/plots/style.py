@@ -1,4 +1,4 @@
-"""How every plot looks: one colour, line and marker for each density, whatever the plot."""
+"""The style of all plots: a density has the same colour, line and marker in each of them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WIDTH = 5.0  # inches: narrow enough to be read on a phone
 
 
 def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The function with the house style in force while it draws, and only then."""
+    """The plot function with the house style set while it draws, and only then."""
 
     @wraps(plot)
     def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -69,7 +69,7 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
 def panels(
     rows: int = 1, columns: int = 1, *, height: float = 3.4, width: float = WIDTH
 ) -> tuple[Figure, list[Axes]]:
-    """A figure in inches with a grid of axes, row by row."""
+    """A figure of this size in inches, and its axes row by row."""
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
@@ -77,11 +77,11 @@ def panels(
 
 def legend_above(figure: Figure, *axes: Axes, columns: int = 3) -> None:
     """One legend for all axes, outside them, so that it covers no data."""
-    found = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
-    unique = {label: handle for handle, label in reversed(found)}
-    labels = list(dict.fromkeys(label for _, label in found))
+    entries = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in reversed(entries)}
+    labels = list(dict.fromkeys(label for _, label in entries))
     figure.legend(
-        [unique[label] for label in labels],
+        [handles[label] for label in labels],
         labels,
         loc="outside upper center",
         ncols=columns,
@@ -92,7 +92,7 @@ def legend_above(figure: Figure, *axes: Axes, columns: int = 3) -> None:
 
 
 def label_of(name: str) -> str:
-    """How a density is called in a plot."""
+    """What a density is called in a plot."""
     return LABELS.get(name, name.replace("_", " "))
 
 
@@ -102,5 +102,5 @@ def colour_of(name: str) -> str:
 
 
 def bar(estimate: Estimate) -> float:
-    """Length of an error bar: a standard error, or NaN, which draws none, if it can't be told."""
+    """Length of an error bar: a standard error, or NaN, which draws none, if unresolved."""
     return math.nan if estimate.unresolved else estimate.standard_error

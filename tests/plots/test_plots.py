@@ -38,7 +38,7 @@ CASES = (
 
 
 def drawn(figure: Figure) -> Figure:
-    """The figure after its layout, where missing glyphs and axes without room come to light."""
+    """The figure after its layout, which shows missing glyphs and axes without room as warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.draw_without_rendering()
@@ -157,15 +157,14 @@ def test_densities_on_grids_integrate_to_one(case):
 def test_pair_density_has_first_unit_along_columns(case):
     prior = case("image", 10, "mixture").prior
     x, y = torch.linspace(-2, 2, 5), torch.linspace(-1, 1, 3)
-    found = pair_density(prior, [4, 7], x, y)
+    heights = pair_density(prior, [4, 7], x, y)
     point = torch.stack([x[1], y[2]])
-    assert found.shape == (3, 5)
-    assert found[2, 1] == pytest.approx(
-        float(prior.marginal([4, 7]).log_prob(point).exp().detach())
-    )
+    assert heights.shape == (3, 5)
+    density = float(prior.marginal([4, 7]).log_prob(point).exp().detach())
+    assert heights[2, 1] == pytest.approx(density)
 
 
-def test_contours_enclose_the_shares_they_are_said_to(case):
+def test_contours_enclose_their_shares_of_the_mass(case):
     # A standard normal in two dimensions: density at the edge of mass s is (1 − s)/2π.
     grid = torch.linspace(-6, 6, 301)
     heights = pair_density(case("image", 2).prior, [0, 1], grid, grid)
