@@ -185,14 +185,17 @@ def explained_single_row(rows: Batches) -> Iterator[None]:
     except ValueError as error:
         if not str(error).startswith(_ONE_ROW):
             raise
-        size, count = rows.row_counts or (1, 0)
-        least = max(size, 2)
-        fitting = next((n for n in range(least, least + 3) if count > 1 and count % n != 1), None)
-        remedy = f"give batch_size={fitting} or, to a DataLoader, drop_last=True, "
+        actual, remedy = "a minibatch with a single row", ""
+        if rows.row_counts is not None:
+            size, count = rows.row_counts
+            actual = f"{count} rows in minibatches of {size}, so that one has a single row"
+            sizes = range(max(size, 2), max(size, 2) + 3)
+            fitting = next((n for n in sizes if count > 1 and count % n != 1), None)
+            if fitting is not None:
+                remedy = f"give batch_size={fitting} or, to a DataLoader, drop_last=True, "
         raise InputError(
             "expected at least 2 rows in every minibatch, for a layer such as BatchNorm; got "
-            f"{count} rows in minibatches of {size}, so that one has a single row. Leave out or "
-            f"add a row, {remedy if fitting else ''}or use LayerNorm instead."
+            f"{actual}. Leave out or add a row, {remedy}or use LayerNorm instead."
         ) from error
 
 

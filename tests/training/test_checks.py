@@ -135,6 +135,13 @@ def test_a_minibatch_of_one_row_is_refused_before_the_first_step(tracked: bool, 
     assert vae.training
 
 
+def test_a_single_row_is_named_if_the_loader_batches_in_a_way_of_its_own() -> None:
+    vae = normalised(nn.BatchNorm1d(8, track_running_stats=False))
+    loader = DataLoader(TensorDataset(pairs.data(3)), batch_sampler=[[0], [1, 2]])
+    with pytest.raises(pv.InputError, match=r"got a minibatch with a single row\. .*LayerNorm"):
+        fit(vae.model, vae.guide, loader, epochs=1)
+
+
 def double(arguments: dict[str, Any]) -> dict[str, Any]:
     train = arguments["train"]
     if isinstance(train, DataLoader):
