@@ -193,7 +193,7 @@ def _read_csv(path: Path) -> Table:
             f"expected a table in {str(path)!r}; got an empty file. Give one row per data point."
         )
     separator = max(",;\t", key=first.count)
-    cells = [cell.strip().strip('"') for cell in first.split(separator)]
+    cells = _cells(first, separator)
     has_names = _has_names(path.name, cells)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
@@ -223,6 +223,11 @@ def _read_csv(path: Path) -> Table:
 
 
 # -- first lines and columns ---------------------------------------------------------------------
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """The cells of a line, without spaces and quotes around them."""
+    return [cell.strip().strip('"') for cell in line.split(separator)]
 
 
 def _has_names(name: str, cells: Sequence[str]) -> bool:
@@ -293,7 +298,7 @@ def _number_styles(path: Path, separator: str) -> tuple[bool, bool]:
         lines = (line for line in file if line.strip())
         next(lines)
         for line in lines:
-            cells = [cell.strip().strip('"') for cell in line.split(separator)]
+            cells = _cells(line, separator)
             if any(_INTEGER.fullmatch(cell) for cell in cells):
                 return True, any_pointed
             any_pointed = any_pointed or any(_POINTED.fullmatch(cell) for cell in cells)

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from pyrovae.diagnostics import Diagnosis, left_out_of
 from pyrovae.estimates import Estimate
@@ -30,8 +29,6 @@ from pyrovae.plots.style import (
     styled,
 )
 from pyrovae.training import Fit, History
-
-Array = NDArray[np.float64]
 
 
 @styled

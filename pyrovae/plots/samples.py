@@ -8,14 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.diagnostics import Diagnosis, Pictures, left_out_of
 from pyrovae.errors import InputError
+from pyrovae.plots.grids import Array
 from pyrovae.plots.style import COLOURS, WIDTH, colour_of, label_of, legend_above, panels, styled
 
-Array = NDArray[np.float64]
 SMALLEST_IMAGE = 3  # an event with fewer rows or columns is not shown as an image
 FEW = 4  # a table of up to so many features is drawn point by point
 LIMIT = 2.5  # standard deviations at which colours saturate
