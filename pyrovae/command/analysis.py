@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyrovae.arviz_adapter import arviz
 from pyrovae.command.foreign_pair import PairOptions, make_pair
-from pyrovae.command.run_checks import CHECKPOINT, check_no_run, only_run, training_kept, writable
+from pyrovae.command.run_checks import CHECKPOINT, check_no_run, only_run, training_saved, writable
 from pyrovae.data import (
     Data,
     Dataset,
@@ -53,8 +53,8 @@ from pyrovae.training import Fit, check_device, fit
 
 PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
 COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
-NEIGHBOURS = 10  # of each row among the exemplars, in training
-MARGIN = 1_000_000  # bytes of a file of arrays besides the arrays
+NEIGHBOURS = 10  # nearest exemplars that each row uses in training
+MARGIN = 1_000_000  # bytes that a file of arrays needs beside the arrays
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
 
@@ -67,18 +67,18 @@ class AnalysisOptions:
         latent: number of latent units D.
         prior: ``"standard"``, ``"mixture"``, ``"vamp"``, ``"flow"`` or ``"exemplar"``, trained with
             the rest.
-        components: of a mixture (by default 20) or a VampPrior (by default 100, at most a tenth of
-            the training data).
+        components: number of components of a mixture (by default 20) or of pseudo-inputs of a
+            VampPrior (by default 100, at most a tenth of the training data).
         hidden: sizes of the hidden layers, from the data inwards.
-        epochs: passes over the training data at most; training stops early.
-        seed: names split, initial weights, minibatches and all draws.
+        epochs: largest number of passes over the training data; training may stop earlier.
+        seed: fixes the split, initial weights, minibatches and all draws.
         out: folder for report, draws, table and checkpoint.
         device: where to train, such as ``"cpu"`` or ``"cuda"``.
         resume: go on from the checkpoint in ``out``.
         progress: show a progress bar; by default if standard error is a terminal.
         effort: how much the diagnosis computes.
-        pair: a pair of one's own, in place of one that is built; ``likelihood``, ``latent``,
-            ``hidden``, ``prior`` and ``components`` then say nothing.
+        pair: the user's own pair instead of a VAE; ``likelihood``, ``latent``, ``hidden``,
+            ``prior`` and ``components`` then have no effect.
     """
 
     likelihood: str | None = None
@@ -98,15 +98,15 @@ class AnalysisOptions:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analysis leaves behind.
+    """The results of an analysis and the files that it wrote.
 
     Args:
-        vae: the trained pair, unless it is one of one's own.
-        run: how its training went, if there was any.
-        diagnosis: what was measured of it.
-        report, netcdf, table: files that were written; no ``netcdf`` if the effort left draws out.
-        parameters: the trained parameters, as ``vae.load_state_dict`` takes them, or, of a pair of
-            one's own, as ``PairOptions.params`` does.
+        vae: the trained VAE; ``None`` with the user's own pair.
+        run: how training went; ``None`` without training.
+        diagnosis: the measures of the pair.
+        report, netcdf, table: paths of the files; no ``netcdf`` if the effort left out draws.
+        parameters: path of the trained parameters, for ``vae.load_state_dict`` or, of the user's
+            own pair, for ``PairOptions.params``.
     """
 
     vae: VAE | None
@@ -126,10 +126,9 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         options: what to train and how.
 
     Raises:
-        InputError: if the data do not suit the likelihood.
-        InputError: if the device or the output folder cannot be used, another process is writing to
-            the folder, an interrupted run lies there and ``resume`` is not set, or a pair of one's
-            own cannot be made.
+        InputError: if the data don't suit the likelihood; the device or the output folder can't be
+            used; another process is writing to the folder; it holds an interrupted run and
+            ``resume`` is not set; or the user's own pair can't be made.
     """
     options = options or AnalysisOptions()
     check_seed(options.seed)
@@ -137,14 +136,14 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check(data, likelihood if options.pair is None else None)
     check_prior(options)
     check_device(options.device, "--device")
-    arviz()  # it may find no folder for its cache; better now than after the training
-    started = time.perf_counter()
+    arviz()  # may fail for want of a cache folder: better now than after the training
+    start = time.perf_counter()
     with writable(options.out), only_run(options.out):
         check_no_run(options.out, resume=options.resume)
         if options.pair is None:
-            task = _recipe(data, likelihood, options)
+            task = _vae_task(data, likelihood, options)
         else:
-            task = _own_pair(data, options.pair, options)
+            task = _own_pair_task(data, options.pair, options)
         run = _train(task, options)
         diagnosis = diagnose(
             task.model,
@@ -158,26 +157,30 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             **task.sites,
         )
         facts = {"data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}"}
-        facts |= task.facts | _surroundings(options, time.perf_counter() - started)
-        with training_kept(options.out):
-            written = _write(options.out, diagnosis, run, facts)
+        facts |= task.facts | _environment(options, time.perf_counter() - start)
+        with training_saved(options.out):
+            paths = _write(options.out, diagnosis, run, facts)
             parameters = options.out / "parameters.pt"
             task.save(parameters)
         (options.out / CHECKPOINT).unlink(missing_ok=True)
-    return Analysis(task.vae, run, diagnosis, *written, parameters)
+    return Analysis(task.vae, run, diagnosis, *paths, parameters)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A pair with the rows it is trained on and measured on.
+    """A pair with the rows that it is trained on and measured on.
 
     Args:
+        model, guide: the pair.
         train, validation, held_out: rows to measure on.
-        fitted: rows to train and to stop on, or ``None`` for a pair that was trained elsewhere.
-        back: brings the pair, trained on another device, to where the rows are.
+        fit_rows: rows to train on and rows for early stopping; ``None`` for a pair that was
+            trained elsewhere.
+        move_back: moves the pair, trained on another device, to where the rows are.
         save: writes the parameters to a file.
-        facts: what the report says of the pair.
+        facts: what the report says about the pair, by name.
         sites: names of the pair's sites, as ``diagnose`` takes them.
+        transform: of the minibatches in training.
+        vae: the pair, if it is a VAE that was built here.
     """
 
     model: PyroFunction
@@ -185,8 +188,8 @@ class _Task:
     train: Data
     validation: Data
     held_out: Data
-    fitted: tuple[Data, Data] | None
-    back: Callable[[], object]
+    fit_rows: tuple[Data, Data] | None
+    move_back: Callable[[], object]
     save: Callable[[Path], object]
     facts: dict[str, str]
     sites: dict[str, Any] = field(default_factory=dict)
@@ -195,9 +198,9 @@ class _Task:
 
 
 def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
-    if task.fitted is None:
+    if task.fit_rows is None:
         return None
-    train, validation = task.fitted
+    train, validation = task.fit_rows
     run = fit(
         task.model,
         task.guide,
@@ -213,19 +216,20 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
         progress=options.progress,
     )
     if options.device is not None:
-        task.back()
+        task.move_back()
     return run
 
 
-def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
-    """A multilayer-perceptron VAE."""
+def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
+    """A multilayer-perceptron VAE, to be trained."""
     if not _in_double(likelihood, options):
         data = data.single()
     parts = split(data, seed=options.seed)
-    grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
-    # Grey values are probabilities: drawn anew for each minibatch in training, once for measuring.
+    is_grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
+    # Grey values are probabilities of a 1: training draws it anew for each minibatch, the measures
+    # once.
     train, validation, held_out = (
-        _binary(part.values, options.seed, number) if grey else part.values
+        _binary(part.values, options.seed, number) if is_grey else part.values
         for number, part in enumerate(parts)
     )
     with seeded(options.seed, "initial weights"):
@@ -236,8 +240,8 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
         train,
         validation,
         held_out,
-        fitted=(_rows(parts.train, options), _rows(parts.validation, options)),
-        back=vae.cpu,
+        fit_rows=(_fit_rows(parts.train, options), _fit_rows(parts.validation, options)),
+        move_back=vae.cpu,
         save=lambda path: write_archive(vae.state_dict(), path),
         facts={
             "likelihood": likelihood,
@@ -246,45 +250,45 @@ def _recipe(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
             "hidden layers": " × ".join(map(str, options.hidden)),
             "epochs at most": str(options.epochs),
         },
-        transform=binarise if grey else None,
+        transform=binarise if is_grey else None,
         vae=vae,
     )
 
 
-def _own_pair(data: Dataset, which: PairOptions, options: AnalysisOptions) -> _Task:
-    """A pair of one's own, to be trained here or trained elsewhere."""
+def _own_pair_task(data: Dataset, chosen: PairOptions, options: AnalysisOptions) -> _Task:
+    """The user's own pair, to be trained here or trained elsewhere."""
     parts = split(data.single(), seed=options.seed)
     with seeded(options.seed, "own pair"):
-        pair = make_pair(which, parts.train)
+        pair = make_pair(chosen, parts.train)
     train, validation, held_out = (pair.arguments(part) for part in parts)
-    sites = Pair(pair.model, pair.guide, which.site, which.observed, which.data_plate)
+    measured = Pair(pair.model, pair.guide, chosen.site, chosen.observed, chosen.data_plate)
     with torch.no_grad(), measuring(pair.model, pair.guide):
-        over, (rows,) = over_rows(sites, train)
-        check_pair(over, rows)  # now, not after an hour of training
+        row_pair, (rows,) = over_rows(measured, train)
+        check_pair(row_pair, rows)  # now, not after an hour of training
     return _Task(
         pair.model,
         pair.guide,
         train,
         validation,
         held_out,
-        fitted=(train, validation) if which.fit else None,
-        back=lambda: pair.to(train[0].device),
+        fit_rows=(train, validation) if chosen.fit else None,
+        move_back=lambda: pair.to(train[0].device),
         save=lambda path: pair.save(path, take_rows(train, slice(2))),
         facts={
-            "pair": which.name,
-            "parameters": "as they are" if which.params is None else str(which.params),
-            "trained": f"{options.epochs} epochs at most" if which.fit else "elsewhere",
+            "pair": chosen.name,
+            "parameters": "as they are" if chosen.params is None else str(chosen.params),
+            "trained": f"{options.epochs} epochs at most" if chosen.fit else "elsewhere",
         },
         sites={
-            "site": which.site,
-            "observed": which.observed,
-            "data_plate": which.data_plate,
+            "site": chosen.site,
+            "observed": chosen.observed,
+            "data_plate": chosen.data_plate,
         },
     )
 
 
-def _rows(part: Dataset, options: AnalysisOptions) -> Data:
-    """Rows to train on, with their numbers where the prior is made of them."""
+def _fit_rows(part: Dataset, options: AnalysisOptions) -> Data:
+    """Rows to train on, with their row numbers if the prior is a mixture over them."""
     if options.prior == "exemplar":
         return part.values, torch.arange(len(part))
     return part.values
@@ -294,49 +298,55 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
     """A multilayer-perceptron VAE for a data set, in the units of its training part.
 
     Args:
-        data: the whole data set, which says what values occur.
+        data: the whole data set, for its shape and the values that occur in it.
         train: rows to take location and scale from, shape ``(N, ...)``.
         likelihood: as in :class:`AnalysisOptions`.
-        options: sizes.
+        options: number of latent units, sizes of hidden layers, and the prior.
     """
     shape, latent, hidden = data.event_shape, options.latent, options.hidden
-    counts = likelihood == "negative_binomial"
-    location, scale = units(train.log1p() if counts else train, image=data.image)
+    is_counts = likelihood == "negative_binomial"
+    location, scale = units(train.log1p() if is_counts else train, image=data.image)
     if not _in_double(likelihood, options):
         location, scale = location.float(), scale.float()
     encoder = mlp_encoder(shape, latent, hidden=hidden)
-    inward = [LogCounts()] if counts else []
-    standard = Standardize(location, scale, dtype=torch.get_default_dtype())
-    encoder.network = nn.Sequential(*inward, standard, encoder.network)
-    outward = tuple(reversed(hidden))
+    log_layers = [LogCounts()] if is_counts else []
+    standardize = Standardize(location, scale, dtype=torch.get_default_dtype())
+    encoder.network = nn.Sequential(*log_layers, standardize, encoder.network)
+    decoder_sizes = tuple(reversed(hidden))
     decoder: nn.Module
     if likelihood == "normal":
         check_near(data, location, scale)
-        network = mlp((latent, *outward, math.prod(shape)))
+        network = mlp((latent, *decoder_sizes, math.prod(shape)))
         decoder = NormalDecoder(network, torch.Size(shape), location=location, scale=scale)
     else:
         categories = int(data.values.max()) + 1 if likelihood == "categorical" else None
-        decoder = mlp_decoder(latent, shape, likelihood, hidden=outward, categories=categories)
+        decoder = mlp_decoder(
+            latent, shape, likelihood, hidden=decoder_sizes, categories=categories
+        )
     return VAE(encoder, decoder, _prior(encoder, train, options, image=data.image))
 
 
 def check_prior(options: AnalysisOptions) -> None:
-    """Raise unless the prior is known and fits its options.
+    """Raise unless the prior is known and the other options suit it.
 
     Raises:
-        InputError: for an unknown prior, or components of one that has none.
+        InputError: for an unknown prior, a number of components for a prior without components,
+            or a flow of a single latent unit.
     """
     if options.prior not in PRIORS:
-        raise InputError(f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}.")
+        raise InputError(
+            f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}. Choose one of "
+            "them."
+        )
     if options.components is not None and options.prior not in COMPONENTS:
         raise InputError(
-            f"expected components with a prior that has some, {' or '.join(COMPONENTS)}; got "
-            f"{options.components} with {options.prior!r}. Leave them out, or name such a prior."
+            f"expected a number of components only with the prior {' or '.join(COMPONENTS)}; got "
+            f"{options.components} with {options.prior!r}. Leave it out, or choose such a prior."
         )
     if options.prior == "flow" and options.latent < 2:
         raise InputError(
             "expected at least 2 latent units with the prior 'flow', which couples them; got "
-            f"{options.latent}. Take 'mixture'."
+            f"{options.latent}. Choose 'mixture'."
         )
 
 
@@ -365,7 +375,7 @@ def _range(train: Tensor, *, image: bool) -> Bounds | None:
         low, high = float(train.min()), float(train.max())
         return (low, high) if low < high else None
     least, greatest = train.amin(0), train.amax(0)
-    # A column that is constant in training stays so; without any other, nothing is known of ranges.
+    # A column that is constant in training stays constant; if all are, there are no bounds.
     return (least, greatest) if bool((least < greatest).any()) else None
 
 
@@ -384,7 +394,7 @@ def _prior_in_words(prior: nn.Module) -> str:
 
 
 def _in_double(likelihood: str, options: AnalysisOptions) -> bool:
-    """Whether rows may have any units: those of a normal likelihood, where there is float64."""
+    """Whether to keep rows in float64: with a normal likelihood, on a device that has float64."""
     return likelihood == "normal" and torch.device(options.device or "cpu").type != "mps"
 
 
@@ -393,7 +403,7 @@ def _binary(x: Tensor, seed: int, part: int) -> Tensor:
         return torch.bernoulli(x)
 
 
-def _surroundings(options: AnalysisOptions, seconds: float) -> dict[str, str]:
+def _environment(options: AnalysisOptions, seconds: float) -> dict[str, str]:
     packages = ("pyrovae", "torch", "pyro-ppl", "arviz")
     return {
         "seed": str(options.seed),
@@ -406,12 +416,12 @@ def _surroundings(options: AnalysisOptions, seconds: float) -> dict[str, str]:
 def _write(
     out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
 ) -> tuple[Path, Path | None, Path]:
-    """Report, draws and table; each appears whole or not at all."""
+    """Write report, draws and table, each completely or not at all."""
     labelled = diagnosis.labelled
-    arrays = [a for group in labelled.groups.values() for a in group.values()] if labelled else []
-    check_room(out, MARGIN + sum(array.nbytes for array in arrays))
+    groups = labelled.groups.values() if labelled else ()
+    check_room(out, MARGIN + sum(array.nbytes for group in groups for array in group.values()))
     netcdf = None
-    if labelled is None:  # those of an earlier run would be taken for this one's
+    if labelled is None:  # the draws of an earlier run would be taken for this one's
         (out / "diagnosis.nc").unlink(missing_ok=True)
     else:
         netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))

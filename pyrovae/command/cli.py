@@ -1,4 +1,4 @@
-"""The command ``pyrovae``: arguments in, one call of the library, a table and a few paths out."""
+"""The command ``pyrovae``: it reads arguments, calls the library once, prints a table and paths."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
     from pyrovae.command.analysis import Analysis
 
-GAP_ROWS, NUTS_ROWS = 16, 4  # data points that --check-guide looks at
+GAP_ROWS, NUTS_ROWS = 16, 4  # data points that --check-guide measures
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 ABOUT = """\
-What a variational autoencoder's latent space holds, measured.
+Measure what the latent space of a variational autoencoder holds.
 
-A VAE's encoder turns every data point into a Gaussian. pyrovae takes the mixture of all of them,
-the aggregated posterior, as a distribution of its own: it evaluates it exactly, compares it with
-the prior, and says from which of them to draw new data.
+A VAE's encoder turns every data point into a Gaussian. pyrovae treats the mixture of all of them,
+the aggregated posterior, as a distribution: it evaluates it exactly, compares it with the prior,
+and says which density to draw new data from.
 
   pyrovae analyze                  try it on 1,797 images of handwritten digits
-  pyrovae analyze my.csv           your own data
-  pyrovae analyze --help           what is measured, and all options
+  pyrovae analyze my.csv           analyze your own data
+  pyrovae analyze --help           see what is measured, and all options
 """
 
 ANALYZE = """\
-Train a VAE on DATA, measure its latent space and write a report. It answers:
+Train a VAE on DATA, measure its latent space and write a report. The report answers:
 
   * Is the latent distribution a mixture of N Gaussians? How far is it from the prior?
   * How many latent units does the model use, and what does each of them hold?
   * How likely are data that it has not seen: log p(x), with standard errors?
-  * Where to draw z from to get good samples: the prior, the mixture or something between?
+  * Where should z be drawn from to get good samples: the prior, the mixture, or in between?
 
-A fifth of the data is kept unseen for the measures, a tenth for early stopping.
+A fifth of the data is held out for the measures, a tenth for early stopping.
 """
 
 EXAMPLES = """\
@@ -50,12 +50,12 @@ examples:
   pyrovae analyze images.npy --latent 20             an array whose first axis counts the images
   pyrovae analyze data.npz:x_train                   one array of an archive
   pyrovae analyze table.csv --likelihood normal      one row per data point, all columns numbers
-  pyrovae analyze images.npy --out run1 --resume     go on with a run that was interrupted
+  pyrovae analyze images.npy --out run1 --resume     go on with an interrupted run
   pyrovae analyze images.npy --prior vamp            a prior that learns pseudo-inputs
-  pyrovae analyze table.csv --check-guide            the guide beside the exact posterior, too
+  pyrovae analyze table.csv --check-guide            compare the guide with the exact posterior
   pyrovae analyze data.npy --pair mine:make          your own Pyro model and guide
 
-what is written to --out:
+files in --out:
   report.html       start here: tables and plots in one file
   measures.csv      every number with its standard error and sample size
   diagnosis.nc      draws for ArviZ: arviz.from_netcdf("diagnosis.nc")
@@ -72,17 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, ``sys.argv[1:]`` if not given.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    given = vars(_parser().parse_args(words))
-    command = given.pop("command", None)
+    options = vars(_parser().parse_args(words))
+    command = options.pop("command", None)
     try:
-        if given.pop("version", False):
+        if options.pop("version", False):
             sys.stdout.write(f"{_versions()}\n")
         elif command is None:
             sys.stdout.write(_parser().format_help())
         else:
-            _analyze(given)
+            _analyze(options)
     except KeyboardInterrupt:
-        return _fail(_interrupted(words, given), INTERRUPTED)
+        return _fail(_interruption(words, options), INTERRUPTED)
     except ArithmeticError as error:
         return _fail(str(error), FAILED)
     except OSError as error:
@@ -99,64 +99,64 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _interrupted(words: Sequence[str], given: dict[str, Any]) -> str:
+def _interruption(words: Sequence[str], options: dict[str, Any]) -> str:
+    """What an interruption leaves behind, and how to go on."""
     from pyrovae.command.run_checks import CHECKPOINT
 
-    if not (given.get("out", Path("pyrovae-report")) / CHECKPOINT).exists():
-        return "interrupted before the first epoch was over; nothing is kept."
-    again = shlex.join([*words, *([] if given.get("resume") else ["--resume"])])
-    return f"interrupted; the last epoch is kept. Go on with: pyrovae {again}"
+    if not (options.get("out", Path("pyrovae-report")) / CHECKPOINT).exists():
+        return "interrupted before the first epoch was over; nothing was saved."
+    arguments = shlex.join([*words, *([] if options.get("resume") else ["--resume"])])
+    return f"interrupted; the last epoch was saved. Go on with: pyrovae {arguments}"
 
 
 # -- the one command -----------------------------------------------------------------------------
 
 
-def _analyze(given: dict[str, Any]) -> None:
+def _analyze(options: dict[str, Any]) -> None:
     """Load, analyse and show."""
     from pyrovae.data import load
 
-    data = load(given.pop("data"), likelihood=given.get("likelihood"))
-    given |= _pair(given)
+    data = load(options.pop("data"), likelihood=options.get("likelihood"))
+    options |= _pair_option(options)
     from pyrovae.command.analysis import AnalysisOptions, analyze
     from pyrovae.diagnostics import Effort
 
-    if given.pop("check_guide", False):
-        given["effort"] = Effort(gap_rows=GAP_ROWS, nuts_rows=NUTS_ROWS)
-    _show(analyze(data, AnalysisOptions(**given)))
+    if options.pop("check_guide", False):
+        options["effort"] = Effort(gap_rows=GAP_ROWS, nuts_rows=NUTS_ROWS)
+    _show(analyze(data, AnalysisOptions(**options)))
 
 
-def _pair(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a pair of one's own as one, if there is one.
+def _pair_option(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the user's own pair gathered into one, and taken out of the others.
 
     Raises:
-        InputError: if options are given that have no meaning with it, or none without.
+        InputError: if an option makes no sense with ``--pair``, or makes sense only with it.
     """
-    names = ("no_fit", "params", "site", "observed", "data_plate")
-    chosen = {name: given.pop(name) for name in names if name in given}
-    built = ("likelihood", "latent", "prior", "components", "hidden")
-    idle = [name for name in built if name in given]
-    if "pair" not in given and chosen:
-        raise InputError(
-            f"expected --pair with --{next(iter(chosen)).replace('_', '-')}; got none. Name the "
-            "pair: --pair package.module:factory"
-        )
-    if "pair" not in given:
+    pair_names = ("no_fit", "params", "site", "observed", "data_plate")
+    pair_options = {name: options.pop(name) for name in pair_names if name in options}
+    vae_names = ("likelihood", "latent", "prior", "components", "hidden")
+    if "pair" not in options:
+        if pair_options:
+            raise InputError(
+                f"expected --pair with --{next(iter(pair_options)).replace('_', '-')}; got none. "
+                "Name the pair: --pair package.module:factory"
+            )
         return {}
-    if idle:
+    if vae_options := [name for name in vae_names if name in options]:
         raise InputError(
-            f"expected no --{idle[0]} with --pair, which has a model of its own; got one. Leave it "
-            "out."
+            f"expected no --{vae_options[0]} with --pair, which has a model of its own; got one. "
+            "Leave it out."
         )
     from pyrovae.command.foreign_pair import PairOptions
 
-    fit = not chosen.pop("no_fit", False)
-    if "site" in chosen:
-        sites = tuple(chosen["site"].split(","))
-        chosen["site"] = sites if len(sites) > 1 else sites[0]
-    return {"pair": PairOptions(given["pair"], fit=fit, **chosen)}
+    fit = not pair_options.pop("no_fit", False)
+    if "site" in pair_options:
+        sites = tuple(pair_options["site"].split(","))
+        pair_options["site"] = sites if len(sites) > 1 else sites[0]
+    return {"pair": PairOptions(options["pair"], fit=fit, **pair_options)}
 
 
-# -- what a person reads at the end --------------------------------------------------------------
+# -- what is printed at the end ------------------------------------------------------------------
 
 
 def _show(analysis: Analysis) -> None:
@@ -176,19 +176,19 @@ def _show(analysis: Analysis) -> None:
 
 
 def _table(summary: Any) -> Table:
-    """Measures by row, training and held-out data by column, in the order they first appear."""
+    """A table with a row for each measure and columns for training and held-out data."""
     from rich.table import Table
 
     from pyrovae.report import measure_name, number
 
-    sides = {"lower": "≥ ", "upper": "≤ "}
+    signs = {"lower": "≥ ", "upper": "≤ "}
     cells: dict[str, dict[str, str]] = {}
     for row in summary.to_dict("records"):
-        difference = " − " in row["measure"]
-        value = number(row["value"], row["standard_error"], signed=difference)
-        if row["data"] == "simulated":  # said in a sentence below
+        is_difference = " − " in row["measure"]
+        value = number(row["value"], row["standard_error"], signed=is_difference)
+        if row["data"] == "simulated":  # a sentence below the table has these
             continue
-        text = row["unresolved"] or sides.get(row["bound"], "") + value
+        text = row["unresolved"] or signs.get(row["bound"], "") + value
         cells.setdefault(row["measure"], {})[row["data"]] = text
     table = Table(
         title="What the latent space holds (nats, unless it says bits)", title_justify="left"
@@ -205,7 +205,7 @@ def _table(summary: Any) -> Table:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """An argparse parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         sentence = message if "expected" in message else f"expected known arguments; got {message}"
@@ -213,12 +213,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    shape: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "formatter_class": argparse.RawDescriptionHelpFormatter,
         "allow_abbrev": False,
         "argument_default": argparse.SUPPRESS,
     }
-    parser = _Parser(prog="pyrovae", description=ABOUT, **shape)
+    parser = _Parser(prog="pyrovae", description=ABOUT, **settings)
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="", prog="pyrovae")
     analyze = commands.add_parser(
@@ -227,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         help="train a VAE on data, measure its latent space, write a report",
         usage="pyrovae analyze [DATA] [options]",
-        **shape,
+        **settings,
     )
     analyze.add_argument(
         "data",
@@ -246,9 +246,10 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--likelihood",
         metavar="NAME",
-        help="bernoulli (values in [0, 1]; grey ones are drawn as 0 or 1), normal (any numbers), "
-        "categorical (0, 1, 2, …), logistic (grey levels 0–255) or negative_binomial (counts, "
-        "given their total in a row); by default bernoulli if all values are 0 or 1, else normal",
+        help="bernoulli (values in [0, 1]; those between are drawn as 0 or 1), normal (any "
+        "numbers), categorical (0, 1, 2, …), logistic (grey levels 0–255) or negative_binomial "
+        "(counts, given their total in a row); by default bernoulli if all values are 0 or 1, else "
+        "normal",
     )
     group.add_argument(
         "--latent",
@@ -260,8 +261,8 @@ def _add_model_options(group: Any) -> None:
         "--prior",
         metavar="NAME",
         help="p(z), trained with the rest: standard (normal, the default), mixture (of Gaussians), "
-        "vamp (of the encodings of learned pseudo-inputs), flow, or exemplar (of the encodings of "
-        "the training data)",
+        "vamp (a mixture of the encodings of learned pseudo-inputs), flow, or exemplar (a mixture "
+        "of the encodings of the training data)",
     )
     group.add_argument(
         "--components",
@@ -282,8 +283,8 @@ def _add_pair_options(group: Any) -> None:
     group.add_argument(
         "--pair",
         metavar="MODULE:FACTORY",
-        help="a Pyro model and guide: a function, in a module in this folder or installed, that "
-        "takes the training data and returns (model, guide) or an object with both",
+        help="a Pyro model and guide: a function, in an installed module or one in this folder, "
+        "that takes the training data and returns (model, guide) or an object with both",
     )
     group.add_argument(
         "--no-fit", action="store_true", help="measure the pair as it is, without training"
@@ -292,12 +293,12 @@ def _add_pair_options(group: Any) -> None:
         "--params",
         type=Path,
         metavar="FILE",
-        help="its parameters: a saved parameter store, a state_dict, or parameters.pt",
+        help="a file with its parameters: a saved parameter store, a state_dict, or parameters.pt",
     )
     group.add_argument(
         "--site",
         metavar="NAME",
-        help="its latent site, or several with commas between (default z)",
+        help="its latent site, or several separated by commas (default z)",
     )
     group.add_argument("--observed", metavar="NAME", help="its observed site, if it has several")
     group.add_argument("--data-plate", metavar="NAME", help="its plate over the data, if unclear")
@@ -314,19 +315,19 @@ def _add_run_options(group: Any) -> None:
         "--seed",
         type=_whole("--seed", 0),
         metavar="N",
-        help="names all random choices; the same seed gives the same numbers (default 0)",
+        help="fixes all random choices; the same seed gives the same numbers (default 0)",
     )
     group.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for the report, made if need be (default pyrovae-report)",
+        help="folder for the report, created if missing (default pyrovae-report)",
     )
     group.add_argument(
         "--check-guide",
         action="store_true",
         help="also measure, on a few held-out data points, where the ELBO is lost and how the "
-        "guide compares with the exact posterior by NUTS; takes minutes",
+        "guide compares with the exact posterior, sampled by NUTS; takes minutes",
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default cpu)")
     group.add_argument(
@@ -337,7 +338,7 @@ def _add_run_options(group: Any) -> None:
 
 
 def _whole(option: str, least: int) -> Callable[[str], int]:
-    """A reader of whole numbers from ``least`` to 2³² - 1."""
+    """A function that reads whole numbers from ``least`` to 2³² - 1."""
 
     def read(text: str) -> int:
         try:
@@ -357,7 +358,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise argparse.ArgumentTypeError(
-            f"expected whole numbers ≥ 1 with commas between; got {text!r}. Try --hidden 256,256"
+            f"expected whole numbers ≥ 1 separated by commas; got {text!r}. Try --hidden 256,256"
         )
     return tuple(int(word) for word in words)
 

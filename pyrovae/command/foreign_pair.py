@@ -1,4 +1,4 @@
-"""A pair that someone else wrote, from its name: import, build, load its parameters, save them."""
+"""A user's own pair, from its name: import it, build it, load and save its parameters."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from pyrovae.errors import InputError
 from pyrovae.pairs import PyroFunction, evaluating, modules_of
 from pyrovae.saving import from_archive, write_archive
 
-STORE = {"params", "constraints"}  # what a saved parameter store is made of
+STORE = {"params", "constraints"}  # the entries of a saved parameter store
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Which pair to take, and what its sites are called.
+    """Which pair to use, and the names of its sites.
 
     Args:
         factory: ``"package.module:factory"``, or the function itself. It is called with the
             training part of the data and returns ``(model, guide)``, or an object with ``model``
-            and ``guide``; its ``arguments(data)``, if it has one, makes the pair's arguments from a
-            part of the data, a tuple of tensors; by default the pair takes the values.
+            and ``guide``. If the object has a method ``arguments(data)``, it makes the pair's
+            arguments from a part of the data, as a tuple of tensors; otherwise the pair is called
+            with the values.
         fit: whether to train it.
-        params: file with its parameters: what ``pyro.get_param_store().save`` or, for a module,
-            ``torch.save(module.state_dict())`` wrote, or an earlier analysis.
-        site, observed, data_plate: as :func:`pyrovae.diagnose` takes them.
+        params: file with its parameters, written by ``pyro.get_param_store().save``, by an earlier
+            analysis or, for a module, by ``torch.save(module.state_dict())``.
+        site, observed, data_plate: as for :func:`pyrovae.diagnose`.
     """
 
     factory: str | Callable[[Dataset], Any]
@@ -60,7 +61,7 @@ class OwnPair:
 
     Args:
         model, guide: the two functions.
-        arguments: the pair's arguments from a part of the data.
+        arguments: makes the pair's arguments from a part of the data.
         module: the module that holds the parameters, if there is one.
     """
 
@@ -73,32 +74,32 @@ class OwnPair:
         """Write all parameters: those of the parameter store and those of the modules.
 
         Args:
-            path: where to.
-            batch: rows, with which the pair is run once, so that it declares all that it has.
+            path: the file to write.
+            batch: rows to run the pair on once, so that it declares all its parameters.
         """
         self._run(batch)
         modules = [module.state_dict() for module in modules_of(self.guide, self.model)]
         write_archive({"store": pyro.get_param_store().get_state(), "modules": modules}, path)
 
     def to(self, device: torch.device) -> None:
-        """Bring all parameters to a device: those of modules and those of the parameter store."""
+        """Move all parameters to a device, both those of modules and those of the store."""
         for module in modules_of(self.guide, self.model):
             module.to(device)
         for _, parameter in pyro.get_param_store().named_parameters():
             parameter.data = parameter.data.to(device)
 
     def load(self, path: Path, batch: Batch) -> None:
-        """Read parameters into the parameter store and the modules alike.
+        """Read parameters into both the parameter store and the modules.
 
         Args:
             path: file that this pair, Pyro's parameter store or ``torch.save`` has written.
-            batch: rows, with which the pair is run to see which parameters it has.
+            batch: rows to run the pair on, to see which parameters it has.
 
         Raises:
-            InputError: if it is no such file, or does not hold the parameters of this pair.
+            InputError: if it isn't such a file, or doesn't hold the parameters of this pair.
         """
         state, store = _read(path), pyro.get_param_store()
-        before = store.get_state()
+        old_state = store.get_state()
         try:
             if set(state) == {"store", "modules"}:
                 store.set_state(state["store"])
@@ -113,7 +114,7 @@ class OwnPair:
                 self._fill({}, path, batch)
         except InputError:
             store.clear()
-            store.set_state(before)
+            store.set_state(old_state)
             raise
 
     def _run(self, batch: Batch) -> None:
@@ -127,16 +128,16 @@ class OwnPair:
                 pyro.poutine.trace(function).get_trace(*batch)
 
     def _fill(self, stored: dict[str, Tensor], path: Path, batch: Batch) -> None:
-        """Bring what the parameter store holds into the modules; see that nothing is missing."""
-        own = [] if self.module is None else list(self.module.parameters())
-        with _Fill(stored, own, path) as fill:
+        """Copy the parameters in the store into the modules, and check that none is missing."""
+        loaded = [] if self.module is None else list(self.module.parameters())
+        with _ModuleFiller(stored, loaded, path) as filler:
             self._run(batch)
-        if fill.missing:
+        if filler.missing:
             names = ", ".join(map(repr, list(stored)[:4])) or "those of the module alone"
             raise InputError(
                 f"expected the parameters of this pair in {str(path)!r}; got none for "
-                f"{', '.join(map(repr, list(fill.missing)[:4]))}: it holds {names}. Name the file "
-                "of this pair; pyro.get_param_store().save writes all that pyro.param and "
+                f"{', '.join(map(repr, list(filler.missing)[:4]))}: it holds {names}. Name the "
+                "file of this pair; pyro.get_param_store().save writes all that pyro.param and "
                 "pyro.module declare."
             )
 
@@ -153,8 +154,8 @@ class OwnPair:
     def _load_module(self, state: dict[str, Tensor], path: Path) -> None:
         if self.module is None:
             raise InputError(
-                f"expected a saved parameter store in {str(path)!r}; got a module's state, and the "
-                "pair is not one module. Save it with pyro.get_param_store().save(...)."
+                f"expected a saved parameter store in {str(path)!r}, as the pair isn't one module; "
+                "got a module's state. Save the store: pyro.get_param_store().save(...)."
             )
         _load_state(self.module, state, path)
 
@@ -177,45 +178,47 @@ def _load_state(module: nn.Module, state: dict[str, Tensor], path: Path) -> None
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"expected the parameters of this pair in {str(path)!r}; got others: {reason}"
+            f"expected the parameters of this pair in {str(path)!r}; got others: {reason}. Name "
+            "the file of this pair."
         ) from error
 
 
-class _Fill(Messenger):
+class _ModuleFiller(Messenger):
     """Copy stored parameters into the modules that ``pyro.module`` registers.
 
     Args:
-        stored: parameters by name, which are in Pyro's parameter store.
-        own: parameters that have been read in another way.
-        path: where all of them came from.
+        stored: parameters in Pyro's parameter store, by name.
+        loaded: parameters of modules that have their values already.
+        path: the file that all of them came from.
     """
 
-    def __init__(self, stored: dict[str, Tensor], own: Sequence[Tensor], path: Path) -> None:
+    def __init__(self, stored: dict[str, Tensor], loaded: Sequence[Tensor], path: Path) -> None:
         super().__init__()
         self.stored, self.path = stored, path
-        self.own = {id(parameter) for parameter in own}
+        self.loaded = {id(parameter) for parameter in loaded}
         self.missing: dict[str, None] = {}
 
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         name, value = msg["name"], msg["value"]
         if name not in self.stored:
-            if id(value.unconstrained()) not in self.own:
+            if id(value.unconstrained()) not in self.loaded:
                 self.missing[name] = None
             return
         initial = msg["args"][1] if len(msg["args"]) > 1 else None
-        like = initial() if callable(initial) else initial
-        if isinstance(like, Tensor) and like.shape != value.shape:
-            raise self._other(name, f"of shape {tuple(value.shape)} for {tuple(like.shape)}")
+        template = initial() if callable(initial) else initial
+        if isinstance(template, Tensor) and template.shape != value.shape:
+            raise self._mismatch(name, f"of shape {tuple(value.shape)} for {tuple(template.shape)}")
         constraint = msg["kwargs"].get("constraint", constraints.real)
         if not bool(constraint.check(value).all()):
-            raise self._other(name, f"outside of {constraint}")
+            raise self._mismatch(name, f"outside of {constraint}")
         if isinstance(initial, nn.Parameter) and initial is not value:
             initial.copy_(value)
-            pyro.get_param_store()[name] = initial  # one tensor, however the pair is trained on
+            # Module and store share one tensor, so that either may be trained further.
+            pyro.get_param_store()[name] = initial
 
-    def _other(self, name: str, what: str) -> InputError:
+    def _mismatch(self, name: str, problem: str) -> InputError:
         return InputError(
-            f"expected the parameters of this pair in {str(self.path)!r}; got {name!r} {what}. "
+            f"expected the parameters of this pair in {str(self.path)!r}; got {name!r} {problem}. "
             "Name the file of this pair."
         )
 
@@ -232,30 +235,32 @@ def make_pair(options: PairOptions, data: Dataset) -> OwnPair:
             can't be read.
     """
     factory = _import(options.factory) if isinstance(options.factory, str) else options.factory
-    made = factory(data)
-    if isinstance(made, tuple) and len(made) == 2:
-        model, guide = made
+    product = factory(data)
+    if isinstance(product, tuple) and len(product) == 2:
+        model, guide = product
     else:
-        model, guide = getattr(made, "model", None), getattr(made, "guide", None)
+        model, guide = getattr(product, "model", None), getattr(product, "guide", None)
     if not (callable(model) and callable(guide)):
         raise InputError(
             f"expected {options.name} to return (model, guide), or an object with both; got "
-            f"{type(made).__name__}. Return two functions, or an object that has them."
+            f"{type(product).__name__}. Return two functions, or an object that has them."
         )
-    arguments = getattr(made, "arguments", None) or (lambda part: part.values)
-    pair = OwnPair(model, guide, lambda part: as_batch(arguments(part)), _module(made))
+    arguments = getattr(product, "arguments", None) or (lambda part: part.values)
+    pair = OwnPair(model, guide, lambda part: as_batch(arguments(part)), _module(product))
     if options.params is not None:
         pair.load(options.params, pair.arguments(data))
     return pair
 
 
-def _module(made: Any) -> nn.Module | None:
-    """The one module that holds both functions, if there is one."""
-    if isinstance(made, nn.Module):
-        return made
-    owners = [getattr(f, "__self__", f) for f in made] if isinstance(made, tuple) else [made]
-    modules = dict.fromkeys(o for o in owners if isinstance(o, nn.Module))
-    return next(iter(modules)) if len(modules) == 1 and len(owners) == len(made) else None
+def _module(product: Any) -> nn.Module | None:
+    """The module that the pair's functions belong to, if there is exactly one."""
+    if isinstance(product, nn.Module):
+        return product
+    if not isinstance(product, tuple):
+        return None
+    owners = [getattr(function, "__self__", function) for function in product]
+    modules = dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module))
+    return next(iter(modules)) if len(modules) == 1 else None
 
 
 def _import(name: str) -> Callable[[Dataset], Any]:
@@ -265,52 +270,53 @@ def _import(name: str) -> Callable[[Dataset], Any]:
             f"expected package.module:factory as --pair; got {name!r}. Name the module, a colon "
             "and the function in it that returns model and guide."
         )
-    with _from_here():
+    with _current_folder_importable():
         try:
-            found: Any = importlib.import_module(module_name)
+            target: Any = importlib.import_module(module_name)
         except ImportError as error:
             raise InputError(
                 f"expected a module {module_name!r} for --pair; got {type(error).__name__}: "
-                f"{error}. Run the command where the module lies, or install it."
+                f"{error}. Run the command in the module's folder, or install it."
             ) from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+        if not hasattr(target, part):
+            names = [n for n, v in vars(target).items() if callable(v) and not n.startswith("_")]
             raise InputError(
-                f"expected {attribute!r} in {module_name!r} for --pair; got none. Callable there: "
-                f"{', '.join(names) or 'nothing'}."
+                f"expected {attribute!r} in {module_name!r} for --pair; got none. Choose among its "
+                f"functions: {', '.join(names) or 'it has none'}."
             )
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 @contextmanager
-def _from_here() -> Iterator[None]:
-    """Modules in the current folder can be imported, as ``python -m`` has it."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+def _current_folder_importable() -> Iterator[None]:
+    """Let modules in the current folder be imported, as ``python -m`` does."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    known = [value for value in vars(constraints).values() if isinstance(value, type)]
+    types = [value for value in vars(constraints).values() if isinstance(value, type)]
     try:
-        state = from_archive(path.read_bytes(), sealed=False, known=known)
+        state = from_archive(path.read_bytes(), sealed=False, known=types)
     except OSError as error:
         raise InputError(
-            f"expected a file of parameters as --params; got {str(path)!r}: {error.strerror}."
+            f"expected a file of parameters as --params; got {str(path)!r}: {error.strerror}. "
+            "Check the path."
         ) from error
     except ValueError as error:
         raise InputError(
             f"expected parameters that pyro.get_param_store().save or torch.save has written in "
-            f"{str(path)!r}; got a file that is {error}."
+            f"{str(path)!r}; got a file that is {error}. Save the parameters again."
         ) from error
     if not isinstance(state, dict):
         raise InputError(
             f"expected a parameter store or a state_dict in {str(path)!r}; got "
-            f"{type(state).__name__}."
+            f"{type(state).__name__}. Save one of these."
         )
     return state

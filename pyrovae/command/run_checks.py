@@ -1,4 +1,4 @@
-"""What can be checked before an analysis begins, not after an hour of training."""
+"""Checks that an analysis makes before it begins, not after an hour of training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pyrovae.saving import check_folder, check_room
 
 CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
 LOCK = ".pyrovae.lock"  # in the output folder while a run writes to it
-LEAST_ROOM = 4_000_000  # bytes of a report and the files beside it, of a few columns
+LEAST_ROOM = 4_000_000  # bytes of the report and the files beside it, for a table of few columns
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def check_no_run(out: Path, *, resume: bool) -> None:
-    """Raise if an interrupted run lies in the folder and isn't to be gone on with.
+    """Raise if the folder holds an interrupted run that isn't to be resumed.
 
     Raises:
         InputError: naming the checkpoint.
@@ -28,15 +28,15 @@ def check_no_run(out: Path, *, resume: bool) -> None:
     if checkpoint.exists() and not resume:
         raise InputError(
             f"expected no interrupted run in --out; got {str(checkpoint)!r}. "
-            "Go on with it by --resume, delete that file, or name another folder."
+            "Go on with it (--resume), delete that file, or name another folder."
         )
 
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """No other process writes to the folder; the system forgets a process that is killed.
+    """Keep other runs out of the folder, by a lock that the system releases if a process is killed.
 
-    Where the file system knows no locks, nothing is checked.
+    On a file system without locks nothing is checked.
 
     Raises:
         InputError: if another run is at work there.
@@ -47,8 +47,8 @@ def only_run(out: Path) -> Iterator[None]:
         if not _lock(file):
             os.close(file)
             raise InputError(
-                f"expected one run at a time in --out; got {str(out)!r}, to which another one is "
-                "writing. Wait until it is done, or name another folder."
+                f"expected one run at a time in --out; got {str(out)!r}, where another run is "
+                "writing. Wait for its end, or name another folder."
             )
         with suppress(FileNotFoundError):  # the other run has just ended and removed its file
             if os.path.samestat(os.fstat(file), os.stat(path)):
@@ -63,7 +63,7 @@ def only_run(out: Path) -> Iterator[None]:
 
 
 def _lock(file: int) -> bool:
-    """Whether no other process has a lock on a file; this one has it then until it is closed."""
+    """Lock a file until it is closed; ``False`` if another process has locked it."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -83,22 +83,22 @@ def _lock(file: int) -> bool:
 
 @contextmanager
 def writable(out: Path) -> Iterator[None]:
-    """A folder that can be written to; if nothing is written, folders made for it go again.
+    """Create a folder to write to; folders created for it are removed again if they stay empty.
 
     Raises:
         InputError: naming the folder and what is in the way.
     """
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    created_folders = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        _check(out)
+        _create(out)
         yield
     finally:
-        for folder in new:
+        for folder in created_folders:
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _check(out: Path) -> None:
+def _create(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,11 +112,11 @@ def _check(out: Path) -> None:
 
 
 @contextmanager
-def training_kept(out: Path) -> Iterator[None]:
-    """Where files can't be written after the training, say that it need not be done again."""
+def training_saved(out: Path) -> Iterator[None]:
+    """If files can't be written after the training, say that it need not be repeated."""
     try:
         yield
     except InputError as error:
         if not (out / CHECKPOINT).exists():
             raise
-        raise InputError(f"{error} The training is kept: make room, and add --resume.") from error
+        raise InputError(f"{error} The training is saved: make room, and add --resume.") from error

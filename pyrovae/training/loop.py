@@ -147,7 +147,7 @@ class Evaluator:
 
 @dataclass
 class Trainer:
-    """A training run that can be interrupted after any epoch; other threads wait for its end."""
+    """A training run that can be interrupted after any epoch; threads take turns by the epoch."""
 
     evaluator: Evaluator
     trainable: Trainable

@@ -1,4 +1,4 @@
-"""An analysis does not depend on units, and far outliers end in numbers or in words."""
+"""An analysis does not depend on units, and far outliers give numbers or an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyrovae.randomness import seeded
 
 pytestmark = [
     pytest.mark.float32,
-    pytest.mark.filterwarnings("ignore:For .* k̂"),  # k̂ of pairs that have hardly been trained
+    pytest.mark.filterwarnings("ignore:For .* k̂"),  # the pairs have hardly been trained
     pytest.mark.filterwarnings("ignore:(?s).*ArviZ:FutureWarning"),
 ]
 
@@ -31,7 +31,7 @@ TABLE = CODES @ RANDOM.normal(size=(2, 4)) + 0.3 * RANDOM.normal(size=(150, 4))
 
 
 def log_evidence(values: np.ndarray, prior: str = "standard") -> Tensor:
-    """log p(x) of held-out rows under a VAE that has seen the others for two epochs."""
+    """log p(x) of held-out rows under a VAE trained on the others for two epochs."""
     data = Dataset("table", torch.as_tensor(values))
     options = AnalysisOptions(latent=2, hidden=(8,), prior=prior, components=None)
     parts = split(data, seed=0)
@@ -62,13 +62,13 @@ UNITS = {
 )
 def test_log_p_is_equivariant_to_the_units_of_each_column(kind: str, prior: str) -> None:
     scale, location = (np.array(numbers, dtype=np.float64) for numbers in UNITS[kind])
-    found = log_evidence(TABLE * scale + location, prior)
-    expected = in_its_own_units(prior) - np.log(scale).sum()
-    assert float((found - expected).abs().max()) < 1e-3
+    values = log_evidence(TABLE * scale + location, prior)
+    expected = in_original_units(prior) - np.log(scale).sum()
+    assert float((values - expected).abs().max()) < 1e-3
 
 
 @cache
-def in_its_own_units(prior: str) -> Tensor:
+def in_original_units(prior: str) -> Tensor:
     values = log_evidence(TABLE, prior)
     assert bool(values.isfinite().all())
     return values
@@ -83,7 +83,7 @@ def test_whole_numbers_and_images_have_units_too(unit: float) -> None:
         assert float((log_evidence(rows * unit) - expected).abs().max()) < 1e-3
 
 
-def test_a_column_that_is_constant_has_no_unit() -> None:
+def test_a_constant_column_has_the_scale_1() -> None:
     rows = torch.full((50, 2), 0.1, dtype=torch.float64)
     rows[:, 1] = torch.arange(50)
     _, scale = units(rows, image=False)
@@ -124,7 +124,7 @@ def test_an_outlier_beyond_all_networks_is_named_before_the_work(part: str, tmp_
 
 
 def test_no_scale_of_an_encoder_is_0() -> None:
-    """However far a row is from the others; float32 keeps the square of the floor, too."""
+    """However far a row is from the others; in float32 even its square is above 0."""
     encoder = pv.mlp_encoder((3,), 2, hidden=(8,))
     for row in (1e3, 1e6, 1e12, -1e12):
         scale = encoder(torch.full((1, 3), row)).base_dist.scale

@@ -1,4 +1,4 @@
-"""Pairs that cannot be measured well say so in the report and in the terminal."""
+"""What can't be measured well in a pair stands in the report and in the terminal."""
 
 from __future__ import annotations
 
@@ -83,16 +83,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("stuck", "expected NUTS to move; got 2 of 2 chains"),
     ],
 )
-def test_what_is_wrong_stands_in_report_and_terminal(
+def test_concerns_stand_in_report_and_terminal(
     folder: Path, capsys: pytest.CaptureFixture[str], pair: str, words: str
 ) -> None:
     assert main(["analyze", "data.npy", "--pair", f"bad:{pair}", "--no-fit"]) == OK
     page = html.unescape((folder / "pyrovae-report" / "report.html").read_text(encoding="utf-8"))
     box = page.split('<aside class="caution">')[1].split("</aside>")[0]
-    shown = capsys.readouterr().out
-    for place in (box, shown):
-        text = " ".join(place.split()).lower()
-        assert words.lower() in text
+    for text in (box, capsys.readouterr().out):
+        assert words.lower() in " ".join(text.split()).lower()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,7 @@ def test_what_is_wrong_stands_in_report_and_terminal(
         ("shape", "Give guide and model as many latent units"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_a_pair_that_cannot_be_measured_is_one_line_of_error(
     folder: Path, capsys: pytest.CaptureFixture[str], pair: str, words: str
 ) -> None:
     assert main(["analyze", "data.npy", "--pair", f"bad:{pair}", "--no-fit"]) == BAD_INPUT

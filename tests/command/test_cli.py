@@ -1,4 +1,4 @@
-"""The command: what it prints, what it leaves behind, and how it refuses what it can't use."""
+"""The command: what it prints, what it writes, and how it refuses input that it can't use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TABLE = np.random.default_rng(0).normal(size=(60, 3))
 
 @dataclass(frozen=True)
 class Refusal:
-    """Data and options that can't be used, and words that the one line must hold."""
+    """Data and options that can't be used, and words that the error line must have."""
 
     arguments: Callable[[Path], list[str]]
     words: tuple[str, ...]
@@ -140,13 +140,13 @@ BAD_INPUTS = {
 }
 
 
-def left_behind(folder: Path) -> set[Path]:
+def files_in(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bad input must be found before any training begins."""
+    """Fail if training begins: bad input must be found before."""
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("training began")
@@ -173,7 +173,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     arguments = BAD_INPUTS[case].arguments(tmp_path)
     monkeypatch.chdir(tmp_path)
-    before = left_behind(tmp_path)
+    before = files_in(tmp_path)
     assert run(arguments) == BAD_INPUT
     out, err = capsys.readouterr()
     assert out == ""
@@ -181,7 +181,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "expected" in err and "Traceback" not in err
     for word in BAD_INPUTS[case].words:
         assert word in err
-    assert left_behind(tmp_path) == before
+    assert files_in(tmp_path) == before
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -200,23 +200,23 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_bad_input_as_a_shell_sees_it(tmp_path: Path) -> None:
-    done = command("analyze", "none.npy", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (BAD_INPUT, "", 1)
-    assert done.stderr.startswith("pyrovae: expected 'digits' or a file; got 'none.npy'")
-    assert left_behind(tmp_path) == set()
+    process = command("analyze", "none.npy", cwd=tmp_path)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (BAD_INPUT, "", 1)
+    assert process.stderr.startswith("pyrovae: expected 'digits' or a file; got 'none.npy'")
+    assert files_in(tmp_path) == set()
 
 
 def test_the_whole_job_on_a_table_as_a_shell_sees_it(tmp_path: Path) -> None:
     pd.DataFrame(TABLE, columns=["a", "b", "c"]).to_csv(tmp_path / "data.csv", index=False)
     words = "analyze data.csv --latent 2 --hidden 8 --epochs 2 --seed 1 --out".split()
-    done = command(*words, "my report", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (OK, "")
-    assert done.stdout.splitlines()[-1] == "report: my report/report.html"
+    process = command(*words, "my report", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (OK, "")
+    assert process.stdout.splitlines()[-1] == "report: my report/report.html"
     for word in ("held-out", "ELBO", "index-code MI", "ample from"):
-        assert word in done.stdout
-    written = {path.name for path in (tmp_path / "my report").iterdir()}
-    assert {"report.html", "measures.csv", "diagnosis.nc", "parameters.pt"} <= written
-    assert "checkpoint.pt" not in written
+        assert word in process.stdout
+    files = {path.name for path in (tmp_path / "my report").iterdir()}
+    assert {"report.html", "measures.csv", "diagnosis.nc", "parameters.pt"} <= files
+    assert "checkpoint.pt" not in files
 
 
 @pytest.mark.parametrize("prior", ["vamp", "exemplar"])
@@ -225,21 +225,21 @@ def test_columns_may_have_any_units(prior: str, tmp_path: Path) -> None:
     table = np.column_stack([mixed, np.full(60, 0.1)]).astype("float32")
     np.save(tmp_path / "data.npy", table)
     words = f"analyze data.npy --prior {prior} --latent 2 --hidden 8 --epochs 2 --out o".split()
-    done = command(*words, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (OK, "")
+    process = command(*words, cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (OK, "")
     measures = pd.read_csv(tmp_path / "o" / "measures.csv").set_index(["data", "measure"])
     assert np.isfinite(measures.loc[("held-out", "elbo"), "value"])
-    if prior == "vamp":  # within the range of each column, not of all
+    if prior == "vamp":  # within the range of its own column, not of all columns
         parameters = torch.load(tmp_path / "o" / "parameters.pt", weights_only=True)
         low, high = parameters["prior.low"].numpy(), parameters["prior.high"].numpy()
         assert bool(((table.min(0) <= low) & (low <= high) & (high <= table.max(0))).all())
 
 
-# -- what main makes of the library ----------------------------------------------------------------
+# -- how main calls the library --------------------------------------------------------------------
 
 
 class Library:
-    """Stands in for the work of ``analyze``: remembers what it was given and does as told."""
+    """A stand-in for the work of ``analyze``, which records its arguments and calls ``act``."""
 
     def __init__(self, act: Callable[[AnalysisOptions], Any]) -> None:
         self.act = act
@@ -264,20 +264,20 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Li
 
     def install(act: Callable[[AnalysisOptions], Any]) -> Library:
         stand_in = Library(act)
-        monkeypatch.setattr(pyrovae.command.analysis, "_recipe", stand_in)
+        monkeypatch.setattr(pyrovae.command.analysis, "_vae_task", stand_in)
         return stand_in
 
     return install
 
 
-def test_options_not_given_are_the_library_s(library: Callable[..., Library]) -> None:
+def test_options_have_the_library_s_defaults(library: Callable[..., Library]) -> None:
     stand_in = library(raising(InputError("expected an end; got one.")))
     assert run([]) == BAD_INPUT
     assert stand_in.options == AnalysisOptions()
     assert stand_in.data is not None and stand_in.data.name == "digits"
 
 
-def test_options_given_reach_the_library(library: Callable[..., Library]) -> None:
+def test_options_reach_the_library(library: Callable[..., Library]) -> None:
     stand_in = library(raising(InputError("expected an end; got one.")))
     words = (
         "digits --likelihood normal --latent 3 --prior vamp --components 7 --check-guide "
@@ -301,15 +301,15 @@ def test_options_given_reach_the_library(library: Callable[..., Library]) -> Non
 
 def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == OK
-    shown = " ".join(capsys.readouterr().out.split()).replace("pyrovae- report", "pyrovae-report")
+    text = " ".join(capsys.readouterr().out.split()).replace("pyrovae- report", "pyrovae-report")
     defaults = AnalysisOptions()
     for field in fields(AnalysisOptions):
         if field.name not in ("progress", "effort"):
-            assert f"--{field.name} " in shown
+            assert f"--{field.name} " in text
     hidden = ",".join(map(str, defaults.hidden))
     values = (defaults.latent, hidden, defaults.epochs, defaults.seed, defaults.out)
     for value in values:
-        assert f"(default {value})" in shown
+        assert f"(default {value})" in text
     assert defaults.likelihood is None and defaults.device is None and not defaults.resume
 
 
@@ -327,7 +327,7 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
         (
             KeyboardInterrupt(),
             INTERRUPTED,
-            "pyrovae: interrupted before the first epoch was over; nothing is kept.\n",
+            "pyrovae: interrupted before the first epoch was over; nothing was saved.\n",
         ),
     ],
 )
@@ -342,7 +342,7 @@ def test_errors_of_a_run_are_one_line_and_leave_no_empty_folder(
     library(raising(error))
     assert run(["digits", "--out", "a/b"]) == code
     assert capsys.readouterr() == ("", line)
-    assert left_behind(tmp_path) == set()
+    assert files_in(tmp_path) == set()
 
 
 def test_a_bug_keeps_its_traceback(library: Callable[..., Library]) -> None:
@@ -361,7 +361,7 @@ def test_an_interrupt_says_how_to_go_on(
     library(act)
     assert run(["digits", "--out", "my run"]) == INTERRUPTED
     assert capsys.readouterr().err == (
-        "pyrovae: interrupted; the last epoch is kept. "
+        "pyrovae: interrupted; the last epoch was saved. "
         "Go on with: pyrovae analyze digits --out 'my run' --resume\n"
     )
     assert (tmp_path / "my run" / "checkpoint.pt").exists()
@@ -379,7 +379,7 @@ def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        # What runs in the background of a shell inherits that it ignores the signal.
+        # A process in the background of a shell would inherit that it ignores the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
@@ -397,6 +397,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(f"pyrovae {pyrovae.__version__} (Python 3.")
 
 
-def test_alone_it_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_it_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == OK
     assert "pyrovae analyze --help" in capsys.readouterr().out

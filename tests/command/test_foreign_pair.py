@@ -1,4 +1,4 @@
-"""A pair of one's own from the shell: imported, trained or not, measured, its parameters kept."""
+"""A user's own pair from the shell: imported, trained or not, measured, its parameters saved."""
 
 from __future__ import annotations
 
@@ -110,29 +110,29 @@ def table(out: str) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("factory", ["make", "functions"])
-def test_trained_here_and_measured_again_without_training(folder: Path, factory: str) -> None:
-    pair = ["analyze", "data.npy", "--pair", f"mine:{factory}", "--site", "code"]
-    assert main([*pair, "--epochs", "3", "--out", "first"]) == OK
+def test_a_pair_trained_here_is_measured_again_without_training(folder: Path, factory: str) -> None:
+    arguments = ["analyze", "data.npy", "--pair", f"mine:{factory}", "--site", "code"]
+    assert main([*arguments, "--epochs", "3", "--out", "first"]) == OK
     pyro.clear_param_store()
-    again = [*pair, "--no-fit", "--params", "first/parameters.pt", "--seed", "0"]
-    assert main([*again, "--out", "second"]) == OK
+    untrained = [*arguments, "--no-fit", "--params", "first/parameters.pt", "--seed", "0"]
+    assert main([*untrained, "--out", "second"]) == OK
     pd.testing.assert_frame_equal(table("first"), table("second"))
     assert "mine:" in (folder / "first" / "report.html").read_text(encoding="utf-8")
 
 
-def test_trained_elsewhere_with_parameters_in_the_store(folder: Path) -> None:
+def test_a_pair_trained_elsewhere_is_loaded_from_a_saved_store(folder: Path) -> None:
     data = Dataset("data", torch.as_tensor(np.load("data.npy")).float())
     pair = make_pair(PairOptions("mine:functions"), data)
     svi = SVI(pair.model, pair.guide, Adam({"lr": 0.01}), loss=Trace_ELBO())
     for _ in range(20):
         svi.step(data.values)
     x = data.values[:5]
-    trained = pyro.poutine.trace(pair.guide).get_trace(x).nodes["code"]["fn"].mean
+    mean = pyro.poutine.trace(pair.guide).get_trace(x).nodes["code"]["fn"].mean
     pyro.get_param_store().save("trained.save")
     pyro.clear_param_store()
     other = make_pair(PairOptions("mine:functions", params=Path("trained.save")), data)
-    found = pyro.poutine.trace(other.guide).get_trace(x).nodes["code"]["fn"].mean
-    assert torch.equal(found, trained)
+    loaded_mean = pyro.poutine.trace(other.guide).get_trace(x).nodes["code"]["fn"].mean
+    assert torch.equal(loaded_mean, mean)
     assert pyro.param("noise").item() != 0.5
 
 
@@ -144,19 +144,19 @@ def test_a_pair_is_moved_with_its_modules_and_its_store(
     pair = make_pair(PairOptions(factory), data)
     for function in (pair.guide, pair.model):  # as after a training
         function(data.values)
-    moved: list[str] = []
-    move, to = nn.Module.to, torch.device("cpu")
+    moves: list[str] = []
+    original, device = nn.Module.to, torch.device("cpu")
 
-    def noted(module: nn.Module, *where: Any) -> nn.Module:
-        moved.append(f"{type(module).__name__} {where[0]}")
-        return move(module, *where)
+    def recording(module: nn.Module, *target: Any) -> nn.Module:
+        moves.append(f"{type(module).__name__} {target[0]}")
+        return original(module, *target)
 
-    monkeypatch.setattr(nn.Module, "to", noted)
-    pair.to(to)
-    assert "Both cpu" in moved
+    monkeypatch.setattr(nn.Module, "to", recording)
+    pair.to(device)
+    assert "Both cpu" in moves
     store = dict(pyro.get_param_store().named_parameters())
     assert {"both$$$encoder.weight", "noise"} <= store.keys()
-    assert all(parameter.is_leaf and parameter.device == to for parameter in store.values())
+    assert all(parameter.is_leaf and parameter.device == device for parameter in store.values())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_pair_is_moved_with_its_modules_and_its_store(
         (["--no-fit"], ["--no-fit", "--pair"]),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(
+def test_bad_options_are_refused_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
 ) -> None:
     torch.save({"weight": torch.zeros(2)}, folder / "other.pt")
@@ -243,7 +243,7 @@ def test_a_store_of_another_pair_is_refused(folder: Path, name: str) -> None:
     assert list(pyro.get_param_store()) == ["mine"]
 
 
-def test_what_else_a_store_holds_is_left_alone(folder: Path) -> None:
+def test_further_parameters_of_a_store_are_ignored(folder: Path) -> None:
     torch.save(changed(store_of("functions"), "of another", torch.ones(2)), "file.pt")
     assert loaded("functions").module is None
 
@@ -266,7 +266,7 @@ def test_parameters_of_other_modules_are_refused(folder: Path) -> None:
             loaded(other)
 
 
-def test_a_module_s_state_without_what_pyro_param_declares_is_refused(folder: Path) -> None:
+def test_a_module_s_state_without_the_parameters_of_pyro_param_is_refused(folder: Path) -> None:
     pair = make_pair(PairOptions("mine:make"), rows())
     torch.save(pair.module.state_dict(), "file.pt")
     with pytest.raises(InputError, match=r"got none for 'noise'.*get_param_store\(\)\.save"):
@@ -288,9 +288,7 @@ def test_running_means_that_are_missing_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("factory", ["make", "functions", "unregistered", "normalised"])
-def test_trained_on_after_it_was_loaded_it_is_loaded_as_it_then_is(
-    folder: Path, factory: str
-) -> None:
+def test_a_loaded_pair_can_be_trained_further_and_loaded_again(folder: Path, factory: str) -> None:
     pair = make_pair(PairOptions(f"mine:{factory}"), rows())
     values = rows().values
     for step in range(2):
@@ -298,8 +296,8 @@ def test_trained_on_after_it_was_loaded_it_is_loaded_as_it_then_is(
         before = module_states(pair)
         pair.save(Path("file.pt"), (rows().values,))
         pair = loaded(factory)
-        for one, other in zip(before, module_states(pair), strict=True):
-            assert all(torch.equal(one[name], value) for name, value in other.items())
+        for saved, loaded_state in zip(before, module_states(pair), strict=True):
+            assert all(torch.equal(saved[name], value) for name, value in loaded_state.items())
 
 
 def module_states(pair: OwnPair) -> list[dict[str, torch.Tensor]]:
@@ -310,14 +308,14 @@ def module_states(pair: OwnPair) -> list[dict[str, torch.Tensor]]:
 def test_a_damaged_file_of_parameters_is_refused(folder: Path) -> None:
     pair = make_pair(PairOptions("mine:make"), rows())
     pair.save(Path("file.pt"), (rows().values,))
-    own = Path("file.pt").read_bytes()
+    pair_file = Path("file.pt").read_bytes()
     torch.save(store_of("make"), "file.pt")
-    theirs = Path("file.pt").read_bytes()
-    for whole in (own, theirs):
-        damaged = bytearray(whole)
+    store_file = Path("file.pt").read_bytes()
+    for intact in (pair_file, store_file):
+        damaged = bytearray(intact)
         for place in range(len(damaged) // 3, len(damaged) // 3 + 200, 5):
             damaged[place] ^= 16
-        for content in (damaged, whole[:-200]):
+        for content in (damaged, intact[:-200]):
             Path("file.pt").write_bytes(content)
             with pytest.raises(InputError, match=r"^expected parameters that .*got a file that is"):
                 loaded("make")

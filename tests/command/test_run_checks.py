@@ -1,4 +1,4 @@
-"""What is found before an analysis begins, and what is said if it fails at its end."""
+"""Checks before an analysis begins, and the error if it fails at its end."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyrovae.command.cli import main
-from pyrovae.command.run_checks import CHECKPOINT, LOCK, only_run, training_kept, writable
+from pyrovae.command.run_checks import CHECKPOINT, LOCK, only_run, training_saved, writable
 from pyrovae.errors import InputError
 
 HOLD = """
@@ -26,7 +26,7 @@ with only_run(Path(sys.argv[1])):
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that is at work in the folder."""
+    """Another process that holds the folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -45,8 +45,8 @@ def test_a_second_run_is_refused_and_one_after_a_kill_is_not(
 ) -> None:
     for options in ([], ["--resume"]):
         assert main(["analyze", "digits", "--epochs", "1", "--out", str(tmp_path), *options]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "one run at a time in --out" in said
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and "one run at a time in --out" in message
     other.kill()
     other.wait()
     with only_run(tmp_path):
@@ -99,9 +99,9 @@ def test_a_file_in_the_way_is_found(tmp_path: Path, folder: str) -> None:
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_what_was_trained_is_said_to_be_kept_where_it_is(tmp_path: Path, trained: bool) -> None:
+def test_the_error_says_whether_the_training_is_saved(tmp_path: Path, trained: bool) -> None:
     if trained:
         (tmp_path / CHECKPOINT).touch()
-    with pytest.raises(InputError) as caught, training_kept(tmp_path):
+    with pytest.raises(InputError) as caught, training_saved(tmp_path):
         raise InputError("expected room; got none.")
     assert ("--resume" in str(caught.value)) == trained
