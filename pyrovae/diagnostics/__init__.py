@@ -8,6 +8,7 @@ densities, not models. Start with ``diagnosis.py``.
 from pyrovae.diagnostics.active_units import ACTIVE, Collapse
 from pyrovae.diagnostics.advice import change_from
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
+from pyrovae.diagnostics.code_densities import Memorisation
 from pyrovae.diagnostics.decoded_samples import Pictures
 from pyrovae.diagnostics.diagnosis import (
     TERMS,
@@ -17,10 +18,14 @@ from pyrovae.diagnostics.diagnosis import (
     diagnose,
     left_out_of,
 )
+from pyrovae.diagnostics.draws import Codes
 from pyrovae.diagnostics.elbo_terms import Surgery, unit_log_densities
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.guide_check import GuideCheck
+from pyrovae.diagnostics.holes import Holes
+from pyrovae.diagnostics.information import Information
 from pyrovae.diagnostics.nuts import Beside, beside_nuts
+from pyrovae.diagnostics.two_sample import TwoSample
 
 __all__ = [
     "ACTIVE",
@@ -28,13 +33,18 @@ __all__ = [
     "TERMS",
     "Beside",
     "Calibration",
+    "Codes",
     "Collapse",
     "Diagnosis",
     "Effort",
     "Gaps",
     "GuideCheck",
+    "Holes",
+    "Information",
+    "Memorisation",
     "Pictures",
     "Surgery",
+    "TwoSample",
     "beside_nuts",
     "calibrate",
     "change_from",

@@ -16,13 +16,14 @@ from pyrovae.evidence.importance import (
 )
 from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.evidence.result import Evidence, smooth, summarise
-from pyrovae.evidence.sandwich import sandwich
+from pyrovae.evidence.sandwich import Sandwich, sandwich
 
 __all__ = [
     "BLOCK",
     "Annealing",
     "Evidence",
     "Path",
+    "Sandwich",
     "compare_priors",
     "left_out",
     "log_evidence",

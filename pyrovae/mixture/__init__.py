@@ -7,14 +7,24 @@ components apart in ``families/``.
 """
 
 from pyrovae.mixture.aggregated import AggregatedPosterior
-from pyrovae.mixture.divergence import divergence, entropy, entropy_bounds, variational_divergence
+from pyrovae.mixture.divergence import (
+    Bounds,
+    divergence,
+    entropy,
+    entropy_bounds,
+    variational_divergence,
+)
+from pyrovae.mixture.kernel.component_scores import Responsibilities
 from pyrovae.mixture.kernel.support import no_numbers
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.reduction import reduce
+from pyrovae.mixture.reduction import Reduction, reduce
 
 __all__ = [
     "AggregatedPosterior",
+    "Bounds",
     "Mixture",
+    "Reduction",
+    "Responsibilities",
     "divergence",
     "entropy",
     "entropy_bounds",

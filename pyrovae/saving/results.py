@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import namedtuple
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.mixture import AggregatedPosterior, Mixture, families
-from pyrovae.saving import flows
+from pyrovae.saving import flows, names
 from pyrovae.saving.atomic import from_archive, replace, to_archive
 
 FORMAT = 2
@@ -76,9 +74,11 @@ def load(path: str | Path) -> Any:
         return _read(content)
     except _FOREIGN as error:
         reason = str(error) if isinstance(error, ValueError) else "of another kind"
+        if isinstance(error, InputError):
+            reason = f"not whole or of another version: {reason.rstrip('.')}"
         raise InputError(
             f"expected a file that pyrovae.save has written; got {str(path)!r}, which is {reason}. "
-            "Write it anew with pyrovae.save, or read it with the library that wrote it."
+            "Write it anew with pyrovae.save, or read it with the version that wrote it."
         ) from None
 
 
@@ -111,13 +111,12 @@ def _pack(value: Any) -> Any:
         return {"kind": "dict", "items": [[_pack(k), _pack(v)] for k, v in value.items()]}
     if isinstance(value, torch.distributions.Distribution):
         return _pack_density(value)
-    if type(value).__module__.startswith("pyrovae.") and (names := _fields(type(value))):
-        content = {field: _pack(getattr(value, field)) for field in names}
-        name = [type(value).__module__, type(value).__qualname__]
+    if name := names.name_of(type(value)):
+        content = {field: _pack(getattr(value, field)) for field in names.fields_of(type(value))}
         return {"kind": "result", "name": name, "fields": content}
-    if isinstance(value, tuple) and (names := _fields(type(value))):
+    if isinstance(value, tuple) and (labels := names.fields_of(type(value))):
         items = [_pack(item) for item in value]
-        return {"kind": "named", "name": type(value).__name__, "names": names, "items": items}
+        return {"kind": "named", "name": type(value).__name__, "names": labels, "items": items}
     raise InputError(
         "expected a result of pyrovae, made of tensors, arrays of numbers, numbers and text; got "
         f"{type(value).__name__}. Save its parts one by one."
@@ -168,7 +167,7 @@ def _unpack(state: Any) -> Any:
         return flows.from_state(state["state"])
     if kind == "result":
         content = {name: _unpack(value) for name, value in state["fields"].items()}
-        return _result_class(*state["name"])(**content)
+        return names.build(_stable(state["name"]), content)
     components = families.from_state(state["components"])
     if kind == "q_agg":
         whole = AggregatedPosterior(components, state["weights"])
@@ -178,17 +177,6 @@ def _unpack(state: Any) -> Any:
     return whole if whole.batch_shape == batch else whole.expand(batch)
 
 
-def _fields(kind: type) -> tuple[str, ...]:
-    """What a result is made of: the fields of a dataclass or of a named tuple."""
-    if is_dataclass(kind):
-        return tuple(field.name for field in fields(kind))
-    return getattr(kind, "_fields", ()) if issubclass(kind, tuple) else ()
-
-
-def _result_class(module: str, name: str) -> Any:
-    found = None
-    if module.startswith("pyrovae."):
-        found = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and _fields(found)):
-        raise InputError(f"expected a result of pyrovae; got {module}.{name}.")
-    return found
+def _stable(name: str | list[str]) -> str:
+    """The name of a result, beside which older files hold the module that it was in."""
+    return name if isinstance(name, str) else name[-1]

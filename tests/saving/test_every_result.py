@@ -26,15 +26,17 @@ from pyrovae import diagnostics, evidence
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.mixture.mixture import Mixture
+from pyrovae.saving import names, write_archive
+from pyrovae.saving.results import FORMAT, _pack
 
 MODULES = (
     *(f"pyrovae.evidence.{info.name}" for info in pkgutil.iter_modules(evidence.__path__)),
     *(f"pyrovae.diagnostics.{info.name}" for info in pkgutil.iter_modules(diagnostics.__path__)),
     "pyrovae.estimates", "pyrovae.training.history", "pyrovae.mixture.divergence",
     "pyrovae.mixture.reduction", "pyrovae.mixture.kernel.component_scores",
-    "pyrovae.ex_post.selection",
+    "pyrovae.ex_post.selection", "pyrovae.export.groups",
 )  # fmt: skip
-NO_RESULTS = {"Path", "Point", "Tuning"}  # what a computation goes through
+NO_RESULTS = {"Moments", "Normals", "Path", "Point", "Tuning"}  # what a computation goes through
 
 
 def result_types() -> dict[str, type]:
@@ -132,10 +134,44 @@ def test_every_result_is_read_as_it_was(name: str, tmp_path: Path) -> None:
     assert repr(type(again)) == repr(type(result))
 
 
-def test_the_results_are_those_that_users_get() -> None:
-    expected = {"Estimate", "Evidence", "Diagnosis", "ExPostPrior", "Fit", "Gaps", "Calibration"}
-    assert expected <= KINDS.keys()
-    assert len(KINDS) > 20
+def test_each_has_a_name_in_files_that_its_room_offers() -> None:
+    assert {name: names.class_of(name) for name in names.HOME} == KINDS
+
+
+CHANGED: dict[str, tuple[Any, str]] = {
+    "a name that is none": ({"name": "Diagnose"}, "expected a result of pyrovae; got 'Diagnose'"),
+    "a function": ({"name": "diagnose"}, "expected a result of pyrovae; got 'diagnose'"),
+    "a class elsewhere": ({"name": ["subprocess", "Popen"]}, "got 'Popen'"),
+    "a field too many": ({"colour": 1.0}, "'colour', which this version doesn't know"),
+    "text for a number": ({"value": "0.5"}, "expected float as Estimate.value; got str"),
+    "truth for a number": ({"size": True}, "expected int as Estimate.size; got bool"),
+    "a tensor for a number": ({"value": torch.ones(2)}, "expected float as Estimate.value"),
+    "a word that is none of them": ({"bound": "above"}, "as Estimate.bound; got str"),
+    "one end of an interval": (
+        {"ends": {"kind": "tuple", "items": [1.0]}},
+        "expected tuple.* as Estimate.ends; got tuple",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_file_of_other_names_or_types_is_refused(name: str, tmp_path: Path) -> None:
+    change, message = CHANGED[name]
+    result = _pack(Estimate(0.5, 0.1, 3))
+    place = result if "name" in change else result["fields"]
+    place |= change
+    write_archive({"pyrovae": FORMAT, "result": result}, tmp_path / "changed.pt")
+    with pytest.raises(InputError, match=message):
+        pv.load(tmp_path / "changed.pt")
+
+
+@pytest.mark.parametrize("field", ["value", "standard_error", "size"])
+def test_a_file_without_a_field_is_refused(field: str, tmp_path: Path) -> None:
+    result = _pack(Estimate(0.5, 0.1, 3))
+    del result["fields"][field]
+    write_archive({"pyrovae": FORMAT, "result": result}, tmp_path / "short.pt")
+    with pytest.raises(InputError, match=f"got none named '{field}'"):
+        pv.load(tmp_path / "short.pt")
 
 
 class Named(NamedTuple):
@@ -171,7 +207,7 @@ NESTED = st.recursive(
         | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
         | st.builds(Named, inner, inner)
         | st.builds(Plain, inner, inner)
-        | st.builds(Estimate, inner, inner, inner)
+        | st.builds(Estimate, st.floats(), st.floats(), st.integers())
     ),
     max_leaves=8,
 )

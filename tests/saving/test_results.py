@@ -132,7 +132,7 @@ def test_a_family_that_could_not_be_read_again_is_not_written(tmp_path: Path) ->
 
     agg = pv.AggregatedPosterior(Normal(torch.zeros(4, 2), 1.0).to_event(1))
     with pytest.raises(
-        ValueError, match=r"family of pyro\.distributions; got '.*test_keep\.Normal'"
+        ValueError, match=r"family of pyro\.distributions; got '.*test_results\.Normal'"
     ):
         pv.save(agg, tmp_path / "agg.pt")
     assert not list(tmp_path.iterdir())
