@@ -2,8 +2,8 @@
 
 ``Mixture`` is a ``MixtureSameFamily`` with a fast, exact density, and ``AggregatedPosterior`` is
 the mixture of a guide's distributions over a data set. Nothing here knows a model, a guide or a
-Pyro statement. Start with ``mixture.py``; what it evaluates with is in ``kernel/``, how it takes
-components apart in ``families/``.
+Pyro statement. Start with ``mixture.py``. The fast evaluation is in ``kernel/``; taking components
+apart and rebuilding them is in ``families/``.
 """
 
 from pyrovae.mixture.aggregated import AggregatedPosterior

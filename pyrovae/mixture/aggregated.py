@@ -13,7 +13,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families.weights import safe_log
 from pyrovae.mixture.kernel import torch_transforms
-from pyrovae.mixture.kernel.support import named, no_numbers
+from pyrovae.mixture.kernel.support import describe_rows, no_numbers
 from pyrovae.mixture.mixture import Mixture
 
 
@@ -22,11 +22,11 @@ class AggregatedPosterior(Mixture):
 
     Args:
         encoding: the guide's distribution at N data points, batch shape ``(N,)``.
-        weights: of the data points, shape ``(N,)``, of any positive total; equal if not given.
+        weights: one per data point, shape ``(N,)``, with any positive total; equal by default.
 
     Raises:
         InputError: if the weights are not N finite, non-negative numbers with a positive total, or
-            a data point with a weight above zero has an encoding that is no number.
+            the encoding of a data point with a weight above zero is NaN or infinite.
 
     Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -39,14 +39,14 @@ class AggregatedPosterior(Mixture):
         self, encoding: dist.Distribution, weights: Tensor | Sequence[float] | None = None
     ) -> None:
         size = encoding.batch_shape[:1].numel()
-        like = families.floating_parameter(encoding)
-        # half precision ends at 65,504 data points
-        wide = torch.promote_types(like.dtype, torch.float32)
+        parameter = families.floating_parameter(encoding)
+        # half precision can count no more than 65,504 data points
+        weight_dtype = torch.promote_types(parameter.dtype, torch.float32)
         if weights is None:
             weights = torch.ones(size)
-        # the logarithm of 1e-50 is a number of single precision, 1e-50 is not
-        weights = torch.as_tensor(weights, dtype=torch.float64, device=like.device)
-        #: Total of the weights as they were given: what this part counts for in `merge`.
+        # single precision holds the logarithm of 1e-50, but not 1e-50
+        weights = torch.as_tensor(weights, dtype=torch.float64, device=parameter.device)
+        #: Total of the weights before normalisation: how much this part counts in `merge`.
         self.mass = float(weights.detach().sum())
         usable = weights.shape == (size,) and bool((weights >= 0).all())
         if not usable or not 0 < self.mass < float("inf"):
@@ -55,11 +55,11 @@ class AggregatedPosterior(Mixture):
                 f"{tuple(weights.shape)}, total {self.mass}."
             )
         _check_numbers(encoding, weights)
-        super().__init__(dist.Categorical(logits=safe_log(weights).to(wide)), encoding)
+        super().__init__(dist.Categorical(logits=safe_log(weights).to(weight_dtype)), encoding)
 
     @property
     def masses(self) -> Tensor:
-        """The weights as they were given, in float64, shape ``(N,)``."""
+        """The weights before normalisation, in float64, shape ``(N,)``."""
         return self.log_weights.double().softmax(-1) * self.mass
 
     @property
@@ -88,25 +88,29 @@ class AggregatedPosterior(Mixture):
 
     @classmethod
     def merge(cls, parts: Sequence[AggregatedPosterior]) -> AggregatedPosterior:
-        """The mixture of all components of several parts, each with the weight it was given.
+        """The mixture of all components of several parts, with their weights before normalisation.
 
-        Parts of one data set, encoded apart, give the density of the whole.
+        Merging the parts of a data set that was encoded piece by piece gives the same density as
+        encoding it at once.
         """
         encoding = families.concatenate([part.encoding for part in parts])
         return cls(encoding, torch.cat([part.masses for part in parts]))
 
     def to(self, *args: Any, **kwargs: Any) -> AggregatedPosterior:
-        """The same mixture on another device or in another dtype; arguments as ``Tensor.to``."""
+        """The same mixture on another device or in another dtype; arguments of ``Tensor.to``."""
         encoding = families.convert(self.encoding, lambda t: t.to(*args, **kwargs))
         return AggregatedPosterior(encoding, self.masses)
 
 
 def _check_numbers(encoding: dist.Distribution, weights: Tensor) -> None:
-    """Check that what has a weight is a number, of a normal a finite one."""
-    wrong = no_numbers(encoding)
-    if wrong is not None and torch_transforms.some(wrong := wrong & (weights > 0)):
+    """Check that encodings with a weight have no NaN and, if they are normals, are finite."""
+    not_finite = no_numbers(encoding)
+    if not_finite is None:
+        return
+    not_finite = not_finite & (weights > 0)
+    if torch_transforms.any_true(not_finite):
         raise InputError(
-            "expected encodings that are numbers; got NaN or infinite parameters"
-            f"{named(wrong)} (counted from 0). Look at these data and the guide, and leave such "
-            "rows out or give them a weight of 0."
+            "expected encodings with finite parameters; got NaN or infinite ones"
+            f"{describe_rows(not_finite)} (counted from 0). Look at these data and the guide, and "
+            "leave such rows out or give them a weight of 0."
         )

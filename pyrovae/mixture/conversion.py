@@ -1,4 +1,4 @@
-"""Mixtures of torch and Pyro as this library's."""
+"""Turn mixtures of torch and Pyro into `Mixture`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pyrovae.mixture.mixture import Mixture
 
 
 def as_mixture(mixture: torch.distributions.MixtureSameFamily) -> Mixture:
-    """The same weights and components as a `Mixture`; one stays what it is.
+    """A mixture of torch or Pyro as a `Mixture`; a `Mixture` is returned as it is.
 
     Raises:
-        InputError: for something else than a mixture of one family, or a batch of mixtures.
+        InputError: if it is not a ``MixtureSameFamily``, or a batch of several.
     """
     if isinstance(mixture, Mixture):
         return mixture
     if not isinstance(mixture, torch.distributions.MixtureSameFamily):
         raise InputError(
             "expected a mixture: a MixtureSameFamily, or what pyrovae.aggregate returns; got "
-            f"{type(mixture).__name__}. Put components and weights into one."
+            f"{type(mixture).__name__}. Build one from your components and weights."
         )
     return Mixture(mixture.mixture_distribution, mixture.component_distribution)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, register_kl
 
 from pyrovae.errors import InputError
-from pyrovae.estimates import Bound, Estimate, mean_estimate
+from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture import families
 from pyrovae.mixture.conversion import as_mixture
 from pyrovae.mixture.kernel.bhattacharyya import log_affinities
@@ -22,17 +22,17 @@ from pyrovae.mixture.kernel.search import log_prob
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import check_seed, seeded
 
-#: Pairs of components that are held at once.
+#: Pairs of components held in memory at once.
 SCORES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A quantity between two deterministic bounds; their errors are those of drawn components.
+    """Two bounds on a quantity, with standard errors if components were drawn to compute them.
 
     Args:
-        lower: with standard error 0 if every component took part.
-        upper: the same.
+        lower: the lower bound; its standard error is 0 if every component took part.
+        upper: the upper bound, likewise.
     """
 
     lower: Estimate
@@ -43,9 +43,9 @@ def entropy(mixture: MixtureSameFamily, *, draws: int = 4096, seed: int = 0) -> 
     """H(q) = −E_q[log q] by Monte Carlo, in nats.
 
     Args:
-        mixture: of any family.
-        draws: number of draws.
-        seed: their seed.
+        mixture: q, of any family.
+        draws: number of draws from q.
+        seed: seed of the draws.
     """
     with torch.no_grad(), seeded(seed, "entropy"):
         return mean_estimate(-mixture.log_prob(mixture.sample((draws,))), over="draws")
@@ -57,10 +57,10 @@ def divergence(
     """KL(q ‖ p) = E_q[log q − log p] by Monte Carlo, for any q and p with a log density.
 
     Args:
-        distribution: q, of batch shape ``()``; a mixture, or anything else with draws.
-        other: p, with the events of q; another mixture, a prior, a flow.
+        distribution: q, of batch shape ``()``: a mixture or anything else that can be sampled.
+        other: p, with the event shape of q: another mixture, a prior, a flow.
         draws: number of draws from q.
-        seed: their seed.
+        seed: seed of the draws.
 
     Raises:
         InputError: if q is a batch of distributions, or p does not give one log density to each
@@ -74,18 +74,18 @@ def divergence(
         )
     with torch.no_grad(), seeded(seed, "divergence"):
         z = distribution.sample(torch.Size([draws]))
-        of_other = other.log_prob(z)
-        if of_other.shape != (draws,):
+        other_log_prob = other.log_prob(z)
+        if other_log_prob.shape != (draws,):
             raise InputError(
-                f"expected one log density a draw, shape ({draws},); got {tuple(of_other.shape)} "
-                "from the other distribution. Give it the event shape "
+                f"expected one log density per draw, shape ({draws},); got "
+                f"{tuple(other_log_prob.shape)} from the other distribution. Give it event shape "
                 f"{tuple(distribution.event_shape)} with .to_event(k), and batch shape ()."
             )
-        return mean_estimate(distribution.log_prob(z) - of_other, over="draws")
+        return mean_estimate(distribution.log_prob(z) - other_log_prob, over="draws")
 
 
 def _no_closed_form(q: dist.Distribution, p: dist.Distribution) -> Tensor:
-    """What ``torch.distributions.kl_divergence`` says of mixtures; Pyro's ELBOs then take draws."""
+    """Tell ``torch.distributions.kl_divergence``, on which Pyro's ELBOs take draws instead."""
     raise NotImplementedError(
         f"expected KL(q ‖ p) in closed form; got {type(q).__name__} and {type(p).__name__}. Use "
         "pyrovae.divergence(q, p), an estimate with its standard error, or, between two mixtures "
@@ -94,7 +94,7 @@ def _no_closed_form(q: dist.Distribution, p: dist.Distribution) -> Tensor:
 
 
 register_kl(Mixture, Distribution)(_no_closed_form)
-register_kl(Independent, Mixture)(_no_closed_form)  # as of an encoding from q_agg
+register_kl(Independent, Mixture)(_no_closed_form)  # such as an encoding and q_agg
 
 
 def entropy_bounds(mixture: MixtureSameFamily, *, rows: int | None = None, seed: int = 0) -> Bounds:
@@ -107,18 +107,18 @@ def entropy_bounds(mixture: MixtureSameFamily, *, rows: int | None = None, seed:
 
     Args:
         mixture: q, of diagonal normals.
-        rows: number of components i that the outer sum is estimated with, drawn by weight; it runs
-            over all if not given. Cost is in proportion to rows · N · D.
+        rows: number of components i, drawn by weight, that estimate the outer sum; by default it
+            runs over all of them. Cost is in proportion to rows · N · D.
         seed: seed of the draw of components.
 
     Raises:
-        InputError: if it is no mixture, or its components are not diagonal normals.
+        InputError: if it is not a mixture, or its components are not diagonal normals.
 
     Kolchinsky & Tracey 2017, "Estimating mixture entropy with pairwise distances".
     """
     check_seed(seed)
-    normals = _normals(mixture)
-    weight = _normalised(normals.log_weight).exp()
+    normals = _diagonal_normals(mixture)
+    weight = _normalise(normals.log_weight).exp()
     index = torch.arange(normals.size, device=weight.device)
     if rows is not None:
         with seeded(seed, "entropy bounds"):
@@ -130,7 +130,10 @@ def entropy_bounds(mixture: MixtureSameFamily, *, rows: int | None = None, seed:
     upper = -log_prob(normals, normals.loc[index], variance=variance)
     lower = _entropies(normals.scale[index]) - log_affinities(normals, index)
     if rows is not None:
-        return Bounds(*(_over_rows(v, b) for v, b in ((lower, "lower"), (upper, "upper"))))
+        return Bounds(
+            mean_estimate(lower, over="draws", bound="lower"),
+            mean_estimate(upper, over="draws", bound="upper"),
+        )
     return Bounds(
         Estimate(float(weight @ lower), 0.0, normals.size, bound="lower"),
         Estimate(float(weight @ upper), 0.0, normals.size, bound="upper"),
@@ -142,11 +145,11 @@ def variational_divergence(
 ) -> Estimate:
     r"""An upper bound on KL(q ‖ p) between two mixtures of diagonal normals, without draws.
 
-    Every way φ of sharing out the components of q among those of p, Σ_b φ_ab = w_a, bounds
+    Every assignment φ of the components of q to those of p, Σ_b φ_ab = w_a, gives the bound
 
     .. math:: KL(q ‖ p) ≤ \sum_{ab} φ_{ab} KL(q_a ‖ p_b) + \sum_b φ_b \log \frac{φ_b}{ω_b}
 
-    The first is φ_ab ∝ ω_b exp −KL(q_a ‖ p_b); every round lowers the bound, by
+    It starts with φ_ab ∝ ω_b exp −KL(q_a ‖ p_b); every round lowers the bound, by
 
     .. math:: φ_{ab} ∝ φ_{ab} \frac{ω_b}{φ_b} e^{-KL(q_a ‖ p_b)}
 
@@ -156,15 +159,15 @@ def variational_divergence(
         rounds: number of rounds, each a pass over all pairs of components in float64.
 
     Raises:
-        InputError: if one is no mixture, components are not diagonal normals, or there is no round.
+        InputError: if either is not a mixture of diagonal normals, or ``rounds`` is below 1.
 
     Hershey & Olsen 2007, "Approximating the Kullback Leibler divergence between Gaussian mixture
     models", section 8.
     """
     if rounds < 1:
         raise InputError(f"expected at least one round; got {rounds}.")
-    q, p = _normals(mixture), _normals(other)
-    log_w = _normalised(q.log_weight)
+    q, p = _diagonal_normals(mixture), _diagonal_normals(other)
+    log_w = _normalise(q.log_weight)
     negative_entropy = -float(log_w.exp() @ _entropies(q.scale))
     offset, best = torch.zeros_like(p.constant), math.inf
     for power in range(1, rounds + 1):
@@ -173,20 +176,20 @@ def variational_divergence(
             logits = power * scores + offset
             phi = logits.softmax(-1) * log_w[rows].exp().unsqueeze(-1)
             expected += float(phi.flatten() @ scores.flatten())
-            found = phi.sum(0).log()
-            none = found == -math.inf  # an underflow: their next offsets need the logarithm
-            if bool(none.any()):
-                log_phi = logits[:, none] + (log_w[rows] - logits.logsumexp(-1)).unsqueeze(-1)
-                found[none] = log_phi.logsumexp(0)
-            log_share = log_share.logaddexp(found)
+            block_log_share = phi.sum(0).log()
+            underflow = block_log_share == -math.inf  # the next offsets need the logarithm
+            if bool(underflow.any()):
+                log_phi = logits[:, underflow] + (log_w[rows] - logits.logsumexp(-1)).unsqueeze(-1)
+                block_log_share[underflow] = log_phi.logsumexp(0)
+            log_share = log_share.logaddexp(block_log_share)
         best = min(best, negative_entropy - expected + float(log_share.exp() @ log_share))
         offset = offset - log_share
     return Estimate(best, 0.0, q.size, bound="upper")
 
 
 def _expected_scores(q: DiagonalNormals, p: DiagonalNormals) -> Iterator[tuple[slice, Tensor]]:
-    """log ω_b + E_{q_a}[log p_b] for some a at a time and all b, by differences if they cancel."""
-    given, key, step = p.exact(slice(None)), p.all_keys(), max(1, SCORES // p.size)
+    """log ω_b + E_{q_a}[log p_b] for all b and a block of a at a time, without cancellation."""
+    p_parameters, key, step = p.exact(slice(None)), p.all_keys(), max(1, SCORES // p.size)
     for start in range(0, q.size, step):
         rows = slice(start, start + step)
         loc, variance = q.loc[rows].double(), q.scale[rows].double().square()
@@ -195,12 +198,13 @@ def _expected_scores(q: DiagonalNormals, p: DiagonalNormals) -> Iterator[tuple[s
         if bool((error <= TOLERANCE[torch.float64]).all()):
             yield rows, query @ key.mT
             continue
-        parts = zip(*(t.split(max(1, step // p.dim)) for t in (loc, variance)), strict=True)
-        yield rows, torch.cat([differences(one, *given, other) for one, other in parts])
+        size = max(1, step // p.dim)
+        parts = zip(loc.split(size), variance.split(size), strict=True)
+        yield rows, torch.cat([differences(m, *p_parameters, v) for m, v in parts])
 
 
-def _normalised(log_weight: Tensor) -> Tensor:
-    """In float64: a rounded sum of weights would be that of entropies, which are far from 0."""
+def _normalise(log_weight: Tensor) -> Tensor:
+    """Normalised in float64: a rounding error of the total weight would multiply the entropies."""
     return log_weight.double().log_softmax(-1)
 
 
@@ -209,17 +213,13 @@ def _entropies(scale: Tensor) -> Tensor:
     return (scale.double().log() + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1)
 
 
-def _normals(given: MixtureSameFamily) -> DiagonalNormals:
-    mixture = as_mixture(given)
+def _diagonal_normals(distribution: MixtureSameFamily) -> DiagonalNormals:
+    mixture = as_mixture(distribution)
     normals = mixture.diagonal_normals()
     if normals is None:
         raise InputError(
             "expected components that are diagonal normals; got "
-            f"{families.family(mixture.component_distribution)}. Use the Monte Carlo estimates."
+            f"{families.family(mixture.component_distribution)}. Use "
+            "the Monte Carlo estimates, pyrovae.entropy or pyrovae.divergence."
         )
     return normals
-
-
-def _over_rows(values: Tensor, bound: str) -> Estimate:
-    side: Bound = "lower" if bound == "lower" else "upper"
-    return mean_estimate(values, over="draws", bound=side)

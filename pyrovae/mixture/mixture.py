@@ -18,16 +18,16 @@ from pyrovae.mixture import families, quantiles
 from pyrovae.mixture.families.nested import MixtureByRow, Pushed
 from pyrovae.mixture.families.weights import safe_log
 from pyrovae.mixture.kernel import gradients, search, support, torch_transforms
-from pyrovae.mixture.kernel.any_family import Components, weighted
-from pyrovae.mixture.kernel.cache import Kept, usable
+from pyrovae.mixture.kernel.any_family import Components, drop_zero_weights
+from pyrovae.mixture.kernel.cache import Cache, leave_inference_mode
 from pyrovae.mixture.kernel.component_scores import Responsibilities, top_shares, total_scores
 from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
 from pyrovae.mixture.kernel.full_normals import FullNormals
 from pyrovae.mixture.reparametrised import reparametrised
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
-#: Components that are averaged over at once.
+#: Components averaged in one step.
 ROWS = 1 << 16
 
 
@@ -39,19 +39,19 @@ class Mixture(dist.MixtureSameFamily):
     It is a ``pyro.distributions.MixtureSameFamily`` and takes the same arguments. For components
     that are diagonal normals, `log_prob` is one pass with an error of at most 1e-4 nats in
     float32 (1e-9 relative to the size of the terms in float64) whatever the scales; other families
-    are evaluated in float64, block by block, ``MultivariateNormal`` by products of matrices.
-    Neither holds a number for every pair of point and component. `sample` draws an index first and
-    then that component only. `expand` is lazy: a plate of B points costs nothing. What is made
-    of components that ask for no gradient is kept, and made anew when their numbers change.
+    are evaluated in float64, block by block, ``MultivariateNormal`` by matrix products. Neither
+    stores a number for every pair of point and component. `sample` draws an index first and then
+    from that component only. `expand` is lazy: a plate of B points costs nothing. What is computed
+    from components without gradient is cached, and computed again when their numbers change.
 
     Args:
         mixture_distribution: ``Categorical`` over the components, batch shape ``()``. Weights of
             zero leave components out exactly, whatever their parameters.
-        component_distribution: batch shape ``(N,)``, any event shape. Where their supports differ,
-            a component has the density 0 outside of its own.
+        component_distribution: batch shape ``(N,)``, any event shape. Where supports differ, a
+            component has density 0 outside its own.
 
     Raises:
-        InputError: if the components have more than one batch dimension, or the weights any.
+        InputError: if the components do not have one batch dimension, or the weights have any.
 
     >>> components = dist.Normal(torch.tensor([[-1.0], [1.0]]), 0.5).to_event(1)
     >>> mixture = Mixture(dist.Categorical(torch.ones(2)), components)
@@ -78,24 +78,26 @@ class Mixture(dist.MixtureSameFamily):
             )
         super().__init__(mixture_distribution, component_distribution, validate_args)
         self.has_rsample = families.diagonal_normal(component_distribution) is not None
-        families.full_normal(component_distribution)  # torch makes its factor once, and here
-        self._kept = Kept()
+        families.full_normal(component_distribution)  # lets torch compute its Cholesky factor now
+        self._cache = Cache()
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
-        """The same mixture for a batch of independent points; no tensor is expanded."""
-        new = type(self).__new__(type(self)) if _instance is None else _instance
-        new.__dict__.update(self.__dict__)
+        """The same mixture with another batch shape; no tensor is expanded."""
+        expanded = type(self).__new__(type(self)) if _instance is None else _instance
+        expanded.__dict__.update(self.__dict__)
         shape = torch.Size(batch_shape)
-        old = self.batch_shape
-        aligned = zip(reversed(old), reversed(shape), strict=False)
-        if len(old) > len(shape) or any(a not in (1, b) for a, b in aligned):
-            raise InputError(f"expected a shape that {tuple(old)} expands to; got {tuple(shape)}.")
-        new._batch_shape = shape
-        return new
+        batch_shape_before = self.batch_shape
+        dimension_pairs = zip(reversed(batch_shape_before), reversed(shape), strict=False)
+        if len(batch_shape_before) > len(shape) or any(a not in (1, b) for a, b in dimension_pairs):
+            raise InputError(
+                f"expected a shape that {tuple(batch_shape_before)} expands to; got {tuple(shape)}."
+            )
+        expanded._batch_shape = shape
+        return expanded
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles build their own evaluator: theirs are other tensors."""
-        return {**self.__dict__, "_kept": Kept()}
+        """Leave the cache out of copies and pickles, which have tensors of their own."""
+        return {**self.__dict__, "_cache": Cache()}
 
     def __repr__(self) -> str:
         batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
@@ -111,9 +113,9 @@ class Mixture(dist.MixtureSameFamily):
 
     @property
     def log_weights(self) -> Tensor:
-        """Normalised log weights, shape ``(N,)``; −inf where the weight is zero."""
+        """Normalised log weights, shape ``(N,)``; −inf where a weight is zero."""
         categorical = self.mixture_distribution
-        if categorical._param is vars(categorical).get("probs"):  # logits would not keep a zero
+        if categorical._param is vars(categorical).get("probs"):  # logits would round 0 up
             return safe_log(categorical.probs)
         return categorical.logits.log_softmax(-1)
 
@@ -124,48 +126,51 @@ class Mixture(dist.MixtureSameFamily):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        """The support of the components where it is one for all, which Pyro can transform."""
+        """The components' common support, or the union of their supports where these differ."""
         if support.differs(self.component_distribution):
-            return support.OfAnyComponent(self._weighted()[0])
+            return support.OfAnyComponent(self._weighted_components()[0])
         return self.component_distribution.support
 
     @property
     def mean(self) -> Tensor:
         """E[z], batch shape + event shape."""
-        means = self._weighted()[0].mean
+        means = self._weighted_components()[0].mean
         return self._average(means).to(means.dtype).expand(self.shape())
 
     @property
     def variance(self) -> Tensor:
         """Var[z] per unit: the mean variance of the components plus the variance of their means."""
-        within = self._weighted()[0].variance
+        within = self._weighted_components()[0].variance
         return (self._average(within).to(within.dtype) + self.mean_variance).expand(self.shape())
 
     @property
     def mean_variance(self) -> Tensor:
-        """Var_n[μ_n] per unit, the variance of the component means, shape of an event."""
-        means = self._weighted()[0].mean
+        """Var_n[μ_n] per unit, the variance of the component means; event shape."""
+        means = self._weighted_components()[0].mean
         return self._average(means, self._average(means)).to(means.dtype)
 
-    def _weighted(self) -> tuple[dist.Distribution, Tensor]:
+    def _weighted_components(self) -> tuple[dist.Distribution, Tensor]:
         """The components that have a weight above zero, and their log weights."""
-        _, components, log_weights = weighted(self.component_distribution, self.log_weights)
+        _, components, log_weights = drop_zero_weights(
+            self.component_distribution, self.log_weights
+        )
         return components, log_weights
 
     def _average(self, values: Tensor, centre: Tensor | None = None) -> Tensor:
-        """Σ_n w_n v_n in float64, shape of an event; of (v_n − centre)² with a centre.
+        """Σ_n w_n v_n in float64, event shape; with a centre, Σ_n w_n (v_n − centre)².
 
         Args:
-            values: of the components with a weight above zero.
+            values: one for each component with a weight above zero.
+            centre: what to subtract before squaring.
         """
         total = torch.zeros_like(values[0], dtype=torch.float64)
-        weights = self._weighted()[1].double().softmax(-1)  # where 1e-50 is above zero
+        weights = self._weighted_components()[1].double().softmax(-1)  # in float64 1e-50 is not 0
         for start in range(0, len(values), ROWS):
             weight, part = weights[start : start + ROWS], values[start : start + ROWS].double()
             if centre is not None:
                 part = (part - centre).square()
             shape = (-1, *(1,) * (part.dim() - 1))
-            part = torch.where(weight.view(shape) > 0, part, 0.0)  # where 0 · ∞ is nothing too
+            part = torch.where(weight.view(shape) > 0, part, 0.0)  # 0 · ∞ counts as 0
             total = total + torch.tensordot(weight, part, 1)
         return total
 
@@ -180,62 +185,62 @@ class Mixture(dist.MixtureSameFamily):
             shape ``(...)``, broadcast with the batch shape.
 
         Raises:
-            InputError: if points are not of the event shape or, where arguments are validated, NaN
-                or outside of the support that all components share.
+            InputError: if points do not have the event shape or, where arguments are validated, are
+                NaN or outside the support that all components share.
         """
         support.check_shape(value, self.event_shape)
         normal = families.diagonal_normal(self.component_distribution)
         if self._validate_args:
             if normal is None:
-                support.check_points(value, self._weighted()[0])
+                support.check_points(value, self._weighted_components()[0])
             else:
                 support.check_numbers(value, self.event_shape)
-        if (simpler := self._simpler()) is not None:
-            return self._shaped(simpler.log_prob(value).to(self._dtype(value)), value)
+        if (simplified := self._simplify()) is not None:
+            return self._reshape(simplified.log_prob(value).to(self._dtype(value)), value)
         if normal is None:
-            found = self._components().log_prob(value.reshape(-1, *self.event_shape))
-            return self._shaped(found.to(self._dtype(value)), value)
-        points = value if value.dim() == 2 and self.event_dim == 1 else self._flat(value)
-        evaluator = self._lasting(normal)
+            log_density = self._components().log_prob(value.reshape(-1, *self.event_shape))
+            return self._reshape(log_density.to(self._dtype(value)), value)
+        points = value if value.dim() == 2 and self.event_dim == 1 else self._flatten(value)
+        evaluator = self._cached_normals(normal)
         if evaluator is not None:
-            return self._shaped(gradients.log_density(points, lambda: evaluator), value)
-        components, log_weights = self._weighted()
-        whole = components is self.component_distribution
-        others = normal if whole else families.diagonal_normal(components) or normal
-        parameters = [usable(tensor) for tensor in (*others, log_weights)]
-        found = gradients.log_density(points, lambda: self._diagonal(normal), parameters)
-        return self._shaped(found, value)
+            return self._reshape(gradients.log_density(points, lambda: evaluator), value)
+        components, log_weights = self._weighted_components()
+        all_weighted = components is self.component_distribution
+        loc_scale = normal if all_weighted else families.diagonal_normal(components) or normal
+        parameters = [leave_inference_mode(tensor) for tensor in (*loc_scale, log_weights)]
+        log_density = gradients.log_density(points, lambda: self._diagonal(normal), parameters)
+        return self._reshape(log_density, value)
 
     @plain()
     def score(self, z: Tensor) -> Tensor:
         r"""∇_z log q(z) = Σ_n r_n(z) ∇ log q_n(z), shape of ``z``; without gradient.
 
         Raises:
-            InputError: if the points are not of the event shape or NaN, or the components are
+            InputError: if points do not have the event shape or are NaN, or the components are
                 discrete.
         """
-        rows = self._rows(z).to(self._dtype(z))
+        rows = self._as_rows(z).to(self._dtype(z))
         if self.component_distribution.support.is_discrete:
             raise InputError(
-                "expected a mixture with a density, to have a score; got discrete components, "
+                "expected components with a density, which a score needs; got discrete components, "
                 f"{families.family(self.component_distribution)}."
             )
         if not len(rows):
             return torch.zeros_like(z)
-        if (simpler := self._simpler()) is not None:
+        if (simplified := self._simplify()) is not None:
             with torch.enable_grad():
-                points = usable(rows.detach()).requires_grad_()
-                (found,) = torch.autograd.grad(simpler.log_prob(points).sum(), points)
-            return found.reshape(z.shape)
-        with torch.no_grad():  # the parameters take no part
+                points = leave_inference_mode(rows.detach()).requires_grad_()
+                (gradient,) = torch.autograd.grad(simplified.log_prob(points).sum(), points)
+            return gradient.reshape(z.shape)
+        with torch.no_grad():  # the score has no gradient in the parameters
             components = self.diagonal_normals() or self._components()
         if isinstance(components, DiagonalNormals):
-            flat = rows.reshape(-1, components.dim)
-            return gradients.score(flat, components).reshape(z.shape)
+            vectors = rows.reshape(-1, components.dim)
+            return gradients.score(vectors, components).reshape(z.shape)
         return components.score(rows).reshape(z.shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws: an index, then that component; memory in proportion to the draws."""
+        """Draws: first an index, then from that component; memory grows with the draws only."""
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape
             index = self.sample_index(math.prod(shape))
@@ -243,11 +248,10 @@ class Mixture(dist.MixtureSameFamily):
             return drawn.reshape(shape + self.event_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws with gradients in the parameters, weights among them, for diagonal normals.
+        """Draws with gradients in the parameters, including the weights, for diagonal normals.
 
-        They are the same draws as those of `sample`. Gradients are those of implicit
-        reparametrisation, in any number of units (Graves 2016; Figurnov et al. 2018), and visit all
-        pairs of draw and component.
+        The draws are those of `sample`. Gradients are by implicit reparametrisation, for any number
+        of units (Graves 2016; Figurnov et al. 2018), and take all pairs of draw and component.
 
         Raises:
             NotImplementedError: if the components are not diagonal normals, saying what to use.
@@ -257,16 +261,16 @@ class Mixture(dist.MixtureSameFamily):
             raise NotImplementedError(
                 "expected diagonal normals, whose draws have gradients in the parameters; got "
                 f"{families.family(self.component_distribution)}. Use sample(), and the score "
-                "function: the gradient of E[f(z)] is that of E[f(z) * log_prob(z)], f(z) held."
+                "function: the gradient of E[f(z)] is that of E[f(z) * log_prob(z)], f(z) detached."
             )
         z = self.sample(sample_shape)
-        if not any(map(torch_transforms.moving, self._tensors())):
+        if not any(map(torch_transforms.needs_derivatives, self._source_tensors())):
             return z
-        parameters = (usable(tensor) for tensor in (*normal, self.log_weights))
-        return reparametrised(self._flat(z), *parameters).reshape(z.shape)
+        parameters = (leave_inference_mode(tensor) for tensor in (*normal, self.log_weights))
+        return reparametrised(self._flatten(z), *parameters).reshape(z.shape)
 
     def sample_index(self, count: int) -> Tensor:
-        """Component numbers drawn by weight, shape ``(count,)``; any number of components."""
+        """Component numbers drawn by weight, shape ``(count,)``, for any number of components."""
         weights = self.log_weights.detach()
         if bool((weights == weights[0]).all()):
             return torch.randint(len(weights), (count,), device=weights.device)
@@ -275,7 +279,7 @@ class Mixture(dist.MixtureSameFamily):
         return torch.searchsorted(cumulative / cumulative[-1], uniform, right=True)
 
     def component(self, n: int) -> dist.Distribution:
-        """The component number n, batch shape ``()``."""
+        """Component number n, batch shape ``()``."""
         if not -self.size <= n < self.size:
             raise IndexError(f"expected a component from 0 to {self.size - 1}; got {n}.")
         return families.take(self.component_distribution, torch.tensor(n % self.size))
@@ -287,7 +291,7 @@ class Mixture(dist.MixtureSameFamily):
         )
 
     def entropy(self) -> Tensor:
-        """Not known in closed form."""
+        """Refused: a mixture has no entropy in closed form."""
         raise NotImplementedError(
             "expected an entropy in closed form; got a mixture. Use pyrovae.entropy(mixture), an "
             "estimate with its standard error, or pyrovae.entropy_bounds(mixture)."
@@ -295,7 +299,7 @@ class Mixture(dist.MixtureSameFamily):
 
     @plain()
     def cdf(self, value: Tensor) -> Tensor:
-        """P(z ≤ value) of a mixture over numbers, in blocks of components."""
+        """P(z ≤ value) of a mixture over numbers, computed in blocks of components."""
         components, weights = self._over_numbers()
         support.check_numbers(value, self.event_shape)
         total = quantiles.cdf(components, weights, value.to(self._dtype(value)))
@@ -305,21 +309,21 @@ class Mixture(dist.MixtureSameFamily):
         """The z with P(z' ≤ z) = value of a mixture over numbers; differentiable.
 
         Raises:
-            InputError: for a value that is not from 0 to 1, or a mixture over vectors.
+            InputError: if a value is not between 0 and 1, or the mixture is over vectors.
             NotImplementedError: for a family without quantiles, saying what to use.
         """
         components, weights = self._over_numbers()
-        found = quantiles.icdf(components, weights, value).to(self._dtype(value))
-        return found.expand(broadcast_shape(found.shape, self.batch_shape))
+        quantile = quantiles.icdf(components, weights, value).to(self._dtype(value))
+        return quantile.expand(broadcast_shape(quantile.shape, self.batch_shape))
 
     def _over_numbers(self) -> tuple[dist.Distribution, Tensor]:
-        """The components with a weight above zero, if they are over numbers, and the weights."""
+        """The components with a weight above zero and their weights, for a mixture over numbers."""
         if self.event_shape:
             raise InputError(
                 f"expected a mixture over numbers, event shape (); got {tuple(self.event_shape)}. "
                 "Take .marginal(d) first."
             )
-        components, log_weights = self._weighted()
+        components, log_weights = self._weighted_components()
         return components, log_weights.double().exp()
 
     @plain()
@@ -331,17 +335,17 @@ class Mixture(dist.MixtureSameFamily):
             top: how many components to return.
 
         Returns:
-            indices and weights, shape ``(..., min(top, N))``; B × N numbers are never held.
+            indices and weights, shape ``(..., min(top, N))``; B × N numbers are never stored.
 
         Raises:
-            InputError: if ``top`` is less than 1, or the points are not of the event shape, NaN, or
-                where the density is 0.
+            InputError: if ``top`` is less than 1, or points do not have the event shape, are NaN or
+                have density 0.
         """
         if top < 1:
             raise InputError(f"expected at least one component to return; got top={top}.")
         with torch.no_grad():
             evaluator = self.diagonal_normals() or self._components()
-            rows, k = self._rows(z), min(top, evaluator.size)
+            rows, k = self._as_rows(z), min(top, evaluator.size)
             if isinstance(evaluator, DiagonalNormals):
                 rows = rows.reshape(len(rows), evaluator.dim)
             if isinstance(evaluator, DiagonalNormals) and k <= evaluator.groups and len(rows):
@@ -351,11 +355,11 @@ class Mixture(dist.MixtureSameFamily):
             if evaluator.index is not None:
                 index = evaluator.index[index]
             if k < min(top, self.size):  # the others have no weight
-                without = (self.log_weights == -math.inf).nonzero().squeeze(-1)
-                without = without[: min(top, self.size) - k].expand(len(rows), -1)
-                index = torch.cat([index, without], -1)
-                weight = torch.nn.functional.pad(weight, (0, without.shape[-1]))
-            weight = self._plain(weight, z)
+                weightless = (self.log_weights == -math.inf).nonzero().squeeze(-1)
+                weightless = weightless[: min(top, self.size) - k].expand(len(rows), -1)
+                index = torch.cat([index, weightless], -1)
+                weight = torch.nn.functional.pad(weight, (0, weightless.shape[-1]))
+            weight = self._reshape_responsibilities(weight, z)
             return Responsibilities(index.reshape(weight.shape), weight)
 
     @plain()
@@ -371,35 +375,37 @@ class Mixture(dist.MixtureSameFamily):
             shape ``(...)``; without gradient.
 
         Raises:
-            InputError: if the points are not of the event shape, NaN, or where the density is 0.
+            InputError: if points do not have the event shape, are NaN or have density 0.
         """
         with torch.no_grad():
-            rows, normals = self._rows(z), self.diagonal_normals()
+            rows, normals = self._as_rows(z), self.diagonal_normals()
             if normals is None:
                 entropy = total_scores(self._components(), rows)[1]
             else:
                 entropy = search.evaluate(normals, rows.reshape(len(rows), normals.dim)).entropy
-            return self._plain(entropy.clamp(min=0.0).exp(), z)  # below 0 by its rounding
+            return self._reshape_responsibilities(
+                entropy.clamp(min=0.0).exp(), z
+            )  # rounding may put it below 0
 
     @plain()
     def leave_one_out_log_prob(self, z: Tensor, n: Tensor) -> Tensor:
-        r"""log density of the mixture without component n, a different one for every point.
+        r"""Log density of the mixture without component n, which may differ between points.
 
         .. math:: \log \sum_{m ≠ n} \frac{w_m}{1 - w_n} q_m(z)
 
-        The component is left out of the sum, not subtracted from it: the result is exact also where
-        it carries all the mass.
+        The component is left out of the sum, not subtracted from it, so the result is exact even
+        where it carries all the mass.
 
         Args:
             z: points, shape ``(..., *event_shape)``.
-            n: component numbers, shape ``(...)`` or one that expands to it.
+            n: component numbers, of a shape that expands to ``(...)``.
 
         Returns:
             shape ``(...)``; without gradient.
 
         Raises:
-            InputError: if a number is not that of a component, component n is all there is, or the
-                points are not of the event shape or NaN.
+            InputError: if there is no component n, no other component has a weight, or points do
+                not have the event shape or are NaN.
         """
         with torch.no_grad():
             shape = z.shape[: z.dim() - len(self.event_shape)]
@@ -408,59 +414,63 @@ class Mixture(dist.MixtureSameFamily):
                 raise InputError(f"expected components from 0 to {self.size - 1}; got {n}.")
             weights = torch.nn.functional.pad(self.log_weights.double().exp(), (1, 1))
             before, after = weights.cumsum(0)[:-2], weights.flip(0).cumsum(0).flip(0)[2:]
-            rest = (before + after).log()[number]
-            if bool((rest == -math.inf).any()):
+            log_rest = (before + after).log()[number]
+            if bool((log_rest == -math.inf).any()):
                 raise InputError(
                     "expected another component with a weight above zero; got a mixture of one."
                 )
-            return self._shaped((self._without(self._rows(z), number) - rest).to(self._dtype(z)), z)
+            return self._reshape(
+                (self._log_sum_without(self._as_rows(z), number) - log_rest).to(self._dtype(z)),
+                z,
+            )
 
-    def _simpler(self) -> dist.Distribution | None:
-        """The same density of plainer components, where these are mixtures or share a flow."""
+    def _simplify(self) -> dist.Distribution | None:
+        """The same density with simpler components, if they are mixtures or share a flow."""
         if isinstance(self.component_distribution, MixtureByRow):
-            of, log_weights = self._weighted()
-            within, components = families.unroll(of)
+            mixtures, log_weights = self._weighted_components()
+            within, components = families.unroll(mixtures)
             logits = (log_weights.unsqueeze(-1) + within).flatten()
             return Mixture(dist.Categorical(logits=logits), components)
-        if isinstance(of := self.component_distribution, Pushed):
-            return Pushed(Mixture(self.mixture_distribution, of.base_dist), of.transforms)
+        pushed = self.component_distribution
+        if isinstance(pushed, Pushed):
+            return Pushed(Mixture(self.mixture_distribution, pushed.base_dist), pushed.transforms)
         return None
 
-    def _without(self, rows: Tensor, exclude: Tensor) -> Tensor:
+    def _log_sum_without(self, rows: Tensor, left_out: Tensor) -> Tensor:
         """log Σ_m w_m q_m(z) over all but one component for each point, in float64, ``(B,)``."""
         evaluator = self.diagonal_normals() or self._components()
         if evaluator.index is not None:
             position = torch.full((self.size,), -1, device=rows.device)
             position[evaluator.index] = torch.arange(evaluator.size, device=rows.device)
-            exclude = position[exclude]
+            left_out = position[left_out]
         if isinstance(evaluator, DiagonalNormals):
             return search.log_prob(
-                evaluator, rows.reshape(len(rows), evaluator.dim), exclude=exclude
+                evaluator, rows.reshape(len(rows), evaluator.dim), exclude=left_out
             )
-        return total_scores(evaluator, rows, exclude)[0]
+        return total_scores(evaluator, rows, left_out)[0]
 
-    def _plain(self, values: Tensor, z: Tensor) -> Tensor:
-        """What is told of responsibilities, which there are none of where the density is 0."""
+    def _reshape_responsibilities(self, values: Tensor, z: Tensor) -> Tensor:
+        """Values for rows in the shape of the points; NaN, at points of density 0, is refused."""
         batch = support.check_shape(z, self.event_shape)
         values = values.to(self._dtype(z)).reshape(*batch, *values.shape[1:])
-        unknown = values.isnan()
-        if bool(unknown.any()):
-            where = support.named(unknown.reshape(*batch, -1).any(-1))
+        undefined = values.isnan()
+        if bool(undefined.any()):
+            rows = support.describe_rows(undefined.reshape(*batch, -1).any(-1))
             raise InputError(
-                f"expected points with a density above 0; got others{where}. Leave these out."
+                f"expected points with a density above 0; got others{rows}. Leave these out."
             )
         return values
 
-    def _rows(self, z: Tensor) -> Tensor:
-        """Points as rows, none of them NaN."""
+    def _as_rows(self, z: Tensor) -> Tensor:
+        """The points as rows, checked for their shape and for NaN."""
         support.check_shape(z, self.event_shape)
         support.check_numbers(z, self.event_shape)
         return z.reshape(-1, *self.event_shape)
 
-    def _flat(self, z: Tensor) -> Tensor:
+    def _flatten(self, z: Tensor) -> Tensor:
         return z.reshape(-1, self.event_shape.numel())
 
-    def _shaped(self, values: Tensor, z: Tensor) -> Tensor:
+    def _reshape(self, values: Tensor, z: Tensor) -> Tensor:
         shape = z.shape[: z.dim() - len(self.event_shape)]
         if values.shape != shape:
             values = values.reshape(shape)
@@ -472,44 +482,46 @@ class Mixture(dist.MixtureSameFamily):
         return torch.promote_types(z.dtype, self.log_weights.dtype)
 
     def diagonal_normals(self) -> DiagonalNormals | None:
-        """The evaluator of the components, if they are diagonal normals."""
+        """The evaluator of the components if they are diagonal normals, else None."""
         normal = families.diagonal_normal(self.component_distribution)
         return None if normal is None else self._diagonal(normal)
 
     def _diagonal(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals:
-        return self._made_of(self._tensors(), lambda: DiagonalNormals(*normal, self.log_weights))
+        return self._compute_once(
+            self._source_tensors(), lambda: DiagonalNormals(*normal, self.log_weights)
+        )
 
-    def _lasting(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | None:
-        """The evaluator, if it may be kept and this is not the first question."""
-        tensors = self._tensors()
-        if torch_transforms.active() or any(map(_changes, tensors)):
+    def _cached_normals(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | None:
+        """The evaluator if it may be cached, but not on the first call: one does not repay it."""
+        tensors = self._source_tensors()
+        if torch_transforms.active() or any(map(_must_recompute, tensors)):
             return None
-        asked, self._kept.asked = self._kept.asked, True
-        kept: DiagonalNormals | None = self._kept.find(tensors)
-        return self._diagonal(normal) if asked and kept is None else kept
+        used_before, self._cache.used_before = self._cache.used_before, True
+        evaluator: DiagonalNormals | None = self._cache.find(tensors)
+        return self._diagonal(normal) if used_before and evaluator is None else evaluator
 
     def _components(self) -> Components:
-        full = families.full_normal(self.component_distribution)
-        tensors = () if full is None else (*full, self.mixture_distribution._param)
-        if full is None or any(map(torch_transforms.moving, tensors)):
+        parameters = families.full_normal(self.component_distribution)
+        tensors = () if parameters is None else (*parameters, self.mixture_distribution._param)
+        if parameters is None or any(map(torch_transforms.needs_derivatives, tensors)):
             return Components(self.component_distribution, self.log_weights)
-        return self._made_of(
+        return self._compute_once(
             tensors, lambda: FullNormals(self.component_distribution, self.log_weights)
         )
 
-    def _made_of(self, tensors: Sequence[Tensor], make: Callable[[], Made]) -> Made:
-        """What is made of tensors, kept if it may be."""
-        if any(map(_changes, tensors)):
-            return make()
-        kept: Made | None = self._kept.find(tensors)
-        return self._kept.make(tensors, make) if kept is None else kept
+    def _compute_once(self, tensors: Sequence[Tensor], compute: Callable[[], Value]) -> Value:
+        """What ``compute`` returns for these tensors, from the cache if they allow one."""
+        if any(map(_must_recompute, tensors)):
+            return compute()
+        value: Value | None = self._cache.find(tensors)
+        return self._cache.store(tensors, compute) if value is None else value
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        """What diagonal normals are made of, and not the copies that reshaping may have made."""
-        given: Any = families.innermost(self.component_distribution)
-        return given.loc, given.scale, self.mixture_distribution._param
+    def _source_tensors(self) -> tuple[Tensor, ...]:
+        """The parameters of diagonal normals themselves, not copies made by reshaping."""
+        normal: Any = families.innermost(self.component_distribution)
+        return normal.loc, normal.scale, self.mixture_distribution._param
 
 
-def _changes(tensor: Tensor) -> bool:
-    """Whether to keep what is made of a tensor would not pay, or lose derivatives."""
-    return tensor.requires_grad or torch_transforms.moving(tensor)
+def _must_recompute(tensor: Tensor) -> bool:
+    """Whether caching what is computed from a tensor would not pay, or would lose derivatives."""
+    return tensor.requires_grad or torch_transforms.needs_derivatives(tensor)

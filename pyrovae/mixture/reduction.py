@@ -1,4 +1,4 @@
-"""A mixture of few components in place of one of many: EM on the components themselves."""
+"""Reduce a large mixture to one of few components, by EM on the components themselves."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from pyrovae.mixture.kernel.scalar_product import constants, differences, keys, 
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import check_seed, seeded
 
-#: Components that the start is drawn from, for each one wanted.
+#: Candidates drawn for the start, per new component.
 START = 10
-#: Rounding errors of more nats than this in an assignment call for more precision.
+#: Largest rounding error in an assignment, in nats; beyond it a round needs more precision.
 LOOSE = 0.5
-#: The same where a round in float64 is asked for, so that assignments sum to 1.
+#: The same for a round in float64, whose assignments are to sum to 1.
 TIGHT = 1e-8
-#: Variances of fewer rounding errors of the second moment than this call for more precision.
+#: A variance below this many rounding errors of the second moment needs more precision.
 NARROW = 2048
-#: The smallest new standard deviation, in those of the mixture, that float64 tells from 0.
+#: Smallest new standard deviation, relative to that of the mixture, that float64 tells from 0.
 LEAST = 16 * torch.finfo(torch.float64).eps
-#: Shares of an old component in a new one that are left out of pairs.
+#: Pairs whose share is below this are left out.
 NEGLIGIBLE = 1e-20
-#: Numbers that a chunk of pairs may hold: as many as fit the cache, which is ten times as fast.
+#: Numbers in a chunk of pairs: they fit the processor's cache, which is ten times as fast.
 CHUNK = 1 << 18
-#: Components whose second moments are held at once.
+#: Components whose second moments are in memory at once.
 ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """What `reduce` found.
+    """What `reduce` returns.
 
     Args:
         mixture: the mixture of K normal components.
@@ -69,8 +69,8 @@ def reduce(
 ) -> Reduction:
     r"""The mixture of K normals closest to a large mixture in KL(original ‖ reduced).
 
-    EM with the *components* as data, each with its mean and variance exactly, not with draws of
-    them: for component i = (w_i, μ_i, Σ_i), with soft assignments,
+    EM takes the *components* as data, each by its exact mean and variance instead of draws: for
+    component i = (w_i, μ_i, Σ_i), with soft assignments,
 
     .. math:: r_{ij} ∝ π_j e^{E_{q_i}[\log N_j]}, \quad
               π_j = \sum_i w_i r_{ij}, \quad m_j = \sum_i \frac{w_i r_{ij}}{π_j} μ_i, \quad
@@ -80,37 +80,38 @@ def reduce(
     k-means++ on means and standard deviations of components drawn by weight, in units of those of
     the mixture. Rounds conserve the mean of the mixture and its variances, "full" its covariance.
 
-    Many new components rest on few old ones each, and covariances fitted to them do not hold for
-    others. Shrinkage pulls each towards the mean of all, by weight of evidence,
+    If new components rest on few old ones each, the covariances fitted to them do not generalise.
+    Shrinkage pulls each towards the mean covariance, the more the fewer it rests on,
 
     .. math:: S_j ← \frac{N π_j S_j + ν \bar S}{N π_j + ν}, \qquad \bar S = \sum_j π_j S_j
 
-    with N = 1/Σ w_i² the effective number of components; then the bound need not increase, and only
-    the mean is conserved.
+    with N = 1/Σ w_i² the effective number of components; the bound may then decrease, and only the
+    mean is conserved.
 
-    Rounds are two passes of attention in float32, products of matrices in float64 for full
-    covariances, wherever rounding leaves assignments and variances as they are. Where not, what is
-    affected is done in float64, or from the differences (μ_i − m_j)/S_j^½, which do not cancel and
-    take longer. For a float64 mixture the last round is in float64. The result has the mixture's
-    dtype: float32 does not hold means that lie 10⁷ standard deviations from 0.
+    Rounds are two passes of attention in float32 or, for full covariances, matrix products in
+    float64. Where rounding would affect assignments or variances, they are computed again in
+    float64, or from the differences (μ_i − m_j)/S_j^½, which do not cancel but take longer. For a
+    float64 mixture the last round is in float64. The result has the mixture's dtype: float32
+    cannot represent means that lie 10⁷ standard deviations from 0.
 
     Args:
-        mixture: a `Mixture` or torch's or Pyro's own ``MixtureSameFamily``, components over vectors
-            with mean and variance; normals for full covariances.
-        components: K, from 1 to N. Fewer are found where fewer are needed: old components of the
-            same means and variances count as one, those of weight zero as none, and a new one to
-            which nothing is assigned is left out.
+        mixture: a `Mixture` or torch's or Pyro's own ``MixtureSameFamily`` over vectors, whose
+            components have a mean and a variance; for full covariances, independent units or
+            normals.
+        components: K, from 1 to N. The result may have fewer: old components with the same means
+            and variances count as one, those of weight zero as none, and a new one to which nothing
+            is assigned is left out.
         covariance: "diagonal", or "full" for ``MultivariateNormal`` components.
-        shrinkage: ν ≥ 0, how many old components the common covariance counts for in a new one.
+        shrinkage: ν ≥ 0, how many old components the mean covariance counts as in a new one.
         rounds: the largest number of rounds.
         tolerance: the gain of a round, in nats, below which it is the last.
-        draws: draws for the estimate of the divergence.
+        draws: number of draws that estimate the divergence.
         seed: seed of the start and of these draws.
 
     Raises:
-        InputError: for a K outside 1 … N, a negative ν, no round, another name of a covariance; for
-            what is no mixture, or a batch of them, events that are not vectors, means or variances
-            that are not known or not finite, or a new variance of 0.
+        InputError: if K is not in 1 … N, ν is negative, ``rounds`` is below 1 or the covariance has
+            another name; if the mixture is no mixture, a batch of several or not over vectors; if
+            means or variances are unknown or not finite, or a new variance is 0.
 
     Goldberger & Roweis 2004; Vasconcelos & Lippman 1998; Runnalls 2007; Hershey & Olsen 2007.
     """
@@ -119,17 +120,17 @@ def reduce(
     _check(mixture, components, covariance, shrinkage, rounds)
     with torch.no_grad():
         problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, shrinkage)
-        before = found = problem.start(components, seed)
+        before = normals = problem.start(components, seed)
         bounds: list[float] = []
         converged = False
         while len(bounds) < rounds and not converged:
-            before = found
-            found, bound = problem.round(before, problem.least)
+            before = normals
+            normals, bound = problem.round(before, problem.lowest_dtype)
             bounds.append(bound)
             converged = len(bounds) > 1 and bounds[-1] - bounds[-2] < tolerance
-        if torch.finfo(problem.dtype).eps < torch.finfo(problem.least).eps:
-            found, bounds[-1] = problem.round(before, problem.dtype)
-        reduced = problem.as_mixture(found)
+        if torch.finfo(problem.dtype).eps < torch.finfo(problem.lowest_dtype).eps:
+            normals, bounds[-1] = problem.round(before, problem.dtype)
+        reduced = problem.as_mixture(normals)
         with seeded(seed, "divergence of a reduction"):
             z = mixture.sample((draws,))
         difference = mixture.log_prob(z).double() - reduced.log_prob(z).double()
@@ -140,11 +141,11 @@ def reduce(
 def _check(
     mixture: Mixture, components: int, covariance: str, shrinkage: float, rounds: int
 ) -> None:
-    """What `reduce` asks of its arguments."""
+    """Check the arguments of `reduce`."""
     if covariance not in ("diagonal", "full"):
         raise InputError(
-            f"expected covariance 'diagonal' or 'full'; got {covariance!r}. For covariances that "
-            "are nearly one, take 'full' with a large shrinkage."
+            f"expected covariance 'diagonal' or 'full'; got {covariance!r}. For a covariance "
+            "that all nearly share, take 'full' with a large shrinkage."
         )
     if mixture.batch_shape:
         raise InputError(
@@ -159,11 +160,13 @@ def _check(
         raise InputError(f"expected at least 1 round; got {rounds}.")
     if len(mixture.event_shape) != 1:
         raise InputError(f"expected a mixture over vectors; got events {mixture.event_shape}.")
-    of = mixture.component_distribution
-    if covariance == "full" and not (factorised(of) or isinstance(of, CORRELATED_NORMALS)):
+    distribution = mixture.component_distribution
+    if covariance == "full" and not (
+        factorised(distribution) or isinstance(distribution, CORRELATED_NORMALS)
+    ):
         raise InputError(
             "expected independent units or normals, whose covariances are known; got "
-            f"{family(of)}. Take covariance='diagonal'."
+            f"{family(distribution)}. Take covariance='diagonal'."
         )
 
 
@@ -176,19 +179,20 @@ class Normals:
     scale: Tensor
 
 
-def _moments(mixture: Mixture, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and variances of components in float64, shape ``(n, D)``, known and finite."""
-    of = mixture.component_distribution
+def _moments(mixture: Mixture, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances of some components in float64, shape ``(n, D)``, checked as finite."""
+    components = mixture.component_distribution
     try:
-        mean, variance = of.mean.detach()[kept].double(), of.variance.detach()[kept].double()
+        moments = components.mean, components.variance
     except NotImplementedError as error:
         raise InputError(
-            f"expected components of known means and variances; got {family(of)}. Reduce normals "
-            "of the same moments, estimated from draws."
+            f"expected components of known means and variances; got {family(components)}. Reduce "
+            "normals with the same moments, estimated from draws."
         ) from error
+    mean, variance = (moment.detach()[index].double() for moment in moments)
     wrong = ~(mean.isfinite() & variance.isfinite()).all(-1)
     if bool(wrong.any()):
-        number = int(kept[wrong.nonzero()[0, 0]])
+        number = int(index[wrong.nonzero()[0, 0]])
         raise InputError(
             f"expected finite means and variances; got {int(wrong.sum())} of {len(mean)} components"
             f" without, the first at index {number}. Leave them out, or give them a weight of 0."
@@ -197,10 +201,10 @@ def _moments(mixture: Mixture, kept: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DiagonalRounds:
-    """The components of a mixture as weighted data, in units of its standard deviations."""
+    """EM rounds on the components of a mixture, in units of its standard deviations."""
 
-    #: The precision of a round, as long as it suffices.
-    least = torch.float32
+    #: The dtype of rounds for which it is precise enough.
+    lowest_dtype = torch.float32
 
     def __init__(self, mixture: Mixture, shrinkage: float) -> None:
         self.shrinkage = shrinkage
@@ -219,31 +223,32 @@ class DiagonalRounds:
         self.mean, self.variance = (mean - self.shift) / self.unit, variance / self.unit.square()
 
     def start(self, components: int, seed: int) -> Normals:
-        """k-means++ centres among components drawn by weight, each wider than it is by the rest."""
+        """k-means++ centres among components drawn by weight, widened by the spread about them."""
         points = torch.cat([self.mean, self.variance.sqrt()], -1)
         with seeded(seed, "start of a reduction"):
-            some, log_weight = _draw(self.log_weight, START * components)
-            chosen, distance = _spread(points[some], log_weight, components)
+            candidates, log_weight = _draw(self.log_weight, START * components)
+            chosen, distance = _spread(points[candidates], log_weight, components)
         spread = log_weight.softmax(-1) @ distance / len(self.unit)
-        index = some[chosen]
+        index = candidates[chosen]
         equal = torch.full_like(self.log_weight[index], -math.log(len(index)))
         scale = (self.variance[index] + spread).sqrt()
-        return self.checked(Normals(equal, self.mean[index], self.widths(scale)))
+        return self.check(Normals(equal, self.mean[index], self.scale_of(scale)))
 
-    def widths(self, scale: Tensor) -> Tensor:
+    def scale_of(self, scale: Tensor) -> Tensor:
         """Standard deviations ``(K, D)`` as the scale of normals."""
         return scale
 
     def round(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float]:
-        """Assignments and matched moments, in a dtype or better, and the bound before them."""
-        found = self.fused(normals, dtype) or self.pairwise(normals)
-        return self.checked(self.shrunk(found[0])), found[1] - float(self.unit.log().sum())
+        """One EM round in a dtype or better: the new normals, and the bound of the old ones."""
+        updated, bound = self.fused_round(normals, dtype) or self.pairwise_round(normals)
+        return self.check(self.shrink(updated)), bound - float(self.unit.log().sum())
 
-    def fused(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
+    def fused_round(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
         """A round as two passes of attention; None where even float64 cancels.
 
-        Data ask components: log-sum-exps over j. Components ask data, each datum with the log of
-        its weight less its log-sum-exp: the masses π_j, and as mean of the values, the moments.
+        First old components are queries and new ones keys: log-sum-exps over j. Then new ones are
+        queries and old ones keys, with log weight less log-sum-exp as an offset: the log-sum-exps
+        are log π_j, and the mean values the moments.
         """
         dim = len(self.unit)
         key = keys(normals.mean, normals.scale, constants(normals.scale, normals.log_weight))
@@ -255,29 +260,30 @@ class DiagonalRounds:
             return None
         data = self.data.to(dtype)
         total = block_log_sums(data, key.to(dtype).unsqueeze(0))[0].double()
-        asked = torch.cat([key, torch.ones_like(key[:, :1])], -1)
+        query = torch.cat([key, torch.ones_like(key[:, :1])], -1)
         offset = (self.log_weight - total).unsqueeze(-1)
-        mass, mean, variance = self.matched(asked, torch.cat([data, offset.to(dtype)], -1))
+        values = torch.cat([data, offset.to(dtype)], -1)
+        mass, mean, variance = self.match_moments(query, values)
         narrow = _narrow(mean, variance, dtype).nonzero().squeeze(-1)
-        if len(narrow) and dtype != torch.float64:  # only those: it takes three times as long
-            again = self.matched(asked[narrow], torch.cat([self.data, offset], -1))
-            for whole, part in zip((mass, mean, variance), again, strict=True):
-                whole[narrow] = part
+        if len(narrow) and dtype != torch.float64:  # no others: it takes three times as long
+            exact = self.match_moments(query[narrow], torch.cat([self.data, offset], -1))
+            for moment, exact_moment in zip((mass, mean, variance), exact, strict=True):
+                moment[narrow] = exact_moment
         if bool(_narrow(mean[narrow], variance[narrow], torch.float64).any()):
             return None
         bound = float(self.log_weight.exp() @ total)
         return Normals(mass.log_softmax(-1), mean, variance.sqrt()), bound
 
-    def matched(self, asked: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log masses, means and variances of new components, from the softmax means of data."""
+    def match_moments(self, query: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log masses, means and variances of new components, from softmax means of the data."""
         dim = len(self.unit)
-        mass, mean = block_log_sum_exp(asked.to(values.dtype), values.unsqueeze(0))
+        mass, mean = block_log_sum_exp(query.to(values.dtype), values.unsqueeze(0))
         second, first = mean[0, :, :dim].double(), mean[0, :, dim : 2 * dim].double()
         return mass[0].double(), first, second - first.square()
 
     @cached_property
     def data(self) -> Tensor:
-        """(E[z²], E[z], 1) of the original components, shape ``(N, 2D + 1)``."""
+        """(E[z²], E[z], 1) of the old components, shape ``(N, 2D + 1)``."""
         return queries(self.mean, self.variance)
 
     @cached_property
@@ -285,8 +291,8 @@ class DiagonalRounds:
         """The largest magnitudes in `data`."""
         return self.data.abs().amax(0)
 
-    def pairwise(self, normals: Normals) -> tuple[Normals, float]:
-        """A round from differences, over the pairs of old and new components with a share."""
+    def pairwise_round(self, normals: Normals) -> tuple[Normals, float]:
+        """A round from differences, over pairs of old and new components with a share."""
         scores, size = self.scorer(normals), len(normals.mean)
         step = max(1, CHUNK // (size * self.width))
         index, group, share, bound = [], [], [], 0.0
@@ -300,17 +306,17 @@ class DiagonalRounds:
         order = torch.cat(group).argsort(stable=True)
         counts = torch.cat(group).bincount(minlength=size).tolist()
         parts = (torch.cat(t)[order].split(counts) for t in (index, share))
-        found = [
-            (log_share.logsumexp(0), *self.centred(rows, log_share.softmax(0)))
+        moments = [
+            (log_share.logsumexp(0), *self.component_moments(rows, log_share.softmax(0)))
             for rows, log_share in zip(*parts, strict=True)
             if len(rows)
         ]
-        log_mass, mean, scale = (torch.stack(t) for t in zip(*found, strict=True))
+        log_mass, mean, scale = (torch.stack(t) for t in zip(*moments, strict=True))
         return Normals(log_mass.log_softmax(-1), mean, scale), bound
 
     @property
     def width(self) -> int:
-        """Numbers that `scorer` holds for a pair."""
+        """Numbers that `scorer` needs for each pair."""
         return len(self.unit)
 
     def scorer(self, normals: Normals) -> Callable[[Tensor], Tensor]:
@@ -318,67 +324,69 @@ class DiagonalRounds:
         constant = constants(normals.scale, normals.log_weight)
 
         def scores(rows: Tensor) -> Tensor:
-            given = normals.mean, normals.scale, constant
-            return differences(self.mean[rows], *given, self.variance[rows])
+            parameters = normals.mean, normals.scale, constant
+            return differences(self.mean[rows], *parameters, self.variance[rows])
 
         return scores
 
-    def centred(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and scale of one new component, from its own mean."""
+    def component_moments(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale of one new component, the scale from differences to its mean."""
         mean = share @ self.mean[rows]
         spread = (self.mean[rows] - mean).square()
         return mean, (share @ (self.variance[rows] + spread)).sqrt()
 
-    def shrunk(self, normals: Normals) -> Normals:
-        """The same with covariances pulled towards their mean."""
+    def shrink(self, normals: Normals) -> Normals:
+        """The same normals with covariances pulled towards their mean."""
         if not self.shrinkage:
             return normals
         weight = normals.log_weight.exp()
         own = self.count * weight / (self.count * weight + self.shrinkage)
-        return Normals(normals.log_weight, normals.mean, self.pulled(normals.scale, weight, own))
+        return Normals(
+            normals.log_weight, normals.mean, self.shrink_scale(normals.scale, weight, own)
+        )
 
-    def pulled(self, scale: Tensor, weight: Tensor, own: Tensor) -> Tensor:
-        """Scales of own S_j + (1 − own) S̄."""
+    def shrink_scale(self, scale: Tensor, weight: Tensor, own: Tensor) -> Tensor:
+        """Scales of the covariances own S_j + (1 − own) S̄."""
         common, own = weight @ scale.square(), own.unsqueeze(-1)
         return (own * scale.square() + (1 - own) * common).sqrt()
 
-    def checked(self, normals: Normals) -> Normals:
-        """The same, refused where a component has shrunk to a point."""
+    def check(self, normals: Normals) -> Normals:
+        """The same normals, unless one has shrunk to a point."""
         scale = normals.scale
         deviation = scale.diagonal(dim1=-2, dim2=-1) if scale.dim() == 3 else scale
         if not bool((deviation > LEAST).all()):
             unit = int((~(deviation > LEAST)).nonzero()[0, 1])
             raise InputError(
-                "expected new components with a variance; got one of none that float64 can tell "
-                f"from 0, in unit {unit}. Ask for fewer components, or leave out old ones that are "
+                "expected new components with a variance; got one that float64 can't tell from 0, "
+                f"in unit {unit}. Ask for fewer components, or leave out old ones that are "
                 "points or lie far away."
             )
         return normals
 
     def as_mixture(self, normals: Normals) -> Mixture:
-        """The result in the units and the dtype of the original."""
-        exact = normals.mean * self.unit + self.shift
-        loc = exact.to(self.dtype)
-        off = (loc.double() - exact) / self.unit  # variances are about the means as they are held
+        """The result in the units and the dtype of the original mixture."""
+        exact_mean = normals.mean * self.unit + self.shift
+        loc = exact_mean.to(self.dtype)
+        rounding = (loc.double() - exact_mean) / self.unit  # variances are about the rounded means
         weights = dist.Categorical(logits=normals.log_weight.to(self.dtype))
-        return Mixture(weights, self.distribution(loc, off, normals.scale))
+        return Mixture(weights, self.distribution(loc, rounding, normals.scale))
 
-    def distribution(self, loc: Tensor, off: Tensor, scale: Tensor) -> dist.Distribution:
-        """Normals at rounded means, whose variances take in how far these are off."""
-        widened = (scale.square() + off.square()).sqrt() * self.unit
+    def distribution(self, loc: Tensor, rounding: Tensor, scale: Tensor) -> dist.Distribution:
+        """Normals at rounded means, with the rounding added to their variances."""
+        widened = (scale.square() + rounding.square()).sqrt() * self.unit
         return dist.Normal(loc, widened.to(self.dtype)).to_event(1)
 
 
 class FullRounds(DiagonalRounds):
-    """The same with full covariances, in float64: data are (E[z zᵀ], E[z], 1)."""
+    """EM rounds with full covariances, in float64: data are (E[z zᵀ], E[z], 1)."""
 
-    least = torch.float64
+    lowest_dtype = torch.float64
 
-    def widths(self, scale: Tensor) -> Tensor:
+    def scale_of(self, scale: Tensor) -> Tensor:
         return torch.diag_embed(scale)
 
-    def fused(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
-        """A round as products of matrices; None where they cancel."""
+    def fused_round(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
+        """A round as matrix products; None where they cancel."""
         key = self.keys(normals)
         error = float(self.largest @ key.abs().amax(0))
         if not error * roundoff(key.shape[-1], torch.float64) <= LOOSE:
@@ -390,7 +398,7 @@ class FullRounds(DiagonalRounds):
             total = scores.logsumexp(-1)
             sums += (scores + (log_weight - total).unsqueeze(-1)).exp().mT @ data
             bound += float(log_weight.exp() @ total)
-        sums = sums[sums[:, -1] > 0]  # one that nothing is assigned to is left out
+        sums = sums[sums[:, -1] > 0]  # leave out those to which nothing is assigned
         mass, (row, column) = sums[:, -1], self.triangle
         mean = sums[:, len(row) : -1] / mass.unsqueeze(-1)
         covariance = torch.empty(len(mean), *[len(self.unit)] * 2).to(mean)
@@ -398,8 +406,9 @@ class FullRounds(DiagonalRounds):
         covariance[:, column, row] = covariance[:, row, column]
         covariance -= mean.unsqueeze(-1) * mean.unsqueeze(-2)
         scale, failed = torch.linalg.cholesky_ex(covariance)
-        least = scale.diagonal(dim1=-2, dim2=-1).square()  # of one unit, given those before it
-        if bool(failed.any() | _narrow(mean, least, torch.float64).any()):
+        # of each unit, given the units before it
+        conditional_variance = scale.diagonal(dim1=-2, dim2=-1).square()
+        if bool(failed.any() | _narrow(mean, conditional_variance, torch.float64).any()):
             return None
         return Normals((mass / mass.sum()).log(), mean, scale), bound
 
@@ -416,39 +425,39 @@ class FullRounds(DiagonalRounds):
     @cached_property
     def largest(self) -> Tensor:
         parts = torch.arange(len(self.mean), device=self.mean.device).split(ROWS)
-        every = [self.second_moments(rows).abs().amax(0) for rows in parts]
-        return torch.stack(every).amax(0)
+        maxima = [self.second_moments(rows).abs().amax(0) for rows in parts]
+        return torch.stack(maxima).amax(0)
 
     @cached_property
     def triangle(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the entries of a symmetric matrix that are not said twice."""
+        """Rows and columns of the lower triangle of a symmetric matrix."""
         row, column = torch.tril_indices(len(self.unit), len(self.unit), device=self.unit.device)
         return row, column
 
     @property
-    def correlated(self) -> bool:
+    def is_correlated(self) -> bool:
         return isinstance(self.components, CORRELATED_NORMALS)
 
     def second_moments(self, rows: Tensor) -> Tensor:
-        """(E[z_a z_b] for a ≥ b, E[z], 1) of some of the original components."""
+        """(E[z_a z_b] for a ≥ b, E[z], 1) of some old components."""
         mean, (row, column) = self.mean[rows], self.triangle
         moments = mean[:, row] * mean[:, column]
-        if self.correlated:
-            given = take(self.components, rows).covariance_matrix.double()
-            moments += given[:, row, column] / (self.unit[row] * self.unit[column])
+        if self.is_correlated:
+            covariance = take(self.components, rows).covariance_matrix.double()
+            moments += covariance[:, row, column] / (self.unit[row] * self.unit[column])
         else:
             moments[:, row == column] += self.variance[rows]
         return torch.cat([moments, mean, torch.ones_like(mean[:, :1])], -1)
 
     def factors(self, rows: Tensor) -> Tensor:
-        """Lower Cholesky factors of some of the original components, shape ``(n, D, D)``."""
-        if not self.correlated:
+        """Lower Cholesky factors of some old components, shape ``(n, D, D)``."""
+        if not self.is_correlated:
             return torch.diag_embed(self.variance[rows].sqrt())
         return take(self.components, rows).scale_tril.double() / self.unit.unsqueeze(-1)
 
     @property
     def width(self) -> int:
-        return len(self.unit) ** (2 if self.correlated else 1)
+        return len(self.unit) ** (2 if self.is_correlated else 1)
 
     def scorer(self, normals: Normals) -> Callable[[Tensor], Tensor]:
         eye = torch.eye(len(self.unit)).to(normals.scale)
@@ -458,34 +467,36 @@ class FullRounds(DiagonalRounds):
         def scores(rows: Tensor) -> Tensor:
             difference = self.mean[rows] - normals.mean.unsqueeze(1)
             square = (difference @ inverse.mT).square().sum(-1).mT
-            if self.correlated:
+            if self.is_correlated:
                 trace = inverse.unsqueeze(1) @ self.factors(rows)
                 return constant - 0.5 * (square + trace.square().sum((-2, -1)).mT)
             return constant - 0.5 * (square + self.variance[rows] @ inverse.square().sum(-2).mT)
 
         return scores
 
-    def centred(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def component_moments(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         mean = share @ self.mean[rows]
         scale = mean.new_zeros(len(mean), 0)
-        for some, part in zip(rows.split(ROWS), share.sqrt().split(ROWS), strict=True):
-            within = (part.view(-1, 1, 1) * self.factors(some).mT).flatten(0, 1)
-            between = part.unsqueeze(-1) * (self.mean[some] - mean)
-            scale = _factor(torch.cat([scale.mT, within, between]))
+        for part, root_share in zip(rows.split(ROWS), share.sqrt().split(ROWS), strict=True):
+            within = (root_share.view(-1, 1, 1) * self.factors(part).mT).flatten(0, 1)
+            between = root_share.unsqueeze(-1) * (self.mean[part] - mean)
+            scale = _triangular_root(torch.cat([scale.mT, within, between]))
         return mean, scale
 
-    def pulled(self, scale: Tensor, weight: Tensor, own: Tensor) -> Tensor:
+    def shrink_scale(self, scale: Tensor, weight: Tensor, own: Tensor) -> Tensor:
         weight, own = weight.view(-1, 1, 1), own.view(-1, 1, 1)
-        common = _factor((weight.sqrt() * scale.mT).flatten(0, 1)).mT
-        return _factor(torch.cat([own.sqrt() * scale.mT, (1 - own).sqrt() * common], -2))
+        common = _triangular_root((weight.sqrt() * scale.mT).flatten(0, 1)).mT
+        return _triangular_root(torch.cat([own.sqrt() * scale.mT, (1 - own).sqrt() * common], -2))
 
-    def distribution(self, loc: Tensor, off: Tensor, scale: Tensor) -> dist.Distribution:
-        widened = _factor(torch.cat([scale.mT, off.unsqueeze(-2)], -2)) * self.unit.unsqueeze(-1)
+    def distribution(self, loc: Tensor, rounding: Tensor, scale: Tensor) -> dist.Distribution:
+        widened = _triangular_root(
+            torch.cat([scale.mT, rounding.unsqueeze(-2)], -2)
+        ) * self.unit.unsqueeze(-1)
         return dist.MultivariateNormal(loc, scale_tril=widened.to(self.dtype))
 
 
-def _factor(rows: Tensor) -> Tensor:
-    """Lower triangular L with L Lᵀ = BᵀB of rows B: thin directions drown in the product itself."""
+def _triangular_root(rows: Tensor) -> Tensor:
+    """Lower triangular L with L Lᵀ = BᵀB; in the product itself rounding would drown thin axes."""
     upper = torch.linalg.qr(rows, mode="r").R
     return (upper * upper.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-1)).mT
 
@@ -497,10 +508,10 @@ def _narrow(mean: Tensor, variance: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _draw(log_weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Numbers drawn by weight without replacement, and log weights with which they stand for all.
+    """Component numbers drawn by weight without replacement, with unbiased log weights.
 
-    The largest log w + Gumbel: given the first that is left out, t, each is in with probability
-    1 − exp(−w e^−t), by which its weight is divided (Kool et al. 2019).
+    These have the largest log w + Gumbel noise. Given the largest that is left out, t, each is
+    included with probability 1 − exp(−w e^−t), by which its weight is divided (Kool et al. 2019).
     """
     if count >= len(log_weight):
         return torch.arange(len(log_weight), device=log_weight.device), log_weight
@@ -511,7 +522,7 @@ def _draw(log_weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _spread(points: Tensor, log_weight: Tensor, count: int) -> tuple[list[int], Tensor]:
-    """k-means++: centres drawn one by one, by weight times squared distance to those drawn."""
+    """k-means++: centres drawn one by one, by weight times squared distance to the nearest."""
     chosen: list[int] = []
     distance = torch.full_like(log_weight, math.inf)
     log_distance = torch.zeros_like(log_weight)
@@ -523,5 +534,5 @@ def _spread(points: Tensor, log_weight: Tensor, count: int) -> tuple[list[int], 
 
 
 def _gumbel(log_weight: Tensor) -> Tensor:
-    """Log weights with Gumbel noise: the largest is a draw by weight, whatever their range."""
+    """Log weights plus Gumbel noise: the largest is a draw by weight, whatever their range."""
     return log_weight - torch.empty_like(log_weight).exponential_().log()

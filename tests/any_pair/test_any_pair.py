@@ -309,7 +309,7 @@ def test_a_family_that_cannot_be_laid_end_to_end_is_the_guide_itself() -> None:
         with pyro.plate("data", ROWS):
             pyro.sample("z", Fixed(torch.zeros(ROWS, LATENT)))
 
-    with pytest.raises(ValueError, match=r"expected a family that can be built anew.*got Fixed"):
+    with pytest.raises(ValueError, match=r"expected a family that can be rebuilt.*got Fixed"):
         pv.encode(with_parameters, X)
 
 

@@ -62,18 +62,18 @@ def test_file_holds_the_same_density(agg: AggregatedPosterior, tmp_path: Path) -
     z = agg.sample((4,))
     path = tmp_path / "aggregated posterior.pt"
     save(agg, path)
-    again = load(path)
-    torch.testing.assert_close(again.log_prob(z), agg.log_prob(z))
-    assert repr(again) == repr(agg)
+    loaded = load(path)
+    torch.testing.assert_close(loaded.log_prob(z), agg.log_prob(z))
+    assert repr(loaded) == repr(agg)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_dtype_can_be_changed(agg: AggregatedPosterior) -> None:
     z = agg.sample((4,))
     single = agg.to(dtype=torch.float32)
-    found = single.log_prob(z.float())
-    assert found.dtype == torch.float32 and single.sample().dtype == torch.float32
-    torch.testing.assert_close(found.double(), agg.log_prob(z), rtol=1e-5, atol=1e-4)
+    log_prob = single.log_prob(z.float())
+    assert log_prob.dtype == torch.float32 and single.sample().dtype == torch.float32
+    torch.testing.assert_close(log_prob.double(), agg.log_prob(z), rtol=1e-5, atol=1e-4)
 
 
 def test_weights_default_to_equal() -> None:
@@ -130,9 +130,9 @@ def test_transforms_that_are_not_shared_numbers_are_refused() -> None:
     scaled = dist.transforms.AffineTransform(0.0, torch.rand(N, D))
     for steps in ([scaled], [scaled.inv], [dist.transforms.ComposeTransform([scaled])]):
         own = dist.TransformedDistribution(encodings()["normal"], steps)
-        with pytest.raises(ValueError, match="made of numbers, the same for all; got Transformed"):
+        with pytest.raises(ValueError, match="numbers, the same for all; got Transformed"):
             concatenate([own, own])
-    with pytest.raises(ValueError, match="made of numbers, the same for all; got Transformed"):
+    with pytest.raises(ValueError, match="numbers, the same for all; got Transformed"):
         concatenate([squashed(), squashed(1.0)])
 
 
@@ -168,24 +168,24 @@ def test_tiny_weights_count(tiny: float, dtype: torch.dtype, tmp_path: Path) -> 
     """In single precision 1e-50 is 0; its logarithm is a number."""
     loc = torch.tensor([[0.0], [1000.0]]).to(dtype)
     encoding = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
-    whole = AggregatedPosterior(encoding, [1.0, tiny])
+    agg = AggregatedPosterior(encoding, [1.0, tiny])
     z = loc[1:]
     expected = torch.tensor([math.log(tiny) - 0.5 * math.log(2 * math.pi)], dtype=dtype)
-    save(whole, tmp_path / "tiny.pt")
+    save(agg, tmp_path / "tiny.pt")
     loaded = load(tmp_path / "tiny.pt")
     assert isinstance(loaded, AggregatedPosterior)
-    others = (
-        whole,
-        whole[:],
-        AggregatedPosterior.merge([whole[:1], whole[1:]]),
-        whole.to(torch.float64),
+    versions = (
+        agg,
+        agg[:],
+        AggregatedPosterior.merge([agg[:1], agg[1:]]),
+        agg.to(torch.float64),
         loaded,
     )
-    for one in others:
+    for other in versions:
         for _ in range(2):
-            torch.testing.assert_close(one.log_prob(z), expected, check_dtype=False)
-        assert one.responsibilities(z, top=1).index.item() == 1
-    assert float(whole.masses[1]) == pytest.approx(tiny)
+            torch.testing.assert_close(other.log_prob(z), expected, check_dtype=False)
+        assert other.responsibilities(z, top=1).index.item() == 1
+    assert float(agg.masses[1]) == pytest.approx(tiny)
     alone = AggregatedPosterior(encoding, [tiny, tiny])
     assert alone.mass == pytest.approx(2 * tiny)
     torch.testing.assert_close(alone.weights, torch.full((2,), 0.5, dtype=dtype))
@@ -218,8 +218,8 @@ def test_a_data_point_that_is_no_number_is_named_by_its_row(
     with pytest.raises(ValueError, match="at 1 of 60, the first in row 17 "):
         AggregatedPosterior(spoiled)
     weights[number] = 0
-    found = AggregatedPosterior(spoiled, weights)  # as the message says
+    without = AggregatedPosterior(spoiled, weights)  # as the message says
     rest = torch.arange(N) != number
     z = agg[rest].sample((3,))
     expected = AggregatedPosterior(take(encoding, rest), weights[rest]).log_prob(z)
-    torch.testing.assert_close(found.log_prob(z), expected)
+    torch.testing.assert_close(without.log_prob(z), expected)

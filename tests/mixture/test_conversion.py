@@ -20,10 +20,10 @@ T = torch.distributions
 
 def of_torch(families: object = T, *, size: int = 6) -> T.MixtureSameFamily:
     """A mixture of torch's, or of Pyro's own, distributions alone."""
-    made = families
-    normal = made.Normal(torch.randn(size, 2), 0.3 + torch.rand(size, 2))  # type: ignore[attr-defined]
-    weights = made.Categorical(torch.rand(size))  # type: ignore[attr-defined]
-    return made.MixtureSameFamily(weights, made.Independent(normal, 1))  # type: ignore[attr-defined, no-any-return]
+    package = families
+    normal = package.Normal(torch.randn(size, 2), 0.3 + torch.rand(size, 2))  # type: ignore[attr-defined]
+    weights = package.Categorical(torch.rand(size))  # type: ignore[attr-defined]
+    return package.MixtureSameFamily(weights, package.Independent(normal, 1))  # type: ignore[attr-defined, no-any-return]
 
 
 def full() -> T.MixtureSameFamily:
@@ -31,7 +31,7 @@ def full() -> T.MixtureSameFamily:
     return T.MixtureSameFamily(T.Categorical(torch.ones(6)), components)
 
 
-ASKED: dict[str, Callable[[T.MixtureSameFamily], object]] = {
+USES: dict[str, Callable[[T.MixtureSameFamily], object]] = {
     "reduce": lambda m: pv.reduce(m, 2).bounds,
     "reduce to full": lambda m: pv.reduce(m, 2, covariance="full").bounds,
     "variational divergence": lambda m: pv.variational_divergence(m, m),
@@ -47,18 +47,18 @@ ASKED: dict[str, Callable[[T.MixtureSameFamily], object]] = {
 
 
 @pytest.mark.parametrize("families", [T, dist])
-@pytest.mark.parametrize("asked", ASKED)
-def test_torch_s_own_mixtures_are_taken(asked: str, families: object) -> None:
+@pytest.mark.parametrize("use", USES)
+def test_torch_s_own_mixtures_are_taken(use: str, families: object) -> None:
     theirs = of_torch(families)
     ours = Mixture(theirs.mixture_distribution, theirs.component_distribution)
     torch.manual_seed(0)
-    found = ASKED[asked](theirs)
+    actual = USES[use](theirs)
     torch.manual_seed(0)
-    expected = ASKED[asked](ours)
-    if asked == "entropy":  # theirs draws otherwise than ours
-        assert found == pytest.approx(expected, abs=0.2)
+    expected = USES[use](ours)
+    if use == "entropy":  # theirs draws otherwise than ours
+        assert actual == pytest.approx(expected, abs=0.2)
     else:
-        assert found == (pytest.approx(expected) if isinstance(expected, float) else expected)
+        assert actual == (pytest.approx(expected) if isinstance(expected, float) else expected)
 
 
 def test_normals_of_full_covariance_are_reduced() -> None:
@@ -68,9 +68,9 @@ def test_normals_of_full_covariance_are_reduced() -> None:
     assert pv.reduce(theirs, 6, covariance="full").divergence.value == pytest.approx(0.0, abs=0.05)
 
 
-@pytest.mark.parametrize("asked", ["reduce", "variational divergence", "entropy bounds"])
+@pytest.mark.parametrize("use", ["reduce", "variational divergence", "entropy bounds"])
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("value", "message"),
     [
         (dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), "expected a mixture.*got Independent"),
         (torch.zeros(3, 2), "expected a mixture.*got Tensor"),
@@ -90,9 +90,9 @@ def test_normals_of_full_covariance_are_reduced() -> None:
         ),
     ],
 )
-def test_what_is_no_mixture_is_named(asked: str, given: T.MixtureSameFamily, message: str) -> None:
+def test_what_is_no_mixture_is_named(use: str, value: T.MixtureSameFamily, message: str) -> None:
     with pytest.raises(pv.InputError, match=message):
-        ASKED[asked](given)
+        USES[use](value)
 
 
 AGG = Mixture(
@@ -115,17 +115,19 @@ def test_the_divergences_that_are_named_work() -> None:
     for q, p in ((AGG, NORMAL), (NORMAL, AGG)):
         z = q.sample((200_000,))
         difference = q.log_prob(z) - p.log_prob(z)
-        found = pv.divergence(q, p)
-        error = (found.standard_error**2 + float(difference.var()) / 200_000) ** 0.5
-        assert abs(found.value - float(difference.mean())) < 4.5 * error
+        estimate = pv.divergence(q, p)
+        error = (estimate.standard_error**2 + float(difference.var()) / 200_000) ** 0.5
+        assert abs(estimate.value - float(difference.mean())) < 4.5 * error
     assert -1e-9 < pv.variational_divergence(AGG, AGG, rounds=60).value < 0.01
     with pytest.raises(pv.InputError, match=r"batch shape \(\); got \(4,\)"):
         pv.divergence(dist.Normal(torch.zeros(4, 1), 1.0).to_event(1), AGG)
 
 
 def test_closed_forms_of_others_stay() -> None:
-    at = torch.tensor([0.5], dtype=torch.float64)
-    torch.testing.assert_close(kl_divergence(dist.Delta(at, event_dim=1), AGG), -AGG.log_prob(at))
+    point = torch.tensor([0.5], dtype=torch.float64)
+    torch.testing.assert_close(
+        kl_divergence(dist.Delta(point, event_dim=1), AGG), -AGG.log_prob(point)
+    )
     assert float(kl_divergence(NORMAL, NORMAL)) == 0.0
 
 

@@ -33,8 +33,8 @@ def test_entropy_of_far_islands_is_known_and_both_bounds_are_exact() -> None:
     bounds = entropy_bounds(mixture)
     assert bounds.lower.value == pytest.approx(exact, abs=1e-8)
     assert bounds.upper.value == pytest.approx(exact, abs=1e-8)
-    found = entropy(mixture)
-    assert abs(found.value - exact) < 4 * found.standard_error
+    estimate = entropy(mixture)
+    assert abs(estimate.value - exact) < 4 * estimate.standard_error
 
 
 def test_entropy_of_copies_is_that_of_one_and_both_bounds_are_exact() -> None:
@@ -48,9 +48,9 @@ def test_entropy_of_copies_is_that_of_one_and_both_bounds_are_exact() -> None:
 @pytest.mark.parametrize("distance", [0.3, 1.0, 3.0])
 def test_bounds_bracket_the_entropy_in_between(distance: float) -> None:
     mixture = islands(distance)
-    bounds, found = entropy_bounds(mixture), entropy(mixture, draws=20_000)
-    assert bounds.lower.value < found.value + 4 * found.standard_error
-    assert bounds.upper.value > found.value - 4 * found.standard_error
+    bounds, estimate = entropy_bounds(mixture), entropy(mixture, draws=20_000)
+    assert bounds.lower.value < estimate.value + 4 * estimate.standard_error
+    assert bounds.upper.value > estimate.value - 4 * estimate.standard_error
     assert (bounds.lower.bound, bounds.upper.bound) == ("lower", "upper")
 
 
@@ -63,17 +63,18 @@ def test_bounds_from_pairs_equal_the_double_sum(
     monkeypatch.setattr(bhattacharyya, "SPARSE", sparse)
     monkeypatch.setattr(diagonal_normals, "GROUP", 4)
     mixture = islands(1.0)
-    of, weights = mixture.component_distribution, mixture.weights
-    normal = of.base_dist
+    components, weights = mixture.component_distribution, mixture.weights
+    normal = components.base_dist
     a, b = (
         dist.Normal(normal.loc.unsqueeze(i), normal.scale.unsqueeze(i)).to_event(1) for i in (1, 0)
     )
     pairwise = torch.distributions.kl_divergence(a, b)
-    upper = weights @ (of.entropy() - ((-pairwise).exp() @ weights).log())
-    both = (normal.variance.unsqueeze(1) + normal.variance) / 2
-    far = (normal.loc.unsqueeze(1) - normal.loc).square() / both / 8 + both.log() / 2
-    far = far - normal.scale.log().unsqueeze(1) / 2 - normal.scale.log() / 2
-    lower = weights @ (of.entropy() - ((-far.sum(-1)).exp() @ weights).log())
+    upper = weights @ (components.entropy() - ((-pairwise).exp() @ weights).log())
+    mean_variance = (normal.variance.unsqueeze(1) + normal.variance) / 2
+    distance = (normal.loc.unsqueeze(1) - normal.loc).square() / mean_variance / 8
+    distance = distance + mean_variance.log() / 2
+    distance = distance - normal.scale.log().unsqueeze(1) / 2 - normal.scale.log() / 2
+    lower = weights @ (components.entropy() - ((-distance.sum(-1)).exp() @ weights).log())
     bounds = entropy_bounds(mixture)
     assert bounds.upper.value == pytest.approx(float(upper), abs=1e-9)
     assert -1e-9 - 1e-12 <= bounds.lower.value - float(lower) <= 1e-12
@@ -81,34 +82,34 @@ def test_bounds_from_pairs_equal_the_double_sum(
 
 def test_bounds_from_some_components_are_estimates_of_those_from_all() -> None:
     mixture = islands(1.0)
-    some, every = entropy_bounds(mixture, rows=4000), entropy_bounds(mixture)
-    for one, other in ((some.lower, every.lower), (some.upper, every.upper)):
-        assert one.standard_error > 0
-        assert abs(one.value - other.value) < 4 * one.standard_error
-    assert every.lower.standard_error == 0
+    sampled, exact = entropy_bounds(mixture, rows=4000), entropy_bounds(mixture)
+    for estimate, bound in ((sampled.lower, exact.lower), (sampled.upper, exact.upper)):
+        assert estimate.standard_error > 0
+        assert abs(estimate.value - bound.value) < 4 * estimate.standard_error
+    assert exact.lower.standard_error == 0
 
 
 def test_divergence_to_any_density() -> None:
     mixture, normal = copies(0.5, 1.5), dist.Normal(torch.zeros(D), 2.0).to_event(1)
     exact = torch.distributions.kl_divergence(mixture.component(0), normal)
-    found = divergence(mixture, normal, draws=20_000)
-    assert abs(found.value - float(exact)) < 4 * found.standard_error
+    estimate = divergence(mixture, normal, draws=20_000)
+    assert abs(estimate.value - float(exact)) < 4 * estimate.standard_error
 
 
 def test_variational_divergence_is_exact_where_components_match() -> None:
-    one, other = copies(0.0, 1.0), copies(1.0, 2.0)
-    exact = torch.distributions.kl_divergence(one.component(0), other.component(0))
-    assert variational_divergence(one, other).value == pytest.approx(float(exact), abs=1e-8)
+    q, p = copies(0.0, 1.0), copies(1.0, 2.0)
+    exact = torch.distributions.kl_divergence(q.component(0), p.component(0))
+    assert variational_divergence(q, p).value == pytest.approx(float(exact), abs=1e-8)
     apart = islands(1e4)
     assert variational_divergence(apart, apart).value == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("distance", [0.3, 1.0, 3.0])
 def test_variational_divergence_is_an_upper_bound_and_rounds_lower_it(distance: float) -> None:
-    one, other = islands(distance), islands(distance)
-    found = divergence(one, other, draws=20_000)
-    bounds = [variational_divergence(one, other, rounds=rounds).value for rounds in (1, 3, 6)]
-    assert bounds[0] > bounds[1] > bounds[2] > found.value - 4 * found.standard_error
+    q, p = islands(distance), islands(distance)
+    estimate = divergence(q, p, draws=20_000)
+    bounds = [variational_divergence(q, p, rounds=rounds).value for rounds in (1, 3, 6)]
+    assert bounds[0] > bounds[1] > bounds[2] > estimate.value - 4 * estimate.standard_error
     assert math.isfinite(bounds[0])
 
 
@@ -126,23 +127,23 @@ def test_other_families_are_referred_to_monte_carlo() -> None:
 def test_variational_divergence_holds_at_every_scale(scale: float, spread: float) -> None:
     """Islands of equal weights, shifted by half a scale: a closed form where they lie apart."""
     loc = spread * (torch.arange(N).unsqueeze(-1) + torch.rand(N, D))
-    one, other = (
-        Mixture(dist.Categorical(torch.ones(N)), dist.Normal(at, scale).to_event(1))
-        for at in (loc, loc + 0.5 * scale)
+    q, p = (
+        Mixture(dist.Categorical(torch.ones(N)), dist.Normal(centres, scale).to_event(1))
+        for centres in (loc, loc + 0.5 * scale)
     )
-    found = variational_divergence(one, other)
+    bound = variational_divergence(q, p)
     if spread / scale > 100:
-        assert found.value == pytest.approx(D * 0.125, abs=1e-5)  # of the rounding of loc + shift
-        assert variational_divergence(one, one).value == pytest.approx(0.0, abs=1e-9)
-    estimate = divergence(one, other)
-    assert found.value > estimate.value - 4 * estimate.standard_error
+        assert bound.value == pytest.approx(D * 0.125, abs=1e-5)  # of the rounding of loc + shift
+        assert variational_divergence(q, q).value == pytest.approx(0.0, abs=1e-9)
+    estimate = divergence(q, p)
+    assert bound.value > estimate.value - 4 * estimate.standard_error
 
 
 def test_divergences_refuse_what_is_not_one_number_a_draw() -> None:
     mixture = Mixture(
         dist.Categorical(torch.ones(N)), dist.Normal(torch.randn(N, 1), 1.0).to_event(1)
     )
-    with pytest.raises(ValueError, match=r"expected one log density a draw.*to_event"):
+    with pytest.raises(ValueError, match=r"expected one log density per draw.*to_event"):
         divergence(mixture, dist.Normal(torch.zeros(1), 1.0))
     with pytest.raises(ValueError, match="at least one round"):
         variational_divergence(mixture, mixture, rounds=0)

@@ -71,9 +71,9 @@ def test_density_is_the_same_in_any_blocks(
     if mixture.support.is_discrete:
         return
     z.requires_grad_()
-    found = torch.autograd.grad(mixture.log_prob(z).sum(), z)[0]
+    actual = torch.autograd.grad(mixture.log_prob(z).sum(), z)[0]
     expected = torch.autograd.grad(reference(mixture).log_prob(z).sum(), z)[0]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(mixture.score(z), expected)
 
 
@@ -85,11 +85,11 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple) else (made,):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
             if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > self.bytes:
                 self.bytes = tensor.untyped_storage().nbytes()
-        return made
+        return result
 
 
 @pytest.mark.parametrize("name", ["full normal", "low rank", "log normal", "laplace", "one hot"])
@@ -121,8 +121,8 @@ def test_points_are_more_precise_than_components_allow(mixture: Mixture) -> None
     )
     z = mixture.sample((6,))
     for name in ("log_prob", "effective_components"):
-        found, expected = getattr(single, name)(z), getattr(mixture, name)(z)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, check_dtype=False)
+        actual, expected = getattr(single, name)(z), getattr(mixture, name)(z)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4, check_dtype=False)
 
 
 def test_expand_is_lazy_and_broadcasts(mixture: Mixture) -> None:
@@ -130,8 +130,8 @@ def test_expand_is_lazy_and_broadcasts(mixture: Mixture) -> None:
     assert wide.batch_shape == (6, 5) and type(wide) is type(mixture)
     assert wide.component_distribution is mixture.component_distribution
     assert wide.sample((2,)).shape == (2, 6, 5, *mixture.event_shape)
-    one = mixture.sample()
-    torch.testing.assert_close(wide.log_prob(one), mixture.log_prob(one).expand(6, 5))
+    z = mixture.sample()
+    torch.testing.assert_close(wide.log_prob(z), mixture.log_prob(z).expand(6, 5))
     assert wide.log_prob(wide.sample((2,))).shape == (2, 6, 5)
     assert wide.mean.shape == (6, 5, *mixture.event_shape)
     with pytest.raises(ValueError, match="expected a shape"):
@@ -184,8 +184,8 @@ def test_a_weight_of_zero_is_zero() -> None:
     """torch's Categorical turns probs of zero into 1.2e-7."""
     components = dist.Normal(torch.tensor([[0.0], [50.0]]), 1.0).to_event(1)
     mixture = Mixture(dist.Categorical(probs=torch.tensor([1.0, 0.0])), components)
-    found = mixture.log_prob(torch.tensor([[50.0]]))
-    torch.testing.assert_close(found, components.log_prob(torch.tensor([[50.0]]))[:1])
+    actual = mixture.log_prob(torch.tensor([[50.0]]))
+    torch.testing.assert_close(actual, components.log_prob(torch.tensor([[50.0]]))[:1])
 
 
 def test_components_and_marginals(mixture: Mixture) -> None:
@@ -207,9 +207,9 @@ def test_marginals_are_those_of_the_draws(name: str) -> None:
     for d in range(D):
         marginal = mixture.marginal(d)
         assert marginal.event_shape == ()
-        at = drawn[:, d].median()
-        cdf = marginal.cdf(at)
-        torch.testing.assert_close(cdf, reference(marginal).cdf(at))
+        median = drawn[:, d].median()
+        cdf = marginal.cdf(median)
+        torch.testing.assert_close(cdf, reference(marginal).cdf(median))
         assert abs(cdf - 0.5) < 4 * 0.5 / math.sqrt(4000) + 1e-3
     pair = mixture.marginal([2, 0])
     assert pair.event_shape == (2,)
@@ -350,5 +350,5 @@ def test_components_made_of_modules_have_a_density_in_their_own_dtype() -> None:
     z = torch.randn(7, 2)
     expected = components.log_prob(z.unsqueeze(1)).logsumexp(-1) - math.log(20)
     torch.testing.assert_close(mixture.log_prob(z), expected)
-    with pytest.raises(ValueError, match="transforms made of numbers"):
+    with pytest.raises(ValueError, match="transforms whose arguments are numbers"):
         mixture.sample()

@@ -71,8 +71,8 @@ def test_one_normal_is_torch_s_and_right_where_torch_s_is_infinite() -> None:
 
 def test_the_least_of_the_numbers_that_qualify() -> None:
     mixture = MIXTURES["Uniform, apart"]()  # of weights 1/3 and 2/3, with nothing from 1 to 5
-    found = mixture.icdf(torch.tensor([0.0, 1 / 6, 1 / 3 - 1e-12, 1 / 3 + 1e-12, 1.0]))
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 1.0, 5.0, 6.0]))
+    actual = mixture.icdf(torch.tensor([0.0, 1 / 6, 1 / 3 - 1e-12, 1 / 3 + 1e-12, 1.0]))
+    torch.testing.assert_close(actual, torch.tensor([0.0, 0.5, 1.0, 5.0, 6.0]))
     alike = Mixture(dist.Categorical(torch.ones(2)), mixture.component_distribution)
     assert float(alike.icdf(torch.tensor(0.5))) == pytest.approx(1.0)
 
@@ -97,9 +97,9 @@ def test_gradients_in_the_level_and_in_the_parameters(family: type[dist.Distribu
 
     assert torch.autograd.gradcheck(quantile, (p, loc, scale, logits))
     assert torch.autograd.gradgradcheck(quantile, (p, loc, scale, logits))
-    found = torch.func.grad(lambda p: quantile(p, loc, scale, logits).sum())(p)
+    actual = torch.func.grad(lambda p: quantile(p, loc, scale, logits).sum())(p)
     torch.testing.assert_close(
-        found, torch.autograd.grad(quantile(p, loc, scale, logits).sum(), p)[0]
+        actual, torch.autograd.grad(quantile(p, loc, scale, logits).sum(), p)[0]
     )
 
 

@@ -42,33 +42,33 @@ def narrow(
 
 def covariance_of(mixture: Mixture) -> torch.Tensor:
     """The covariance of the whole by the law of total covariance, brute force."""
-    of, weight = mixture.component_distribution, mixture.weights
-    full = isinstance(of, dist.MultivariateNormal)
-    within = of.covariance_matrix if full else torch.diag_embed(of.variance)
-    centred = of.mean - weight @ of.mean
+    components, weight = mixture.component_distribution, mixture.weights
+    full = isinstance(components, dist.MultivariateNormal)
+    within = components.covariance_matrix if full else torch.diag_embed(components.variance)
+    centred = components.mean - weight @ components.mean
     return torch.einsum("n,nab->ab", weight, within) + (weight * centred.mT) @ centred
 
 
-def assert_same_moments(found: Mixture, mixture: Mixture, *, full: bool) -> None:
+def assert_same_moments(reduced: Mixture, mixture: Mixture, *, full: bool) -> None:
     """Mean and variances of the whole, the covariance too if full, relative to its deviations."""
     unit = mixture.variance.sqrt()
-    torch.testing.assert_close(found.mean / unit, mixture.mean / unit, rtol=0, atol=1e-9)
-    one, other = (covariance_of(m) / unit / unit.unsqueeze(-1) for m in (found, mixture))
+    torch.testing.assert_close(reduced.mean / unit, mixture.mean / unit, rtol=0, atol=1e-9)
+    actual, expected = (covariance_of(m) / unit / unit.unsqueeze(-1) for m in (reduced, mixture))
     if not full:
-        one, other = one.diagonal(), other.diagonal()
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+        actual, expected = actual.diagonal(), expected.diagonal()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_one_component_has_the_moments_of_the_mixture(covariance: str) -> None:
     mixture = correlated()
-    found = reduce(mixture, 1, covariance=covariance).mixture
-    assert found.size == 1
-    of = found.component_distribution
-    torch.testing.assert_close(of.mean[0], mixture.mean, rtol=1e-10, atol=0)
-    torch.testing.assert_close(of.variance[0], mixture.variance, rtol=1e-10, atol=0)
+    reduced = reduce(mixture, 1, covariance=covariance).mixture
+    assert reduced.size == 1
+    components = reduced.component_distribution
+    torch.testing.assert_close(components.mean[0], mixture.mean, rtol=1e-10, atol=0)
+    torch.testing.assert_close(components.variance[0], mixture.variance, rtol=1e-10, atol=0)
     if covariance == "full":
-        full = of.covariance_matrix[0]
+        full = components.covariance_matrix[0]
         torch.testing.assert_close(full, covariance_of(mixture), rtol=1e-10, atol=0)
 
 
@@ -77,15 +77,15 @@ def test_one_component_has_the_moments_of_the_mixture(covariance: str) -> None:
 def test_rounds_conserve_the_moments_of_the_whole(covariance: str, rounds: int) -> None:
     """Σ π_j m_j and Σ π_j (S_j + m_j m_jᵀ) are those of the mixture, as shares sum to 1."""
     mixture = correlated()
-    found = reduce(mixture, 7, covariance=covariance, rounds=rounds).mixture
-    assert_same_moments(found, mixture, full=covariance == "full")
+    reduced = reduce(mixture, 7, covariance=covariance, rounds=rounds).mixture
+    assert_same_moments(reduced, mixture, full=covariance == "full")
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_shrinkage_conserves_the_mean_of_the_whole(covariance: str) -> None:
     mixture = correlated()
-    found = reduce(mixture, 7, covariance=covariance, shrinkage=5.0).mixture
-    torch.testing.assert_close(found.mean, mixture.mean, rtol=1e-9, atol=0)
+    reduced = reduce(mixture, 7, covariance=covariance, shrinkage=5.0).mixture
+    torch.testing.assert_close(reduced.mean, mixture.mean, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("sigma", [1e-6, 1e-3, 1.0, 1e3])
@@ -98,11 +98,11 @@ def test_narrow_and_wide_components_are_reduced_alike(
     for duplicates in (False, True):
         mixture = narrow(sigma, spread, duplicates=duplicates)
         for components in (1, 3, 20, 40):
-            found = reduce(mixture, components, covariance=covariance, draws=200)
-            assert_same_moments(found.mixture, mixture, full=covariance == "full")
-            kl = found.divergence
+            reduction = reduce(mixture, components, covariance=covariance, draws=200)
+            assert_same_moments(reduction.mixture, mixture, full=covariance == "full")
+            kl = reduction.divergence
             assert math.isfinite(kl.value) and kl.value > -4 * kl.standard_error - 1e-9
-            assert found.mixture.component_distribution.stddev.min() > 0.4 * sigma
+            assert reduction.mixture.component_distribution.stddev.min() > 0.4 * sigma
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
@@ -118,10 +118,10 @@ def test_float32_holds_a_thousand_narrow_components(covariance: str) -> None:
     loc = torch.randn(2000, 5, dtype=torch.float32)
     weights = dist.Categorical(torch.ones(2000, dtype=torch.float32))
     mixture = Mixture(weights, dist.Normal(loc, torch.full_like(loc, 1e-3)).to_event(1))
-    found = reduce(mixture, 1000, covariance=covariance)
-    assert found.mixture.size == 1000 and math.isfinite(found.divergence.value)
-    assert found.mixture.mean.dtype == torch.float32
-    torch.testing.assert_close(found.mixture.variance, mixture.variance, rtol=1e-4, atol=0)
+    reduction = reduce(mixture, 1000, covariance=covariance)
+    assert reduction.mixture.size == 1000 and math.isfinite(reduction.divergence.value)
+    assert reduction.mixture.mean.dtype == torch.float32
+    torch.testing.assert_close(reduction.mixture.variance, mixture.variance, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
@@ -130,18 +130,18 @@ def test_all_ways_of_a_round_agree(covariance: str, family: str) -> None:
     """Expanded scores and differences give the same round, where neither cancels."""
     mixture = correlated()
     if family == "full":
-        of = mixture.component_distribution
+        components = mixture.component_distribution
         factor = torch.randn(N, D, D).tril(-1) + torch.diag_embed(1 + torch.rand(N, D))
-        normals = dist.MultivariateNormal(of.mean, scale_tril=0.2 * factor)
+        normals = dist.MultivariateNormal(components.mean, scale_tril=0.2 * factor)
         mixture = Mixture(mixture.mixture_distribution, normals)
     problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, 0.0)
     start = problem.start(7, 0)
-    fused, slow = problem.fused(start, torch.float64), problem.pairwise(start)
+    fused, slow = problem.fused_round(start, torch.float64), problem.pairwise_round(start)
     assert fused is not None
     assert fused[1] == pytest.approx(slow[1], abs=1e-9)
     for name in ("log_weight", "mean", "scale"):
-        one, other = getattr(fused[0], name), getattr(slow[0], name)
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        by_products, by_pairs = getattr(fused[0], name), getattr(slow[0], name)
+        torch.testing.assert_close(by_products, by_pairs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("light", [-30.0, -150.0, -700.0])
@@ -153,18 +153,18 @@ def test_components_that_carry_the_mass_are_found(covariance: str, light: float)
     components = dist.Normal(10.0 * torch.randn(2000, D), 0.3).to_event(1)
     mixture = Mixture(dist.Categorical(logits=log_weight), components)
     for size in (6, 30):
-        found = reduce(mixture, size, covariance=covariance)
-        assert abs(found.divergence.value) < 4 * found.divergence.standard_error + 1e-6
-        heavy = found.mixture.weights.sort(descending=True).values[:6]
+        reduction = reduce(mixture, size, covariance=covariance)
+        assert abs(reduction.divergence.value) < 4 * reduction.divergence.standard_error + 1e-6
+        heavy = reduction.mixture.weights.sort(descending=True).values[:6]
         torch.testing.assert_close(heavy, torch.arange(6.0).flip(0).softmax(0), rtol=1e-6, atol=0)
 
 
 def test_twins_count_as_one() -> None:
     loc = torch.randn(5, D).repeat(4, 1)
     mixture = Mixture(dist.Categorical(torch.rand(20)), dist.Normal(loc, 1e-3).to_event(1))
-    found = reduce(mixture, 20)
-    assert found.mixture.size == 5
-    assert abs(found.divergence.value) < 4 * found.divergence.standard_error + 1e-6
+    reduction = reduce(mixture, 20)
+    assert reduction.mixture.size == 5
+    assert abs(reduction.divergence.value) < 4 * reduction.divergence.standard_error + 1e-6
 
 
 def test_components_at_one_place_differ_by_their_variances() -> None:
@@ -179,24 +179,24 @@ def test_components_at_one_place_differ_by_their_variances() -> None:
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_every_round_climbs_a_bound_on_the_expected_log_density(covariance: str) -> None:
     mixture = correlated()
-    found = reduce(mixture, 6, covariance=covariance, rounds=40)
-    gains = torch.tensor(found.bounds).diff()
-    assert (gains > -1e-4).all() and found.bounds[-1] > found.bounds[0] + 0.1
+    reduction = reduce(mixture, 6, covariance=covariance, rounds=40)
+    gains = torch.tensor(reduction.bounds).diff()
+    assert (gains > -1e-4).all() and reduction.bounds[-1] > reduction.bounds[0] + 0.1
     z = mixture.sample((4000,))
-    log_prob = found.mixture.log_prob(z)
-    assert found.bounds[-1] < log_prob.mean() + 4 * log_prob.std() / math.sqrt(4000)
-    assert found.mixture.size == 6
+    log_prob = reduction.mixture.log_prob(z)
+    assert reduction.bounds[-1] < log_prob.mean() + 4 * log_prob.std() / math.sqrt(4000)
+    assert reduction.mixture.size == 6
 
 
 def test_divergence_is_that_of_the_draws() -> None:
     """Against 20,000 other draws, within 4 standard errors of the difference."""
     mixture = correlated()
-    found = reduce(mixture, 3)
+    reduction = reduce(mixture, 3)
     z = mixture.sample((20_000,))
-    values = mixture.log_prob(z) - found.mixture.log_prob(z)
-    error = math.hypot(found.divergence.standard_error, values.std() / math.sqrt(20_000))
-    assert abs(found.divergence.value - values.mean()) < 4 * error
-    assert found.divergence.over == "draws" and found.divergence.size == 4096
+    values = mixture.log_prob(z) - reduction.mixture.log_prob(z)
+    error = math.hypot(reduction.divergence.standard_error, values.std() / math.sqrt(20_000))
+    assert abs(reduction.divergence.value - values.mean()) < 4 * error
+    assert reduction.divergence.over == "draws" and reduction.divergence.size == 4096
 
 
 def test_islands_are_found() -> None:
@@ -220,15 +220,15 @@ def test_full_covariances_fit_correlated_codes_better() -> None:
 
 
 def test_full_components_can_be_reduced() -> None:
-    given = correlated()
-    loc, variance = given.component_distribution.mean, given.component_distribution.variance
-    same = Mixture(
-        given.mixture_distribution, dist.MultivariateNormal(loc, torch.diag_embed(variance))
+    diagonal = correlated()
+    loc, variance = diagonal.component_distribution.mean, diagonal.component_distribution.variance
+    full = Mixture(
+        diagonal.mixture_distribution, dist.MultivariateNormal(loc, torch.diag_embed(variance))
     )
     for covariance in ("diagonal", "full"):
-        one, other = (reduce(m, 4, covariance=covariance, rounds=5) for m in (given, same))
-        torch.testing.assert_close(one.mixture.mean, other.mixture.mean)
-        torch.testing.assert_close(torch.tensor(one.bounds), torch.tensor(other.bounds))
+        first, second = (reduce(m, 4, covariance=covariance, rounds=5) for m in (diagonal, full))
+        torch.testing.assert_close(first.mixture.mean, second.mixture.mean)
+        torch.testing.assert_close(torch.tensor(first.bounds), torch.tensor(second.bounds))
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
@@ -236,11 +236,11 @@ def test_shrinkage_pulls_towards_one_common_covariance(covariance: str) -> None:
     mixture = correlated()
     spread = []
     for shrinkage in (0.0, 20.0, 1e9):
-        parts = reduce(mixture, 8, covariance=covariance, shrinkage=shrinkage).mixture
-        of = parts.component_distribution
-        covariances = of.covariance_matrix if covariance == "full" else of.variance
+        reduced = reduce(mixture, 8, covariance=covariance, shrinkage=shrinkage).mixture
+        components = reduced.component_distribution
+        covariances = components.covariance_matrix if covariance == "full" else components.variance
         spread.append(float(covariances.std(0).mean()))
-        assert parts.size == 8
+        assert reduced.size == 8
     assert spread[0] > spread[1] > spread[2] and spread[2] < 1e-6
 
 
@@ -265,8 +265,8 @@ def test_components_of_weight_zero_have_no_say() -> None:
 
 
 def test_seed_decides() -> None:
-    given = correlated()
-    runs: list[Reduction] = [reduce(given, 5, seed=seed, rounds=3) for seed in (0, 0, 1)]
+    mixture = correlated()
+    runs: list[Reduction] = [reduce(mixture, 5, seed=seed, rounds=3) for seed in (0, 0, 1)]
     assert runs[0].bounds == runs[1].bounds != runs[2].bounds
 
 

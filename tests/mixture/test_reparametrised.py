@@ -39,12 +39,12 @@ def mixture_of(loc: Tensor, log_scale: Tensor, logits: Tensor) -> Mixture:
 
 def distribution_functions(z: Tensor, loc: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
     """F_d(z_d | z_<d) of one point, shape ``(D,)``, as torch's own functions have them."""
-    log_weight, found = logits.log_softmax(0), []
+    log_weight, probabilities = logits.log_softmax(0), []
     for value, mean, scale in zip(z, loc.unbind(1), log_scale.exp().unbind(1), strict=True):
         unit = torch.distributions.Normal(mean, scale)
-        found.append((log_weight.softmax(0) * unit.cdf(value)).sum())
+        probabilities.append((log_weight.softmax(0) * unit.cdf(value)).sum())
         log_weight = log_weight + unit.log_prob(value)
-    return torch.stack(found)
+    return torch.stack(probabilities)
 
 
 def moved(z: Tensor, old: Parameters, new: Parameters) -> Tensor:
@@ -52,10 +52,10 @@ def moved(z: Tensor, old: Parameters, new: Parameters) -> Tensor:
     target, place = distribution_functions(z, *old), z.clone()
     for _ in range(8):
         slope = torch.autograd.functional.jacobian(
-            lambda at: distribution_functions(at, *new), place
+            lambda point: distribution_functions(point, *new), place
         )
-        left = distribution_functions(place, *new) - target
-        place = place - torch.linalg.solve(slope, left)
+        excess = distribution_functions(place, *new) - target
+        place = place - torch.linalg.solve(slope, excess)
     return place
 
 
@@ -63,22 +63,22 @@ def moved(z: Tensor, old: Parameters, new: Parameters) -> Tensor:
 def test_draws_move_as_their_distribution_functions_say(size: int, dim: int) -> None:
     own = parameters(size, dim)
     z = mixture_of(*own).rsample((3,))
-    held: Parameters = tuple(p.detach() for p in own)  # type: ignore[assignment]
+    start: Parameters = tuple(p.detach() for p in own)  # type: ignore[assignment]
     for _ in range(2):
         along = [torch.randn_like(p) for p in own]
         step = 1e-4
         ahead, back = (
             torch.stack(
                 [
-                    moved(point, held, tuple(p + s * a for p, a in zip(held, along, strict=True)))  # type: ignore[arg-type]
+                    moved(point, start, tuple(p + s * a for p, a in zip(start, along, strict=True)))  # type: ignore[arg-type]
                     for point in z.detach()
                 ]
             )
             for s in (step, -step)
         )
         weight = torch.randn_like(z)
-        found = torch.autograd.grad((weight * z).sum(), own, retain_graph=True)
-        slope = sum(float((f * a).sum()) for f, a in zip(found, along, strict=True))
+        gradients = torch.autograd.grad((weight * z).sum(), own, retain_graph=True)
+        slope = sum(float((f * a).sum()) for f, a in zip(gradients, along, strict=True))
         expected = float((weight * (ahead - back)).sum()) / (2 * step)
         assert slope == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
@@ -103,8 +103,8 @@ def test_moments_have_their_gradients(dim: int) -> None:
     for _ in range(100):
         z = mixture_of(*own).rsample((100,))
         parts.append(torch.autograd.grad((z @ a).square().mean(), own))
-    for truth, found in zip(exact, zip(*parts, strict=True), strict=True):
-        values = torch.stack(found)
+    for truth, estimates in zip(exact, zip(*parts, strict=True), strict=True):
+        values = torch.stack(estimates)
         error = values.std(0) / math.sqrt(len(parts))
         assert float(((values.mean(0) - truth) / error).abs().max()) < 5  # 28 of them: 2e-5
 
@@ -115,16 +115,16 @@ def test_agrees_with_the_score_function_where_no_closed_form_is_known() -> None:
     def cost(z: Tensor) -> Tensor:
         return (z[..., 0] * z[..., 1]).tanh() + z.norm(dim=-1).cos()
 
-    both: tuple[list[Tensor], list[Tensor]] = ([], [])
+    all_estimates: tuple[list[Tensor], list[Tensor]] = ([], [])
     for _ in range(200):
         by_path = cost(mixture_of(*own).rsample((100,))).mean()
         mixture = mixture_of(*own)
         z = mixture.sample((100,))
         by_score = ((cost(z) - cost(z).mean()).detach() * mixture.log_prob(z)).mean() * 100 / 99
-        for found, value in zip(both, (by_path, by_score), strict=True):
+        for estimates, value in zip(all_estimates, (by_path, by_score), strict=True):
             gradient = torch.autograd.grad(value, own)
-            found.append(torch.cat([part.flatten() for part in gradient]))
-    path, score = (torch.stack(found) for found in both)
+            estimates.append(torch.cat([part.flatten() for part in gradient]))
+    path, score = (torch.stack(estimates) for estimates in all_estimates)
     error = ((path.var(0) + score.var(0)) / 200).sqrt()
     assert float(((path.mean(0) - score.mean(0)) / error).abs().max()) < 5
     assert float(path.var(0).mean()) < float(score.var(0).mean())
@@ -134,26 +134,26 @@ def test_second_derivatives_follow_the_draw() -> None:
     own = parameters(3, 2)
     mixture = mixture_of(*own)
     z = mixture.rsample()
-    held: Parameters = tuple(p.detach() for p in own)  # type: ignore[assignment]
+    detached: Parameters = tuple(p.detach() for p in own)  # type: ignore[assignment]
     along = [torch.randn_like(p) for p in own]
     weight, step = torch.tensor([1.0, -0.5]), 1e-4
 
-    def slope(at: Parameters, point: Tensor) -> float:
+    def slope(parameter_values: Parameters, point: Tensor) -> float:
         """Along the direction, of the weighted draw that has come to be at this point."""
-        learned = [p.clone().requires_grad_() for p in at]
+        learned = [p.clone().requires_grad_() for p in parameter_values]
         components = learned[0], learned[1].exp(), learned[2].log_softmax(0)
         value = reparametrised.reparametrised(point.unsqueeze(0), *components)
-        found = torch.autograd.grad((weight * value.sin()).sum(), learned)
-        return sum(float((f * a).sum()) for f, a in zip(found, along, strict=True))
+        gradients = torch.autograd.grad((weight * value.sin()).sum(), learned)
+        return sum(float((f * a).sum()) for f, a in zip(gradients, along, strict=True))
 
     first = torch.autograd.grad((weight * z.sin()).sum(), own, create_graph=True)
     second = torch.autograd.grad(sum((f * a).sum() for f, a in zip(first, along, strict=True)), own)  # type: ignore[arg-type]
-    found = sum(float((s * a).sum()) for s, a in zip(second, along, strict=True))
+    actual = sum(float((s * a).sum()) for s, a in zip(second, along, strict=True))
     ends = []
     for s in (step, -step):
-        there: Parameters = tuple(p + s * a for p, a in zip(held, along, strict=True))  # type: ignore[assignment]
-        ends.append(slope(there, moved(z.detach(), held, there)))
-    assert found == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-6)
+        there: Parameters = tuple(p + s * a for p, a in zip(detached, along, strict=True))  # type: ignore[assignment]
+        ends.append(slope(there, moved(z.detach(), detached, there)))
+    assert actual == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-6)
 
 
 def test_far_components_and_those_of_no_weight_leave_no_trace() -> None:
@@ -163,27 +163,29 @@ def test_far_components_and_those_of_no_weight_leave_no_trace() -> None:
     components = dist.Normal(loc, scale, validate_args=False).to_event(1)
     mixture = Mixture(dist.Categorical(logits=logits, validate_args=False), components)
     z = mixture.rsample((40,))
-    found = torch.autograd.grad(z.sum(), (loc, scale, logits))
+    gradients = torch.autograd.grad(z.sum(), (loc, scale, logits))
     near = (z[:, 0] < 1e7).detach()
     assert 0 < int(near.sum()) < 40
-    torch.testing.assert_close(found[0][:2, 0], torch.stack([near.sum(), (~near).sum()]).double())
-    for gradient in found:
+    torch.testing.assert_close(
+        gradients[0][:2, 0], torch.stack([near.sum(), (~near).sum()]).double()
+    )
+    for gradient in gradients:
         assert gradient.isfinite().all()
-    assert (found[0][2] == 0).all() and (found[1][2] == 0).all()
+    assert (gradients[0][2] == 0).all() and (gradients[1][2] == 0).all()
 
 
 def test_blocks_of_draws_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     own = parameters(6, 3)
     z = mixture_of(*own).sample((7,))
-    found = []
+    gradients = []
     for triples in (1 << 22, 40, 1):
         monkeypatch.setattr(reparametrised, "TRIPLES", triples)
         components = own[0], own[1].exp(), own[2].log_softmax(0)
         value = reparametrised.reparametrised(z, *components)
-        found.append(torch.autograd.grad(value.square().sum(), own))
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
-            torch.testing.assert_close(one, two)
+        gradients.append(torch.autograd.grad(value.square().sum(), own))
+    for block_gradients in gradients[1:]:
+        for gradient, block_gradient in zip(gradients[0], block_gradients, strict=True):
+            torch.testing.assert_close(gradient, block_gradient)
 
 
 @pytest.mark.parametrize("event", [(), (3,), (2, 3)])
@@ -207,9 +209,9 @@ def test_nothing_to_learn_costs_nothing() -> None:
     with torch.no_grad():
         assert not mixture_of(*own).rsample((2,)).requires_grad
     with torch.inference_mode():
-        made = mixture_of(*own)
-        assert made.rsample((2,)).shape == (2, 2)
-    assert made.rsample((2,)).shape == (2, 2)
+        mixture = mixture_of(*own)
+        assert mixture.rsample((2,)).shape == (2, 2)
+    assert mixture.rsample((2,)).shape == (2, 2)
     fixed = mixture_of(*(p.detach() for p in own))  # type: ignore[arg-type]
     assert not fixed.rsample((2,)).requires_grad
 
@@ -270,12 +272,12 @@ def test_other_families_say_what_to_use(components: dist.Distribution) -> None:
 def test_the_score_function_that_is_named_has_the_right_gradient() -> None:
     rate = torch.tensor([1.0, 3.0], requires_grad=True)
     exact = torch.autograd.grad((0.5 * 4.0 / rate).sum(), rate)[0]  # E[z] = Σ w α/β
-    found = []
+    estimates = []
     for _ in range(200):
         mixture = Mixture(dist.Categorical(torch.ones(2)), dist.Gamma(torch.full((2,), 4.0), rate))
         z = mixture.sample((200,))
-        found.append(torch.autograd.grad((z * mixture.log_prob(z)).mean(), rate)[0])
-    values = torch.stack(found)
+        estimates.append(torch.autograd.grad((z * mixture.log_prob(z)).mean(), rate)[0])
+    values = torch.stack(estimates)
     assert float(((values.mean(0) - exact) / (values.std(0) / 200**0.5)).abs().max()) < 4.5
 
 

@@ -42,9 +42,9 @@ def joint(mixture: Mixture, z: Tensor) -> Tensor:
 def test_top_responsibilities(mixture: Mixture) -> None:
     z = torch.randn(2, 5, D)
     expected = joint(mixture, z).softmax(-1).topk(6)
-    found = mixture.responsibilities(z, top=6)
-    torch.testing.assert_close(found.weight, expected.values)
-    assert (found.index == expected.indices)[found.weight > 0].all()
+    top = mixture.responsibilities(z, top=6)
+    torch.testing.assert_close(top.weight, expected.values)
+    assert (top.index == expected.indices)[top.weight > 0].all()
     assert mixture.responsibilities(z[0, 0], top=10**6).weight.sum() == pytest.approx(1.0)
 
 
@@ -66,11 +66,11 @@ def test_top_responsibilities_of_many(
     joint = dist.Normal(loc.double(), mixture.component(0).base_dist.scale.double()).to_event(1)
     scores = joint.log_prob(z.double().unsqueeze(1)) + mixture.log_weights.double()
     expected = scores.softmax(-1).topk(9)
-    found = mixture.responsibilities(z, top=9)
-    torch.testing.assert_close(found.weight.double(), expected.values, atol=1e-4, rtol=1e-4)
-    named = scores.softmax(-1).gather(1, found.index)
-    torch.testing.assert_close(named, expected.values, atol=1e-6, rtol=1e-5)
-    assert all(len(set(row)) == 9 for row in found.index.tolist())
+    top = mixture.responsibilities(z, top=9)
+    torch.testing.assert_close(top.weight.double(), expected.values, atol=1e-4, rtol=1e-4)
+    reported = scores.softmax(-1).gather(1, top.index)
+    torch.testing.assert_close(reported, expected.values, atol=1e-6, rtol=1e-5)
+    assert all(len(set(row)) == 9 for row in top.index.tolist())
 
 
 @pytest.mark.float32
@@ -78,9 +78,9 @@ def test_responsibilities_far_out_sum_to_one() -> None:
     """At log densities of −5e9, where float32 steps by hundreds of nats."""
     loc = torch.tensor([[0.0], [1e-3], [2e-3]])
     mixture = Mixture(dist.Categorical(torch.ones(3)), dist.Normal(loc, 1.0).to_event(1))
-    found = mixture.responsibilities(torch.tensor([[1e5]]), top=3)
-    assert found.index.tolist() == [[2, 1, 0]]
-    assert found.weight.sum() == pytest.approx(1.0, abs=1e-4)
+    top = mixture.responsibilities(torch.tensor([[1e5]]), top=3)
+    assert top.index.tolist() == [[2, 1, 0]]
+    assert top.weight.sum() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_effective_components(mixture: Mixture) -> None:
@@ -124,8 +124,8 @@ def test_leave_one_out_in_float32_keeps_the_accuracy_of_what_is_left() -> None:
     scores = scores.to_event(1).log_prob(loc[n].double().unsqueeze(1))
     scores[torch.arange(len(n)), n] = -math.inf
     expected = scores.logsumexp(-1) - math.log(2999)
-    found = mixture.leave_one_out_log_prob(loc[n], n).double()
-    assert ((found - expected).abs() <= 1e-4 + 1e-7 * expected.abs()).all()
+    actual = mixture.leave_one_out_log_prob(loc[n], n).double()
+    assert ((actual - expected).abs() <= 1e-4 + 1e-7 * expected.abs()).all()
 
 
 def test_leave_one_out_needs_a_rest() -> None:
@@ -172,11 +172,11 @@ def test_components_without_weight_come_last(family: str) -> None:
     mixture = make(family)
     weights = mixture.weights
     for top in (N - 1, N, N + 5):
-        found = mixture.responsibilities(torch.randn(4, D), top=top)
-        assert found.index.shape == found.weight.shape == (4, min(top, N))
-        assert all(len(set(row)) == min(top, N) for row in found.index.tolist())
-        assert (found.weight[weights[found.index] == 0] == 0).all()
-        torch.testing.assert_close(found.weight.sum(-1), torch.ones(4))
+        responsibilities = mixture.responsibilities(torch.randn(4, D), top=top)
+        assert responsibilities.index.shape == responsibilities.weight.shape == (4, min(top, N))
+        assert all(len(set(row)) == min(top, N) for row in responsibilities.index.tolist())
+        assert (responsibilities.weight[weights[responsibilities.index] == 0] == 0).all()
+        torch.testing.assert_close(responsibilities.weight.sum(-1), torch.ones(4))
 
 
 @pytest.mark.parametrize("distance", [1e2, 2e6, 1e20])
@@ -190,8 +190,8 @@ def test_copies_far_away_share_their_points(copies: int, distance: float) -> Non
     z = torch.full((2, 1), distance)
     expected = torch.full((2,), float(copies if distance < 1e16 else copies + 3))
     torch.testing.assert_close(mixture.effective_components(z), expected)
-    found = mixture.responsibilities(z, top=2).weight
-    torch.testing.assert_close(found, 1 / expected.unsqueeze(-1).expand(2, 2))
+    weights = mixture.responsibilities(z, top=2).weight
+    torch.testing.assert_close(weights, 1 / expected.unsqueeze(-1).expand(2, 2))
 
 
 @pytest.mark.parametrize("size", [300, 2500])

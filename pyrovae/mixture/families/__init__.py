@@ -1,8 +1,8 @@
-"""Distributions of any family taken apart into parameter tensors, and built again from them.
+"""Take distributions of any family apart into parameter tensors, and rebuild them from these.
 
 A batch of distributions can be cut, joined, moved to another device or written to a file,
 whatever its family. What can't be rebuilt faithfully is refused by name. Start with ``rows.py``;
-``constructors.py`` deals with families that have a constructor of their own.
+``constructors.py`` rebuilds a family by calling its constructor.
 """
 
 from pyrovae.mixture.families.nested import MixtureByRow, Pushed
@@ -23,7 +23,6 @@ from pyrovae.mixture.families.rows import (
     join,
     joinable,
     marginal,
-    plain,
     rows_first,
     stack,
     take,
@@ -57,7 +56,6 @@ __all__ = [
     "join",
     "joinable",
     "marginal",
-    "plain",
     "rows_first",
     "share",
     "snapshot",

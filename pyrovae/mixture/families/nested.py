@@ -1,4 +1,4 @@
-"""What may stand at each datum beside a plain family: a mixture, or a flow that all data share."""
+"""Families built from others: a mixture at every row, or one flow that all rows share."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ class MixtureByRow(dist.MixtureSameFamily):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        """The support of the components where it is one for all, which Pyro can transform."""
-        of_components = self.component_distribution.support
-        inner = of_components
+        """The support of the components, in a form that Pyro can transform if all share it."""
+        component_support = self.component_distribution.support
+        inner = component_support
         while isinstance(inner, constraints.independent):
             inner = inner.base_constraint
         if any(isinstance(bound, Tensor) for bound in vars(inner).values()):
             return super().support
-        return of_components
+        return component_support
 
 
 class Pushed(dist.TransformedDistribution):
-    r"""Distributions that are pushed through transforms which all of them share.
+    r"""A batch of distributions pushed through the same transforms.
 
     .. math:: \log q_n(z) = \log p_n(u) - \log |\det J_T(u)|, \qquad u = T^{-1}(z)
 
-    As T is one for all n, a mixture of them is the mixture of the p_n pushed through T. The
-    transforms keep their dtype: points and draws are cast to it.
+    As all n share T, a mixture of them is the mixture of the p_n pushed through T. The transforms
+    keep their dtype: points and draws are cast to it.
 
     Args:
         base_distribution: p_n over vectors, any batch shape.
-        transforms: what they are pushed through, one after the other.
+        transforms: T, applied one after the other.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class Pushed(dist.TransformedDistribution):
         Args:
             value: points, shape ``(..., D)``, broadcast against the batch shape.
         """
-        found: Tensor = super().log_prob(self._cast(value))
-        return found
+        log_density: Tensor = super().log_prob(self._cast(value))
+        return log_density
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws, without gradient."""
@@ -64,7 +64,7 @@ class Pushed(dist.TransformedDistribution):
             return self.push(self.base_dist.sample(torch.Size(sample_shape)))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws with gradients, as far as the base distribution has them."""
+        """Draws with gradients, if the base distribution offers them."""
         return self.push(self.base_dist.rsample(torch.Size(sample_shape)))
 
     def push(self, u: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ class Pushed(dist.TransformedDistribution):
         return push(self.transforms, self._cast(u))
 
     def shares_with(self, other: Pushed) -> bool:
-        """Whether both are pushed through the same function: one object, or alike at some draws."""
+        """Whether both have the same transforms: the same objects, or the same values at draws."""
         if len(self.transforms) == len(other.transforms) and all(
-            one is two for one, two in zip(self.transforms, other.transforms, strict=True)
+            first is second for first, second in zip(self.transforms, other.transforms, strict=True)
         ):
             return True
         u = self.base_dist.sample()
@@ -82,43 +82,45 @@ class Pushed(dist.TransformedDistribution):
         return ours.shape == theirs.shape and torch.allclose(ours, theirs, equal_nan=True)
 
     def _cast(self, values: Tensor) -> Tensor:
-        modules = (step for step in nested(self.transforms) if isinstance(step, nn.Module))
+        modules = (step for step in walk_transforms(self.transforms) if isinstance(step, nn.Module))
         dtypes = (p.dtype for module in modules for p in module.parameters())
         return values.to(next(dtypes, values.dtype))
 
 
 def push(transforms: Sequence[Transform], u: Tensor) -> Tensor:
-    """What the transforms, one after the other, make of points."""
+    """Apply transforms to points, one after the other."""
     for step in transforms:
         u = step(u)
     return u
 
 
-def nested(transforms: Sequence[Transform]) -> Iterator[Transform]:
-    """Transforms, and those that they are made of."""
+def walk_transforms(transforms: Sequence[Transform]) -> Iterator[Transform]:
+    """Transforms, and all transforms inside them."""
     for step in transforms:
         yield step
         inner = getattr(step, "base_transform", None)
-        yield from nested([*getattr(step, "parts", ()), *([] if inner is None else [inner])])
+        yield from walk_transforms(
+            [*getattr(step, "parts", ()), *([] if inner is None else [inner])]
+        )
 
 
-def trivial(step: Transform) -> bool:
-    """Whether a transform does nothing, as that to the real numbers from themselves."""
+def is_identity(step: Transform) -> bool:
+    """Whether a transform does nothing, such as that from real numbers to real numbers."""
     if isinstance(step, IndependentTransform):
-        return trivial(step.base_transform)
-    return isinstance(step, ComposeTransform) and all(trivial(part) for part in step.parts)
+        return is_identity(step.base_transform)
+    return isinstance(step, ComposeTransform) and all(is_identity(part) for part in step.parts)
 
 
-def detached(transforms: list[Transform]) -> list[Transform]:
-    """Copies without gradient, which stay as they are when the transforms are trained on."""
-    memo: dict[int, Tensor] = {}  # what a transform remembers of its last call can't be copied
-    for step in nested(transforms):
+def detach_transforms(transforms: list[Transform]) -> list[Transform]:
+    """Copies without gradient, which further training of the transforms does not change."""
+    memo: dict[int, Tensor] = {}  # the tensors of a transform's last call can't be deep-copied
+    for step in walk_transforms(transforms):
         for value in vars(step).values():
             for tensor in value if isinstance(value, tuple) else (value,):
                 if isinstance(tensor, Tensor) and not tensor.is_leaf:
                     memo[id(tensor)] = tensor.detach()
     copies = copy.deepcopy(transforms, memo)
-    for step in nested(copies):
+    for step in walk_transforms(copies):
         if isinstance(step, nn.Module):
             step.requires_grad_(False)
     return copies

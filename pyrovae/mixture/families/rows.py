@@ -1,4 +1,4 @@
-"""Batches of distributions taken apart and put together again, whatever their family."""
+"""Take batches of distributions of any family apart, and put them together again."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Edit = constructors.Edit
 
 @runtime_checkable
 class Editable(Protocol):
-    """A batch of distributions made of something else than parameters, which edits itself."""
+    """A batch of distributions not defined by parameter tensors, which can rebuild itself."""
 
     @property
     def like(self) -> Tensor:
         """A floating-point tensor, for dtype and device."""
 
     def rebuild(self, parts: Sequence[Any], edit: Edit) -> dist.Distribution:
-        """The batch of which every tensor is ``edit`` of those in all parts, this one among them.
+        """One batch whose every tensor is ``edit`` of that tensor in all parts, self included.
 
-        The tensors have the batch dimensions in front.
+        The tensors have the batch dimensions first.
         """
 
 
@@ -41,7 +41,7 @@ def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution
         distributions: of one family, batch shapes ``(N_i, ...)``.
 
     Raises:
-        InputError: if families or shapes differ, or a family can't be built anew.
+        InputError: if families or shapes differ, or a family can't be rebuilt.
 
     >>> parts = [dist.Normal(torch.zeros(n, 3), 1.0).to_event(1) for n in (2, 5)]
     >>> concatenate(parts).batch_shape
@@ -51,25 +51,25 @@ def concatenate(distributions: Sequence[dist.Distribution]) -> dist.Distribution
         raise InputError("expected at least one distribution; got none.")
     if len(distributions) == 1:
         return distributions[0]
-    first, others = distributions[0], []
+    first, misfits = distributions[0], []
     for part in distributions:
         alike = part.batch_shape[1:] == first.batch_shape[1:]
         if not (part.batch_shape and alike and part.event_shape == first.event_shape):
-            others.append(part)
-    if others:
-        got = [f"{tuple(p.batch_shape)} with {tuple(p.event_shape)}" for p in (first, others[0])]
+            misfits.append(part)
+    if misfits:
+        got = [f"{tuple(p.batch_shape)} with {tuple(p.event_shape)}" for p in (first, misfits[0])]
         raise InputError(
-            "expected batch shapes (N_i, ...) alike but for N_i, with one event shape; got "
+            "expected batch shapes (N_i, ...) that differ in N_i only, with one event shape; got "
             f"{' and '.join(got)}. Encode all data by guides with the same latent units."
         )
     return _rebuild(distributions, lambda tensors: torch.cat(list(tensors)))
 
 
 def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distribution:
-    """The members of a batch that ``index`` names along the leading batch dimension.
+    """Some members of a batch, by their index along the first batch dimension.
 
     Raises:
-        InputError: if the family can't be built anew.
+        InputError: if the family can't be rebuilt.
 
     >>> normal = dist.Normal(torch.arange(4.0).unsqueeze(-1), 1.0).to_event(1)
     >>> take(normal, torch.tensor([3, 1])).mean.squeeze(-1)
@@ -79,10 +79,10 @@ def take(distribution: dist.Distribution, index: Tensor | slice) -> dist.Distrib
 
 
 def tensors(distribution: dist.Distribution) -> list[Tensor]:
-    """What `convert` converts, each tensor with the batch dimensions in front.
+    """The tensors that `convert` converts, each with the batch dimensions first.
 
     Raises:
-        InputError: if the distribution does not keep what it is made of.
+        InputError: if the distribution does not keep an argument of its constructor.
     """
     inner = innermost(distribution)
     if isinstance(inner, Pushed) or type(inner) is dist.TransformedDistribution:
@@ -91,9 +91,9 @@ def tensors(distribution: dist.Distribution) -> list[Tensor]:
         return [*tensors(inner.mixture_distribution), *tensors(inner.component_distribution)]
     if not isinstance(inner, Editable):
         return constructors.tensors(inner)
-    found: list[Tensor] = []
-    convert(inner, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+    result: list[Tensor] = []
+    convert(inner, lambda tensor: result.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return result
 
 
 def convert(distribution: dist.Distribution, to: Callable[[Tensor], Tensor]) -> dist.Distribution:
@@ -102,6 +102,7 @@ def convert(distribution: dist.Distribution, to: Callable[[Tensor], Tensor]) -> 
 
 
 def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distribution:
+    """One distribution whose every tensor is ``edit`` of that tensor in all parts."""
     first = parts[0]
     if any(type(part) is not type(first) for part in parts):
         names = sorted({type(part).__name__ for part in parts})
@@ -109,7 +110,7 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
     if isinstance(first, torch.distributions.Independent):
         dims = sorted({part.reinterpreted_batch_ndims for part in parts})
         if len(dims) > 1:
-            raise InputError(f"expected one .to_event(k) for all; got k = {dims}. Choose one.")
+            raise InputError(f"expected the same .to_event(k) for all; got k = {dims}. Choose one.")
         return dist.Independent(_rebuild([part.base_dist for part in parts], edit), dims[0])
     if isinstance(first, Declared):
         return declared(_rebuild([part.fn for part in parts], edit))
@@ -126,14 +127,14 @@ def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distributio
 
 
 def stack(distributions: Sequence[dist.Distribution], log_weights: Tensor) -> MixtureByRow:
-    """A mixture at each row of K batches of distributions.
+    """A mixture at each row, of the distributions that K batches have there.
 
     Args:
-        distributions: K of one family, each of batch shape ``(B,)``.
-        log_weights: of each row's K, normalised by the mixture, shape ``(B, K)``.
+        distributions: K batches of one family, each of batch shape ``(B,)``.
+        log_weights: log weights of each row's components, shape ``(B, K)``; they get normalised.
 
     Raises:
-        InputError: if families or shapes differ, or a family can't be built anew.
+        InputError: if families or shapes differ, or a family can't be rebuilt.
     """
     components = _rebuild(distributions, lambda tensors: torch.stack(list(tensors), 1))
     return MixtureByRow(dist.Categorical(logits=log_weights), components)
@@ -156,12 +157,12 @@ def where(chosen: Tensor, one: dist.Distribution, other: dist.Distribution) -> d
     """One distribution in some rows or units, another in the rest.
 
     Args:
-        chosen: whether it is ``one``, shape ``(B, D)``.
-        one, other: batch shape ``(B,)``, event shape ``(D,)``; normals are of one family, whatever
-            their covariance.
+        chosen: where to take ``one``, shape ``(B, D)``.
+        one, other: batch shape ``(B,)``, event shape ``(D,)``; all normals count as one family,
+            whatever their covariance.
 
     Raises:
-        InputError: if they are of several families, or units are chosen that are not independent.
+        InputError: if the families differ, or units are chosen that are not independent.
 
     >>> chosen = torch.tensor([[True, False]])
     >>> ones = dist.Normal(torch.ones(1, 2), 1.0).to_event(1)
@@ -172,19 +173,19 @@ def where(chosen: Tensor, one: dist.Distribution, other: dist.Distribution) -> d
     if not all(map(factorised, parts)):
         if bool((chosen != chosen[:, :1]).any()):
             raise InputError(
-                "expected independent units, of which some can be chosen; got "
+                "expected independent units, to choose some of them; got "
                 f"{family(one)} and {family(other)}. Choose whole rows."
             )
         chosen = chosen[:, 0]
         if factorised(one) or factorised(other):
-            parts = [_correlated(part) for part in parts]
+            parts = [_with_full_covariance(part) for part in parts]
 
     def edit(tensors: Sequence[Tensor]) -> Tensor:
         first, second = tensors
         if first.shape != second.shape:
             raise InputError(
-                f"expected parameters of one shape, to choose between; got {tuple(first.shape)} "
-                f"and {tuple(second.shape)}. Make them of as many parts."
+                f"expected parameters of the same shape, to choose from; got {tuple(first.shape)} "
+                f"and {tuple(second.shape)}. Give both distributions as many components."
             )
         shape = chosen.shape + (1,) * (first.dim() - chosen.dim())
         return torch.where(chosen.reshape(shape), first, second)
@@ -192,7 +193,7 @@ def where(chosen: Tensor, one: dist.Distribution, other: dist.Distribution) -> d
     return _rebuild(parts, edit)
 
 
-def _correlated(distribution: dist.Distribution) -> dist.Distribution:
+def _with_full_covariance(distribution: dist.Distribution) -> dist.Distribution:
     """A diagonal normal as one with a full covariance; any other as it is."""
     diagonal = diagonal_normal(distribution)
     if diagonal is None:
@@ -203,15 +204,15 @@ def _correlated(distribution: dist.Distribution) -> dist.Distribution:
 def rows_first(
     distribution: dist.Distribution, dim: int, *, flatten: bool = True
 ) -> dist.Distribution:
-    """The same distribution with one batch dimension alone, and every other one of the event.
+    """The same distribution with one batch dimension, and all others as event dimensions.
 
     Args:
         distribution: of any batch shape.
         dim: the batch dimension that stays, counted from the right: −1 is the last.
-        flatten: whether all other dimensions become one, so that the event shape is ``(D,)``.
+        flatten: whether to flatten the other dimensions, so that the event shape is ``(D,)``.
 
     Raises:
-        InputError: if dimensions of a multivariate family would have to be moved.
+        InputError: if that would move dimensions of a multivariate family.
 
     >>> rows_first(dist.Normal(torch.zeros(3, 7, 2), 1.0).to_event(1), -1).event_shape
     torch.Size([6])
@@ -225,10 +226,10 @@ def rows_first(
     rank, event = len(base.batch_shape), len(base.event_shape)
     if event and (base.batch_shape.numel() != rows or (flatten and event > 1)):
         raise InputError(
-            "expected a family of independent units, whose dimensions can be laid out anew; got "
+            "expected a family of independent units, whose dimensions can be reordered; got "
             f"{family(distribution)} with batch shape {tuple(distribution.batch_shape)} and event "
-            f"shape {tuple(distribution.event_shape)}. Give it one vector a row: batch shape (B,), "
-            "event shape (D,)."
+            f"shape {tuple(distribution.event_shape)}. Give it one vector per row: batch shape "
+            "(B,), event shape (D,)."
         )
 
     def edit(tensors: Sequence[Tensor]) -> Tensor:
@@ -242,7 +243,7 @@ def rows_first(
 
 
 def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
-    """Independent vectors as one: batch shape ``(B,)``, event shape ``(D_1 + D_2 + ...,)``.
+    """Join independent vectors into one: batch shape ``(B,)``, event shape ``(D_1 + D_2 + ...,)``.
 
     Raises:
         InputError: unless all are independent units of one family.
@@ -255,7 +256,7 @@ def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
         return distributions[0]
     if not joinable(distributions):
         raise InputError(
-            "expected independent units of one family, to be one vector; got "
+            "expected independent units of one family, to join into one vector; got "
             f"{', '.join(family(part) for part in distributions)}. Take the sites one by one."
         )
     bases = [part.base_dist for part in distributions]
@@ -263,7 +264,7 @@ def join(distributions: Sequence[dist.Distribution]) -> dist.Distribution:
 
 
 def joinable(distributions: Sequence[dist.Distribution]) -> bool:
-    """Whether `join` takes these: vectors of independent units of one family."""
+    """Whether `join` takes these: they are vectors of independent units of one family."""
     if not all(factorised(part) and len(part.batch_shape) == 1 for part in distributions):
         return False
     return len({type(part.base_dist) for part in distributions}) == 1
@@ -273,38 +274,39 @@ def _transforms(parts: Sequence[dist.TransformedDistribution]) -> list[Any]:
     """The transforms that all parts share.
 
     Raises:
-        InputError: if they differ, or are made of something else than numbers, which may belong to
-            single members.
+        InputError: if they differ, or have arguments other than numbers, which may differ by row.
     """
     first: list[Any] = parts[0].transforms
     if isinstance(parts[0], Pushed):
         if not all(parts[0].shares_with(part) for part in parts[1:]):
             raise InputError(
-                f"expected transforms that are the same for all; got {family(parts[0])}, in "
-                "several versions. Encode all data by one guide."
+                f"expected the same transforms for all; got {family(parts[0])}, in several "
+                "versions. Encode all data by one guide."
             )
         return first
-    made = [[(type(step), _numbers(step)) for step in part.transforms] for part in parts]
-    if not plain(first) or any(steps != made[0] for steps in made):
+    signatures = [
+        [(type(step), _transform_arguments(step)) for step in part.transforms] for part in parts
+    ]
+    if not made_of_numbers(first) or any(steps != signatures[0] for steps in signatures):
         raise InputError(
-            "expected transforms made of numbers, the same for all; got "
+            "expected transforms whose arguments are numbers, the same for all; got "
             f"{family(parts[0])}. Take transforms of pyro.distributions.transforms with numbers "
-            "for arguments, and leave to the base distribution what differs from row to row."
+            "as arguments, and leave what differs from row to row to the base distribution."
         )
     return first
 
 
-def plain(transforms: Sequence[Transform]) -> bool:
-    """Whether transforms are of Pyro's own and made of numbers, which are the same for all rows."""
+def made_of_numbers(transforms: Sequence[Transform]) -> bool:
+    """Whether transforms are Pyro's own with numbers as arguments, and so the same for all rows."""
     return all(
         getattr(dist.transforms, type(step).__name__, None) is type(step)
-        and all(isinstance(value, int | float) for value in _numbers(step).values())
+        and all(isinstance(value, int | float) for value in _transform_arguments(step).values())
         for step in transforms
     )
 
 
-def _numbers(step: Any) -> dict[str, Any]:
-    """What a transform was made with."""
+def _transform_arguments(step: Any) -> dict[str, Any]:
+    """The arguments that a transform was constructed with, by name."""
     cached = ("_cached_x_y", "_inv")
     return {name.lstrip("_"): value for name, value in vars(step).items() if name not in cached}
 
@@ -316,12 +318,12 @@ CORRELATED_NORMALS = (
 
 
 def diagonal_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None:
-    """Location and scale, each ``(N, D)``, if the components are diagonal normals; else None."""
+    """Location and scale, each ``(N, D)``, of diagonal normals; None for another family."""
     base, dims = innermost(distribution), len(distribution.event_shape)
-    plain = isinstance(base, torch.distributions.Normal) and (
+    is_normal = isinstance(base, torch.distributions.Normal) and (
         type(base).log_prob is torch.distributions.Normal.log_prob
     )
-    if not plain or len(base.batch_shape) != dims + 1:
+    if not is_normal or len(base.batch_shape) != dims + 1:
         return None
     if dims == 1:
         return base.loc, base.scale
@@ -329,7 +331,7 @@ def diagonal_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | 
 
 
 def full_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None:
-    """Location ``(N, D)`` and Cholesky factor ``(N, D, D)`` of normals with full covariances."""
+    """Location ``(N, D)`` and Cholesky factor ``(N, D, D)`` of full normals; else None."""
     full = torch.distributions.MultivariateNormal
     if not isinstance(distribution, full) or type(distribution).log_prob is not full.log_prob:
         return None
@@ -337,7 +339,7 @@ def full_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None
 
 
 def factorised(distribution: dist.Distribution) -> bool:
-    """Whether it is a distribution over numbers, declared a vector with ``.to_event(1)``."""
+    """Whether it is a vector of independent units: a family over numbers with ``.to_event(1)``."""
     return (
         isinstance(distribution, torch.distributions.Independent)
         and distribution.reinterpreted_batch_ndims == 1
@@ -346,7 +348,7 @@ def factorised(distribution: dist.Distribution) -> bool:
 
 
 def has_marginals(distribution: dist.Distribution) -> bool:
-    """Whether `marginal` knows those of single units."""
+    """Whether `marginal` knows the marginals of single units."""
     if isinstance(distribution, MixtureByRow):
         return has_marginals(distribution.component_distribution)
     return factorised(distribution) or isinstance(distribution, CORRELATED_NORMALS)
@@ -356,7 +358,7 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
     """The marginal of some units of a vector: event shape ``()`` for one index, ``(k,)`` for k.
 
     Raises:
-        InputError: if the family's marginals are not of a known form.
+        InputError: if the marginals of the family are not known.
     """
     index = torch.as_tensor(units)
     single = index.dim() == 0
@@ -374,39 +376,41 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
         return MixtureByRow(distribution.mixture_distribution, components)
     if isinstance(distribution, CORRELATED_NORMALS):
         loc, covariance = distribution.mean[..., index], distribution.covariance_matrix
-        checked = vars(distribution).get("_validate_args")
+        validate_args = vars(distribution).get("_validate_args")
         if single:
-            return dist.Normal(loc, covariance[..., index, index].sqrt(), validate_args=checked)
-        factor = _factor(covariance[..., index, :][..., index])
-        return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=checked)
+            return dist.Normal(
+                loc, covariance[..., index, index].sqrt(), validate_args=validate_args
+            )
+        factor = _cholesky(covariance[..., index, :][..., index])
+        return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=validate_args)
     raise InputError(
-        f"expected components with independent units or normal ones; got {family(distribution)}, "
+        f"expected normal components or independent units; got {family(distribution)}, "
         "whose marginals are not known in closed form. Use draws of the units instead."
     )
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """Cholesky factors; NaN, which components without a weight may be, of what is no number."""
+def _cholesky(covariance: Tensor) -> Tensor:
+    """Cholesky factors; NaN for a covariance that is not finite, as one without weight may be."""
     numbers = covariance.isfinite().all(-1).all(-1)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if bool((numbers & (failed > 0)).any()):
         number = int((numbers & (failed > 0)).flatten().nonzero()[0])
         raise InputError(
-            "expected covariances that are positive definite; got another one for the units asked "
-            f"for at component {number}. Use float64, or take the units one by one."
+            "expected positive definite covariances; got one that is not, for these units of "
+            f"component {number}. Use float64, or take the units one by one."
         )
     return torch.where(numbers[..., None, None], factor, math.nan)
 
 
 def _select(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Some entries along a dimension, which is gone if the index is a number."""
+    """Some entries along a dimension, or a single one without that dimension."""
     if not index.dim():
         return tensor.select(dim, int(index))
     return tensor.movedim(dim, 0)[index].movedim(0, dim)
 
 
 def family(distribution: dist.Distribution) -> str:
-    """The name of a family, without its wrapping: ``"Normal"`` for ``Normal(...).to_event(1)``."""
+    """The name of a family without wrappers: ``"Normal"`` for ``Normal(...).to_event(1)``."""
     inner = innermost(distribution)
     if isinstance(inner, MixtureByRow):
         return f"mixture of {family(inner.component_distribution)}"
@@ -417,14 +421,14 @@ def family(distribution: dist.Distribution) -> str:
 
 
 def innermost(distribution: dist.Distribution) -> dist.Distribution:
-    """A distribution without its ``Independent`` wrapping."""
+    """A distribution without its ``Independent`` wrappers."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     return distribution.fn if isinstance(distribution, Declared) else distribution
 
 
 def floating_parameter(distribution: dist.Distribution) -> Tensor:
-    """A floating-point parameter of a distribution: it knows the dtype and the device."""
+    """A floating-point parameter of a distribution, for its dtype and device."""
     distribution = innermost(distribution)
     if isinstance(distribution, Editable):
         return distribution.like
@@ -440,23 +444,23 @@ def floating_parameter(distribution: dist.Distribution) -> Tensor:
 
 
 def to_state(distribution: dist.Distribution) -> dict[str, Any]:
-    """A distribution as nested dicts of names, numbers and tensors, which load without unpickling.
+    """A distribution as nested dicts of names, numbers and tensors, which load without pickle.
 
     Raises:
-        InputError: if it can't be built anew from these.
+        InputError: if it can't be rebuilt from these.
     """
     if isinstance(distribution, torch.distributions.Independent):
         dims = distribution.reinterpreted_batch_ndims
         return {"family": "Independent", "dims": dims, "base": to_state(distribution.base_dist)}
     if isinstance(distribution, Editable):
         raise InputError(
-            f"expected a family that is made of parameter tensors; got {family(distribution)}, "
-            "which is a function of the pair and has none of its own. Keep the pair and the data."
+            f"expected a family with parameter tensors; got {family(distribution)}, which is a "
+            "function of the pair and has none of its own. Keep the pair and the data."
         )
     if isinstance(distribution, Pushed):
         raise InputError(
-            f"expected a family that is made of parameter tensors; got {family(distribution)}, "
-            "whose transforms are code. Keep the pair and the data, and aggregate again."
+            f"expected a family with parameter tensors; got {family(distribution)}, whose "
+            "transforms are code. Keep the pair and the data, and aggregate again."
         )
     if isinstance(distribution, MixtureByRow):
         return {
@@ -465,22 +469,27 @@ def to_state(distribution: dist.Distribution) -> dict[str, Any]:
             "components": to_state(distribution.component_distribution),
         }
     if type(distribution) is dist.TransformedDistribution:
-        steps = [[type(step).__name__, _numbers(step)] for step in _transforms([distribution])]
+        steps = [
+            [type(step).__name__, _transform_arguments(step)]
+            for step in _transforms([distribution])
+        ]
         base = to_state(distribution.base_dist)
-        rest = {"validate_args": vars(distribution).get("_validate_args")}
+        settings = {"validate_args": vars(distribution).get("_validate_args")}
         return {
             "family": "TransformedDistribution",
             "base": base,
             "transforms": steps,
-            "with": rest,
+            "with": settings,
         }
-    tensors, rest = constructors.arguments(distribution, constructors.parameters(distribution))
+    tensors, settings = constructors.arguments(distribution, constructors.parameters(distribution))
     kind = type(distribution)
-    known = issubclass(getattr(dist, kind.__name__, object), kind)
+    is_pyro = issubclass(getattr(dist, kind.__name__, object), kind)
     return {
-        "family": kind.__name__ if known else f"{kind.__module__}.{kind.__name__}",
+        "family": kind.__name__ if is_pyro else f"{kind.__module__}.{kind.__name__}",
         "parameters": {name: value.detach().clone() for name, value in tensors.items()},
-        "with": {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in rest.items()},
+        "with": {
+            k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in settings.items()
+        },
     }
 
 
@@ -495,7 +504,10 @@ def from_state(state: dict[str, Any]) -> dist.Distribution:
     if state["family"] == "MixtureByRow":
         return MixtureByRow(from_state(state["mixing"]), from_state(state["components"]))
     if state["family"] == "TransformedDistribution":
-        steps = [_kind(dist.transforms, n, Transform)(**held) for n, held in state["transforms"]]
+        steps = [
+            _kind(dist.transforms, n, Transform)(**arguments)
+            for n, arguments in state["transforms"]
+        ]
         base = from_state(state["base"])
         return dist.TransformedDistribution(base, steps, **state.get("with", {}))
     kind = _kind(dist, state["family"], torch.distributions.Distribution)

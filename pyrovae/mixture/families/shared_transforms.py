@@ -1,4 +1,4 @@
-"""Which transforms of a batch of distributions are the same for all of its rows."""
+"""Find out which transforms of a batch of distributions are the same for all rows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from torch.distributions import Transform
 
 from pyrovae.errors import InputError
 from pyrovae.mixture.families import rows
-from pyrovae.mixture.families.nested import MixtureByRow, Pushed, detached, push, trivial
+from pyrovae.mixture.families.nested import (
+    MixtureByRow,
+    Pushed,
+    detach_transforms,
+    is_identity,
+    push,
+)
 from pyrovae.mixture.families.weights import safe_log
 from pyrovae.randomness import seeded
 
 
 def share(distribution: dist.Distribution) -> dist.Distribution:
-    """A batch of distributions in a form that can be taken apart row by row, where there is one.
+    """A batch of distributions in a form that can be taken apart row by row, if there is one.
 
-    Mixtures become a `MixtureByRow`, and what is pushed through transforms that all rows share a
-    `Pushed`; all else stays as it is, transforms by row among it.
+    Mixtures become a `MixtureByRow`, and distributions with transforms that all rows share a
+    `Pushed`. All others stay as they are, including transforms that differ by row.
 
     Args:
         distribution: batch shape ``(B,)``, event shape ``(D,)``.
@@ -41,23 +47,23 @@ def share(distribution: dist.Distribution) -> dist.Distribution:
         return MixtureByRow(dist.Categorical(logits=inner.component_logits), normals)
     if type(inner) is not dist.TransformedDistribution:
         return distribution
-    base, steps = share(inner.base_dist), [t for t in inner.transforms if not trivial(t)]
-    if rows.plain(inner.transforms) and base is inner.base_dist:
+    base, steps = share(inner.base_dist), [t for t in inner.transforms if not is_identity(t)]
+    if rows.made_of_numbers(inner.transforms) and base is inner.base_dist:
         return distribution
     base = base.to_event(dims) if dims else base
     if not steps:
         return base
     pushed = Pushed(base, steps, vars(inner).get("_validate_args"))
     check_inverse(pushed)
-    return pushed if _shared(pushed) else distribution
+    return pushed if _transforms_are_shared(pushed) else distribution
 
 
 def snapshot(distribution: dist.Distribution) -> dist.Distribution:
-    """The same with copies of the transforms that its rows share, which training leaves alone."""
+    """The same distribution with copies of its shared transforms, which training can't change."""
     checks = vars(distribution).get("_validate_args")
     if isinstance(distribution, Pushed):
         base = snapshot(distribution.base_dist)
-        return Pushed(base, detached(distribution.transforms), checks)
+        return Pushed(base, detach_transforms(distribution.transforms), checks)
     if isinstance(distribution, MixtureByRow):
         components = snapshot(distribution.component_distribution)
         return MixtureByRow(distribution.mixture_distribution, components, checks)
@@ -65,17 +71,17 @@ def snapshot(distribution: dist.Distribution) -> dist.Distribution:
 
 
 def _with_zeros(mixing: dist.Categorical) -> dist.Categorical:
-    """The same weights as logits, which a weight of zero is not rounded up in."""
+    """The same weights as logits, in which a weight of zero is not rounded up."""
     if mixing._param is vars(mixing).get("probs"):
         return dist.Categorical(logits=safe_log(mixing.probs))
     return mixing
 
 
 def check_inverse(distribution: dist.TransformedDistribution) -> None:
-    """Raise unless the density can be evaluated at other points than its own draws.
+    """Check that the density can be evaluated at points other than its own draws.
 
     Raises:
-        InputError: with the names of the transforms.
+        InputError: with the names of the transforms, if it can't.
     """
     if not has_inverse(distribution.transforms, distribution.base_dist):
         raise InputError(
@@ -88,32 +94,32 @@ def check_inverse(distribution: dist.TransformedDistribution) -> None:
 
 @torch.no_grad()
 def has_inverse(transforms: Sequence[Transform], base: dist.Distribution) -> bool:
-    """Whether transforms can be inverted at points that they have not just made."""
+    """Whether transforms can be inverted at points other than their own last output."""
     with seeded(0, "inverse"):
         z = push(transforms, base.sample()).clone()
     try:
         for step in reversed(transforms):
             z = step.inv(z)
-    except (KeyError, NotImplementedError):  # what Pyro's transforms without inverse raise
+    except (KeyError, NotImplementedError):  # Pyro's errors for transforms without inverse
         return False
     return True
 
 
 @torch.no_grad()
-def _shared(distribution: dist.TransformedDistribution) -> bool:
-    """Whether rows that change places are transformed as before, and one row alone too."""
+def _transforms_are_shared(distribution: dist.TransformedDistribution) -> bool:
+    """Whether every row is transformed alike, wherever it stands and when it is alone."""
     steps, rank = distribution.transforms, len(distribution.batch_shape)
     with seeded(0, "transforms"):
         u = distribution.base_dist.sample()
     rows = u.reshape(-1, *u.shape[rank:])
     try:
-        whole = push(steps, u).flatten(0, rank - 1)
-        moved = push(steps, rows.roll(1, 0).reshape(u.shape)).flatten(0, rank - 1)
-        alone = push(steps, rows[:1])
-    except (RuntimeError, ValueError, IndexError):  # made for one number of rows
+        all_rows = push(steps, u).flatten(0, rank - 1)
+        rolled = push(steps, rows.roll(1, 0).reshape(u.shape)).flatten(0, rank - 1)
+        one_row = push(steps, rows[:1])
+    except (RuntimeError, ValueError, IndexError):  # the transform fits one number of rows only
         return False
     return (
-        alone.shape == whole[:1].shape
-        and torch.allclose(alone, whole[:1], equal_nan=True)
-        and torch.allclose(moved, whole.roll(1, 0), equal_nan=True)
+        one_row.shape == all_rows[:1].shape
+        and torch.allclose(one_row, all_rows[:1], equal_nan=True)
+        and torch.allclose(rolled, all_rows.roll(1, 0), equal_nan=True)
     )

@@ -1,4 +1,4 @@
-"""Distributions that leave out some of what torch's own declare."""
+"""Distributions without a declared support or a method to sample."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.distributions import constraints
 
 
 def declared(distribution: dist.Distribution) -> dist.Distribution:
-    """A distribution with a support and a way to draw, made up where its class has none.
+    """The distribution itself, or one with a support and a sampler added if it lacks them.
 
-    Pyro asks of a distribution at a sample site no more than a density and that it can be called;
-    its bridge to zuko, ``pyro.contrib.zuko.ZukoToPyro``, offers just that.
+    At a sample site Pyro only needs a density and a call that draws; its bridge to zuko,
+    ``pyro.contrib.zuko.ZukoToPyro``, has just these.
 
     >>> declared(dist.Normal(0.0, 1.0))
     Normal(loc: 0.0, scale: 1.0)
@@ -32,7 +32,7 @@ def declared(distribution: dist.Distribution) -> dist.Distribution:
 
 
 class Declared(dist.TorchDistribution):
-    """A distribution drawn from by calling it, whose support is where its density is positive.
+    """A distribution that samples by being called, and is supported where its density is positive.
 
     Args:
         fn: a distribution without a ``support`` or a ``sample`` of its own.
@@ -54,21 +54,21 @@ class Declared(dist.TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        """Its own support, or, where it declares none, all points with a density."""
+        """The declared support, or, if there is none, all points with a positive density."""
         return self.fn.support if _has_support(self.fn) else PositiveDensity(self.fn)
 
     @property
     def mean(self) -> Tensor:
-        """That of the distribution."""
+        """The mean of the distribution."""
         return self.fn.mean
 
     @property
     def variance(self) -> Tensor:
-        """That of the distribution."""
+        """The variance of the distribution."""
         return self.fn.variance
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Declared:
-        """The same for another batch shape."""
+        """The same distribution with another batch shape."""
         return Declared(self.fn.expand(torch.Size(batch_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Declared(dist.TorchDistribution):
 
 
 class PositiveDensity(constraints.Constraint):
-    """The points at which a distribution has a density.
+    """The points at which a distribution has a positive density.
 
     Args:
         fn: the distribution.
@@ -103,14 +103,14 @@ class PositiveDensity(constraints.Constraint):
 
     @property
     def event_dim(self) -> int:  # type: ignore[override]
-        """Dimensions of one point."""
+        """Number of dimensions of one point."""
         return len(self.fn.event_shape)
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether points have a density, shape of a batch of them.
+        """Whether points have a positive density, in their batch shape.
 
-        A density that refuses what is outside is asked a part at a time, and what it refuses is
-        outside.
+        If the density refuses points outside its support, they are checked in smaller parts, and
+        those that it refuses count as outside.
         """
         event = value.shape[value.dim() - self.event_dim :]
         batch = torch.broadcast_shapes(value.shape[: value.dim() - len(event)], self.fn.batch_shape)
@@ -135,7 +135,7 @@ def _has_support(distribution: Any) -> bool:
 
 
 def _can_sample(distribution: Any) -> bool:
-    """Whether it draws by a method and not only by being called."""
-    plain = torch.distributions.Distribution
+    """Whether it has a method to sample, besides being called."""
+    base = torch.distributions.Distribution
     kind = type(distribution)
-    return kind.sample is not plain.sample or kind.rsample is not plain.rsample
+    return kind.sample is not base.sample or kind.rsample is not base.rsample

@@ -9,6 +9,6 @@ from torch import Tensor
 
 
 def safe_log(weights: Tensor) -> Tensor:
-    """log w, −inf where a weight is zero, which then has the gradient 0 and not NaN."""
+    """log w; where a weight is zero it is −inf, with gradient 0 instead of NaN."""
     positive = weights > 0
     return torch.where(positive, torch.where(positive, weights, 1.0).log(), -math.inf)

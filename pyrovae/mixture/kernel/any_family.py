@@ -1,4 +1,4 @@
-"""Mixtures of any family: exact, a block of points and components at a time."""
+"""Log densities of mixtures of any family, exactly, a block of points and components at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from pyrovae.mixture.families import convert, floating_parameter, take, tensors
 from pyrovae.mixture.families.nested import MixtureByRow
 from pyrovae.mixture.kernel import torch_transforms
-from pyrovae.mixture.kernel.cache import usable
-from pyrovae.mixture.kernel.first_order import once
+from pyrovae.mixture.kernel.cache import leave_inference_mode
+from pyrovae.mixture.kernel.first_order import forbid_second
 from pyrovae.mixture.kernel.support import differs, inside, unchecked
 
-#: Bytes that one block of component log densities may hold.
+#: Bytes that one block of component log densities may take.
 BLOCK_BYTES = 1 << 26
 
 
@@ -31,14 +31,14 @@ class Components:
     """
 
     def __init__(self, components: dist.Distribution, log_weight: Tensor) -> None:
-        self.index, components, log_weight = weighted(components, log_weight)
+        self.index, components, log_weight = drop_zero_weights(components, log_weight)
         if floating_parameter(components).is_inference():
-            components = convert(components, usable)
-        #: Whether points may lie in the support of some components and not of others.
+            components = convert(components, leave_inference_mode)
+        #: Whether a point may lie in the support of some components but not of others.
         self.differs = differs(components)
-        self.components, self.log_weight = components, usable(log_weight)
+        self.components, self.log_weight = components, leave_inference_mode(log_weight)
         self.size, self.dtype = len(log_weight), floating_parameter(components).dtype
-        self.wide = self.dtype == torch.float64 or _can_be_rebuilt(components)
+        self.in_float64 = self.dtype == torch.float64 or _can_be_rebuilt(components)
         width = max(1, math.prod(components.event_shape))
         cost = 8 * 8 * width  # bytes per pair, with room for intermediate results
         if isinstance(components, torch.distributions.MultivariateNormal):
@@ -51,41 +51,41 @@ class Components:
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        """What the components are made of, each with N rows."""
-        known = self.wide and _can_be_rebuilt(self.components)
-        return tensors(self.components) if known else []
+        """The parameter tensors of the components, each with N rows; none if they are not known."""
+        rebuildable = self.in_float64 and _can_be_rebuilt(self.components)
+        return tensors(self.components) if rebuildable else []
 
-    def scores(self, z: Tensor, rows: slice, given: Sequence[Tensor] = ()) -> Tensor:
-        """log w_n + log q_n(z) for some components, −∞ outside of their support, ``(B, n)``.
+    def scores(self, z: Tensor, rows: slice, replacements: Sequence[Tensor] = ()) -> Tensor:
+        """log w_n + log q_n(z) for some components, −∞ outside their support, shape ``(B, n)``.
 
-        In float64, unless the components are made of modules, which have a dtype of their own.
+        Computed in float64, unless the components contain modules, which have their own dtype.
 
         Args:
             z: points, shape ``(B, ...)``.
             rows: which components.
-            given: their log weights and tensors, in place of those that are held.
+            replacements: log weights and tensors to use in place of those of the components.
         """
-        if not len(z):  # which distributions refuse
+        if not len(z):  # distributions refuse this
             return z.new_zeros(0, len(self.log_weight[rows]), dtype=torch.float64)
         part = self.components if self.size <= self.block else take(self.components, rows)
-        log_weight, *others = given or (self.log_weight[rows],)
-        if others:
-            replaced = iter(others)
+        log_weight, *replaced_tensors = replacements or (self.log_weight[rows],)
+        if replaced_tensors:
+            replaced = iter(replaced_tensors)
             part = convert(part, lambda _: next(replaced))
-        if self.wide and self.dtype != torch.float64:
-            part = convert(part, _precise)
+        if self.in_float64 and self.dtype != torch.float64:
+            part = convert(part, _to_double)
         points = z.unsqueeze(z.dim() - len(self.components.event_shape))
-        points = _precise(points) if self.wide else points.to(self.dtype)
-        found: Tensor = unchecked(part, deep=self.differs).log_prob(points) + log_weight
+        points = _to_double(points) if self.in_float64 else points.to(self.dtype)
+        scores: Tensor = unchecked(part, deep=self.differs).log_prob(points) + log_weight
         if self.differs:
-            found = torch.where(inside(part, points), found, -math.inf)
-        return found.double()
+            scores = torch.where(inside(part, points), scores, -math.inf)
+        return scores.double()
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log Σ_n w_n q_n(z), shape ``(B,)``; more than one block is differentiable once.
+        """log Σ_n w_n q_n(z), shape ``(B,)``; with more than one block, differentiable once.
 
-        Inside of ``torch.func`` and with forward-mode derivatives it is so any number of times, and
-        then all blocks are remembered.
+        Inside ``torch.func`` and with forward-mode derivatives it can be differentiated any number
+        of times, which keeps all blocks in memory.
         """
         if self.size <= self.block and len(z) <= self.points:
             return self.scores(z, slice(0, self.size)).logsumexp(-1)
@@ -98,17 +98,17 @@ class Components:
         return self.total(z)
 
     def total(self, z: Tensor) -> Tensor:
-        """`log_prob` as torch differentiates it."""
-        found = [
+        """`log_prob` by torch's own differentiation."""
+        parts = [
             torch.stack([self.scores(part, rows).logsumexp(-1) for rows in self.rows()])
             for part in z.split(self.points)
         ]
-        return torch.cat([blocks.logsumexp(0) for blocks in found])
+        return torch.cat([blocks.logsumexp(0) for blocks in parts])
 
     def score(self, z: Tensor) -> Tensor:
         """∇_z log Σ_n w_n q_n(z), shape of ``z``."""
         with torch.enable_grad():
-            points = usable(z.detach()).requires_grad_()
+            points = leave_inference_mode(z.detach()).requires_grad_()
             return torch.autograd.grad(self.log_prob(points).sum(), points)[0]
 
     def rows(self) -> Iterator[slice]:
@@ -118,25 +118,25 @@ class Components:
 
 
 class _InBlocks(torch.autograd.Function):
-    """The log density in blocks, which are made again for gradients, one at a time.
+    """The log density in blocks, which are computed again one at a time for the gradients.
 
-    What autograd would remember of all blocks, were it little, would break up the memory that the
-    next block could use.
+    Otherwise autograd would save tensors of every block; even small ones fragment the memory that
+    the next block could use.
     """
 
     @staticmethod
-    def forward(ctx: Any, components: Components, z: Tensor, *made_of: Tensor) -> Tensor:
+    def forward(ctx: Any, components: Components, z: Tensor, *parameters: Tensor) -> Tensor:
         total = components.total(z)
         ctx.components = components
-        ctx.save_for_backward(z, *made_of, total)
+        ctx.save_for_backward(z, *parameters, total)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, total = ctx.saved_tensors
         sums = [
-            tensor.new_zeros(tensor.shape, dtype=torch.float64) if wanted else None
-            for tensor, wanted in zip(inputs, ctx.needs_input_grad[1:], strict=True)
+            tensor.new_zeros(tensor.shape, dtype=torch.float64) if needed else None
+            for tensor, needed in zip(inputs, ctx.needs_input_grad[1:], strict=True)
         ]
         with torch.no_grad():
             for start in range(0, len(total), ctx.components.points):
@@ -144,59 +144,59 @@ class _InBlocks(torch.autograd.Function):
                 for rows in ctx.components.rows():
                     places = (part, *(rows,) * (len(inputs) - 1))
                     leaves = [t[place] for t, place in zip(inputs, places, strict=True)]
-                    wanted = [s is not None for s in sums]
-                    slopes = _slopes(
-                        ctx.components, rows, leaves, wanted, (total[part], grad[part])
-                    )
-                    for whole, place, slope in zip(sums, places, slopes, strict=True):
-                        if whole is not None and slope is not None:
-                            whole[place] += slope
-        found = [s if s is None else s.to(t.dtype) for s, t in zip(sums, inputs, strict=True)]
-        return None, *once(found, "for one block of components and points", [grad, *inputs])
+                    needed = [s is not None for s in sums]
+                    outer = (total[part], grad[part])
+                    slopes = _slopes(ctx.components, rows, leaves, needed, outer)
+                    for total_slope, place, slope in zip(sums, places, slopes, strict=True):
+                        if total_slope is not None and slope is not None:
+                            total_slope[place] += slope
+        gradients = [s if s is None else s.to(t.dtype) for s, t in zip(sums, inputs, strict=True)]
+        limit = "for one block of components and points"
+        return None, *forbid_second(gradients, limit, [grad, *inputs])
 
 
 def _slopes(
     components: Components,
     rows: slice,
     inputs: Sequence[Tensor],
-    wanted: Sequence[bool],
-    of: tuple[Tensor, Tensor],
+    needed: Sequence[bool],
+    log_prob_and_grad: tuple[Tensor, Tensor],
 ) -> list[Tensor | None]:
-    """Gradients of Σ_b g_b log q(z_b) by way of some components' scores, where they are wanted.
+    """Gradients of Σ_b g_b log q(z_b) through the scores of some components.
 
     Args:
-        components: all of them.
-        rows: which of them.
+        components: the mixture.
+        rows: which components.
         inputs: points, and the log weights and tensors of these components.
-        wanted: for each input.
-        of: log q(z_b) and g_b, each ``(B,)``.
+        needed: for each input, whether its gradient is needed.
+        log_prob_and_grad: log q(z_b) and g_b, each of shape ``(B,)``.
     """
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
-        scores = components.scores(leaves[0], rows, leaves[1:] if any(wanted[1:]) else ())
-    total, grad = of
+        leaves = [t.detach().requires_grad_(w) for t, w in zip(inputs, needed, strict=True)]
+        scores = components.scores(leaves[0], rows, leaves[1:] if any(needed[1:]) else ())
+    total, grad = log_prob_and_grad
     share = (scores.detach() - total.unsqueeze(-1)).exp() * grad.unsqueeze(-1)
-    asked = [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
-    slopes = iter(torch.autograd.grad(scores, asked, share, allow_unused=True))
-    return [next(slopes) if w else None for w in wanted]
+    needed_leaves = [leaf for leaf, w in zip(leaves, needed, strict=True) if w]
+    slopes = iter(torch.autograd.grad(scores, needed_leaves, share, allow_unused=True))
+    return [next(slopes) if w else None for w in needed]
 
 
-def weighted(
+def drop_zero_weights(
     components: dist.Distribution, log_weight: Tensor
 ) -> tuple[Tensor | None, dist.Distribution, Tensor]:
-    """The components that have a weight, which others may have no say beside, NaN as they may be.
+    """The components with a weight above zero; the others may hold anything, even NaN.
 
     Args:
         components: batch shape ``(N,)``.
-        log_weight: shape ``(N,)``; NaN is no weight of zero.
+        log_weight: shape ``(N,)``; a NaN does not count as a weight of zero.
 
     Returns:
-        their numbers, None if these are all; they themselves, and their log weights.
+        their numbers, or None if these are all; the components; their log weights.
     """
-    without = log_weight.detach() == -math.inf
-    if not torch_transforms.some(without):
+    weightless = log_weight.detach() == -math.inf
+    if not torch_transforms.any_true(weightless):
         return None, components, log_weight
-    index = (~without).nonzero().squeeze(-1)
+    index = (~weightless).nonzero().squeeze(-1)
     return index, take(components, index), log_weight[index]
 
 
@@ -208,5 +208,5 @@ def _can_be_rebuilt(components: dist.Distribution) -> bool:
     return True
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def _to_double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor

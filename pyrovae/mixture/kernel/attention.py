@@ -1,4 +1,4 @@
-"""Blocks of queries against blocks of keys, reduced by log-sum-exp without holding the scores.
+"""Log-sum-exps of blocks of queries and keys, as in attention, without storing all scores.
 
 This is the only file that calls an operator private to torch; `block_log_sum_exp` says which.
 """
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Largest number of scores that are held at once where public functions do the work, on a CPU (they
-#: fit its cache) and elsewhere.
+#: Scores in memory at once where public functions do the work: on a CPU (they fit its cache), and
+#: elsewhere.
 CACHED_SCORES, FALLBACK_SCORES = 1 << 18, 1 << 22
-FEW_FEATURES = 8  # up to which the private operator's means cost less than leaving them out
+#: Up to this many features, the private operator is fastest even where its means are not needed.
+FEW_FEATURES = 8
 
 
 def block_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,9 +26,9 @@ def block_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
               v_{hb} = \sum_m e^{⟨q_b, k_{hm}⟩ - l_{hb}} k_{hm}
 
     On a CPU this is one call of ``aten::_scaled_dot_product_flash_attention_for_cpu`` with the
-    blocks as attention heads and the keys as values: the operator streams over the keys, so that
-    memory is that of the results. It is private to torch; where it is missing, and on other
-    devices, `fallback_log_sum_exp` does the same with public functions.
+    blocks as attention heads and the keys as values: the operator streams over the keys and needs
+    memory for the results only. It is private to torch; where it is missing, and on other devices,
+    `fallback_log_sum_exp` does the same with public functions.
 
     Args:
         queries: shape ``(B, F)``, float32 or float64; must be finite.
@@ -63,19 +64,19 @@ def fallback_log_sum_exp(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]
 def block_log_sums(queries: Tensor, keys: Tensor) -> Tensor:
     """The log-sum-exps of `block_log_sum_exp` alone, shape ``(H, B)``.
 
-    The private operator cannot leave the means out. Where they are wider than a few features,
-    public functions on scores that stay in the cache are faster.
+    The private operator cannot skip the means. With more than a few features, public functions on
+    scores that stay in the cache are faster.
     """
     if queries.shape[-1] <= FEW_FEATURES:
         return block_log_sum_exp(queries, keys)[0]
     with torch.no_grad():
-        found = queries.new_empty(len(keys), len(queries))
+        log_sum_exp = queries.new_empty(len(keys), len(queries))
         step = _rows_at_once(queries, keys.shape[1])
         for head, block in enumerate(keys):
             for start in range(0, len(queries), step):
                 rows = slice(start, start + step)
-                found[head, rows] = shares(queries[rows] @ block.mT)[0]
-        return found
+                log_sum_exp[head, rows] = shares(queries[rows] @ block.mT)[0]
+        return log_sum_exp
 
 
 def shares(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,11 +90,11 @@ def shares(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def peaks(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The parts of `shares`: the largest score, the log-sum-exp less this, and the softmax.
+    """The largest score, the log-sum-exp relative to it, and the softmax, over the last dimension.
 
-    Of scores like −1e20 their log-sum-exp could not tell how many there are. The largest share is
-    e^−log_mass. ``torch.logsumexp`` is no faster, and 3 to 8 times slower where exponentials
-    underflow, as most of them do here.
+    The two are kept apart because next to a score like −1e20 the logarithm of a count would be
+    rounded away. The largest share is e^−log_mass. ``torch.logsumexp`` is no faster, and 3 to 8
+    times slower where exponentials underflow, as most do here.
 
     Returns:
         largest and log_mass, shape ``(...)``, and shares, shape of ``scores``: NaN if all scores

@@ -3,9 +3,10 @@ r"""Sums of Bhattacharyya affinities between diagonal normals, over the pairs th
 .. math:: d(i, j) = \sum_d \frac{(μ_i - μ_j)^2}{4 (σ_i^2 + σ_j^2)}
           + \frac12 \log \frac{σ_i^2 + σ_j^2}{2 σ_i σ_j}
 
-is no scalar product of what i and j know. But the logarithms are at least 0, and with the largest
-variance S in a group of neighbours, (μ_i − μ_j)² / 4(σ_i² + S) is one, of (1, μ_j, μ_j²): a product
-of matrices in float32, less its rounding, tells which pairs are too far apart to matter.
+is not a scalar product of a vector for i and one for j. But the logarithms are at least 0, and with
+S the largest variance in a group of neighbours j, (μ_i − μ_j)² / 4(σ_i² + S) is one: j enters as
+(1, μ_j, μ_j²). So a matrix product in float32, less its rounding error, tells which pairs are too
+far apart to matter.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from pyrovae.mixture.kernel.diagonal_normals import SORTED_GROUPS, DiagonalNorma
 from pyrovae.mixture.kernel.group_sums import Sum
 from pyrovae.mixture.kernel.scalar_product import roundoff
 
-#: Part of a row's sum that pairs may make up which are not evaluated; it is added instead.
+#: Largest part of a row's sum that may go unevaluated; this bound is added in its place.
 NEGLECTED = 1e-9
-#: (component, component, unit) triples that are held at once: they fit the cache.
+#: (component, component, unit) triples in memory at once: they fit the processor's cache.
 TRIPLES = 1 << 19
-#: Rows that are taken at once: by all pairs, and by the search.
+#: Rows taken at once, over all pairs and in the search.
 FEW_ROWS, ROWS = 256, 1024
-#: Rows and groups that tell whether the search pays: if no more than this part of pairs is left.
+#: Rows and groups that are probed; the search pays if it leaves at most this part of their pairs.
 PROBE_ROWS, PROBE_GROUPS, SPARSE = 64, 8, 0.15
 
 
 def log_affinities(normals: DiagonalNormals, index: Tensor) -> Tensor:
-    """log Σ_j w_j exp −d(i, j) for some components i, or more by up to `NEGLECTED`.
+    """log Σ_j w_j exp −d(i, j) for some components i, too large by at most `NEGLECTED`.
 
     Args:
         normals: the components j.
@@ -41,21 +42,21 @@ def log_affinities(normals: DiagonalNormals, index: Tensor) -> Tensor:
         float64, shape ``(R,)``.
     """
     with torch.autocast(index.device.type, enabled=False):
-        search = len(index) > 0 and normals.groups >= SORTED_GROUPS and _pays(normals, index)
-        method, rows = (_of_near, ROWS) if search else (_of_all, FEW_ROWS)
+        search = len(index) > 0 and normals.groups >= SORTED_GROUPS and _search_pays(normals, index)
+        method, rows = (_sum_near, ROWS) if search else (_sum_all, FEW_ROWS)
         return torch.cat([method(normals, part) for part in index.split(rows)])
 
 
-def _pays(normals: DiagonalNormals, index: Tensor) -> bool:
-    """Whether few pairs are left in some groups, spread over all, for some of the rows."""
+def _search_pays(normals: DiagonalNormals, index: Tensor) -> bool:
+    """Whether the search leaves few pairs, by a probe of evenly spaced rows and groups."""
     index = index[:: -(-len(index) // PROBE_ROWS)]
     groups = range(0, normals.groups, -(-normals.groups // PROBE_GROUPS))
-    kept = [float(_near(normals, index, group).double().mean()) for group in groups]
-    return sum(kept) <= SPARSE * len(kept)
+    near_shares = [float(_near(normals, index, group).double().mean()) for group in groups]
+    return sum(near_shares) <= SPARSE * len(near_shares)
 
 
-def _of_near(normals: DiagonalNormals, index: Tensor) -> Tensor:
-    """The sums over near pairs, and what all others add up to at most."""
+def _sum_near(normals: DiagonalNormals, index: Tensor) -> Tensor:
+    """The sums over near pairs, plus an upper bound on the sum over all others."""
     total = Sum(len(index), normals.dim, moments=False, device=index.device)
     for group in range(normals.groups):
         row, member = _near(normals, index, group).nonzero(as_tuple=True)
@@ -66,21 +67,22 @@ def _of_near(normals: DiagonalNormals, index: Tensor) -> Tensor:
     return total.result()[0].logaddexp(neglected)
 
 
-def _of_all(normals: DiagonalNormals, index: Tensor) -> Tensor:
+def _sum_all(normals: DiagonalNormals, index: Tensor) -> Tensor:
+    """The sums over all pairs."""
     total = torch.full((len(index),), -math.inf, dtype=torch.float64, device=index.device)
-    every = torch.arange(normals.size, device=index.device)
-    for others in every.split(max(1, TRIPLES // (FEW_ROWS * normals.dim))):
-        total = total.logaddexp(shares(_scores(normals, index.unsqueeze(-1), others))[0])
+    components = torch.arange(normals.size, device=index.device)
+    for part in components.split(max(1, TRIPLES // (FEW_ROWS * normals.dim))):
+        total = total.logaddexp(shares(_scores(normals, index.unsqueeze(-1), part))[0])
     return total
 
 
 def _scores(normals: DiagonalNormals, i: Tensor, j: Tensor) -> Tensor:
-    """log w_j − d(i, j) in float64, shape of the indices broadcast against each other."""
-    one, other = (normals.scale[n].double().square() for n in (i, j))
-    both = (one + other) / 2
-    square = ((normals.loc[i].double() - normals.loc[j]).square() / both).sum(-1)
-    own = (one.log().sum(-1) + other.log().sum(-1)) / 4
-    return normals.log_weight[j] - square / 8 - both.log().sum(-1) / 2 + own
+    """log w_j − d(i, j) in float64, in the broadcast shape of the indices."""
+    variance_i, variance_j = (normals.scale[n].double().square() for n in (i, j))
+    mean_variance = (variance_i + variance_j) / 2
+    square = ((normals.loc[i].double() - normals.loc[j]).square() / mean_variance).sum(-1)
+    own = (variance_i.log().sum(-1) + variance_j.log().sum(-1)) / 4
+    return normals.log_weight[j] - square / 8 - mean_variance.log().sum(-1) / 2 + own
 
 
 def _near(normals: DiagonalNormals, index: Tensor, group: int) -> Tensor:
@@ -89,13 +91,13 @@ def _near(normals: DiagonalNormals, index: Tensor, group: int) -> Tensor:
     exact = torch.get_float32_matmul_precision() == "highest"
     dtype = torch.float32 if exact else torch.float64
     centre = normals.loc[rows].mean(0)
-    mean, others = ((normals.loc[n] - centre).to(dtype) for n in (index, rows))
+    mean, members = ((normals.loc[n] - centre).to(dtype) for n in (index, rows))
     widest = normals.scale[rows].square().amax(0)
     factor = (0.25 / (normals.scale[index].square() + widest)).to(dtype)
     query = torch.cat([factor, -2 * factor * mean], -1)
-    key = torch.cat([others.square(), others], -1)
-    own = (factor * mean.square()).sum(-1)
-    # eight more roundings than in a product alone, and half of what may be neglected for the rest
-    error = (query.abs() @ key.abs().amax(0) + own) * roundoff(query.shape[-1] + 8, dtype)
-    limit = math.log(2 * normals.size / NEGLECTED) - normals.log_weight[index] - own + error
+    key = torch.cat([members.square(), members], -1)
+    own_term = (factor * mean.square()).sum(-1)
+    # eight roundings more than in the product alone; half of what may be neglected is for the rest
+    error = (query.abs() @ key.abs().amax(0) + own_term) * roundoff(query.shape[-1] + 8, dtype)
+    limit = math.log(2 * normals.size / NEGLECTED) - normals.log_weight[index] - own_term + error
     return ~(query @ key.mT - normals.log_weight[rows] > limit.unsqueeze(-1))

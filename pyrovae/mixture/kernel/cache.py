@@ -1,4 +1,4 @@
-"""What is made of a mixture's parameters once and kept, inside of inference mode and out."""
+"""Cache what is computed from a mixture's parameters, inside inference mode and outside it."""
 
 from __future__ import annotations
 
@@ -12,72 +12,72 @@ from torch import Tensor
 
 from pyrovae.mixture.kernel import torch_transforms
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 
-class Kept:
-    """One thing made of some tensors, for as long as these hold the same numbers.
+class Cache:
+    """One value computed from some tensors, valid as long as these hold the same numbers.
 
-    They are compared with a copy, bit by bit. Torch's count of changes in place would cost less,
-    but leaves out those of fused optimizers, of ``tensor.data`` and of arrays that share the
-    memory.
+    The numbers are compared with a copy, bit by bit. Torch's counter of changes in place would cost
+    less, but misses changes by fused optimizers, through ``tensor.data`` and through arrays that
+    share the memory.
     """
 
     def __init__(self) -> None:
-        self._held: tuple[list[_Copy], Any] | None = None
-        #: Whether anything was asked for before, so that to keep it would have paid.
-        self.asked = False
+        self._entry: tuple[list[_Copy], Any] | None = None
+        #: Whether a value was needed before, so that caching it would have paid.
+        self.used_before = False
 
     def find(self, tensors: Sequence[Tensor]) -> Any | None:
-        """What was made of the tensors, if they hold the numbers that they had then."""
-        held = self._held  # never read again here: another thread may replace it
-        if held is None or torch_transforms.active():  # where no memory can be looked at
+        """The value, if the tensors still hold the numbers that it was computed from; else None."""
+        entry = self._entry  # read once: another thread may replace it
+        if entry is None or torch_transforms.active():  # inside torch.func memory can't be read
             return None
-        copies, made = held
-        same = all(copy.of(tensor) for copy, tensor in zip(copies, tensors, strict=True))
-        return made if same else None
+        copies, value = entry
+        same = all(copy.matches(tensor) for copy, tensor in zip(copies, tensors, strict=True))
+        return value if same else None
 
-    def make(self, tensors: Sequence[Tensor], make: Callable[[], Made]) -> Made:
-        """What ``make`` returns, kept as made of the tensors, which ask for no gradient."""
-        if torch_transforms.active():  # by torch.func, which may have marked what is made
-            return make()
-        self._held = None  # before the next takes as much memory
+    def store(self, tensors: Sequence[Tensor], compute: Callable[[], Value]) -> Value:
+        """What ``compute`` returns, cached for these tensors, which need no gradient."""
+        if torch_transforms.active():  # torch.func may have wrapped the value
+            return compute()
+        self._entry = None  # frees its memory before the next value takes as much
         copies = [_Copy(tensor) for tensor in tensors]
-        made = make()
-        self._held = copies, made
-        return made
+        value = compute()
+        self._entry = copies, value
+        return value
 
 
 class _Copy:
-    """The numbers of a tensor, of which what is expanded counts once."""
+    """A copy of the numbers of a tensor, without the repetitions of expanded dimensions."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.place = _place(tensor)
-        self.once = tuple(slice(0, 1 if step == 0 else None) for step in tensor.stride())
+        self.layout = _memory_layout(tensor)
+        self.distinct = tuple(slice(0, 1 if step == 0 else None) for step in tensor.stride())
         self.array: NDArray[Any] | None = None
         if tensor.device.type != "cpu":
-            self.numbers: Any = tensor[self.once].clone()
+            self.numbers: Any = tensor[self.distinct].clone()
             return
-        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
+        if tensor.dtype == torch.bfloat16:  # NumPy does not have it
             tensor = tensor.view(torch.int16)
-        self.array = tensor[self.once].numpy()
+        self.array = tensor[self.distinct].numpy()
         self.numbers = self.array.tobytes()
 
-    def of(self, tensor: Tensor) -> bool:
-        """Whether the tensor is in the same place and holds these numbers."""
-        if _place(tensor) != self.place:
+    def matches(self, tensor: Tensor) -> bool:
+        """Whether the tensor has the same memory layout and holds these numbers."""
+        if _memory_layout(tensor) != self.layout:
             return False
         if self.array is None:
-            return torch.equal(tensor[self.once], self.numbers)
-        # of equal length, compared where they lie
+            return torch.equal(tensor[self.distinct], self.numbers)
+        # both have one length, so this compares all bytes without a copy
         same: bool = self.numbers.startswith(np.ascontiguousarray(self.array))
         return same
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
+def _memory_layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def usable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of one made in inference mode, which autograd would refuse to save."""
+def leave_inference_mode(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy if it was made in inference mode: autograd can't save those."""
     return tensor.clone() if tensor.is_inference() else tensor

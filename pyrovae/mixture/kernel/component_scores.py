@@ -1,4 +1,4 @@
-"""Sums and extremes over component scores of any family, without holding all pairs."""
+"""Sums and largest terms over component scores of any family, without storing all pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyrovae.mixture.kernel.group_sums import Sum
 
 @dataclass(frozen=True)
 class Responsibilities:
-    """The k components that explain a point best.
+    """The k components that explain each point best.
 
     Args:
         index: component numbers, largest weight first, shape ``(..., k)``.
@@ -30,33 +30,33 @@ class Responsibilities:
 class Scores(Protocol):
     """Anything that evaluates log w_n + log q_n(z) for a range of components."""
 
-    points: int  #: how many points to take at once
+    points: int  #: number of points to take at once
 
     def rows(self) -> Iterator[slice]:
         """The components in blocks."""
 
     def scores(self, z: Tensor, rows: slice) -> Tensor:
-        """Shape ``(B, n)``."""
+        """log w_n + log q_n(z) of these components, shape ``(B, n)``."""
 
 
 def top_shares(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k components with the largest responsibilities for every point, largest first.
 
     Args:
-        components: N of them, with `scores`.
+        components: the N components.
         z: points, shape ``(B, ...)``.
-        k: how many.
+        k: number of components to return.
 
     Returns:
         component numbers and responsibilities, shape ``(B, k)``; NaN where the density is 0.
     """
-    found = [_top(components, part, k) for part in z.split(components.points)]
-    index, value = zip(*found, strict=True)
+    parts = [_top(components, part, k) for part in z.split(components.points)]
+    index, value = zip(*parts, strict=True)
     return torch.cat(index), torch.cat(value)
 
 
 def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    index, value, total = None, None, _no_sum(z)
+    index, value, total = None, None, _new_sum(z)
     for rows in components.rows():
         scores = components.scores(z, rows)
         total.add_scores(scores)
@@ -79,12 +79,12 @@ def total_scores(
     """Log-sum-exp of log w_n + log q_n(z) over n, and the entropy of the responsibilities.
 
     Args:
-        components: N of them, with `scores`.
+        components: the N components.
         z: points, shape ``(B, ...)``.
         exclude: for each point a component to leave out or −1 for none, shape ``(B,)``.
 
     Returns:
-        both of shape ``(B,)``.
+        log-sum-exps and entropies, each of shape ``(B,)``.
     """
     left_out = torch.full((len(z),), -1, device=z.device) if exclude is None else exclude
     parts = zip(z.split(components.points), left_out.split(components.points), strict=True)
@@ -93,7 +93,7 @@ def total_scores(
 
 
 def _total(components: Scores, z: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
-    total = _no_sum(z)
+    total = _new_sum(z)
     for rows in components.rows():
         number = torch.arange(rows.start, rows.stop, device=z.device)
         scores = components.scores(z, rows)
@@ -102,5 +102,5 @@ def _total(components: Scores, z: Tensor, exclude: Tensor) -> tuple[Tensor, Tens
     return log_sum, entropy
 
 
-def _no_sum(z: Tensor) -> Sum:
+def _new_sum(z: Tensor) -> Sum:
     return Sum(len(z), 0, moments=True, device=z.device)

@@ -12,45 +12,48 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pyrovae.mixture.kernel.cache import usable
+from pyrovae.mixture.kernel.cache import leave_inference_mode
 from pyrovae.mixture.kernel.ordering import locality_order
 from pyrovae.mixture.kernel.scalar_product import constants, differences, keys, queries, roundoff
 
 #: What evaluation may add to the error of float64 brute force, in nats, by the dtype of the result.
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}
-#: Components in one group: they are looked at together or not at all.
+#: Components in one group, which is evaluated as a whole or not at all.
 GROUP = 128
-#: Sets of fewer groups than this stay in their order.
+#: Sets of fewer groups than this are not reordered.
 SORTED_GROUPS = 16
-#: Components in one block of a pass over all of them.
+#: Components in one block of a pass over all.
 BLOCK = 1024
-#: Bytes that one chunk of the work may hold.
+#: Bytes that one chunk of work may take.
 CHUNK_BYTES = 1 << 27
-#: Bytes of keys that are kept from call to call in float64.
+#: Bytes of float64 keys that may stay in memory between calls.
 CACHE_BYTES = 1 << 26
-#: The log density of components that pad the last group, below that of any other; finite, so that
+#: Log density of the padding of the last group: below that of any component, but finite, so that
 #: nothing becomes NaN.
-NOTHING = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
+PADDING = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
 
 
 class DiagonalNormals:
-    """A weighted set of diagonal normals: its groups, its keys, and how exact they are.
+    """A weighted set of diagonal normals in groups, with their keys and error bounds.
 
-    Components are kept in an order of their own; ``index`` names them in the order given.
+    Components without weight are left out and the others may be reordered: ``index`` holds their
+    original numbers, or None if these are still 0 … N − 1.
 
     Args:
         loc: shape ``(N, D)``.
         scale: shape ``(N, D)``.
         log_weight: normalised log weights, shape ``(N,)``; −inf leaves the component out.
-        ordered: whether large sets may be laid out anew, which pays when they are asked often.
+        ordered: whether to reorder large sets, which pays if they are evaluated often.
     """
 
     def __init__(
         self, loc: Tensor, scale: Tensor, log_weight: Tensor, *, ordered: bool = True
     ) -> None:
-        loc, scale, log_weight = (usable(t.detach()) for t in (loc, scale, log_weight))
-        kept = log_weight != -math.inf  # NaN is no weight of zero
-        self.index = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
+        loc, scale, log_weight = (
+            leave_inference_mode(t.detach()) for t in (loc, scale, log_weight)
+        )
+        weighted = log_weight != -math.inf  # NaN does not count as a weight of zero
+        self.index = None if bool(weighted.all()) else weighted.nonzero().squeeze(-1)
         if self.index is not None:
             loc, scale, log_weight = (t[self.index] for t in (loc, scale, log_weight))
         if ordered and len(loc) >= SORTED_GROUPS * GROUP and bool(loc.isfinite().all()):
@@ -80,52 +83,52 @@ class DiagonalNormals:
         return keys(loc - self.centre, scale, constant)
 
     def group_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
-        """Keys of groups first … last − 1, ``(last − first, M, F)``; the end padded by e^−∞."""
-        held = self.cached_keys(dtype)
-        if held is not None:
-            return held[first:last]
-        return self._made_keys(dtype, first, min(last, self.groups))
+        """Keys of groups first … last − 1, shape ``(last − first, M, F)``; the end is padded."""
+        cached = self.cached_keys(dtype)
+        if cached is not None:
+            return cached[first:last]
+        return self._compute_keys(dtype, first, min(last, self.groups))
 
-    def _made_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
-        found = self.keys(slice(first * self.group, min(last * self.group, self.size))).to(dtype)
-        missing = (last - first) * self.group - len(found)
+    def _compute_keys(self, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        key = self.keys(slice(first * self.group, min(last * self.group, self.size))).to(dtype)
+        missing = (last - first) * self.group - len(key)
         if missing:
-            padding = found.new_zeros(missing, self.features)
-            padding[:, -1] = NOTHING[dtype]
-            found = torch.cat([found, padding])
-        return found.view(last - first, self.group, self.features)
+            padding = key.new_zeros(missing, self.features)
+            padding[:, -1] = PADDING[dtype]
+            key = torch.cat([key, padding])
+        return key.view(last - first, self.group, self.features)
 
     def cached_keys(self, dtype: torch.dtype) -> Tensor | None:
-        """All keys in one tensor ``(G, M, F)``, or None in float64 beyond `CACHE_BYTES`."""
+        """All keys in one tensor ``(G, M, F)``, or None if in float64 they exceed `CACHE_BYTES`."""
         bytes_needed = 8 * self.groups * self.group * self.features
         if dtype not in self._keys:
             if dtype == torch.float64 and bytes_needed > CACHE_BYTES:
                 return None
             step = max(1, CHUNK_BYTES // (4 * 8 * self.group * self.features))
             shape = (self.groups, self.group, self.features)
-            kept = torch.empty(shape, dtype=dtype, device=self.loc.device)
+            all_keys = torch.empty(shape, dtype=dtype, device=self.loc.device)
             for start in range(0, self.groups, step):
                 end = min(start + step, self.groups)
-                kept[start:end] = self._made_keys(dtype, start, end)
-            self._keys[dtype] = kept
+                all_keys[start:end] = self._compute_keys(dtype, start, end)
+            self._keys[dtype] = all_keys
         return self._keys[dtype]
 
     @cached_property
     def largest(self) -> Tensor:
-        """max_n |k_nf| in every group, float64, shape ``(G, F)``: all the error bound asks for."""
+        """max_n |k_nf| in every group, float64, shape ``(G, F)``: what the error bound needs."""
         dtype = torch.promote_types(self.loc.dtype, torch.float32)
         step = max(1, CHUNK_BYTES // (4 * 8 * self.group * self.features))
-        found = []
+        maxima = []
         for start in range(0, self.groups, step):
             key = self.group_keys(dtype, start, min(start + step, self.groups))
-            last = key[..., -1]  # padding has no say
-            magnitude = torch.where((last == NOTHING[key.dtype]).unsqueeze(-1), 0.0, key.abs())
-            found.append(magnitude.amax(1).double())
-        return torch.cat(found) * (1 + torch.finfo(dtype).eps)  # they are rounded
+            is_padding = key[..., -1] == PADDING[key.dtype]
+            magnitude = torch.where(is_padding.unsqueeze(-1), 0.0, key.abs())
+            maxima.append(magnitude.amax(1).double())
+        return torch.cat(maxima) * (1 + torch.finfo(dtype).eps)  # for the rounding of the keys
 
     @cached_property
     def exact_all(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`exact` of all components, kept with units first in memory: for small sets."""
+        """`exact` of all components, with units first in memory: fast for small sets."""
         loc, scale, constant = self.exact(slice(None))
         return loc.mT.contiguous().mT, scale.mT.contiguous().mT, constant
 
@@ -135,9 +138,9 @@ class DiagonalNormals:
         return self.largest.amax(0)
 
     def all_keys(self) -> Tensor:
-        """Keys of all components in float64, kept if they are few, shape ``(N, F)``."""
-        held = self.cached_keys(torch.float64)
-        return self.keys(slice(None)) if held is None else held.flatten(0, 1)[: self.size]
+        """Keys of all components in float64, shape ``(N, F)``; cached if they are few."""
+        cached = self.cached_keys(torch.float64)
+        return self.keys(slice(None)) if cached is None else cached.flatten(0, 1)[: self.size]
 
     def scores(self, z: Tensor, rows: slice) -> Tensor:
         """log w_n + log N(z; μ_n, σ_n²) of some components in float64, shape ``(B, n)``."""
@@ -145,16 +148,16 @@ class DiagonalNormals:
         error = query.abs() @ self.largest_of_all * roundoff(self.features, torch.float64)
         if bool((error <= TOLERANCE[torch.float64]).all()):
             return query @ self.keys(rows).mT
-        given = self.exact(rows)
-        step = max(1, CHUNK_BYTES // (4 * 8 * given[0].numel()))
-        return torch.cat([differences(part, *given) for part in z.double().split(step)])
+        parameters = self.exact(rows)
+        step = max(1, CHUNK_BYTES // (4 * 8 * parameters[0].numel()))
+        return torch.cat([differences(part, *parameters) for part in z.double().split(step)])
 
     def exact(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Location, scale and constant of some components in float64, for `differences`."""
         return self.loc[rows].double(), self.scale[rows].double(), self.constant[rows]
 
     def exact_groups(self, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of whole groups, shapes ``(e, M, D)`` and ``(e, M)``; padding weighs nothing."""
+        """`exact` of whole groups, shapes ``(e, M, D)`` and ``(e, M)``; padding has weight 0."""
         number = groups.unsqueeze(-1) * self.group + torch.arange(self.group, device=groups.device)
         inside = number < self.size
         number = number.clamp(max=self.size - 1)
@@ -162,19 +165,19 @@ class DiagonalNormals:
         return self.loc[number].double(), self.scale[number].double(), constant
 
     def keys_of_groups(self, groups: Tensor) -> Tensor:
-        """float64 keys of the groups that a tensor names, shape ``(e, M, F)``."""
-        held = self.cached_keys(torch.float64)
-        if held is not None:
-            return held[groups]
+        """float64 keys of some groups, by their numbers, shape ``(e, M, F)``."""
+        cached = self.cached_keys(torch.float64)
+        if cached is not None:
+            return cached[groups]
         loc, scale, constant = self.exact_groups(groups)
-        constant = constant.clamp(min=NOTHING[torch.float64])
-        made = keys((loc - self.centre).flatten(0, 1), scale.flatten(0, 1), constant.flatten())
-        return made.view(*constant.shape, self.features)
+        constant = constant.clamp(min=PADDING[torch.float64])
+        key = keys((loc - self.centre).flatten(0, 1), scale.flatten(0, 1), constant.flatten())
+        return key.view(*constant.shape, self.features)
 
     @cached_property
     def constant(self) -> Tensor:
         """`constants` of all components in float64, shape ``(N,)``."""
-        found = torch.empty(self.size, dtype=torch.float64, device=self.loc.device)
+        constant = torch.empty(self.size, dtype=torch.float64, device=self.loc.device)
         for rows in self.rows():
-            found[rows] = constants(self.scale[rows].double(), self.log_weight[rows].double())
-        return found
+            constant[rows] = constants(self.scale[rows].double(), self.log_weight[rows].double())
+        return constant

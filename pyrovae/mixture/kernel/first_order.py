@@ -1,4 +1,4 @@
-"""Gradients that can be taken once."""
+"""Gradients that refuse to be differentiated again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 
-class Once(torch.autograd.Function):
-    """A gradient that refuses to be differentiated again instead of being taken for a constant.
+class FirstOrderOnly(torch.autograd.Function):
+    """A gradient that refuses a second derivative instead of passing for a constant.
 
-    Called as ``Once.apply(value, limit, *inputs)`` with what it was computed from and what to say
-    of problems that are small enough.
+    Called as ``FirstOrderOnly.apply(value, limit, *inputs)``, with the inputs that the value was
+    computed from and with words for the problem sizes that do have second derivatives.
     """
 
     generate_vmap_rule = True
@@ -27,24 +27,29 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise _second(ctx.limit)
+        raise _second_derivative_error(ctx.limit)
 
     @staticmethod
     def jvp(ctx: Any, value: Tensor, limit: None, *inputs: Tensor | None) -> Tensor:
         if any(tangent is not None for tangent in inputs):
-            raise _second(ctx.limit)
+            raise _second_derivative_error(ctx.limit)
         return value.clone()
 
 
-def _second(limit: str) -> RuntimeError:
+def _second_derivative_error(limit: str) -> RuntimeError:
     return RuntimeError(
         "expected one derivative of this log density; got a request for a second one, which is "
         f"available {limit}. Use fewer points at once."
     )
 
 
-def once(found: list[Tensor | None], limit: str, inputs: list[Tensor]) -> list[Tensor | None]:
-    """Gradients that are linked to their inputs, if a graph of them is asked for."""
+def forbid_second(
+    gradients: list[Tensor | None], limit: str, inputs: list[Tensor]
+) -> list[Tensor | None]:
+    """The gradients; if autograd records them, linked to their inputs by `FirstOrderOnly`."""
     if not torch.is_grad_enabled():
-        return found
-    return [None if f is None else Once.apply(f, limit, *inputs) for f in found]  # type: ignore[no-untyped-call]
+        return gradients
+    return [
+        None if gradient is None else FirstOrderOnly.apply(gradient, limit, *inputs)  # type: ignore[no-untyped-call]
+        for gradient in gradients
+    ]

@@ -1,4 +1,4 @@
-"""Normals with full covariances, evaluated as products of matrices."""
+"""Log densities of normals with full covariances, by matrix products."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pyrovae.mixture.kernel import torch_transforms
 from pyrovae.mixture.kernel.any_family import BLOCK_BYTES, Components
 from pyrovae.mixture.kernel.scalar_product import constants, roundoff
 
-#: Numbers that one chunk of the work may hold.
+#: Numbers that one chunk of work may hold.
 CHUNK = 1 << 22
-#: Largest error, in nats, that rounding may put into a score.
+#: Largest rounding error of a score, in nats.
 TOLERANCE = 1e-6
 
 
@@ -25,9 +25,9 @@ class FullNormals(Components):
     .. math:: \log w_n N(z; μ_n, Σ_n) = ⟨((z_a z_b)_{a ≥ b}, z, 1), (Q_n, P_n μ_n, c_n)⟩,
               \qquad P_n = Σ_n^{-1}, \quad Q_n = (-P_{ab}, \; -P_{aa}/2)
 
-    It has D(D + 3)/2 + 1 terms, taken in float64 with points relative to the mixture's mean, and is
-    five to nine times as fast as triangular solves. Where the terms are so large that their
-    rounding might exceed 1e-6 nats, the solves are taken instead. Differentiable in z.
+    The product has D(D + 3)/2 + 1 terms, in float64 and with points relative to the mixture's mean,
+    and is five to nine times as fast as triangular solves. Where the terms are so large that their
+    rounding might exceed 1e-6 nats, triangular solves are used instead. Differentiable in z.
 
     Args:
         components: batch shape ``(N,)``, event shape ``(D,)``.
@@ -48,40 +48,40 @@ class FullNormals(Components):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Nothing that gradients could be asked for."""
+        """None: there are no gradients in the parameters."""
         return []
 
-    def scores(self, z: Tensor, rows: slice, given: Sequence[Tensor] = ()) -> Tensor:
+    def scores(self, z: Tensor, rows: slice, replacements: Sequence[Tensor] = ()) -> Tensor:
         """log w_n + log q_n(z) for some components, shape ``(B, n)``, in float64."""
         key, shifted = self.keys(rows), z.double() - self.centre
         square = shifted[:, self.row] * shifted[:, self.column]
         query = torch.cat([square, shifted, torch.ones_like(shifted[:, :1])], -1)
-        found = query @ key.mT
+        scores = query @ key.mT
         error = query.detach().abs() @ key.abs().amax(0) * roundoff(self.features, torch.float64)
         cancels = ~(error <= TOLERANCE)
-        if not torch_transforms.some(cancels):
-            return found
-        if torch_transforms.active():  # where rows can't be picked out
-            return self.solved(z, rows)
+        if not torch_transforms.any_true(cancels):
+            return scores
+        if torch_transforms.active():  # rows can't be picked out there
+            return self.solve(z, rows)
         loose = cancels.nonzero().squeeze(-1)
-        return found.index_copy(0, loose, self.solved(z[loose], rows))
+        return scores.index_copy(0, loose, self.solve(z[loose], rows))
 
-    def solved(self, z: Tensor, rows: slice) -> Tensor:
+    def solve(self, z: Tensor, rows: slice) -> Tensor:
         """`scores` by triangular solves, which do not cancel."""
-        precise = Components(
+        components = Components(
             convert(take(self.components, rows), Tensor.double), self.log_weight[rows].double()
         )
-        every = slice(0, precise.size)
+        all_rows = slice(0, components.size)
         pairs = max(1, BLOCK_BYTES // (8 * 8 * len(self.centre)))
-        parts = z.double().split(max(1, pairs // precise.size))
-        return torch.cat([precise.scores(part, every) for part in parts])
+        parts = z.double().split(max(1, pairs // components.size))
+        return torch.cat([components.scores(part, all_rows) for part in parts])
 
     def keys(self, rows: slice) -> Tensor:
-        """What the components contribute to the product, shape ``(n, D(D + 3)/2 + 1)``."""
-        return self._every[rows] if self.size <= self.block else self._keys(rows)
+        """The components' side of the product, shape ``(n, D(D + 3)/2 + 1)``."""
+        return self._all_keys[rows] if self.size <= self.block else self._keys(rows)
 
     @cached_property
-    def _every(self) -> Tensor:
+    def _all_keys(self) -> Tensor:
         return self._keys(slice(0, self.size))
 
     def _keys(self, rows: slice) -> Tensor:

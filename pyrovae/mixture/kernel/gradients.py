@@ -1,8 +1,8 @@
 """The log density of diagonal normals as a differentiable function of points and parameters.
 
 Small problems are one dense product in float64, differentiable any number of times. Large ones go
-through `search.py`: the gradient in z is the score from the same pass, that of the parameters is
-summed block by block, and B × N numbers are never held.
+through `search.py`: the gradient in z is the score from the same pass, that in the parameters is
+summed block by block, and B × N numbers are never stored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.mixture.kernel import torch_transforms
 from pyrovae.mixture.kernel.attention import shares
-from pyrovae.mixture.kernel.cache import usable
+from pyrovae.mixture.kernel.cache import leave_inference_mode
 from pyrovae.mixture.kernel.diagonal_normals import BLOCK, TOLERANCE, DiagonalNormals
-from pyrovae.mixture.kernel.first_order import once
+from pyrovae.mixture.kernel.first_order import forbid_second
 from pyrovae.mixture.kernel.scalar_product import (
     constants,
     differences,
@@ -32,72 +32,74 @@ from pyrovae.mixture.kernel.search import evaluate, log_prob
 
 Parameters = Sequence[Tensor]
 
-#: Up to this many (point, component) pairs are evaluated at once …
+#: Up to this many (point, component) pairs are one dense evaluation.
 DENSE_PAIRS = 1 << 20
-#: … from differences if the (point, component, unit) triples are as few as this, and then always …
+#: It is from differences for up to this many (point, component, unit) triples,
 FEW_TRIPLES = 1 << 15
-#: … or as few as this, where the expanded form cancels.
+#: or, where the expanded form cancels, for up to this many.
 DENSE_TRIPLES = 1 << 22
-#: A score alone is one dense product and its gradient up to this many pairs, then one search.
+#: Up to this many pairs, a score is the gradient of a dense evaluation; beyond, a search.
 DENSE_SCORES = 1 << 16
-#: Log densities so low that their rounding would reach the responsibilities.
+#: Log densities below −LOW are so low that their rounding would affect the responsibilities.
 LOW = 1e6
-#: Up to this many, scores are summed by one call, which underflow may slow down.
+#: Up to this many scores are summed by ``torch.logsumexp``, which underflow would slow down.
 FEW_SCORES = 1 << 13
 
 
 def log_density(
-    z: Tensor, held: Callable[[], DiagonalNormals], parameters: Parameters | None = None
+    z: Tensor, evaluator: Callable[[], DiagonalNormals], parameters: Parameters | None = None
 ) -> Tensor:
     r"""log Σ_n w_n N(z; μ_n, σ_n²), differentiable in z and in the parameters.
 
     Args:
         z: points, shape ``(B, D)``.
-        held: returns the evaluator of the components; it is kept by the caller.
-        parameters: location ``(N, D)``, scale ``(N, D)`` and normalised log weights ``(N,)`` if
-            they take part in the gradient, or if an evaluator for few points would not pay.
+        evaluator: returns the evaluator of the components, which the caller may cache.
+        parameters: location ``(N, D)``, scale ``(N, D)`` and normalised log weights ``(N,)``, if
+            they need gradients, or if building an evaluator would not pay for so few points.
 
     Returns:
         log densities, shape ``(B,)``, in the wider dtype of points and components, at least
-        float32; what it adds to the error of float64 brute force is at most `TOLERANCE` and the
-        rounding of the result.
+        float32. Beyond the error of float64 brute force they are off by at most `TOLERANCE` and
+        the rounding of the result.
     """
-    components = held() if parameters is None else parameters
-    like = components.loc if isinstance(components, DiagonalNormals) else components[0]
-    dtype = torch.promote_types(torch.promote_types(z.dtype, like.dtype), torch.float32)
+    components = evaluator() if parameters is None else parameters
+    parameter = components.loc if isinstance(components, DiagonalNormals) else components[0]
+    dtype = torch.promote_types(torch.promote_types(z.dtype, parameter.dtype), torch.float32)
     inputs = (z, *(parameters or ()))
-    special = torch_transforms.active() or any(map(torch_transforms.forward_mode, inputs))
+    transformed = torch_transforms.active() or any(map(torch_transforms.forward_mode, inputs))
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     result: Tensor
-    if z.shape[0] * like.shape[0] <= DENSE_PAIRS:
-        few = z.shape[0] * like.numel() <= FEW_TRIPLES
-        if parameters and differentiable and few and not special:
+    if z.shape[0] * parameter.shape[0] <= DENSE_PAIRS:
+        few_triples = z.shape[0] * parameter.numel() <= FEW_TRIPLES
+        if parameters and differentiable and few_triples and not transformed:
             result = _FewLogDensity.apply(z, *parameters)  # type: ignore[no-untyped-call]
             return result.to(dtype)
-        scores = _dense(z, components, like.numel(), TOLERANCE[dtype])
+        scores = _dense_scores(z, components, parameter.numel(), TOLERANCE[dtype])
         if scores is not None:
             return _log_sum(scores).to(dtype)
-    if not (differentiable or special):
-        return log_prob(held(), z).to(dtype)
-    moving = parameters is not None and any(map(torch_transforms.moving, parameters))
-    taking_part = parameters if parameters and moving else (None, None, None)
-    result, _ = _LargeLogDensity.apply(z, *taking_part, held)  # type: ignore[no-untyped-call]
+    if not (differentiable or transformed):
+        return log_prob(evaluator(), z).to(dtype)
+    parameters_move = parameters is not None and any(
+        map(torch_transforms.needs_derivatives, parameters)
+    )
+    differentiated = parameters if parameters and parameters_move else (None, None, None)
+    result, _ = _LargeLogDensity.apply(z, *differentiated, evaluator)  # type: ignore[no-untyped-call]
     return result.to(dtype)
 
 
 def score(z: Tensor, normals: DiagonalNormals) -> Tensor:
-    """∇_z log Σ_n w_n N(z; μ_n, σ_n²), shape of ``z``, ``(B, D)``; without gradient."""
+    """∇_z log Σ_n w_n N(z; μ_n, σ_n²), shape ``(B, D)``; without gradient."""
     if z.shape[0] * normals.size > min(DENSE_SCORES, DENSE_PAIRS):
         return evaluate(normals, z).score.to(z.dtype)
     with torch.enable_grad():
-        points = usable(z.detach()).requires_grad_()
+        points = leave_inference_mode(z.detach()).requires_grad_()
         return torch.autograd.grad(log_density(points, lambda: normals).sum(), points)[0]
 
 
-def _dense(
+def _dense_scores(
     z: Tensor, components: DiagonalNormals | Parameters, numbers: int, tolerance: float
 ) -> Tensor | None:
-    """All scores in float64, shape ``(B, N)``; None if they need too many differences."""
+    """All scores in float64, shape ``(B, N)``; None if that would take too many differences."""
     z = z.double()
     triples = z.shape[0] * numbers
     if triples > FEW_TRIPLES:
@@ -126,48 +128,48 @@ def _log_sum(scores: Tensor) -> Tensor:
         return shares(scores)[0]
     if not scores.requires_grad:
         return scores.logsumexp(-1)
-    # relative to the largest: of a sum of −1e10 the shares would bear the rounding, 1e-6
-    best = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    return (scores - best).logsumexp(-1) + best.squeeze(-1)
+    # relative to the largest: the rounding of a sum like −1e10, 1e-6, would reach the shares
+    largest = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    return (scores - largest).logsumexp(-1) + largest.squeeze(-1)
 
 
 class _FewLogDensity(torch.autograd.Function):
-    """Log density from differences, its gradients written out: half as many calls as autograd's.
+    """Log density from differences, with explicit gradients: half as many calls as by autograd.
 
-    Not for ``torch.func``, which asks for a form of functions that takes half as long again.
+    Not for ``torch.func``, which needs another form of function, half as slow again.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor) -> Tensor:
-        made = _with_differences(z, loc, scale, log_weight)
-        ctx.save_for_backward(z, loc, scale, log_weight, *made)
-        return made[1].logsumexp(-1)
+        terms = _with_differences(z, loc, scale, log_weight)
+        ctx.save_for_backward(z, loc, scale, log_weight, *terms)
+        return terms[1].logsumexp(-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, loc, scale, log_weight, difference, scores = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled():  # the gradient may be differentiated
             difference, scores = _with_differences(z, loc, scale, log_weight)
-        found: list[Tensor | None] = [None] * 4
+        gradients: list[Tensor | None] = [None] * 4
         share, wide = scores.softmax(-1) * grad.unsqueeze(-1), scale.double()
         pull, mass = share.unsqueeze(-1) * difference / wide, share.sum(0)
         if ctx.needs_input_grad[0]:
-            found[0] = -pull.sum(1).to(z.dtype)
+            gradients[0] = -pull.sum(1).to(z.dtype)
         if ctx.needs_input_grad[1]:
-            found[1] = pull.sum(0).to(loc.dtype)
+            gradients[1] = pull.sum(0).to(loc.dtype)
         if ctx.needs_input_grad[2]:
             widen = (pull * difference).sum(0) - mass.unsqueeze(-1) / wide
-            found[2] = widen.to(scale.dtype)
+            gradients[2] = widen.to(scale.dtype)
         if ctx.needs_input_grad[3]:
-            found[3] = mass.to(log_weight.dtype)
-        return tuple(found)
+            gradients[3] = mass.to(log_weight.dtype)
+        return tuple(gradients)
 
 
 def _with_differences(
     z: Tensor, loc: Tensor, scale: Tensor, log_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(z − μ)/σ, shape ``(B, N, D)``, and component log densities, ``(B, N)``, in float64."""
-    wide = scale.double()  # the rest is promoted by what it meets
+    wide = scale.double()  # the other terms are promoted with it
     difference = (z.double().unsqueeze(1) - loc) / wide
     constant = constants(wide, log_weight)
     return difference, torch.add(constant, squared_length(difference), alpha=-0.5)
@@ -176,7 +178,7 @@ def _with_differences(
 class _LargeLogDensity(torch.autograd.Function):
     """Log density with the score of the same pass as its gradient in z; differentiable once.
 
-    Parameters are given where they take part in the derivatives; the score is a second result.
+    Parameters are None unless derivatives in them are needed; the score is a second result.
     """
 
     @staticmethod
@@ -185,10 +187,10 @@ class _LargeLogDensity(torch.autograd.Function):
         loc: Tensor | None,
         scale: Tensor | None,
         log_weight: Tensor | None,
-        held: Callable[[], DiagonalNormals],
+        evaluator: Callable[[], DiagonalNormals],
     ) -> tuple[Tensor, Tensor]:
         if loc is None or scale is None or log_weight is None:
-            evaluation = evaluate(held(), z)
+            evaluation = evaluate(evaluator(), z)
         else:
             evaluation = evaluate(DiagonalNormals(loc, scale, log_weight), z)
         return evaluation.log_prob, evaluation.score.to(z.dtype)
@@ -201,17 +203,17 @@ class _LargeLogDensity(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], z: Tensor, *others: Any
+        info: Any, in_dims: tuple[int | None, ...], z: Tensor, *rest: Any
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        """The points of all that is mapped over are one set of points more."""
+        """Evaluate the points of all mapped calls as one set of points."""
         if any(place is not None for place in in_dims[1:]) or in_dims[0] is None:
             raise InputError(
-                "expected torch.vmap over points; got one over the parameters of mixtures. Map "
-                f"over up to {DENSE_PAIRS} pairs of point and component in each, or take the "
+                "expected torch.vmap over points; got one over the parameters of mixtures. Use "
+                f"at most {DENSE_PAIRS} pairs of point and component in each, or evaluate the "
                 "mixtures one by one."
             )
         z = z.movedim(in_dims[0], 0)
-        log_prob, score = _LargeLogDensity.apply(z.flatten(0, 1), *others)  # type: ignore[no-untyped-call]
+        log_prob, score = _LargeLogDensity.apply(z.flatten(0, 1), *rest)  # type: ignore[no-untyped-call]
         return (log_prob.view(z.shape[:2]), score.view(z.shape)), (0, 0)
 
     @staticmethod
@@ -222,24 +224,28 @@ class _LargeLogDensity(torch.autograd.Function):
             slope = slope + (score * z).sum(-1)
         if any(tangent is not None for tangent in tangents[:3]):
             slope = slope + _parameter_slopes(inputs[0], inputs[1:], tangents[:3], log_prob)
-        given = [tensor for tensor in inputs if tensor is not None]
-        return once([slope], f"up to {DENSE_PAIRS} pairs of point and component", given)[0], None
+        tensors = [tensor for tensor in inputs if tensor is not None]
+        return forbid_second([slope], f"up to {DENSE_PAIRS} pairs of point and component", tensors)[
+            0
+        ], None
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         *inputs, log_prob, score = ctx.saved_tensors
-        found: list[Tensor | None] = [None] * 4
+        gradients: list[Tensor | None] = [None] * 4
         with torch.no_grad():
             if ctx.needs_input_grad[0]:
-                found[0] = (grad.unsqueeze(-1) * score).to(score.dtype)
+                gradients[0] = (grad.unsqueeze(-1) * score).to(score.dtype)
             if any(ctx.needs_input_grad[1:4]):
-                found[1:] = _ParameterGradients.apply(*inputs, log_prob, grad)  # type: ignore[no-untyped-call]
+                gradients[1:] = _ParameterGradients.apply(*inputs, log_prob, grad)  # type: ignore[no-untyped-call]
         linked = [grad, *(tensor for tensor in inputs if tensor is not None)]
-        return *once(found, f"up to {DENSE_PAIRS} pairs of point and component", linked), None
+        return *forbid_second(
+            gradients, f"up to {DENSE_PAIRS} pairs of point and component", linked
+        ), None
 
 
 class _ParameterGradients(torch.autograd.Function):
-    """`parameter_gradients`, one set after the other inside of ``torch.vmap``; for `once`."""
+    """`parameter_gradients`, one set at a time inside ``torch.vmap``; without derivatives."""
 
     @staticmethod
     def forward(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,13 +260,13 @@ class _ParameterGradients(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
-        each = [
+        results = [
             _ParameterGradients.apply(  # type: ignore[no-untyped-call]
                 *(t if d is None else t.select(d, i) for t, d in zip(tensors, in_dims, strict=True))
             )
             for i in range(info.batch_size)
         ]
-        return tuple(torch.stack(column) for column in zip(*each, strict=True)), (0, 0, 0)
+        return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0, 0, 0)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[None, None, None]:
@@ -270,9 +276,9 @@ class _ParameterGradients(torch.autograd.Function):
 def _parameter_slopes(
     z: Tensor, parameters: Parameters, tangents: Sequence[Tensor | None], log_prob: Tensor
 ) -> Tensor:
-    """Derivatives of log Σ_n w_n N(z_b; μ_n, σ_n²) as the parameters move along tangents, ``(B,)``.
+    """Derivatives of log Σ_n w_n N(z_b; μ_n, σ_n²) along tangents of the parameters, ``(B,)``.
 
-    From differences, a block of components and some points at a time.
+    Computed from differences, a block of components and some points at a time.
     """
     parts = []
     for first in range(0, len(z), max(1, DENSE_TRIPLES // (BLOCK * z.shape[1]))):
@@ -305,7 +311,7 @@ def parameter_gradients(
               ∂_{σ_n} = \sum_b g_b r_{bn} \frac{(z_b - μ_n)^2 - σ_n^2}{σ_n^3}, \quad
               ∂_{\log w_n} = \sum_b g_b r_{bn}
 
-    The responsibilities are float64; the sums over b are moments of z about a block's mean or,
+    The responsibilities are in float64. The sums over b are moments of z about a block's mean or,
     where these cancel, of (z − μ)/σ over the pairs with a responsibility above zero.
 
     Args:
@@ -314,21 +320,21 @@ def parameter_gradients(
         log_prob: log densities at z, float64, shape ``(B,)``.
         grad: g, shape ``(B,)``.
     """
-    found = tuple(torch.zeros_like(parameter) for parameter in parameters)
+    totals = tuple(torch.zeros_like(parameter) for parameter in parameters)
     excess = _excess(z, parameters, log_prob)
     for rows, block in _blocks(z, parameters):
         sums = _Sums(block, z)
-        for part, above in _above(block, z, log_prob):
+        for part, above in _scores_above(block, z, log_prob):
             share = (above - excess[part].unsqueeze(-1)).exp()
             sums.add(part, share * grad[part].double().unsqueeze(-1))
-        for total, value in zip(found, sums.gradients(), strict=True):
-            kept = slice(None) if block.index is None else block.index
-            total[rows][kept] = value.to(total.dtype)
-    return found[0], found[1], found[2]
+        for total, value in zip(totals, sums.gradients(), strict=True):
+            weighted = slice(None) if block.index is None else block.index
+            total[rows][weighted] = value.to(total.dtype)
+    return totals[0], totals[1], totals[2]
 
 
 def _blocks(z: Tensor, parameters: Parameters) -> Iterator[tuple[slice, DiagonalNormals]]:
-    """A number of components at a time, those without weight left out."""
+    """The components in blocks, without those of weight zero."""
     for start in range(0, len(z) and len(parameters[0]), BLOCK):
         rows = slice(start, start + BLOCK)
         block = DiagonalNormals(*(parameter[rows] for parameter in parameters), ordered=False)
@@ -336,26 +342,28 @@ def _blocks(z: Tensor, parameters: Parameters) -> Iterator[tuple[slice, Diagonal
             yield rows, block
 
 
-def _above(block: DiagonalNormals, z: Tensor, level: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Component log densities above a level for each point, some points at a time."""
+def _scores_above(
+    block: DiagonalNormals, z: Tensor, level: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Component log densities minus a level for each point, some points at a time."""
     for first in range(0, len(z), block.points):
         part = slice(first, first + block.points)
         yield part, block.scores(z[part], slice(None)) - level[part].unsqueeze(-1)
 
 
 def _excess(z: Tensor, parameters: Parameters, log_prob: Tensor) -> Tensor:
-    """log Σ_n exp(score − log q): above 0 only by the rounding of very low log densities."""
+    """log Σ_n exp(score − log q): differs from 0 only by the rounding of very low log densities."""
     if not bool((log_prob.abs() > LOW).any()):
         return torch.zeros_like(log_prob)
     total = torch.full_like(log_prob, -math.inf)
     for _, block in _blocks(z, parameters):
-        parts = [above.logsumexp(-1) for _, above in _above(block, z, log_prob)]
+        parts = [above.logsumexp(-1) for _, above in _scores_above(block, z, log_prob)]
         total = total.logaddexp(torch.cat(parts))
     return total
 
 
 class _Sums:
-    """Σ_b of weights, of weights times (z_b − μ_n)/σ_n and of weights times its square.
+    """Σ_b of weights, of weights times (z_b − μ_n)/σ_n, and of weights times its square.
 
     Args:
         block: the components n.
@@ -371,7 +379,7 @@ class _Sums:
         self.moments = torch.zeros_like(block.all_keys())
 
     def add(self, part: slice, weight: Tensor) -> None:
-        """Add some points, weights of shape ``(b, N)``."""
+        """Add some points with weights of shape ``(b, N)``."""
         if not self.cancels:
             self.moments += weight.mT @ self.query[part]
             return
@@ -384,7 +392,7 @@ class _Sums:
             self.moments[:, :-1].index_add_(0, n, both * weight[b, n].unsqueeze(-1))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """With respect to μ, σ and log w."""
+        """The gradients in μ, σ and log w."""
         dim = self.block.dim
         second, first, mass = self.moments.split([dim, dim, 1], -1)
         scale = self.block.scale.double()

@@ -1,4 +1,4 @@
-"""Components laid out so that neighbours in memory are neighbours in space."""
+"""Order components so that neighbours in memory are neighbours in space."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-#: Halvings beyond those that would give every group its own cell.
+#: Halvings beyond those that would give every group a cell of its own.
 EXTRA = 3
 
 
 def locality_order(loc: Tensor, scale: Tensor, group: int) -> Tensor:
     """A permutation of components after which every run of ``group`` of them lies close together.
 
-    The units are halved in turn, always the one that is longest in units of its components' scales,
-    at quantiles of a normal; components are sorted by the cell they fall into (Morton 1966). It
+    Units are halved at quantiles of a normal, each time the one that is longest relative to the
+    components' scales, and components are sorted by the cell that they fall into (Morton 1966). It
     costs one sort.
 
     Args:
         loc: shape ``(N, D)``.
         scale: shape ``(N, D)``.
-        group: how many components are to lie close together.
+        group: number of components that are to lie close together.
 
     Returns:
         component numbers, shape ``(N,)``.
@@ -34,7 +34,7 @@ def locality_order(loc: Tensor, scale: Tensor, group: int) -> Tensor:
         halved.append(unit)
         length[unit] /= 2
     cell = torch.zeros(len(loc), dtype=torch.long, device=loc.device)
-    lower: dict[int, Tensor] = {}  # what is left of each unit's quantile, in units of its cell
+    lower: dict[int, Tensor] = {}  # quantile within the unit's current cell, from 0 to 1
     for unit in halved:
         if unit not in lower:
             spread = deviation[unit].clamp(min=torch.finfo(loc.dtype).tiny)

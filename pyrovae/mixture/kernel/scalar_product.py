@@ -1,7 +1,7 @@
-r"""Log density of a large mixture of diagonal normals, to a stated accuracy, in one fused pass.
+r"""The scores of diagonal normals as scalar products, and the bound on their rounding errors.
 
-The log density of every component is a scalar product of a *query*, which knows only the point, and
-a *key*, which knows only the component:
+The log density of every component is a scalar product of a *query*, which depends on the point
+only, and a *key*, which depends on the component only:
 
 .. math:: \log w_n N(z; μ_n, σ_n^2) = ⟨(z^2, z, 1), (-p_n/2, p_n μ_n, c_n)⟩, \qquad p_n = σ_n^{-2}
 
@@ -11,9 +11,9 @@ components and every query by
 
 .. math:: η = γ \sum_f |q_f| \max_n |k_{nf}|, \qquad γ = (F + 8) u
 
-(any order of summation; u is the unit roundoff). What an error η in a block does to the result is
-at most the block's share times (e^η - 1): blocks for which that matters are evaluated again, first
-in float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not.
+(in any order of summation; u is the unit roundoff). An error η in a block changes the result by at
+most the block's share times (e^η - 1). Blocks for which that matters are evaluated again, first in
+float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not cancel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import math
 import torch
 from torch import Tensor
 
-SHORT = 8  # units
+#: A last dimension shorter than this is summed by a product.
+SHORT = 8
 
 
 def keys(loc: Tensor, scale: Tensor, constant: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def keys(loc: Tensor, scale: Tensor, constant: Tensor) -> Tensor:
 
 
 def queries(z: Tensor, variance: Tensor | None = None) -> Tensor:
-    """The queries (z² + v, z, 1): a score is the expected log density under N(z, v)."""
+    """The queries (z² + v, z, 1), with which a score is the expected log density under N(z, v)."""
     square = z * z if variance is None else z * z + variance
     return torch.cat([square, z, torch.ones_like(z[:, :1])], -1)
 
@@ -63,12 +64,12 @@ def differences(
         z: points, shape ``(B, D)``.
         loc, scale: shape ``(N, D)``.
         constant: from `constants`, shape ``(N,)``.
-        variance: makes the scores expectations, as in `queries`, shape ``(B, D)``.
+        variance: v as in `queries`, which makes the scores expectations, shape ``(B, D)``.
 
     Returns:
         shape ``(B, N)``.
     """
-    if loc.mT.is_contiguous():  # as those that are kept: a sum over a short last dimension is slow
+    if loc.mT.is_contiguous():  # as in `exact_all`: sums over a short last dimension are slow
         difference = z.mT.unsqueeze(-1) - loc.mT.unsqueeze(1)
         square = (difference / scale.mT.unsqueeze(1)).square().sum(0)
     else:
@@ -79,7 +80,7 @@ def differences(
 
 
 def squared_length(vectors: Tensor) -> Tensor:
-    """Σ_d v_d² over the last dimension, by a product where that is short: a sum is slow there."""
+    """Σ_d v_d² over the last dimension; by a product if it is short, where a sum would be slow."""
     square = vectors.square()
     if square.shape[-1] < SHORT:
         return square @ square.new_ones(square.shape[-1])

@@ -1,7 +1,7 @@
-r"""Evaluation of a large set of diagonal normals: search in fast arithmetic, sum in exact.
+r"""Evaluate a large set of diagonal normals: search in float32, sum in float64.
 
-Codes are concentrated: most components say nothing at most points. So the pass over all pairs of
-point and component takes no exponentials, only the largest score \hat m of every group of
+Codes are concentrated: at most points, most components contribute nothing. So the pass over all
+pairs of point and component takes no exponentials, only the largest score \hat m of every group of
 neighbouring components, in float32. With the error bound η of `scalar_product.py`, a group of M
 components contributes at most M e^{\hat m + η} to the density and the best one at least
 e^{\hat m - η}. Groups whose bounds sum up to less than the tolerance are left out, and every other
@@ -24,29 +24,29 @@ from pyrovae.mixture.kernel.attention import block_log_sum_exp, block_log_sums
 from pyrovae.mixture.kernel.diagonal_normals import (
     BLOCK,
     CHUNK_BYTES,
-    NOTHING,
+    PADDING,
     TOLERANCE,
     DiagonalNormals,
 )
 from pyrovae.mixture.kernel.group_sums import Moments, Sum, best_of_pairs, evaluate_pairs
 from pyrovae.mixture.kernel.scalar_product import roundoff
 
-#: Scores that are held at once, on a CPU (they fit its cache) and elsewhere.
+#: Scores in memory at once, on a CPU (they fit its cache) and elsewhere.
 TILE, LARGE_TILE = 1 << 17, 1 << 25
-#: Points that tell whether the search pays for the others.
+#: Points that are evaluated first, to see whether the search pays for the others.
 PROBE = 32
-#: It does unless more than this part of the pairs (group, point) must be evaluated anyway: a pair
-#: that is picked out costs two to four times one in a pass over everything.
+#: The search pays unless it leaves more than this part of the (group, point) pairs to evaluate: a
+#: pair that is picked out costs two to four times as much as one in a pass over all.
 SPREAD = 0.3
-#: An error of more nats than this makes the value of a block unusable even as a guide.
+#: With an error bound of more nats than this, the value of a block is no use even as a guide.
 UNUSABLE = 20.0
-#: The arithmetics of the search, tried in this order; after them comes the pass over everything.
+#: The dtypes of the search, tried in this order; after them comes the pass over all blocks.
 SEARCHES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over the components tells about B points; everything in float64.
+    """Results of one pass over the components for B points, in float64.
 
     Args:
         log_prob: log Σ_n w_n N(z; μ_n, σ_n²), shape ``(B,)``.
@@ -71,12 +71,12 @@ def log_prob(
     Args:
         normals: the components.
         z: points, shape ``(B, D)``.
-        variance: with it, the log density of component n is replaced by its expectation under
+        variance: if given, the log density of component n is replaced by its expectation under
             N(z, variance), shape ``(B, D)``.
         exclude: for each point a component to leave out, as an index into ``normals`` or −1 for
             none, shape ``(B,)``.
     """
-    return _passes(normals, z, variance, exclude, moments=False).log_prob
+    return _run_passes(normals, z, variance, exclude, moments=False).log_prob
 
 
 def evaluate(normals: DiagonalNormals, z: Tensor) -> Evaluation:
@@ -86,7 +86,7 @@ def evaluate(normals: DiagonalNormals, z: Tensor) -> Evaluation:
         normals: the components.
         z: points, shape ``(B, D)``.
     """
-    return _passes(normals, z, None, None, moments=True)
+    return _run_passes(normals, z, None, None, moments=True)
 
 
 def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -95,24 +95,24 @@ def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         normals: the components, at least k groups of them.
         z: points, shape ``(B, D)``.
-        k: how many.
+        k: number of components.
 
     Returns:
         indices into ``normals`` and responsibilities in float64, largest first, shape ``(B, k)``;
         NaN where the density is 0.
     """
     step = max(1, CHUNK_BYTES // (normals.groups * (64 + 16 * min(k, normals.group))))
-    found = []
+    parts = []
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         for part in z.detach().split(step):
-            of = _Pass(normals, part, None, None, moments=False)
-            index, score = of.top(k)
-            found.append((index, of.total.share(score)))
-    index, share = (torch.cat(column) for column in zip(*found, strict=True))
+            chunk = _Pass(normals, part, None, None, moments=False)
+            index, score = chunk.top(k)
+            parts.append((index, chunk.total.share(score)))
+    index, share = (torch.cat(column) for column in zip(*parts, strict=True))
     return index, share
 
 
-def _passes(
+def _run_passes(
     normals: DiagonalNormals,
     z: Tensor,
     variance: Tensor | None,
@@ -120,7 +120,7 @@ def _passes(
     *,
     moments: bool,
 ) -> Evaluation:
-    """A few points from everywhere among them first; they tell what to do with the others."""
+    """Evaluate a few spaced points first: they show which way is the fastest for the others."""
     spaced = torch.arange(PROBE, device=z.device) * (len(z) // PROBE)
     first = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     first[spaced if len(z) > PROBE else slice(None)] = True
@@ -129,16 +129,16 @@ def _passes(
     if moments:
         bytes_per_point += 8 * normals.features * -(-normals.size // BLOCK)
     level, start, step = 0, 0, PROBE
-    found = Sum(len(z), normals.dim, moments=moments, device=z.device)
+    total = Sum(len(z), normals.dim, moments=moments, device=z.device)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         while start < len(z):
             rows = order[start : start + step]
-            given = (t if t is None else t[rows].detach() for t in (variance, exclude))
-            part = _Pass(normals, z[rows].detach(), *given, moments=moments)
-            level = part.run(level)
-            found.put(rows, part.total)
+            options = (t if t is None else t[rows].detach() for t in (variance, exclude))
+            chunk = _Pass(normals, z[rows].detach(), *options, moments=moments)
+            level = chunk.run(level)
+            total.put(rows, chunk.total)
             start, step = start + step, max(1, CHUNK_BYTES // bytes_per_point)
-    return Evaluation(*found.result())
+    return Evaluation(*total.result())
 
 
 class _Pass:
@@ -162,33 +162,33 @@ class _Pass:
         self.total = Sum(len(z), normals.dim, moments=moments, device=z.device)
 
     def run(self, level: int) -> int:
-        """Evaluate in the first way from ``level`` on that pays; return its level."""
-        for way, dtype in enumerate(SEARCHES):
-            if way < level or (dtype == torch.float32 and self.loose):
+        """Evaluate in the first way, from number ``level`` on, that pays; return its number."""
+        for number, dtype in enumerate(SEARCHES):
+            if number < level or (dtype == torch.float32 and self.loose):
                 continue
             chosen, _ = self.search(dtype)
             if int(chosen.sum()) <= SPREAD * chosen.numel():
                 self.add(chosen)
-                return way
-        self.everything()
+                return number
+        self.sum_all_blocks()
         return len(SEARCHES)
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
-        """Numbers and scores of the k components with the largest, ``(B, k)``; fills the total."""
+        """Numbers and scores of the k components of largest score, ``(B, k)``; fills the total."""
         for dtype in SEARCHES[self.loose :]:
             chosen, leading = self.search(dtype, k)
             if int(leading.sum()) <= SPREAD * leading.numel():
                 break
         if int(chosen.sum()) <= SPREAD * chosen.numel():
             return best_of_pairs(self.moments, chosen | leading, k, self.cancels(), self.total)
-        self.everything()
+        self.sum_all_blocks()
         return best_of_pairs(self.moments, leading, k, self.cancels(), None)
 
     def search(self, dtype: torch.dtype, k: int = 1) -> tuple[Tensor, Tensor]:
         """The pairs (group, point) that may matter, and those that may hold one of the k best.
 
-        Pairs that don't matter add up to less than the tolerance, relative to what is certain to be
-        there; both of shape ``(G, B)``.
+        Pairs that don't matter add up to less than the tolerance, relative to a lower bound on the
+        sum. Both results have shape ``(G, B)``.
         """
         best = group_maxima(self.normals, self.moments.query, dtype).double()
         error = self.magnitude * roundoff(self.normals.features, dtype)
@@ -196,9 +196,9 @@ class _Pass:
         certain = torch.where(unusable, -math.inf, best - error)
         if self.exclude is not None:
             own = self.own_group
-            without = Sum(len(own[0]), self.normals.dim, moments=False, device=own.device)
-            self.add(torch.zeros_like(unusable).scatter_(0, own, True), without)
-            certain.scatter_(0, own, without.result()[0].unsqueeze(0) - self.tolerance)
+            rest_of_group = Sum(len(own[0]), self.normals.dim, moments=False, device=own.device)
+            self.add(torch.zeros_like(unusable).scatter_(0, own, True), rest_of_group)
+            certain.scatter_(0, own, rest_of_group.result()[0].unsqueeze(0) - self.tolerance)
             unusable.scatter_(0, own, True)
         possible = best + error + math.log(self.normals.group) - certain.amax(0)
         rest = torch.where(unusable, math.inf, possible.exp())
@@ -212,62 +212,65 @@ class _Pass:
 
     @property
     def own_group(self) -> Tensor:
-        """The group of the component that each point leaves out, ``(1, B)``; any if it is none."""
+        """The group of the component that each point leaves out, ``(1, B)``; 0 if it is none."""
         if self.exclude is None:
             raise InputError("expected components to leave out; got none.")
         return (self.exclude // self.normals.group).clamp(min=0).unsqueeze(0)
 
     def add(self, chosen: Tensor, total: Sum | None = None) -> None:
-        """Evaluate the chosen pairs in float64, from differences where that cancels."""
+        """Evaluate chosen pairs in float64, from differences where the expanded form cancels."""
         cancels = self.cancels()
         total = self.total if total is None else total
         evaluate_pairs(self.moments, chosen & ~cancels, total, differences=False)
         evaluate_pairs(self.moments, chosen & cancels, total, differences=True)
 
     def cancels(self) -> Tensor:
-        """The pairs for which the expanded form is not exact enough, shape ``(G, B)``."""
+        """The pairs for which the expanded form is not precise enough, shape ``(G, B)``."""
         error = self.magnitude * roundoff(self.normals.features, torch.float64)
         return ~(error <= self.tolerance)
 
-    def everything(self) -> None:
-        """All blocks by the fused kernel, in float64; those for which its error matters again."""
+    def sum_all_blocks(self) -> None:
+        """Evaluate all blocks by the fused kernel in float64, and again where its error matters."""
         normals, query = self.normals, self.moments.query
         span = max(1, BLOCK // normals.group)
         blocks = -(-normals.groups // span)
-        log_sums: list[Tensor] = []
-        means: list[Tensor] = []
+        parts: list[Tensor] = []
+        mean_keys: list[Tensor] = []
         for key in self._blocks(span):
-            if self.moments.wanted:
-                log_sum, mean = block_log_sum_exp(query, key)
-                means.extend(mean)
+            if self.moments.with_moments:
+                block_log_sum, mean = block_log_sum_exp(query, key)
+                mean_keys.extend(mean)
             else:
-                log_sum = block_log_sums(query, key)
-            log_sums.append(log_sum)
-        lse = torch.cat(log_sums)
+                block_log_sum = block_log_sums(query, key)
+            parts.append(block_log_sum)
+        log_sums = torch.cat(parts)
         padding = (0, 0, 0, blocks * span - normals.groups)
         magnitude = torch.nn.functional.pad(self.magnitude, padding).view(blocks, span, -1).amax(1)
         error = magnitude * roundoff(normals.features, torch.float64)
         error = error + (128 + BLOCK / 128) * torch.finfo(torch.float64).eps
-        chosen = self.matters(lse, error, span)
-        everyone = torch.arange(len(query), device=query.device)
+        chosen = self.blocks_that_matter(log_sums, error, span)
+        points = torch.arange(len(query), device=query.device)
         for block in range(blocks):
-            rows = everyone[~chosen[block]]
-            log_sum = lse[block, rows]
-            given = self.moments.of_mean(means[block][rows], rows, log_sum) if means else None
-            self.total.add(rows, log_sum, given=given)
+            rows = points[~chosen[block]]
+            block_log_sum = log_sums[block, rows]
+            means = None
+            if mean_keys:
+                mean = mean_keys[block][rows]
+                means = self.moments.means_from_keys(mean, rows, block_log_sum)
+            self.total.add(rows, block_log_sum, means=means)
         self.add(chosen.repeat_interleave(span, 0)[: normals.groups])
 
-    def matters(self, lse: Tensor, error: Tensor, span: int) -> Tensor:
-        """Pairs (block, point) whose error may move the point's result by too much, ``(H, B)``.
+    def blocks_that_matter(self, log_sums: Tensor, error: Tensor, span: int) -> Tensor:
+        """Pairs (block, point) whose error may change the point's result too much, ``(H, B)``.
 
-        The share of a block is at most exp(lse + η) over the total of all exp(lse − η).
+        The share of a block is at most exp(log sum + η) over the total of all exp(log sum − η).
         """
-        unusable = ~(error <= UNUSABLE) | lse.isnan() | (lse == math.inf)
+        unusable = ~(error <= UNUSABLE) | log_sums.isnan() | (log_sums == math.inf)
         if self.exclude is not None:
             unusable.scatter_(0, self.own_group // span, True)
-        total = torch.where(unusable, -math.inf, lse - error).logsumexp(0)
-        cost = lse + error + error.expm1().log() - total
-        return unusable | ~(cost <= math.log(self.tolerance / len(lse)))
+        total = torch.where(unusable, -math.inf, log_sums - error).logsumexp(0)
+        cost = log_sums + error + error.expm1().log() - total
+        return unusable | ~(cost <= math.log(self.tolerance / len(log_sums)))
 
     def _blocks(self, span: int) -> Iterator[Tensor]:
         """float64 keys of some blocks of ``span`` groups at a time, ``(h, span · M, F)``."""
@@ -276,29 +279,29 @@ class _Pass:
         step = max(1, heads) * span
         for first in range(0, normals.groups, step):
             key = normals.group_keys(torch.float64, first, min(first + step, normals.groups))
-            if missing := -len(key) % span:
-                nothing = key.new_zeros(missing, *key.shape[1:])
-                nothing[..., -1] = NOTHING[torch.float64]
-                key = torch.cat([key, nothing])
+            if padding_groups := -len(key) % span:
+                padding = key.new_zeros(padding_groups, *key.shape[1:])
+                padding[..., -1] = PADDING[torch.float64]
+                key = torch.cat([key, padding])
             yield key.reshape(-1, span * normals.group, normals.features)
 
 
 def group_maxima(normals: DiagonalNormals, query: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest score of every group at every point, shape ``(G, B)``.
 
-    A tile of scores at a time is made and reduced while it is in the cache.
+    Scores are computed and reduced in tiles that fit the processor's cache.
     """
     columns = query.to(dtype).mT.contiguous()
     points, tile = columns.shape[1], TILE if query.device.type == "cpu" else LARGE_TILE
     span = max(1, max(BLOCK, tile // max(1, points)) // normals.group)
     width = max(1, tile // (span * normals.group))
-    found = columns.new_empty(normals.groups, points)
+    maxima = columns.new_empty(normals.groups, points)
     for first in range(0, normals.groups, span):
         key = normals.group_keys(dtype, first, min(first + span, normals.groups))
         for start in range(0, points, width):
             part = slice(start, min(start + width, points))
             scores = key.flatten(0, 1) @ columns[:, part]
             torch.amax(
-                scores.view(*key.shape[:2], -1), 1, out=found[first : first + len(key), part]
+                scores.view(*key.shape[:2], -1), 1, out=maxima[first : first + len(key), part]
             )
-    return found
+    return maxima

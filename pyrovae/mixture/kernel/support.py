@@ -1,4 +1,4 @@
-"""Where a mixture has a density, and which points and components are no numbers."""
+"""Where a mixture has a density, and which points and components are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.kernel import torch_transforms
 
-#: Pairs of point and component that are looked at together, at most.
+#: Pairs of point and component checked at once.
 PAIRS = 1 << 20
 
 
 class OfAnyComponent(constraints.Constraint):
-    """The support of at least one of several components.
+    """The union of the supports of several components.
 
     Args:
         components: batch shape ``(N,)``.
     """
 
     def __init__(self, components: dist.Distribution) -> None:
-        self.components, self.of_all = components, components.support
+        self.components, self.shared = components, components.support
         self.size = max(1, components.batch_shape.numel())
-        self.is_discrete, self.event_dim = self.of_all.is_discrete, self.of_all.event_dim
+        self.is_discrete, self.event_dim = self.shared.is_discrete, self.shared.event_dim
         super().__init__()
 
     def __repr__(self) -> str:
-        return f"of some component: {self.of_all}"
+        return f"of some component: {self.shared}"
 
     def check(self, value: Tensor) -> Tensor:
-        """Shape of ``value`` without that of an event."""
+        """Whether values lie in it, shape of ``value`` without the event dimensions."""
         batch = value.shape[: value.dim() - self.event_dim]
         points = value.reshape(-1, 1, *value.shape[len(batch) :])
         parts = points.split(-(-PAIRS // self.size))
@@ -44,17 +44,17 @@ class OfAnyComponent(constraints.Constraint):
 
 
 def differs(distribution: dist.Distribution) -> bool:
-    """Whether the support is made of parameters, so that it may differ between components."""
+    """Whether the support depends on parameters, so that it may differ between components."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     if _pushes_forward(distribution):
         return True
     try:
         support = distribution.support
-    except NotImplementedError:  # of a family that does not say
+    except NotImplementedError:  # the family does not declare one
         return False
-    of_parameters = Tensor | torch.distributions.Distribution
-    return any(isinstance(bound, of_parameters) for bound in _bounds(support))
+    parameter_types = Tensor | torch.distributions.Distribution
+    return any(isinstance(bound, parameter_types) for bound in _bounds(support))
 
 
 def _bounds(constraint: Any) -> Iterator[Any]:
@@ -69,67 +69,67 @@ def _bounds(constraint: Any) -> Iterator[Any]:
 
 
 def _pushes_forward(distribution: dist.Distribution) -> bool:
-    """Whether the support is that of another distribution, by row, behind transforms."""
+    """Whether it is a transformed distribution whose base has a support that differs by row."""
     transformed = torch.distributions.TransformedDistribution
     return isinstance(distribution, transformed) and differs(distribution.base_dist)
 
 
 def inside(components: dist.Distribution, points: Tensor) -> Tensor:
-    """Which points lie in the support of which components: points broadcast to these."""
+    """Which points lie in the support of which components; the two are broadcast."""
     if isinstance(components, torch.distributions.Independent):
-        of_units = inside(components.base_dist, points)
+        inside_units = inside(components.base_dist, points)
         for _ in range(components.reinterpreted_batch_ndims):
-            of_units = of_units.all(-1)
-        return of_units
+            inside_units = inside_units.all(-1)
+        return inside_units
     if isinstance(components, torch.distributions.MixtureSameFamily):
         rank = points.dim() - len(components.event_shape)
         return inside(components.component_distribution, points.unsqueeze(rank)).any(-1)
-    within: Tensor = components.support.check(points)
+    inside_support: Tensor = components.support.check(points)
     if not _pushes_forward(components):
-        return within
+        return inside_support
     for step in reversed(components.transforms):
         points = step.inv(points)
-    return within & inside(components.base_dist, points)
+    return inside_support & inside(components.base_dist, points)
 
 
 def unchecked(distribution: dist.Distribution, *, deep: bool) -> dist.Distribution:
     """The same distribution without torch's check that points lie in its support.
 
     Args:
-        deep: whether that of the distributions which it is made of goes too.
+        deep: whether to switch it off in the distributions that it contains, too.
     """
-    same = copy.copy(distribution)
-    same._validate_args = False
+    copied = copy.copy(distribution)
+    copied._validate_args = False
     wrapped = isinstance(distribution, torch.distributions.Independent)
-    for name, part in vars(same).items() if deep or wrapped else ():
+    for name, part in vars(copied).items() if deep or wrapped else ():
         if isinstance(part, torch.distributions.Distribution):
-            vars(same)[name] = unchecked(part, deep=deep)
-    return same
+            vars(copied)[name] = unchecked(part, deep=deep)
+    return copied
 
 
 def no_numbers(distribution: dist.Distribution) -> Tensor | None:
-    """Which members of a batch have parameters that are NaN or, as those of normals, infinite.
+    """Which members of a batch have parameters that are NaN or, for normals, infinite.
 
     Returns:
-        shape of the first batch dimension; None for a family that is not made of parameters.
+        one entry per member of the first batch dimension; None for a family without parameters.
     """
     if isinstance(families.innermost(distribution), families.Editable):
-        return None  # made of rows, which its function looks at
+        return None  # its function checks its own rows
     try:
-        made_of: Sequence[Tensor] = families.tensors(distribution)
+        parameters: Sequence[Tensor] = families.tensors(distribution)
     except InputError:
         return None
     normal = families.diagonal_normal(distribution) or families.full_normal(distribution)
-    masks = [~t.isfinite() for t in normal] if normal else [t.isnan() for t in made_of]
+    masks = [~t.isfinite() for t in normal] if normal else [t.isnan() for t in parameters]
     rows = distribution.batch_shape[0]
     return torch.stack([mask.reshape(rows, -1).any(1) for mask in masks]).any(0)
 
 
 def check_shape(z: Tensor, event_shape: torch.Size) -> torch.Size:
-    """The shape of points without that of an event.
+    """The batch shape of points, which must have the given event shape.
 
     Raises:
-        InputError: if it is another one.
+        InputError: if they don't.
     """
     if not isinstance(z, Tensor):
         raise InputError(f"expected points as a tensor; got {type(z).__name__}.")
@@ -143,10 +143,10 @@ def check_shape(z: Tensor, event_shape: torch.Size) -> torch.Size:
 
 
 def check_points(z: Tensor, components: dist.Distribution) -> None:
-    """Check that points lie where components have a density, if that is one place for all.
+    """Check that no point is NaN or outside the support, if all components have the same support.
 
     Raises:
-        InputError: with the row of the first that does not, or is NaN.
+        InputError: with the row of the first that is.
     """
     check_numbers(z, components.event_shape)
     if not z.numel() or differs(components):
@@ -156,10 +156,10 @@ def check_points(z: Tensor, components: dist.Distribution) -> None:
     except NotImplementedError:
         return
     outside = ~support.check(z)
-    if torch_transforms.some(outside):
+    if torch_transforms.any_true(outside):
         raise InputError(
             f"expected points in the support of the components, {support}; got others"
-            f"{named(outside)}. Leave these out."
+            f"{describe_rows(outside)}. Leave these out."
         )
 
 
@@ -167,23 +167,23 @@ def check_numbers(z: Tensor, event_shape: torch.Size) -> None:
     """Check that no point is NaN.
 
     Raises:
-        InputError: with its row.
+        InputError: with the row of the first that is.
     """
     wrong = z.isnan()
-    if torch_transforms.some(wrong):
+    if torch_transforms.any_true(wrong):
         wrong = wrong.reshape(*z.shape[: z.dim() - len(event_shape)], -1).any(-1)
-        raise InputError(f"expected points without NaN; got NaN{named(wrong)}. Leave these out.")
+        raise InputError(
+            f"expected points without NaN; got NaN{describe_rows(wrong)}. Leave these out."
+        )
 
 
-def named(wrong: Tensor) -> str:
-    """How many points are wrong and which is the first, to follow on what is wrong with them.
+def describe_rows(wrong: Tensor) -> str:
+    """How many rows are wrong and which is the first, as the end of a clause in a message.
 
     Args:
-        wrong: for each point whether it is, of any shape.
+        wrong: for each row whether it is wrong, of any shape.
     """
-    if (
-        torch_transforms.active() or not wrong.dim()
-    ):  # torch.func may not let single ones be looked at
+    if torch_transforms.active() or not wrong.dim():  # torch.func hides single entries
         return ""
     first = wrong.nonzero()[0].tolist()
     row = first[0] if len(first) == 1 else tuple(first)

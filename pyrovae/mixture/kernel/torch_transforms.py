@@ -1,7 +1,7 @@
-"""What may be done with tensors inside of ``torch.func`` and of forward-mode derivatives.
+"""Look at tensors inside ``torch.func`` transforms and forward-mode derivatives.
 
-This is the only file that asks for a flag private to torch, by which `torch.autograd.Function`
-itself tells whether a transform of ``torch.func`` is active.
+This is the only file that reads a flag private to torch, by which `torch.autograd.Function` itself
+tells whether a transform of ``torch.func`` is active.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from torch.autograd import forward_ad
 
 
 def active() -> bool:
-    """Whether this runs inside of a transform of ``torch.func``: ``vmap``, ``grad``, ``jvp``."""
+    """Whether this runs inside a transform of ``torch.func``: ``vmap``, ``grad``, ``jvp``."""
     inside: bool = torch._C._are_functorch_transforms_active()
     return inside
 
 
 def forward_mode(tensor: Tensor) -> bool:
-    """Whether a derivative is carried along with the tensor."""
+    """Whether the tensor carries a forward-mode derivative."""
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def moving(tensor: Tensor) -> bool:
-    """Whether derivatives in the tensor may be asked for, or it stands for many in ``vmap``."""
+def needs_derivatives(tensor: Tensor) -> bool:
+    """Whether derivatives in the tensor may be needed, or it stands for many in ``vmap``."""
     if (tensor.requires_grad and torch.is_grad_enabled()) or forward_mode(tensor):
         return True
     if not active():
         return False
     try:
         tensor.data_ptr()
-    except RuntimeError:  # what torch.func wraps has no memory of its own
+    except RuntimeError:  # a tensor wrapped by torch.func has no memory of its own
         return True
     return False
 
 
-def some(mask: Tensor) -> bool:
-    """Whether any entry is true; inside of ``torch.vmap``, of all that it stands for."""
+def any_true(mask: Tensor) -> bool:
+    """Whether any entry is true; inside ``torch.vmap``, of all the tensors that it stands for."""
     return bool(_Largest.apply(mask.detach()) if active() else mask.any())  # type: ignore[no-untyped-call]
 
 
 def largest(number: Tensor) -> float:
-    """A tensor of one number; inside of ``torch.vmap``, the largest that it stands for, or NaN."""
+    """The value of a one-number tensor; inside ``torch.vmap``, the largest of all, or NaN."""
     return float(_Largest.apply(number.detach()) if active() else number)  # type: ignore[no-untyped-call]
 
 
 class _Largest(torch.autograd.Function):
-    """The largest entry as one number, also inside of ``torch.vmap``."""
+    """The largest entry as one number, inside ``torch.vmap`` too."""
 
     @staticmethod
     def forward(entries: Tensor) -> Tensor:

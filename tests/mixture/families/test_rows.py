@@ -1,4 +1,4 @@
-"""One contract for all families: built anew, they are the same distribution, or a named refusal."""
+"""One contract for all families: rebuilt, they are the same distribution, or a named refusal."""
 
 from __future__ import annotations
 
@@ -130,19 +130,19 @@ def family(request: pytest.FixtureRequest) -> dist.Distribution:
     return FAMILIES[request.param]()
 
 
-def same(found: dist.Distribution, expected: dist.Distribution, rows: Any = slice(None)) -> None:
+def same(actual: dist.Distribution, expected: dist.Distribution, rows: Any = slice(None)) -> None:
     """Type, shapes and log density of each row, exact but for rounding."""
     z = expected.sample((4,)).clone()
-    assert type(families.innermost(found)) is type(families.innermost(expected))
+    assert type(families.innermost(actual)) is type(families.innermost(expected))
     log_prob = expected.log_prob(z)[:, rows]
-    assert found.batch_shape == log_prob.shape[1:] and found.event_shape == expected.event_shape
-    torch.testing.assert_close(found.log_prob(z[:, rows]), log_prob, rtol=1e-12, atol=1e-12)
+    assert actual.batch_shape == log_prob.shape[1:] and actual.event_shape == expected.event_shape
+    torch.testing.assert_close(actual.log_prob(z[:, rows]), log_prob, rtol=1e-12, atol=1e-12)
 
 
-def same_draws(found: dist.Distribution, expected: dist.Distribution) -> None:
+def same_draws(actual: dist.Distribution, expected: dist.Distribution) -> None:
     """From one state of the generator: what only `sample` reads, as a number of trials, is kept."""
     draws = []
-    for density in (found, expected):
+    for density in (actual, expected):
         torch.manual_seed(3)
         draws.append(density.sample((5,)))
     torch.testing.assert_close(draws[0], draws[1], rtol=1e-12, atol=1e-12)
@@ -159,9 +159,9 @@ def test_members_are_those_of_the_batch(family: dist.Distribution) -> None:
 
 
 def test_parts_laid_end_to_end_are_the_whole(family: dist.Distribution) -> None:
-    whole = concatenate([take(family, slice(0, 3)), take(family, slice(3, None))])
-    same(whole, family)
-    same_draws(whole, family)
+    joined = concatenate([take(family, slice(0, 3)), take(family, slice(3, None))])
+    same(joined, family)
+    same_draws(joined, family)
 
 
 def test_converted_parameters_are_another_dtype_or_the_same(family: dist.Distribution) -> None:
@@ -216,8 +216,8 @@ def test_what_was_impossible_stays_impossible(kind: Any) -> None:
     """Logits, computed in passing, would put the smallest float in place of a probability of 0."""
     density = kind(probs=torch.tensor([[0.0, 0.25, 0.75], [0.5, 0.5, 0.0]]))
     density.logits.sum()
-    for again in (take(density, slice(None)), from_state(to_state(density))):
-        assert torch.equal(again.probs, density.probs)
+    for rebuilt in (take(density, slice(None)), from_state(to_state(density))):
+        assert torch.equal(rebuilt.probs, density.probs)
 
 
 def test_number_of_trials_differs_between_batches() -> None:
@@ -316,7 +316,7 @@ REFUSED: dict[str, Callable[[], dist.Distribution]] = {
     ),
     r"Halved: its constructor changes scale\.": lambda: Halved(real(), positive()),
     r"Later: its constructor does not take power\.": later,
-    r"MaskedDistribution: it is not made of": lambda: dist.Normal(real(), 1.0).mask(True),
+    r"MaskedDistribution: it has no parameter tensors": lambda: dist.Normal(real(), 1.0).mask(True),
     r"ZeroInflatedDistribution: it keeps no tensor or number base_dist": lambda: (
         dist.ZeroInflatedDistribution(dist.Poisson(positive()), gate=unit())
     ),
@@ -327,9 +327,9 @@ REFUSED: dict[str, Callable[[], dist.Distribution]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_a_family_that_cannot_be_built_anew_is_named(message: str) -> None:
+def test_a_family_that_cannot_be_rebuilt_is_named(message: str) -> None:
     density = REFUSED[message]()
-    with pytest.raises(ValueError, match=f"built anew from its parameters; got {message}.*Use "):
+    with pytest.raises(ValueError, match=f"rebuilt from its parameters; got {message}.*Use "):
         take(density, slice(0, 1))
 
 
@@ -366,8 +366,8 @@ def test_marginals_pick_units_and_not_what_a_unit_is_made_of() -> None:
         for base in components.values():
             mixture = Mixture(dist.Categorical(torch.ones(6)), base.to_event(1))
             for d in range(units):
-                found = mixture.marginal(d).log_prob(torch.arange(4)).exp()
-                torch.testing.assert_close(found, logits[:, d].softmax(-1).mean(0))
+                actual = mixture.marginal(d).log_prob(torch.arange(4)).exp()
+                torch.testing.assert_close(actual, logits[:, d].softmax(-1).mean(0))
             pair = mixture.marginal([units - 1, 0])
             z = torch.tensor([[1, 3], [0, 2]])
             expected = base.log_prob(z.flip(1).unsqueeze(1)) if units == 2 else None
@@ -388,6 +388,6 @@ def test_marginals_of_units_with_an_order_of_their_own() -> None:
     mixture = Mixture(dist.Categorical(torch.ones(6)), components)
     for d in range(3):
         expected = dist.OrderedLogistic(predictor[:, d], cuts[:, d])
-        found = mixture.marginal(d).log_prob(torch.arange(4)).exp()
-        wanted = expected.log_prob(torch.arange(4).unsqueeze(-1)).exp().mean(-1)
-        torch.testing.assert_close(found, wanted)
+        actual = mixture.marginal(d).log_prob(torch.arange(4)).exp()
+        expected_probability = expected.log_prob(torch.arange(4).unsqueeze(-1)).exp().mean(-1)
+        torch.testing.assert_close(actual, expected_probability)

@@ -34,8 +34,8 @@ class NoSupport(dist.TorchDistribution):
         return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
-        found: Tensor = self.base.log_prob(value)
-        return found
+        log_density: Tensor = self.base.log_prob(value)
+        return log_density
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NoSupport:
         return type(self)(self.base.expand(batch_shape))
@@ -69,8 +69,8 @@ class WithSupport(OnlyCalled):
     support = constraints.real_vector
 
 
-def by_units(whole: Any) -> dist.Distribution:
-    loc, scale = whole.mean, whole.stddev
+def by_units(normal: Any) -> dist.Distribution:
+    loc, scale = normal.mean, normal.stddev
     return UnitsWithoutSupport(loc, scale, validate_args=False).to_event(1)
 
 
@@ -110,11 +110,11 @@ def pair_of(*, prior: Kind = same, guide: Kind = same) -> tuple[Any, Any]:
 def test_log_evidence(kind: Kind) -> None:
     truth = EXACT.log_prob(X)
     for names in ({"prior": kind}, {"guide": kind}, {"prior": kind, "guide": kind}):
-        found = pv.log_evidence(*pair_of(**names), X, draws=4)
-        assert torch.allclose(found.values, truth, rtol=0, atol=1e-9)
-        assert not found.concerns()
-    given = pv.log_evidence(*pair_of(), X, prior=kind(PRIOR), draws=4)
-    assert torch.allclose(given.values, truth, rtol=0, atol=1e-9)
+        evidence = pv.log_evidence(*pair_of(**names), X, draws=4)
+        assert torch.allclose(evidence.values, truth, rtol=0, atol=1e-9)
+        assert not evidence.concerns()
+    under_named_prior = pv.log_evidence(*pair_of(), X, prior=kind(PRIOR), draws=4)
+    assert torch.allclose(under_named_prior.values, truth, rtol=0, atol=1e-9)
     model, guide = pair_of()
     under = pv.log_evidence(UnderPrior(model, kind(PRIOR)), guide, X, draws=4)
     assert torch.allclose(under.values, truth, rtol=0, atol=1e-9)
@@ -133,8 +133,8 @@ def test_annealing_needs_a_support(kind: Kind) -> None:
     short = Annealing(temperatures=3, leapfrog=1, progress=False)
     with pytest.raises(pv.InputError, match=r"support such as constraints.real_vector, or use"):
         pv.log_evidence(*pair_of(prior=kind), X[:3], method=short, draws=30)
-    found = pv.log_evidence(*pair_of(prior=WithSupport), X[:3], method=short, draws=30)
-    assert torch.allclose(found.values, EXACT.log_prob(X[:3]), rtol=0, atol=1e-9)
+    evidence = pv.log_evidence(*pair_of(prior=WithSupport), X[:3], method=short, draws=30)
+    assert torch.allclose(evidence.values, EXACT.log_prob(X[:3]), rtol=0, atol=1e-9)
 
 
 @kinds
@@ -158,9 +158,9 @@ def test_diagnose() -> None:
         simulations=0,
     )  # fmt: skip
     model, guide = pair_of(prior=ZukoToPyro, guide=OnlyCalled)
-    found = pv.diagnose(model, guide, X[:25], held_out=X[25:], effort=effort)
+    diagnosis = pv.diagnose(model, guide, X[:25], held_out=X[25:], effort=effort)
     truth = EXACT.log_prob(X[:25]).mean()
-    assert found.training.elbo.value == pytest.approx(float(truth), abs=1e-9)
+    assert diagnosis.training.elbo.value == pytest.approx(float(truth), abs=1e-9)
 
 
 def test_a_support_that_is_not_declared_is_where_the_density_is() -> None:

@@ -15,9 +15,13 @@ from pyrovae.mixture.kernel.bhattacharyya import NEGLECTED, log_affinities
 from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
 
 
-def all_pairs(of: DiagonalNormals, index: Tensor) -> Tensor:
+def all_pairs(normals: DiagonalNormals, index: Tensor) -> Tensor:
     """The definition, in float64."""
-    loc, scale, log_weight = of.loc.double(), of.scale.double(), of.log_weight.double()
+    loc, scale, log_weight = (
+        normals.loc.double(),
+        normals.scale.double(),
+        normals.log_weight.double(),
+    )
     both = scale[index].square().unsqueeze(1) + scale.square()
     square = (loc[index].unsqueeze(1) - loc).square() / both / 4
     distance = square + 0.5 * (both / (2 * scale[index].unsqueeze(1) * scale)).log()
@@ -52,11 +56,13 @@ def test_sums_are_those_of_all_pairs_or_a_little_more(sparse: float, data: st.Da
         patch.setattr(bhattacharyya, "SPARSE", sparse)
         patch.setattr(bhattacharyya, "ROWS", 8)
         patch.setattr(bhattacharyya, "TRIPLES", 24)
-        of = data.draw(sets())
-        index = torch.arange(of.size).repeat(2)[: of.size + 1]
-        found = log_affinities(of, index)
-    excess = found - all_pairs(of, index)
-    rounding = 1e-12 * (1 + of.log_weight[index].abs() + of.scale.log().abs().sum(-1).amax())
+        normals = data.draw(sets())
+        index = torch.arange(normals.size).repeat(2)[: normals.size + 1]
+        actual = log_affinities(normals, index)
+    excess = actual - all_pairs(normals, index)
+    rounding = 1e-12 * (
+        1 + normals.log_weight[index].abs() + normals.scale.log().abs().sum(-1).amax()
+    )
     assert (excess >= -rounding).all()
     assert (excess <= NEGLECTED + rounding).all()
 
@@ -67,12 +73,12 @@ def test_few_pairs_of_narrow_components_are_near(monkeypatch: pytest.MonkeyPatch
     generator = torch.Generator().manual_seed(0)
     loc = torch.randn(3000, 20, generator=generator)
     scale = 0.05 + 0.25 * torch.rand(3000, 20, generator=generator)
-    of = DiagonalNormals(loc, scale, torch.full((3000,), -math.log(3000)))
+    normals = DiagonalNormals(loc, scale, torch.full((3000,), -math.log(3000)))
     index = torch.arange(0, 3000, 30)
-    expected = all_pairs(of, index)
-    monkeypatch.setattr(bhattacharyya, "_of_all", None)  # not needed
+    expected = all_pairs(normals, index)
+    monkeypatch.setattr(bhattacharyya, "_sum_all", None)  # not needed
     for precision in ("highest", "medium"):
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda p=precision: p)
-        torch.testing.assert_close(log_affinities(of, index), expected, rtol=0, atol=1e-5)
-    kept = torch.stack([bhattacharyya._near(of, index, group) for group in range(3)])
-    assert 0 < kept.double().mean() < 0.05
+        torch.testing.assert_close(log_affinities(normals, index), expected, rtol=0, atol=1e-5)
+    near = torch.stack([bhattacharyya._near(normals, index, group) for group in range(3)])
+    assert 0 < near.double().mean() < 0.05

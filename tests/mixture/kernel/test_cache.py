@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from pyrovae.mixture.kernel import gradients
-from pyrovae.mixture.kernel.cache import Kept
+from pyrovae.mixture.kernel.cache import Cache
 from pyrovae.mixture.mixture import Mixture
 
 N, D = 300, 2
@@ -111,9 +111,9 @@ def test_numbers_that_change_are_seen(writer: str, which: str, path: str) -> Non
     z = torch.randn(7, D)
     agrees(mixture, z)
     before = mixture.log_prob(z)
-    given = loc if which == "loc" else scale
-    held = getattr(mixture.component_distribution.base_dist, which)
-    WRITERS[writer](held if writer == "data, replaced" else given)
+    tensor = loc if which == "loc" else scale
+    parameter = getattr(mixture.component_distribution.base_dist, which)
+    WRITERS[writer](parameter if writer == "data, replaced" else tensor)
     agrees(mixture, z)
     assert not torch.equal(mixture.log_prob(z), before)
 
@@ -137,8 +137,8 @@ def test_weights_that_change_are_seen(kind: str) -> None:
     mixture = Mixture(categorical, normals(torch.randn(N, D), torch.full((N, D), 0.3)))
     z = torch.randn(7, D)
     agrees(mixture, z)
-    held = getattr(categorical, kind)
-    held.data.copy_(held.flip(0))
+    parameter = getattr(categorical, kind)
+    parameter.data.copy_(parameter.flip(0))
     agrees(mixture, z)
 
 
@@ -154,13 +154,13 @@ def test_weights_that_change_are_seen(kind: str) -> None:
     ids=["half", "steps", "transposed", "one row", "one column"],
 )
 def test_views_of_other_tensors_are_seen_to_change(view: Callable[[Tensor], Tensor]) -> None:
-    whole = torch.randn(N, 2 * D)
-    loc = view(whole)
+    base = torch.randn(N, 2 * D)
+    loc = view(base)
     scale = torch.full(loc.shape, 0.3)
     mixture = Mixture(dist.Categorical(torch.ones(len(loc))), normals(loc, scale))
     z = torch.randn(7, D)
     agrees(mixture, z)
-    whole.data.add_(0.5)
+    base.data.add_(0.5)
     agrees(mixture, z)
 
 
@@ -199,20 +199,20 @@ def test_a_view_made_without_gradient_follows_its_parameter() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
 def test_numbers_of_any_dtype_are_compared(dtype: torch.dtype) -> None:
     for shape in ((), (4,), (0, 3), (5, 3)):
-        tensor, kept = torch.ones(shape).to(dtype), Kept()
-        assert kept.find([tensor]) is None
-        made = kept.make([tensor], object)
-        assert kept.find([tensor]) is made
+        tensor, cache = torch.ones(shape).to(dtype), Cache()
+        assert cache.find([tensor]) is None
+        value = cache.store([tensor], object)
+        assert cache.find([tensor]) is value
         if tensor.numel():
             tensor.data.view(-1)[-1] = 3
-            assert kept.find([tensor]) is None
+            assert cache.find([tensor]) is None
 
 
 def test_what_is_kept_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN, which equals nothing, and a sign of zero among the numbers."""
-    tensor, kept = torch.tensor([float("nan"), -0.0, 1.0]), Kept()
-    made = kept.make([tensor], object)
-    assert all(kept.find([tensor]) is made for _ in range(3))
+    tensor, cache = torch.tensor([float("nan"), -0.0, 1.0]), Cache()
+    value = cache.store([tensor], object)
+    assert all(cache.find([tensor]) is value for _ in range(3))
     mixture = Mixture(
         dist.Categorical(torch.ones(N)), normals(torch.randn(N, D), torch.full((N, D), 0.3))
     )

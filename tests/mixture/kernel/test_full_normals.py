@@ -20,7 +20,7 @@ from pyrovae.mixture.mixture import Mixture
 N, D = 30, 5
 
 
-def made(shift: float = 0.0) -> Mixture:
+def random_mixture(shift: float = 0.0) -> Mixture:
     factor = 0.3 * torch.randn(N, D, D).tril(-1) + torch.diag_embed(0.05 + torch.rand(N, D))
     components = dist.MultivariateNormal(shift + torch.randn(N, D), scale_tril=factor)
     return Mixture(dist.Categorical(torch.rand(N)), components)
@@ -28,11 +28,11 @@ def made(shift: float = 0.0) -> Mixture:
 
 @pytest.mark.parametrize("shift", [0.0, 1e4])
 def test_log_density_is_torch_s(shift: float) -> None:
-    mixture = made(shift)
-    of = mixture.component_distribution
+    mixture = random_mixture(shift)
+    components = mixture.component_distribution
     plain = torch.distributions.MixtureSameFamily(
         mixture.mixture_distribution,
-        torch.distributions.MultivariateNormal(of.loc, of.covariance_matrix),
+        torch.distributions.MultivariateNormal(components.loc, components.covariance_matrix),
     )
     z = torch.cat([mixture.sample((500,)), shift + 30 * torch.randn(500, D)])
     torch.testing.assert_close(mixture.log_prob(z), plain.log_prob(z), rtol=1e-9, atol=1e-7)
@@ -42,7 +42,7 @@ def test_log_density_is_torch_s(shift: float) -> None:
 
 
 def test_gradients_reach_points_and_parameters() -> None:
-    mixture = made()
+    mixture = random_mixture()
     z = mixture.sample((20,)).requires_grad_()
     (score,) = torch.autograd.grad(mixture.log_prob(z).sum(), z)
     torch.testing.assert_close(score, mixture.score(z.detach()))
@@ -54,20 +54,20 @@ def test_gradients_reach_points_and_parameters() -> None:
 
 
 def test_weights_of_zero_copies_and_changes_in_place() -> None:
-    mixture = made()
+    mixture = random_mixture()
     z = mixture.sample((20,))
     value = mixture.log_prob(z)
-    for again in (copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture))):
-        torch.testing.assert_close(again.log_prob(z), value)
+    for copied in (copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture))):
+        torch.testing.assert_close(copied.log_prob(z), value)
         with torch.no_grad():
-            again.component_distribution.loc.add_(1.0)
-        torch.testing.assert_close(again.log_prob(z + 1.0), value)
+            copied.component_distribution.loc.add_(1.0)
+        torch.testing.assert_close(copied.log_prob(z + 1.0), value)
     weights = torch.cat([torch.zeros(3), torch.ones(N - 3)])
-    of = mixture.component_distribution
-    some = Mixture(dist.Categorical(weights), of)
-    rest = dist.MultivariateNormal(of.loc[3:], scale_tril=of.scale_tril[3:])
+    components = mixture.component_distribution
+    with_zeros = Mixture(dist.Categorical(weights), components)
+    rest = dist.MultivariateNormal(components.loc[3:], scale_tril=components.scale_tril[3:])
     expected = Mixture(dist.Categorical(torch.ones(N - 3)), rest)
-    torch.testing.assert_close(some.log_prob(z), expected.log_prob(z))
+    torch.testing.assert_close(with_zeros.log_prob(z), expected.log_prob(z))
 
 
 @pytest.mark.parametrize("chunk", [full_normals.CHUNK, 64])
@@ -75,12 +75,12 @@ def test_reloaded_it_is_as_fast_and_the_same_in_blocks(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(full_normals, "CHUNK", chunk)
-    mixture = made()
+    mixture = random_mixture()
     z = mixture.sample((20,)).requires_grad_()
     pv.save(AggregatedPosterior(mixture.component_distribution, mixture.weights), tmp_path / "q")
-    again = pv.load(tmp_path / "q")
-    monkeypatch.setattr(FullNormals, "solved", None)  # not needed
-    value = again.log_prob(z)
+    loaded = pv.load(tmp_path / "q")
+    monkeypatch.setattr(FullNormals, "solve", None)  # not needed
+    value = loaded.log_prob(z)
     plain = torch.distributions.MixtureSameFamily(
         mixture.mixture_distribution, mixture.component_distribution
     )
@@ -99,6 +99,6 @@ def test_where_products_cancel_equations_are_solved(dtype: torch.dtype) -> None:
     mixture = Mixture(dist.Categorical(torch.ones(N, dtype=dtype)), components)
     z = loc + 2.0**-12 * torch.randn(N, D, dtype=dtype)
     expected = torch.distributions.Normal(loc.double(), 2.0**-12).log_prob(z.double()).sum(-1)
-    found = mixture.log_prob(z)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected - math.log(N), rtol=1e-6, atol=1e-5)
+    actual = mixture.log_prob(z)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected - math.log(N), rtol=1e-6, atol=1e-5)

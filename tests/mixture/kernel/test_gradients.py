@@ -47,27 +47,27 @@ def test_gradients_are_those_of_the_function(path: str) -> None:
 
 
 def test_gradients_equal_those_of_torch(path: str) -> None:
-    given = leaves()
+    inputs = leaves()
     weights = torch.randn(5)
-    z, loc, log_scale, logits = given
+    z, loc, log_scale, logits = inputs
     reference = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(logits=logits),
         torch.distributions.Independent(torch.distributions.Normal(loc, log_scale.exp()), 1),
     )
-    expected = torch.autograd.grad((weights * reference.log_prob(z)).sum(), given)
-    found = torch.autograd.grad((weights * density(*given)).sum(), given)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    expected = torch.autograd.grad((weights * reference.log_prob(z)).sum(), inputs)
+    actual = torch.autograd.grad((weights * density(*inputs)).sum(), inputs)
+    for gradient, reference_gradient in zip(actual, expected, strict=True):
+        torch.testing.assert_close(gradient, reference_gradient, rtol=1e-9, atol=1e-9)
 
 
 def test_second_derivatives_work_or_refuse(path: str) -> None:
-    given = leaves()
+    inputs = leaves()
     if path != "fused":
-        assert torch.autograd.gradgradcheck(density, given, atol=1e-5, rtol=1e-3)
+        assert torch.autograd.gradgradcheck(density, inputs, atol=1e-5, rtol=1e-3)
         return
-    first = torch.autograd.grad(density(*given).sum(), given[0], create_graph=True)[0]
+    first = torch.autograd.grad(density(*inputs).sum(), inputs[0], create_graph=True)[0]
     with pytest.raises(RuntimeError, match="second one"):
-        torch.autograd.grad(first.sum(), given[0])
+        torch.autograd.grad(first.sum(), inputs[0])
 
 
 def test_only_what_asks_for_a_gradient_gets_one(path: str) -> None:
@@ -161,19 +161,19 @@ def test_inputs_that_depend_on_each_other_count_once(path: str, which: str) -> N
     loc = torch.randn(6, 3, requires_grad=True)
     reference = torch.distributions.MixtureSameFamily
     (expected,) = torch.autograd.grad(total(reference, loc), loc, create_graph=True)
-    (found,) = torch.autograd.grad(total(Mixture, loc), loc, create_graph=True)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    (actual,) = torch.autograd.grad(total(Mixture, loc), loc, create_graph=True)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     if path != "fused":
-        second = [torch.autograd.grad(g.square().sum(), loc)[0] for g in (found, expected)]
+        second = [torch.autograd.grad(g.square().sum(), loc)[0] for g in (actual, expected)]
         torch.testing.assert_close(*second, rtol=1e-9, atol=1e-9)
 
 
 def test_functional_gradients() -> None:
-    given = leaves()
-    expected = torch.autograd.grad(density(*given).sum(), given[:2])
-    for argument, wanted in enumerate(expected):
-        found = torch.func.grad(lambda *t: density(*t).sum(), argument)(*given)
-        torch.testing.assert_close(found, wanted)
+    inputs = leaves()
+    expected_gradients = torch.autograd.grad(density(*inputs).sum(), inputs[:2])
+    for argument, expected in enumerate(expected_gradients):
+        actual = torch.func.grad(lambda *t: density(*t).sum(), argument)(*inputs)
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e3])
@@ -188,7 +188,7 @@ def test_gradients_in_the_parameters_hold_at_every_scale(
     logits = torch.randn(200, requires_grad=True)
     z = loc.detach()[torch.arange(100)] + size * torch.randn(100, 2)
     weights = torch.randn(100)
-    found, expected = (
+    actual, expected = (
         torch.autograd.grad(
             (weights * kind(dist.Categorical(logits=logits), components).log_prob(z)).sum(),
             (loc, scale, logits),
@@ -196,8 +196,10 @@ def test_gradients_in_the_parameters_hold_at_every_scale(
         for kind in (Mixture, torch.distributions.MixtureSameFamily)
         for components in [dist.Normal(loc, scale).to_event(1)]
     )
-    for one, other in zip(found, expected, strict=True):
-        assert float((one - other).abs().max()) <= 1e-9 * float(other.abs().max())
+    for gradient, reference_gradient in zip(actual, expected, strict=True):
+        assert float((gradient - reference_gradient).abs().max()) <= 1e-9 * float(
+            reference_gradient.abs().max()
+        )
 
 
 def test_shares_of_copies_sum_to_one_far_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +207,8 @@ def test_shares_of_copies_sum_to_one_far_out(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
     loc = torch.zeros(300, 2, requires_grad=True)
     mixture = Mixture(dist.Categorical(torch.ones(300)), dist.Normal(loc, 1e-6).to_event(1))
-    (found,) = torch.autograd.grad(mixture.log_prob(torch.full((5, 2), 100.0)).sum(), loc)
-    torch.testing.assert_close(found.sum(0), torch.full((2,), 5 * 1e14), rtol=1e-9, atol=0)
+    (gradient,) = torch.autograd.grad(mixture.log_prob(torch.full((5, 2), 100.0)).sum(), loc)
+    torch.testing.assert_close(gradient.sum(0), torch.full((2,), 5 * 1e14), rtol=1e-9, atol=0)
 
 
 def test_a_weight_of_zero_leaves_the_gradient_of_the_others() -> None:
@@ -249,8 +251,8 @@ def test_what_inference_mode_has_made_can_be_differentiated(family: str) -> None
 def test_gradients_of_any_family_are_the_same_in_blocks(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = [torch.rand(17, 2), torch.randn(11, 2), torch.rand(11, 2) + 0.1, torch.randn(11)]
-    for tensor in given:
+    inputs = [torch.rand(17, 2), torch.randn(11, 2), torch.rand(11, 2) + 0.1, torch.randn(11)]
+    for tensor in inputs:
         tensor.requires_grad_()
 
     def total(z: Tensor, loc: Tensor, scale: Tensor, logits: Tensor) -> Tensor:
@@ -262,13 +264,13 @@ def test_gradients_of_any_family_are_the_same_in_blocks(
         mixture = Mixture(dist.Categorical(logits=logits), components)
         return (torch.arange(17.0) * mixture.log_prob(z)).sum()
 
-    expected = torch.autograd.grad(total(*given), given)
+    expected = torch.autograd.grad(total(*inputs), inputs)
     monkeypatch.setattr("pyrovae.mixture.kernel.any_family.BLOCK_BYTES", 3000)
-    found = torch.autograd.grad(total(*given), given)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
-    (alone,) = torch.autograd.grad(total(given[0], *(t.detach() for t in given[1:])), given[0])
+    actual = torch.autograd.grad(total(*inputs), inputs)
+    for gradient, reference_gradient in zip(actual, expected, strict=True):
+        torch.testing.assert_close(gradient, reference_gradient)
+    (alone,) = torch.autograd.grad(total(inputs[0], *(t.detach() for t in inputs[1:])), inputs[0])
     torch.testing.assert_close(alone, expected[0])
-    first = torch.autograd.grad(total(*given), given[1], create_graph=True)[0]
+    first = torch.autograd.grad(total(*inputs), inputs[1], create_graph=True)[0]
     with pytest.raises(RuntimeError, match=r"second one.*for one block"):
-        torch.autograd.grad(first.sum(), given[0])
+        torch.autograd.grad(first.sum(), inputs[0])

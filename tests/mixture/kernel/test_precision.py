@@ -77,13 +77,13 @@ def test_log_prob_keeps_its_contract(way: str, case: Case) -> None:
         patch.setattr(search, "BLOCK", 8)
         patch.setattr(search, "PROBE", 3)
         patch.setattr(search, "SPREAD", 1.0 if way == "searched" else -1.0)
-        found = case.mixture.log_prob(case.z)
+        actual = case.mixture.log_prob(case.z)
     exact = brute_force(case.mixture).log_prob(case.z.double())
     # of the result to its dtype, and of the brute force itself, which sums D rounded squares
     rounding = (torch.finfo(case.z.dtype).eps + 1e-15 * (case.z.shape[-1] + 8)) * exact.abs()
     tolerance = CONTRACT if case.z.dtype == torch.float32 else 1e-8
-    assert found.dtype == case.z.dtype
-    assert ((found.double() - exact).abs() <= tolerance + rounding).all()
+    assert actual.dtype == case.z.dtype
+    assert ((actual.double() - exact).abs() <= tolerance + rounding).all()
 
 
 @pytest.mark.parametrize("way", ["dense", "searched", "everything"])
@@ -97,7 +97,7 @@ def test_score_is_the_gradient_of_brute_force(way: str, case: Case) -> None:
         patch.setattr(gradients, "FEW_TRIPLES", 0)
         patch.setattr(gradients, "DENSE_PAIRS", 1 << 20 if way == "dense" else 0)
         patch.setattr(search, "SPREAD", 1.0 if way == "searched" else -1.0)
-        found = case.mixture.score(case.z).double()
+        actual = case.mixture.score(case.z).double()
     normal = case.mixture.component_distribution.base_dist
     z = case.z.double().unsqueeze(1)
     pull = (normal.loc.double() - z) / normal.scale.double().square()
@@ -111,16 +111,16 @@ def test_score_is_the_gradient_of_brute_force(way: str, case: Case) -> None:
     terms = (normal.loc.double().abs() + z.abs()) / normal.scale.double().square()
     rounding = 1e-14 * torch.where(share.unsqueeze(-1) > 0, terms, 0.0).amax(1)
     tolerance = (1e-7 if precise else CONTRACT) * largest + rounding + 1e-12
-    assert ((found - exact).abs() <= tolerance).all()
+    assert ((actual - exact).abs() <= tolerance).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_private_operator_and_public_fallback_agree(dtype: torch.dtype) -> None:
     query, key = torch.randn(37, 9, dtype=dtype), torch.randn(5, 130, 9, dtype=dtype)
-    for one, other in zip(
+    for private, public in zip(
         block_log_sum_exp(query, key), fallback_log_sum_exp(query, key), strict=True
     ):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(private, public)
 
 
 def test_shares_are_those_of_torch() -> None:
@@ -133,7 +133,7 @@ def test_shares_are_those_of_torch() -> None:
     (slope,) = torch.autograd.grad(log_sum.sum(), scores)
     torch.testing.assert_close(slope, share)
     finite = scores.detach()[2:5].requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda given: shares(given)[0], finite)
+    assert torch.autograd.gradgradcheck(lambda x: shares(x)[0], finite)
     assert (shares(torch.full((2, 3), -math.inf))[0] == -math.inf).all()
 
 
@@ -162,8 +162,8 @@ def test_sizes_and_scales_of_practice(size: int, exponent: int) -> None:
     )
     z = torch.cat([mixture.sample((6,)), torch.randn(3, 40, dtype=torch.float32), loc[:1]])
     exact = torch.cat([brute_force(mixture).log_prob(row) for row in z.double().split(1)])
-    found = mixture.log_prob(z.repeat(4, 1))[:10].double()  # enough pairs for the fused path
-    assert ((found - exact).abs() <= CONTRACT + 2**-24 * exact.abs()).all()
+    actual = mixture.log_prob(z.repeat(4, 1))[:10].double()  # enough pairs for the fused path
+    assert ((actual - exact).abs() <= CONTRACT + 2**-24 * exact.abs()).all()
 
 
 def test_far_tail_is_finite_and_right() -> None:
@@ -219,5 +219,5 @@ def test_points_so_far_away_that_anything_else_looks_near(size: int, exponent: i
     assert torch.equal(mixture.responsibilities(points, top=1).index[::1200, 0], best)
     n = best.repeat_interleave(1200, 0)
     rest = scores.scatter(1, best.unsqueeze(1), -math.inf).logsumexp(-1) - math.log(size - 1)
-    found = mixture.leave_one_out_log_prob(points, n)[::1200]
-    torch.testing.assert_close(found, rest, rtol=1e-12, atol=1e-9)
+    actual = mixture.leave_one_out_log_prob(points, n)[::1200]
+    torch.testing.assert_close(actual, rest, rtol=1e-12, atol=1e-9)

@@ -36,8 +36,8 @@ def test_uniform_components_are_scored_each_on_its_own_support() -> None:
     torch.testing.assert_close(mixture.log_prob(z), expected)
     assert mixture.support.check(z).tolist() == [True] * 20 + [False]
     share = inside_of(start, end, z[:20]) / (end - start).prod(-1)
-    found = mixture.responsibilities(z[:20], top=2)
-    torch.testing.assert_close(found.weight, (share / share.sum(1, True)).topk(2).values)
+    top = mixture.responsibilities(z[:20], top=2)
+    torch.testing.assert_close(top.weight, (share / share.sum(1, True)).topk(2).values)
     assert pv.entropy(mixture, draws=200).value > 0
 
 
@@ -106,9 +106,9 @@ def test_gradients_where_supports_differ(name: str) -> None:
         "uniform": lambda s: (1 / s) * (z.unsqueeze(1) < s),
         "pareto": lambda s: 2 * s.square() / z.unsqueeze(1) ** 3 * (z.unsqueeze(1) >= s),
     }[name]
-    (found,) = torch.autograd.grad(AggregatedPosterior(make(scale)).log_prob(z).sum(), scale)
+    (actual,) = torch.autograd.grad(AggregatedPosterior(make(scale)).log_prob(z).sum(), scale)
     (expected,) = torch.autograd.grad(exact(scale).mean(1).log().sum(), scale)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_a_shared_support_refuses_points_by_their_row() -> None:
@@ -192,7 +192,7 @@ def test_no_weight_leaves_out_what_is_no_number(family: str, bad: float) -> None
     """First answer, later ones, gradients and views are those of the others alone."""
     loc, scale, weight = torch.randn(6, D), torch.rand(6, D) + 1, torch.arange(6.0)
     loc[0], scale[0] = bad, bad
-    given = [t.clone().requires_grad_() for t in (loc, scale, weight)]
+    inputs = [t.clone().requires_grad_() for t in (loc, scale, weight)]
     rest = [t[1:].clone().requires_grad_() for t in (loc, scale, weight)]
     make = FAMILIES[family]
     mixture = Mixture(dist.Categorical(weight), make(loc, scale))
@@ -214,14 +214,14 @@ def test_no_weight_leaves_out_what_is_no_number(family: str, bad: float) -> None
         answers["cdf"] = lambda m: m.marginal(0).cdf(z[:, 0])
     for name, ask in answers.items():
         torch.testing.assert_close(ask(mixture), ask(other), msg=name)
-    learnt = Mixture(dist.Categorical(given[2]), make(*given[:2])).log_prob(z)
-    found = torch.autograd.grad(learnt.sum(), given, allow_unused=True)
+    learnt = Mixture(dist.Categorical(inputs[2]), make(*inputs[:2])).log_prob(z)
+    actual = torch.autograd.grad(learnt.sum(), inputs, allow_unused=True)
     alone = Mixture(dist.Categorical(rest[2]), make(*rest[:2])).log_prob(z)
-    wanted = torch.autograd.grad(alone.sum(), rest, allow_unused=True)
-    for one, expected in zip(found, wanted, strict=True):
-        if expected is not None:
-            torch.testing.assert_close(one[1:], expected)
-            assert one.isfinite().all()
+    expected = torch.autograd.grad(alone.sum(), rest, allow_unused=True)
+    for gradient, expected_gradient in zip(actual, expected, strict=True):
+        if expected_gradient is not None:
+            torch.testing.assert_close(gradient[1:], expected_gradient)
+            assert gradient.isfinite().all()
 
 
 def test_no_weight_leaves_out_of_every_measure_what_is_no_number() -> None:

@@ -52,10 +52,10 @@ def pair(family: str) -> tuple[Density, Density]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_derivatives_of_every_mode(family: str, path: str) -> None:
-    found, expected = pair(family)
+    actual, expected = pair(family)
     z, direction = torch.rand(B, D), torch.randn(B, D)
-    torch.testing.assert_close(vmap(found)(z), expected(z))
-    torch.testing.assert_close(vmap(vmap(found))(z.view(2, 3, D)), expected(z).view(2, 3))
+    torch.testing.assert_close(vmap(actual)(z), expected(z))
+    torch.testing.assert_close(vmap(vmap(actual))(z.view(2, 3, D)), expected(z).view(2, 3))
     for by in (
         lambda f: vmap(grad(f))(z),
         lambda f: jacrev(lambda z: f(z).sum())(z),
@@ -63,15 +63,15 @@ def test_first_derivatives_of_every_mode(family: str, path: str) -> None:
         lambda f: jvp(f, (z,), (direction,))[1],
         lambda f: jvp(vmap(f), (z,), (direction,))[1],
     ):
-        torch.testing.assert_close(by(found), by(expected))
+        torch.testing.assert_close(by(actual), by(expected))
     with forward_ad.dual_level():
-        moved = forward_ad.unpack_dual(found(forward_ad.make_dual(z, direction))).tangent
+        moved = forward_ad.unpack_dual(actual(forward_ad.make_dual(z, direction))).tangent
     torch.testing.assert_close(moved, jvp(expected, (z,), (direction,))[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_second_derivatives_are_right_or_refused(family: str, path: str) -> None:
-    found, expected = pair(family)
+    actual, expected = pair(family)
     z = torch.rand(D)
     for by in (
         hessian,
@@ -82,70 +82,70 @@ def test_second_derivatives_are_right_or_refused(family: str, path: str) -> None
     ):
         if family == "normal" and path in ("searched", "in blocks"):
             with pytest.raises(RuntimeError, match="got a request for a second one"):
-                by(found)(z)
+                by(actual)(z)
         else:
-            torch.testing.assert_close(by(found)(z), by(expected)(z))
+            torch.testing.assert_close(by(actual)(z), by(expected)(z))
 
 
 def density(kind: Any, z: Tensor) -> Density:
-    def of(loc: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
+    def log_prob(loc: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
         components = torch.distributions.Normal(loc, log_scale.exp(), validate_args=False)
-        found: Tensor = kind(
+        log_density: Tensor = kind(
             torch.distributions.Categorical(logits=logits, validate_args=False),
             torch.distributions.Independent(components, 1),
             validate_args=False,
         ).log_prob(z)
-        return found
+        return log_density
 
-    return of
+    return log_prob
 
 
 @pytest.mark.parametrize("zero", [False, True], ids=["", "a weight of zero"])
 @pytest.mark.parametrize("argument", [0, 1, 2])
 def test_derivatives_in_the_parameters(path: str, argument: int, zero: bool) -> None:
-    z, given = torch.randn(B, D), [torch.randn(N, D), torch.randn(N, D) - 1, torch.randn(N)]
+    z, inputs = torch.randn(B, D), [torch.randn(N, D), torch.randn(N, D) - 1, torch.randn(N)]
     if zero:
-        given[2][5] = -float("inf")
-    directions = tuple(torch.randn_like(t) for t in given)
-    found, expected = density(Mixture, z), density(torch.distributions.MixtureSameFamily, z)
+        inputs[2][5] = -float("inf")
+    directions = tuple(torch.randn_like(t) for t in inputs)
+    actual, expected = density(Mixture, z), density(torch.distributions.MixtureSameFamily, z)
     for by in (
-        lambda f: jvp(f, tuple(given), directions)[1],
-        lambda f: jacfwd(f, argument)(*given),
-        lambda f: jacrev(f, argument)(*given),
+        lambda f: jvp(f, tuple(inputs), directions)[1],
+        lambda f: jacfwd(f, argument)(*inputs),
+        lambda f: jacrev(f, argument)(*inputs),
     ):
-        torch.testing.assert_close(by(found), by(expected))
-    dual = list(given)
+        torch.testing.assert_close(by(actual), by(expected))
+    dual = list(inputs)
     with forward_ad.dual_level():
-        dual[argument] = forward_ad.make_dual(given[argument], directions[argument])
-        moved = forward_ad.unpack_dual(found(*dual)).tangent
+        dual[argument] = forward_ad.make_dual(inputs[argument], directions[argument])
+        moved = forward_ad.unpack_dual(actual(*dual)).tangent
     only = tuple(t if i == argument else 0 * t.nan_to_num() for i, t in enumerate(directions))
-    torch.testing.assert_close(moved, jvp(expected, tuple(given), only)[1])
+    torch.testing.assert_close(moved, jvp(expected, tuple(inputs), only)[1])
 
 
 def test_many_mixtures_at_once(path: str) -> None:
-    z, given = torch.randn(B, D), [torch.randn(2, N, D), torch.randn(2, N, D), torch.randn(2, N)]
-    found, expected = density(Mixture, z), density(torch.distributions.MixtureSameFamily, z)
+    z, inputs = torch.randn(B, D), [torch.randn(2, N, D), torch.randn(2, N, D), torch.randn(2, N)]
+    actual, expected = density(Mixture, z), density(torch.distributions.MixtureSameFamily, z)
     if path in ("differences", "expanded"):
-        torch.testing.assert_close(vmap(found)(*given), vmap(expected)(*given))
+        torch.testing.assert_close(vmap(actual)(*inputs), vmap(expected)(*inputs))
         return
     with pytest.raises(ValueError, match=r"got one over the parameters.*one by one"):
-        vmap(found)(*given)
-    one_by_one = torch.stack([found(*(t[i] for t in given)) for i in range(2)])
-    torch.testing.assert_close(one_by_one, vmap(expected)(*given))
+        vmap(actual)(*inputs)
+    one_by_one = torch.stack([actual(*(t[i] for t in inputs)) for i in range(2)])
+    torch.testing.assert_close(one_by_one, vmap(expected)(*inputs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_points_are_looked_at_inside_of_vmap(family: str) -> None:
-    found, _ = pair(family)
+    log_prob, _ = pair(family)
     z = torch.rand(B, D)
     z[2, 1] = float("nan")
     with pytest.raises(ValueError, match="without NaN"):
-        vmap(found)(z)
+        vmap(log_prob)(z)
 
 
 def test_what_is_kept_serves_torch_func_and_is_not_spoiled_by_it(path: str) -> None:
-    found, expected = pair("normal")
+    actual, expected = pair("normal")
     z = torch.rand(B, D)
     for _ in range(2):
-        torch.testing.assert_close(vmap(grad(found))(z), vmap(grad(expected))(z))
-        torch.testing.assert_close(found(z), expected(z))
+        torch.testing.assert_close(vmap(grad(actual))(z), vmap(grad(expected))(z))
+        torch.testing.assert_close(actual(z), expected(z))
