@@ -17,7 +17,14 @@ from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.conversion import as_mixture
 from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family, take
 from pyrovae.mixture.kernel.attention import block_log_sum_exp, block_log_sums, shares
-from pyrovae.mixture.kernel.scalar_product import constants, differences, keys, queries, roundoff
+from pyrovae.mixture.kernel.scalar_product import (
+    constants,
+    differences,
+    full_keys,
+    keys,
+    queries,
+    roundoff,
+)
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import check_seed, seeded
 
@@ -387,7 +394,7 @@ class FullRounds(DiagonalRounds):
 
     def fused_round(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
         """A round as matrix products; None where they cancel."""
-        key = self.keys(normals)
+        key = full_keys(normals.mean, normals.scale, normals.log_weight)
         error = float(self.largest @ key.abs().amax(0))
         if not error * roundoff(key.shape[-1], torch.float64) <= LOOSE:
             return None
@@ -411,16 +418,6 @@ class FullRounds(DiagonalRounds):
         if bool(failed.any() | _narrow(mean, conditional_variance, torch.float64).any()):
             return None
         return Normals((mass / mass.sum()).log(), mean, scale), bound
-
-    def keys(self, normals: Normals) -> Tensor:
-        """What a new component contributes to the product, shape ``(K, D(D + 3)/2 + 1)``."""
-        precision = torch.cholesky_inverse(normals.scale)
-        linear = (precision @ normals.mean.unsqueeze(-1)).squeeze(-1)
-        constant = constants(normals.scale.diagonal(dim1=-2, dim2=-1), normals.log_weight)
-        constant = constant - 0.5 * (linear * normals.mean).sum(-1)
-        row, column = self.triangle
-        square = precision[:, row, column] * torch.where(row == column, -0.5, -1.0)
-        return torch.cat([square, linear, constant.unsqueeze(-1)], -1)
 
     @cached_property
     def largest(self) -> Tensor:

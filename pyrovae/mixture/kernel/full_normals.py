@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.mixture.families import convert, take
 from pyrovae.mixture.kernel import torch_transforms
 from pyrovae.mixture.kernel.any_family import BLOCK_BYTES, Components
-from pyrovae.mixture.kernel.scalar_product import constants, roundoff
+from pyrovae.mixture.kernel.scalar_product import full_keys, roundoff
 
 #: Numbers that one chunk of work may hold.
 CHUNK = 1 << 22
@@ -87,10 +87,4 @@ class FullNormals(Components):
     def _keys(self, rows: slice) -> Tensor:
         loc = self.components.loc[rows].double() - self.centre
         factor = self.components.scale_tril[rows].double()
-        precision = torch.cholesky_inverse(factor)
-        linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
-        constant = constants(factor.diagonal(dim1=-2, dim2=-1), self.log_weight[rows].double())
-        constant = constant - 0.5 * (linear * loc).sum(-1)
-        square = precision[:, self.row, self.column]
-        square = square * torch.where(self.row == self.column, -0.5, -1.0)
-        return torch.cat([square, linear, constant.unsqueeze(-1)], -1)
+        return full_keys(loc, factor, self.log_weight[rows].double())

@@ -55,6 +55,27 @@ def constants(scale: Tensor, log_weight: Tensor) -> Tensor:
     return log_weight - scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * scale.shape[-1]
 
 
+def full_keys(loc: Tensor, factor: Tensor, log_weight: Tensor) -> Tensor:
+    """The keys of normals with full covariances, for queries (z_a z_b for a ≥ b, z, 1).
+
+    Args:
+        loc: means relative to the centre of the expansion, shape ``(N, D)``.
+        factor: lower Cholesky factors of the covariances, shape ``(N, D, D)``.
+        log_weight: shape ``(N,)``.
+
+    Returns:
+        keys, shape ``(N, D(D + 3)/2 + 1)``.
+    """
+    dim = loc.shape[-1]
+    row, column = torch.tril_indices(dim, dim, device=loc.device)
+    precision = torch.cholesky_inverse(factor)
+    linear = (precision @ loc.unsqueeze(-1)).squeeze(-1)
+    constant = constants(factor.diagonal(dim1=-2, dim2=-1), log_weight)
+    constant = constant - 0.5 * (linear * loc).sum(-1)
+    square = precision[:, row, column] * torch.where(row == column, -0.5, -1.0)
+    return torch.cat([square, linear, constant.unsqueeze(-1)], -1)
+
+
 def differences(
     z: Tensor, loc: Tensor, scale: Tensor, constant: Tensor, variance: Tensor | None = None
 ) -> Tensor:
