@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -98,18 +98,12 @@ class _Quantile(torch.autograd.Function):
         z, _, *parameters = ctx.saved_tensors
 
         def probability(weights: Tensor, *tensors: Tensor) -> Tensor:
-            return cdf(_replace_tensors(ctx.components, tensors), weights, z)
+            return cdf(families.replace_tensors(ctx.components, tensors), weights, z)
 
         weights, *tensors = parameters
-        slope = grad / _density(_replace_tensors(ctx.components, tensors), weights, z)
+        slope = grad / _density(families.replace_tensors(ctx.components, tensors), weights, z)
         pull = torch.func.vjp(probability, *parameters)[1]  # autograd would recurse through z
         return None, None, slope, *pull(-slope)
-
-
-def _replace_tensors(components: dist.Distribution, tensors: Sequence[Tensor]) -> dist.Distribution:
-    """The same family with other tensors, in the order in which `convert` visits them."""
-    replaced = iter(tensors)
-    return families.convert(components, lambda _: next(replaced))
 
 
 def _root(components: dist.Distribution, weights: Tensor, p: Tensor) -> Tensor:

@@ -101,6 +101,14 @@ def convert(distribution: dist.Distribution, to: Callable[[Tensor], Tensor]) -> 
     return _rebuild([distribution], lambda tensors: to(tensors[0]))
 
 
+def replace_tensors(
+    distribution: dist.Distribution, replacements: Sequence[Tensor]
+) -> dist.Distribution:
+    """The same family with other tensors, in the order of `tensors`."""
+    remaining = iter(replacements)
+    return convert(distribution, lambda _: next(remaining))
+
+
 def _rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distribution:
     """One distribution whose every tensor is ``edit`` of that tensor in all parts."""
     first = parts[0]

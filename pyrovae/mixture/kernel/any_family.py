@@ -11,7 +11,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.mixture.families import convert, floating_parameter, take, tensors
+from pyrovae.mixture.families import (
+    convert,
+    floating_parameter,
+    replace_tensors,
+    take,
+    tensors,
+)
 from pyrovae.mixture.families.nested import MixtureByRow
 from pyrovae.mixture.kernel import torch_transforms
 from pyrovae.mixture.kernel.cache import leave_inference_mode
@@ -68,10 +74,9 @@ class Components:
         if not len(z):  # distributions refuse this
             return z.new_zeros(0, len(self.log_weight[rows]), dtype=torch.float64)
         part = self.components if self.size <= self.block else take(self.components, rows)
-        log_weight, *replaced_tensors = replacements or (self.log_weight[rows],)
-        if replaced_tensors:
-            replaced = iter(replaced_tensors)
-            part = convert(part, lambda _: next(replaced))
+        log_weight, *new_tensors = replacements or (self.log_weight[rows],)
+        if new_tensors:
+            part = replace_tensors(part, new_tensors)
         if self.in_float64 and self.dtype != torch.float64:
             part = convert(part, _to_double)
         points = z.unsqueeze(z.dim() - len(self.components.event_shape))
