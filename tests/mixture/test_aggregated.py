@@ -165,7 +165,7 @@ def test_weights_may_be_a_list_and_learned() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tiny", [1e-50, 1e-200])
 def test_tiny_weights_count(tiny: float, dtype: torch.dtype, tmp_path: Path) -> None:
-    """In single precision 1e-50 is 0; its logarithm is a number."""
+    """In single precision 1e-50 is 0, but its logarithm is not lost."""
     loc = torch.tensor([[0.0], [1000.0]]).to(dtype)
     encoding = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     agg = AggregatedPosterior(encoding, [1.0, tiny])
@@ -214,7 +214,7 @@ def test_a_data_point_that_is_no_number_is_named_by_its_row(
         spoiled = kind(**{**parts, first: spoil(parts[first])}, validate_args=False)
     spoiled = spoiled if encoding is inner else spoiled.to_event(1)
     if math.isinf(bad) and diagonal_normal(encoding) is None and full_normal(encoding) is None:
-        return  # of other families infinity may be a parameter
+        return  # in other families infinity may be a valid parameter
     with pytest.raises(ValueError, match="at 1 of 60, the first in row 17 "):
         AggregatedPosterior(spoiled)
     weights[number] = 0

@@ -1,4 +1,4 @@
-"""Mixtures that torch and Pyro make, wherever this library takes one, and torch's own KL."""
+"""Mixtures built by torch and Pyro, wherever the library takes one; and torch's own KL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = torch.distributions
 
 
 def of_torch(families: object = T, *, size: int = 6) -> T.MixtureSameFamily:
-    """A mixture of torch's, or of Pyro's own, distributions alone."""
+    """A mixture built with torch's distributions only, or with Pyro's."""
     package = families
     normal = package.Normal(torch.randn(size, 2), 0.3 + torch.rand(size, 2))  # type: ignore[attr-defined]
     weights = package.Categorical(torch.rand(size))  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def test_torch_s_own_mixtures_are_taken(use: str, families: object) -> None:
     actual = USES[use](theirs)
     torch.manual_seed(0)
     expected = USES[use](ours)
-    if use == "entropy":  # theirs draws otherwise than ours
+    if use == "entropy":  # the two sample in different ways
         assert actual == pytest.approx(expected, abs=0.2)
     else:
         assert actual == (pytest.approx(expected) if isinstance(expected, float) else expected)

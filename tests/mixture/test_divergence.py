@@ -125,7 +125,7 @@ def test_other_families_are_referred_to_monte_carlo() -> None:
 @pytest.mark.parametrize("spread", [1.0, 1e2, 1e3])
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0])
 def test_variational_divergence_holds_at_every_scale(scale: float, spread: float) -> None:
-    """Islands of equal weights, shifted by half a scale: a closed form where they lie apart."""
+    """Islands of equal weights, shifted by half a scale: a closed form if they lie far apart."""
     loc = spread * (torch.arange(N).unsqueeze(-1) + torch.rand(N, D))
     q, p = (
         Mixture(dist.Categorical(torch.ones(N)), dist.Normal(centres, scale).to_event(1))
@@ -133,7 +133,7 @@ def test_variational_divergence_holds_at_every_scale(scale: float, spread: float
     )
     bound = variational_divergence(q, p)
     if spread / scale > 100:
-        assert bound.value == pytest.approx(D * 0.125, abs=1e-5)  # of the rounding of loc + shift
+        assert bound.value == pytest.approx(D * 0.125, abs=1e-5)  # loc + shift is rounded
         assert variational_divergence(q, q).value == pytest.approx(0.0, abs=1e-9)
     estimate = divergence(q, p)
     assert bound.value > estimate.value - 4 * estimate.standard_error

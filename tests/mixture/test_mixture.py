@@ -78,7 +78,7 @@ def test_density_is_the_same_in_any_blocks(
 
 
 class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that an operation made while this was active."""
+    """Bytes of the largest tensor that an operation returned while this was active."""
 
     bytes = 0
 
@@ -94,7 +94,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["full normal", "low rank", "log normal", "laplace", "one hot"])
 def test_no_tensor_is_larger_than_is_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what depends on points and components: 500 times 30 of them and all their units."""
+    """No operation may store a number per point, component and unit: here 500, 30 and all units."""
     limit = 1 << 14
     monkeypatch.setattr("pyrovae.mixture.kernel.any_family.BLOCK_BYTES", limit)
     monkeypatch.setattr("pyrovae.mixture.kernel.full_normals.CHUNK", limit // 64)
@@ -246,7 +246,7 @@ def test_repr_names_what_it_is(mixture: Mixture) -> None:
 
 
 def test_the_first_call_and_later_ones_agree() -> None:
-    """The first goes without an evaluator, which would not pay; the second builds one."""
+    """The first call does without an evaluator, which would not pay; the second builds one."""
     components = dist.Normal(torch.randn(50, 3), torch.rand(50, 3) + 0.01).to_event(1)
     mixture = Mixture(dist.Categorical(logits=torch.randn(50)), components)
     z = torch.randn(7, 3)

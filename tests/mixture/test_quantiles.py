@@ -48,7 +48,7 @@ def test_quantiles_are_the_inverse_of_the_distribution_function(name: str) -> No
     assert bool((z.diff() >= 0).all())
     p = mixture.cdf(z)
     (density,) = torch.autograd.grad(p.sum(), z)
-    # what the rounding of z alone makes of p
+    # the change in p that the rounding of z alone makes
     slack = 4 * torch.finfo(z.dtype).eps * (z.abs() * density + 1)
     assert bool(((p - P).abs() <= slack).all())
 

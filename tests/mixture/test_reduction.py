@@ -41,7 +41,7 @@ def narrow(
 
 
 def covariance_of(mixture: Mixture) -> torch.Tensor:
-    """The covariance of the whole by the law of total covariance, brute force."""
+    """The covariance of a mixture, by brute force from the law of total covariance."""
     components, weight = mixture.component_distribution, mixture.weights
     full = isinstance(components, dist.MultivariateNormal)
     within = components.covariance_matrix if full else torch.diag_embed(components.variance)
@@ -50,7 +50,7 @@ def covariance_of(mixture: Mixture) -> torch.Tensor:
 
 
 def assert_same_moments(reduced: Mixture, mixture: Mixture, *, full: bool) -> None:
-    """Mean and variances of the whole, the covariance too if full, relative to its deviations."""
+    """Compare means and variances, or covariances if full, relative to standard deviations."""
     unit = mixture.variance.sqrt()
     torch.testing.assert_close(reduced.mean / unit, mixture.mean / unit, rtol=0, atol=1e-9)
     actual, expected = (covariance_of(m) / unit / unit.unsqueeze(-1) for m in (reduced, mixture))
@@ -147,7 +147,7 @@ def test_all_ways_of_a_round_agree(covariance: str, family: str) -> None:
 @pytest.mark.parametrize("light", [-30.0, -150.0, -700.0])
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_components_that_carry_the_mass_are_found(covariance: str, light: float) -> None:
-    """Six of 2,000 weigh anything: six components lose nothing, more do no harm."""
+    """Only six of 2,000 have a weight that counts: six components lose nothing, more do no harm."""
     log_weight = torch.full((2000,), light)
     log_weight[torch.arange(6) * 300] = torch.arange(6.0)
     components = dist.Normal(10.0 * torch.randn(2000, D), 0.3).to_event(1)
@@ -173,7 +173,7 @@ def test_components_at_one_place_differ_by_their_variances() -> None:
         dist.Categorical(torch.ones(3)), dist.Normal(torch.zeros(3, D), scale).to_event(1)
     )
     kl = reduce(mixture, 3).divergence
-    assert abs(kl.value) < 4 * kl.standard_error + 1e-6  # a billionth of the mass is shared
+    assert abs(kl.value) < 4 * kl.standard_error + 1e-6  # they share a billionth of the mass
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])

@@ -19,7 +19,7 @@ Parameters = tuple[Tensor, Tensor, Tensor]
 
 
 def parameters(size: int, dim: int, spread: float = 1.0) -> Parameters:
-    """Locations, log scales and logits, each to be learned."""
+    """Locations, log scales and logits, all with gradients."""
     loc, log_scale, logits = (
         spread * torch.randn(size, dim),
         torch.randn(size, dim),
@@ -38,7 +38,7 @@ def mixture_of(loc: Tensor, log_scale: Tensor, logits: Tensor) -> Mixture:
 
 
 def distribution_functions(z: Tensor, loc: Tensor, log_scale: Tensor, logits: Tensor) -> Tensor:
-    """F_d(z_d | z_<d) of one point, shape ``(D,)``, as torch's own functions have them."""
+    """F_d(z_d | z_<d) of one point, shape ``(D,)``, from torch's own functions."""
     log_weight, probabilities = logits.log_softmax(0), []
     for value, mean, scale in zip(z, loc.unbind(1), log_scale.exp().unbind(1), strict=True):
         unit = torch.distributions.Normal(mean, scale)
@@ -48,7 +48,7 @@ def distribution_functions(z: Tensor, loc: Tensor, log_scale: Tensor, logits: Te
 
 
 def moved(z: Tensor, old: Parameters, new: Parameters) -> Tensor:
-    """Where a point goes as the parameters move, its distribution functions held: Newton."""
+    """Where a point moves with the parameters at fixed distribution functions, by Newton."""
     target, place = distribution_functions(z, *old), z.clone()
     for _ in range(8):
         slope = torch.autograd.functional.jacobian(
@@ -94,7 +94,7 @@ def test_one_component_is_reparametrised_as_ever() -> None:
 
 @pytest.mark.parametrize("dim", [1, 3])
 def test_moments_have_their_gradients(dim: int) -> None:
-    # E[(aᵀz)²] = Σ w ((aᵀμ)² + Σ a² σ²): far beyond what a draw's own component would give.
+    # E[(aᵀz)²] = Σ w ((aᵀμ)² + Σ a² σ²): a draw's own component alone would give other gradients.
     own, a = parameters(4, dim, spread=2.0), torch.linspace(1.0, 2.0, dim)
     loc, log_scale, logits = own
     second = (loc @ a).square() + (log_scale.exp().square() * a.square()).sum(1)
@@ -106,7 +106,9 @@ def test_moments_have_their_gradients(dim: int) -> None:
     for truth, estimates in zip(exact, zip(*parts, strict=True), strict=True):
         values = torch.stack(estimates)
         error = values.std(0) / math.sqrt(len(parts))
-        assert float(((values.mean(0) - truth) / error).abs().max()) < 5  # 28 of them: 2e-5
+        assert (
+            float(((values.mean(0) - truth) / error).abs().max()) < 5
+        )  # 28 comparisons: false alarm 2e-5
 
 
 def test_agrees_with_the_score_function_where_no_closed_form_is_known() -> None:
@@ -139,7 +141,7 @@ def test_second_derivatives_follow_the_draw() -> None:
     weight, step = torch.tensor([1.0, -0.5]), 1e-4
 
     def slope(parameter_values: Parameters, point: Tensor) -> float:
-        """Along the direction, of the weighted draw that has come to be at this point."""
+        """Slope along the direction of a function of the draw, which lies at this point."""
         learned = [p.clone().requires_grad_() for p in parameter_values]
         components = learned[0], learned[1].exp(), learned[2].log_softmax(0)
         value = reparametrised.reparametrised(point.unsqueeze(0), *components)

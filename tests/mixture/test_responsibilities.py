@@ -54,7 +54,7 @@ def test_top_responsibilities(mixture: Mixture) -> None:
 def test_top_responsibilities_of_many(
     scale: float, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Groups are searched in float32, laid out anew, with copies and weights of zero among them."""
+    """Groups are reordered and searched in float32, with copies and weights of zero among them."""
     monkeypatch.setattr(search, "SPREAD", spread)
     monkeypatch.setattr(diagonal_normals, "GROUP", 16)
     loc = torch.randn(1500, D)
@@ -75,7 +75,7 @@ def test_top_responsibilities_of_many(
 
 @pytest.mark.float32
 def test_responsibilities_far_out_sum_to_one() -> None:
-    """At log densities of −5e9, where float32 steps by hundreds of nats."""
+    """At log densities of −5e9, which float32 rounds to hundreds of nats."""
     loc = torch.tensor([[0.0], [1e-3], [2e-3]])
     mixture = Mixture(dist.Categorical(torch.ones(3)), dist.Normal(loc, 1.0).to_event(1))
     top = mixture.responsibilities(torch.tensor([[1e5]]), top=3)
@@ -168,7 +168,7 @@ def test_events_of_any_shape_are_explained(top: int) -> None:
 
 @pytest.mark.parametrize("family", ["diagonal", "full"])
 def test_components_without_weight_come_last(family: str) -> None:
-    """Of N components with as many as are asked for, also where some have no weight."""
+    """As many components as requested, up to N, even if some have no weight."""
     mixture = make(family)
     weights = mixture.weights
     for top in (N - 1, N, N + 5):
@@ -185,7 +185,7 @@ def test_copies_far_away_share_their_points(copies: int, distance: float) -> Non
     """At log densities of −1e16 to −1e52 whose rounding is larger than log N."""
     scale = torch.full((copies + 3, 1), 1e-6)
     loc = torch.zeros(copies + 3, 1)
-    loc[copies:] = -1.0  # farther away: they have no part
+    loc[copies:] = -1.0  # farther from the points: no share
     mixture = Mixture(dist.Categorical(torch.ones(copies + 3)), dist.Normal(loc, scale).to_event(1))
     z = torch.full((2, 1), distance)
     expected = torch.full((2,), float(copies if distance < 1e16 else copies + 3))
@@ -196,7 +196,7 @@ def test_copies_far_away_share_their_points(copies: int, distance: float) -> Non
 
 @pytest.mark.parametrize("size", [300, 2500])
 def test_islands_of_different_size_far_away(size: int) -> None:
-    """Groups of unlike numbers of copies count each by its own."""
+    """Groups that hold different numbers of copies are counted correctly."""
     loc = torch.zeros(size, 2)
     mixture = Mixture(dist.Categorical(torch.ones(size)), dist.Normal(loc, 1e-7).to_event(1))
     z = torch.full((3, 2), 1e9)

@@ -140,7 +140,7 @@ def same(actual: dist.Distribution, expected: dist.Distribution, rows: Any = sli
 
 
 def same_draws(actual: dist.Distribution, expected: dist.Distribution) -> None:
-    """From one state of the generator: what only `sample` reads, as a number of trials, is kept."""
+    """The same draws from one seed: an argument that only `sample` reads is preserved too."""
     draws = []
     for density in (actual, expected):
         torch.manual_seed(3)
@@ -186,7 +186,7 @@ def test_mixture_of_a_family_draws_points_of_positive_density(name: str) -> None
     assert z.shape == (6, *agg.event_shape)
 
 
-# -- what a family is given besides rows of parameters ---------------------------------------------
+# -- arguments other than rows of parameters ------------------------------------------------------
 
 
 def test_what_the_constructor_was_given_is_kept() -> None:
@@ -213,7 +213,7 @@ def test_shared_number_goes_where_the_parameters_go() -> None:
 
 @pytest.mark.parametrize("kind", [dist.Categorical, dist.OneHotCategorical, dist.Multinomial])
 def test_what_was_impossible_stays_impossible(kind: Any) -> None:
-    """Logits, computed in passing, would put the smallest float in place of a probability of 0."""
+    """Logits would replace a probability of 0 by the smallest float."""
     density = kind(probs=torch.tensor([[0.0, 0.25, 0.75], [0.5, 0.5, 0.0]]))
     density.logits.sum()
     for rebuilt in (take(density, slice(None)), from_state(to_state(density))):
@@ -259,7 +259,7 @@ def test_only_vectors_join() -> None:
 
 
 class Passing(dist.Multinomial):
-    """Passes on what it is given."""
+    """Passes its arguments on."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -377,12 +377,12 @@ def test_marginals_pick_units_and_not_what_a_unit_is_made_of() -> None:
     mixed = dist.MixtureSameFamily(
         dist.Categorical(logits=torch.randn(6, 4, 4)), dist.Normal(torch.randn(6, 4, 4), 1.0)
     )
-    with pytest.raises(ValueError, match="MixtureSameFamily"):  # in words, and no other units
+    with pytest.raises(ValueError, match="MixtureSameFamily"):  # refused, instead of wrong units
         families.marginal(mixed.to_event(1), 1)
 
 
 def test_marginals_of_units_with_an_order_of_their_own() -> None:
-    """Parameters of every unit that have a dimension behind it: cut points."""
+    """Each unit has a parameter with a dimension of its own: cut points."""
     predictor, cuts = torch.randn(6, 3), torch.randn(6, 3, 3).sort(-1).values
     components = dist.OrderedLogistic(predictor, cuts).to_event(1)
     mixture = Mixture(dist.Categorical(torch.ones(6)), components)

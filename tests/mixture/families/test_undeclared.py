@@ -1,4 +1,4 @@
-"""Distributions that leave out a support or a way to draw: calling them is enough, everywhere."""
+"""Distributions without a support or a sample method: being callable is enough, everywhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class NoSupport(dist.TorchDistribution):
 
 
 class OnlyCalled(NoSupport):
-    """Draws by being called, and by no method."""
+    """Samples only by being called."""
 
     rsample = dist.TorchDistribution.rsample
 
@@ -52,7 +52,7 @@ class OnlyCalled(NoSupport):
 
 
 class UnitsWithoutSupport(dist.Normal):
-    """A family made of parameters that declares no support."""
+    """A family with parameter tensors but without a support."""
 
     @property
     def support(self) -> Any:
@@ -64,7 +64,7 @@ class UnitsWithoutSupport(dist.Normal):
 
 
 class WithSupport(OnlyCalled):
-    """The same with the support that errors ask for."""
+    """The same with the support that the error message asks for."""
 
     support = constraints.real_vector
 

@@ -1,4 +1,4 @@
-"""Sums of affinities against all pairs: never less, and more by no more than is stated."""
+"""Sums of affinities against all pairs: never too small, too large by no more than stated."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_sums_are_those_of_all_pairs_or_a_little_more(sparse: float, data: st.Da
 
 @pytest.mark.float32
 def test_few_pairs_of_narrow_components_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float32 and in sizes of practice; loosened matrix products make the search float64."""
+    """In float32, at realistic sizes; with imprecise matrix products the search is in float64."""
     generator = torch.Generator().manual_seed(0)
     loc = torch.randn(3000, 20, generator=generator)
     scale = 0.05 + 0.25 * torch.rand(3000, 20, generator=generator)
     normals = DiagonalNormals(loc, scale, torch.full((3000,), -math.log(3000)))
     index = torch.arange(0, 3000, 30)
     expected = all_pairs(normals, index)
-    monkeypatch.setattr(bhattacharyya, "_sum_all", None)  # not needed
+    monkeypatch.setattr(bhattacharyya, "_sum_all", None)  # must not be called
     for precision in ("highest", "medium"):
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda p=precision: p)
         torch.testing.assert_close(log_affinities(normals, index), expected, rtol=0, atol=1e-5)

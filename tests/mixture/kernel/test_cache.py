@@ -1,4 +1,4 @@
-"""What a mixture keeps never outlives the numbers it was made of, whoever wrote over them."""
+"""A mixture's cache never outlives the numbers that it was computed from, however they change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def full_normals(loc: Tensor, scale: Tensor) -> dist.Distribution:
 
 
 def fresh(mixture: Mixture) -> Mixture:
-    """The same mixture of other tensors, which has not been asked anything."""
+    """The same mixture with tensors of its own and an empty cache."""
     categorical = dist.Categorical(logits=mixture.log_weights.detach().clone())
     base = mixture.component_distribution
     if isinstance(base, dist.MultivariateNormal):
@@ -169,7 +169,7 @@ def test_views_of_other_tensors_are_seen_to_change(view: Callable[[Tensor], Tens
 def test_parameters_that_learn_are_asked_anew(
     family: Callable[[Tensor, Tensor], dist.Distribution], fused: bool
 ) -> None:
-    """A mixture that is made once, of its module's own parameters."""
+    """A mixture that is built once, from the parameters of a module."""
     loc = nn.Parameter(torch.randn(N, D))
     mixture = Mixture(dist.Categorical(torch.ones(N)), family(loc, torch.full((N, D), 0.3)))
     optimizer = torch.optim.Adam([loc], lr=0.3, fused=fused)
@@ -209,7 +209,7 @@ def test_numbers_of_any_dtype_are_compared(dtype: torch.dtype) -> None:
 
 
 def test_what_is_kept_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN, which equals nothing, and a sign of zero among the numbers."""
+    """Even with NaN, which equals nothing, and a negative zero among the numbers."""
     tensor, cache = torch.tensor([float("nan"), -0.0, 1.0]), Cache()
     value = cache.store([tensor], object)
     assert all(cache.find([tensor]) is value for _ in range(3))

@@ -1,4 +1,4 @@
-"""Mixtures of full normals: the fast log density is that of torch, however it is asked."""
+"""Mixtures of full normals: the fast log density is that of torch, however it is called."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_reloaded_it_is_as_fast_and_the_same_in_blocks(
     z = mixture.sample((20,)).requires_grad_()
     pv.save(AggregatedPosterior(mixture.component_distribution, mixture.weights), tmp_path / "q")
     loaded = pv.load(tmp_path / "q")
-    monkeypatch.setattr(FullNormals, "solve", None)  # not needed
+    monkeypatch.setattr(FullNormals, "solve", None)  # must not be called
     value = loaded.log_prob(z)
     plain = torch.distributions.MixtureSameFamily(
         mixture.mixture_distribution, mixture.component_distribution

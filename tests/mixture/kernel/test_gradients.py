@@ -17,7 +17,7 @@ from pyrovae.mixture.mixture import Mixture
 
 @pytest.fixture(params=["differences", "expanded", "fused"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the three ways in which the log density is computed."""
+    """Each of the three ways to compute the log density."""
     monkeypatch.setattr(diagonal_normals, "GROUP", 4)
     if request.param != "differences":
         monkeypatch.setattr(gradients, "FEW_TRIPLES", 0)
@@ -110,7 +110,7 @@ def test_parameters_changed_in_place_are_seen() -> None:
 
 
 def test_a_copy_follows_its_own_parameters() -> None:
-    """The evaluator is kept by the tensors' versions, which start anew in a copy."""
+    """A copy does not use the cache of the original."""
     loc, z = torch.zeros(4, 2), torch.zeros(2)
     mixture = Mixture(dist.Categorical(torch.ones(4)), dist.Normal(loc, 1.0).to_event(1))
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_nuts_runs_with_a_mixture_as_prior() -> None:
 
 @pytest.mark.parametrize("which", ["points are means", "points are draws"])
 def test_inputs_that_depend_on_each_other_count_once(path: str, which: str) -> None:
-    """Also where a graph of the gradient is asked for, as in a gradient penalty."""
+    """Even if the gradient has a graph of its own, as in a gradient penalty."""
     noise = torch.randn(6, 3)
 
     def total(kind: type, loc: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def test_log_prob_keeps_its_contract(way: str, case: Case) -> None:
         patch.setattr(search, "SPREAD", 1.0 if way == "searched" else -1.0)
         actual = case.mixture.log_prob(case.z)
     exact = brute_force(case.mixture).log_prob(case.z.double())
-    # of the result to its dtype, and of the brute force itself, which sums D rounded squares
+    # rounding of the result to its dtype, and of the brute force, which sums D rounded squares
     rounding = (torch.finfo(case.z.dtype).eps + 1e-15 * (case.z.shape[-1] + 8)) * exact.abs()
     tolerance = CONTRACT if case.z.dtype == torch.float32 else 1e-8
     assert actual.dtype == case.z.dtype
@@ -90,7 +90,7 @@ def test_log_prob_keeps_its_contract(way: str, case: Case) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(case=cases())
 def test_score_is_the_gradient_of_brute_force(way: str, case: Case) -> None:
-    """To the accuracy of the responsibilities: a share of the spread of the component scores."""
+    """Within the accuracy of the responsibilities, times the largest component score."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagonal_normals, "GROUP", 4)
         patch.setattr(diagonal_normals, "SORTED_GROUPS", 2)
@@ -107,7 +107,7 @@ def test_score_is_the_gradient_of_brute_force(way: str, case: Case) -> None:
     exact = (share.unsqueeze(-1) * pull).sum(1)
     largest = torch.where(share.unsqueeze(-1) > 0, pull, 0.0).abs().amax(1)
     precise = case.z.dtype == torch.float64
-    # of the terms pμ and pz, of which the expanded form takes the difference
+    # rounding of the terms pμ and pz, whose difference the expanded form takes
     terms = (normal.loc.double().abs() + z.abs()) / normal.scale.double().square()
     rounding = 1e-14 * torch.where(share.unsqueeze(-1) > 0, terms, 0.0).amax(1)
     tolerance = (1e-7 if precise else CONTRACT) * largest + rounding + 1e-12
@@ -138,7 +138,7 @@ def test_shares_are_those_of_torch() -> None:
 
 
 def test_no_points_have_no_densities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The private operator would end the process."""
+    """The private operator would crash the process."""
     components = dist.Normal(torch.randn(20, 2), 0.1).to_event(1)
     mixture = Mixture(dist.Categorical(torch.ones(20)), components, validate_args=False)
     none = torch.zeros(3, 0, 2)
@@ -202,7 +202,7 @@ def test_loosened_matrix_products_are_not_trusted(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("exponent", [3, 9, 12, 16, 60, 140])
 @pytest.mark.parametrize("size", [129, 1000])
 def test_points_so_far_away_that_anything_else_looks_near(size: int, exponent: int) -> None:
-    """At log densities down to −1e290, where what fills the last group must not win the search."""
+    """At log densities down to −1e290, the padding of the last group must not win the search."""
     loc, scale = torch.randn(size, 40), 10 ** (-3 + torch.randn(size, 40))
     mixture = Mixture(dist.Categorical(torch.ones(size)), dist.Normal(loc, scale).to_event(1))
     z = torch.randn(3, 40) * 10.0**exponent

@@ -1,4 +1,4 @@
-"""Which points are points of a mixture: supports by row, NaN, weights of zero on no numbers."""
+"""Supports that differ by row, points that are NaN, and weights of zero on NaN parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inside_of(low: Tensor, high: Tensor, z: Tensor) -> Tensor:
 
 
 def test_uniform_components_are_scored_each_on_its_own_support() -> None:
-    """The log of the mean density, 0 outside, at draws and at points outside of all."""
+    """The log of the mean density at draws, and at points outside every support."""
     start = low()
     end = start + 0.5 + torch.rand(N, D)
     mixture = AggregatedPosterior(dist.Uniform(start, end).to_event(1))
@@ -55,7 +55,7 @@ BY_ROW: dict[str, tuple[Callable[[], dist.Distribution], Tensor]] = {
 
 @pytest.mark.parametrize("name", BY_ROW)
 def test_supports_that_differ_leave_out_the_components_beside(name: str) -> None:
-    """Each point under those components alone that can be asked."""
+    """The sum over those components alone that accept the point."""
     make, z = BY_ROW[name]
     components = make()
     mixture = AggregatedPosterior(components)
@@ -65,7 +65,7 @@ def test_supports_that_differ_leave_out_the_components_beside(name: str) -> None
         for n in range(N):
             try:
                 density += float(mixture.component(n).log_prob(point).exp())
-            except ValueError:  # torch's word for outside
+            except ValueError:  # torch's refusal of points outside
                 continue
         total.append(math.log(density / N) if density else -math.inf)
     torch.testing.assert_close(mixture.log_prob(z), torch.tensor(total))
@@ -124,7 +124,7 @@ def test_a_shared_support_refuses_points_by_their_row() -> None:
 @pytest.mark.float32
 @pytest.mark.parametrize("dim", [2, 3])
 def test_directions_in_float32_are_their_own(dim: int) -> None:
-    """A unit vector in float32 is none in float64."""
+    """A unit vector in float32 does not have length 1 in float64."""
     components = dist.ProjectedNormal(torch.randn(N, dim))
     mixture = AggregatedPosterior(components)
     z = mixture.sample((40,))
@@ -189,7 +189,7 @@ FAMILIES: dict[str, Callable[[Tensor, Tensor], dist.Distribution]] = {
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_weight_leaves_out_what_is_no_number(family: str, bad: float) -> None:
-    """First answer, later ones, gradients and views are those of the others alone."""
+    """First and later results, gradients and views are those of the other components alone."""
     loc, scale, weight = torch.randn(6, D), torch.rand(6, D) + 1, torch.arange(6.0)
     loc[0], scale[0] = bad, bad
     inputs = [t.clone().requires_grad_() for t in (loc, scale, weight)]
@@ -210,7 +210,7 @@ def test_no_weight_leaves_out_what_is_no_number(family: str, bad: float) -> None
         "responsibilities": lambda m: m.responsibilities(z, top=2).weight,
         "inside": lambda m: m.support.check(z),
     }
-    if family != "student" and family != "gamma":  # torch has no distribution function
+    if family != "student" and family != "gamma":  # torch has no cdf for them
         answers["cdf"] = lambda m: m.marginal(0).cdf(z[:, 0])
     for name, ask in answers.items():
         torch.testing.assert_close(ask(mixture), ask(other), msg=name)

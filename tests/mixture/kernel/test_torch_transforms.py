@@ -15,7 +15,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from pyrovae.mixture.kernel import gradients
 from pyrovae.mixture.mixture import Mixture
 
-# torch's own, on the first use of torch.func.jvp
+# torch's own warning, on the first use of torch.func.jvp
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
 N, D, B = 40, 3, 6
@@ -42,7 +42,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def pair(family: str) -> tuple[Density, Density]:
-    """The density by a mixture and by torch's own, which torch.func can take."""
+    """The log density of a mixture, and of torch's own, which torch.func can differentiate."""
     categorical, components = dist.Categorical(logits=torch.randn(N)), FAMILIES[family]()
     reference = torch.distributions.MixtureSameFamily(categorical, components, validate_args=False)
     for part in (components, getattr(components, "base_dist", components)):
