@@ -236,7 +236,7 @@ def rows_first(
         raise InputError(
             "expected a family of independent units, whose dimensions can be reordered; got "
             f"{family(distribution)} with batch shape {tuple(distribution.batch_shape)} and event "
-            f"shape {tuple(distribution.event_shape)}. Give it one vector per row: batch shape "
+            f"shape {tuple(distribution.event_shape)}. Give it one vector a row: batch shape "
             "(B,), event shape (D,)."
         )
 

@@ -343,7 +343,7 @@ def test_transforms_with_rows_of_their_own_are_refused() -> None:
     ):
         take(own, ROWS)
     parts = [through(STEPS.AffineTransform(0.0, scale)) for scale in (1.0, 2.0)]
-    with pytest.raises(ValueError, match="leave to the base distribution what differs"):
+    with pytest.raises(ValueError, match="leave what differs from row to row to the base"):
         concatenate(parts)
 
 
