@@ -492,7 +492,7 @@ class Mixture(dist.MixtureSameFamily):
         )
 
     def _cached_normals(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | None:
-        """The evaluator if it may be cached, but not on the first call: one does not repay it."""
+        """The evaluator, if it may be cached; None on the first call, which would not repay it."""
         tensors = self._source_tensors()
         if torch_transforms.active() or any(map(_must_recompute, tensors)):
             return None

@@ -210,17 +210,17 @@ def _moments(mixture: Mixture, index: Tensor) -> tuple[Tensor, Tensor]:
 class DiagonalRounds:
     """EM rounds on the components of a mixture, in units of its standard deviations."""
 
-    #: The dtype of rounds for which it is precise enough.
+    #: The dtype of rounds, where it is precise enough.
     lowest_dtype = torch.float32
 
     def __init__(self, mixture: Mixture, shrinkage: float) -> None:
         self.shrinkage = shrinkage
-        alive = (mixture.log_weights > -math.inf).nonzero().squeeze(-1)
-        self.components = take(mixture.component_distribution, alive)
-        self.log_weight = mixture.log_weights[alive].double().log_softmax(-1)
+        weighted = (mixture.log_weights > -math.inf).nonzero().squeeze(-1)
+        self.components = take(mixture.component_distribution, weighted)
+        self.log_weight = mixture.log_weights[weighted].double().log_softmax(-1)
         weight = self.log_weight.exp()
         self.count = 1 / float(weight.square().sum())
-        mean, variance = _moments(mixture, alive)
+        mean, variance = _moments(mixture, weighted)
         self.dtype = mixture.component_distribution.mean.dtype
         self.shift = weight @ mean
         self.unit = (weight @ (variance + (mean - self.shift).square())).sqrt()
@@ -260,10 +260,10 @@ class DiagonalRounds:
         dim = len(self.unit)
         key = keys(normals.mean, normals.scale, constants(normals.scale, normals.log_weight))
         error = float(self.largest @ key.abs().amax(0))
-        loose = LOOSE if dtype == torch.float32 else TIGHT
-        if not error * roundoff(2 * dim + 1, dtype) <= loose:
+        limit = LOOSE if dtype == torch.float32 else TIGHT
+        if not error * roundoff(2 * dim + 1, dtype) <= limit:
             dtype = torch.float64
-        if not error * roundoff(2 * dim + 1, dtype) <= loose:
+        if not error * roundoff(2 * dim + 1, dtype) <= limit:
             return None
         data = self.data.to(dtype)
         total = block_log_sums(data, key.to(dtype).unsqueeze(0))[0].double()
