@@ -134,7 +134,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check_seed(options.seed)
     likelihood = options.likelihood or default_likelihood(data)
     check(data, likelihood if options.pair is None else None)
-    check_prior(options)
+    check_prior_options(options)
     check_device(options.device, "--device")
     arviz()  # may fail for want of a cache folder: better now than after the training
     start = time.perf_counter()
@@ -326,7 +326,7 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
     return VAE(encoder, decoder, _prior(encoder, train, options, image=data.image))
 
 
-def check_prior(options: AnalysisOptions) -> None:
+def check_prior_options(options: AnalysisOptions) -> None:
     """Raise unless the prior is known and the other options suit it.
 
     Raises:

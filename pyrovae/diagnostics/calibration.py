@@ -146,7 +146,7 @@ def calibrate(
     with measuring(model, guide):
         rows = all_rows(like)
         chosen = torch.arange(simulations, device=rows[0].device) % len(rows[0])
-        if not pair.follows(rows):
+        if not pair.takes_any_number_of_rows(rows):
             raise InputError(
                 "expected a pair that takes any number of rows, to simulate as many as are asked "
                 "for; got one with a plate or parameters of fixed size. Write an amortized guide."

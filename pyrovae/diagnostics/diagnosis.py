@@ -472,7 +472,7 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
         InputError: naming the site or the plate that is missing or cannot be told, or if the
             guide's support is not the prior's.
     """
-    if not pair.follows(x):
+    if not pair.takes_any_number_of_rows(x):
         raise InputError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "
             "got one with a plate or parameters of fixed size. Write an amortized guide; where "

@@ -106,7 +106,7 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
     check_seed(seed)
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
-        if not pair.follows(x):
+        if not pair.takes_any_number_of_rows(x):
             raise InputError(
                 "expected a model and guide that take any number of rows, so that many draws go "
                 "through them at once; got a pair that takes all data or none. Write an amortized "

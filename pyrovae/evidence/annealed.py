@@ -158,7 +158,7 @@ def path_for(
         InputError: if the guide has another support than the prior, or the pair takes one number of
             rows only.
     """
-    if not pair.follows(rows):
+    if not pair.takes_any_number_of_rows(rows):
         raise InputError(
             "expected a model and guide that take any number of rows, so that many chains go "
             "through them at once; got a pair that takes all data or none. Use "

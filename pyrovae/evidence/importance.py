@@ -92,7 +92,7 @@ def compare_priors(
     notes = support_notes(pair, x, priors)
     results = {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
     rows = pair.blocks(x, BLOCK)[0]
-    if not pair.joint(rows) or not (points := pair.points(rows)):
+    if not pair.has_other_latents(rows) or not (points := pair.points(rows)):
         return results
     note = (
         f"The guide has a point at {', '.join(points)} and no density: log p(x) is that given its "
@@ -121,18 +121,19 @@ def support_notes(
 ) -> dict[str, tuple[str, ...]]:
     """A sentence for each prior that gives mass to a part of the space the guide leaves out."""
     rows = pair.blocks(x, BLOCK)[0]
-    if pair.joint(rows) or pair.draws_for_all(rows):  # no one density a row to compare with p(z)
+    # Then there is no one density a row to compare with p(z).
+    if pair.has_other_latents(rows) or pair.draws_for_all(rows):
         return dict.fromkeys(priors, ())
     with seeded(0, "support notes"):
         guide = pair.encode(rows, filled=False)
         own = None
         if None in priors.values():
-            own = pair.prior(rows[:1] if pair.follows(rows) else rows)
+            own = pair.prior(rows[:1] if pair.takes_any_number_of_rows(rows) else rows)
     sources = {name: own if prior is None else prior for name, prior in priors.items()}
     return {name: _support_note(guide, p) for name, p in sources.items() if p is not None}
 
 
-def check_prior(prior: dist.Distribution, units: int) -> None:
+def check_prior_argument(prior: dist.Distribution, units: int) -> None:
     """Raise unless a density can stand in the prior's place.
 
     Args:
@@ -170,7 +171,7 @@ def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
     Raises:
         InputError: if the prior is not over the guide's units.
     """
-    check_prior(prior, guide.event_shape.numel())
+    check_prior_argument(prior, guide.event_shape.numel())
     prior = declared(prior)
     with seeded(0, "probes of the support"):
         z = prior.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
-from pyrovae.evidence.importance import check_prior, importance_evidence, latent_units
+from pyrovae.evidence.importance import check_prior_argument, importance_evidence, latent_units
 from pyrovae.evidence.result import Evidence
 from pyrovae.isolation import plain
 from pyrovae.mixture.families import declared
@@ -90,7 +90,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         if prior is not None:
-            check_prior(prior, latent_units(pair, x))
+            check_prior_argument(prior, latent_units(pair, x))
             prior = declared(prior)
         if method == "importance" or method == "prior":
             result = importance_evidence(

@@ -24,7 +24,7 @@ from pyrovae.evidence.annealed import (
     tune,
 )
 from pyrovae.evidence.hmc import Path, move
-from pyrovae.evidence.importance import check_prior, latent_units
+from pyrovae.evidence.importance import check_prior_argument, latent_units
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.isolation import plain
 from pyrovae.mixture.families import declared
@@ -126,7 +126,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
     with measuring(model, guide):
         if prior is not None:
             by_row, (x,) = over_rows(pair, rows)
-            check_prior(prior, latent_units(by_row, x))
+            check_prior_argument(prior, latent_units(by_row, x))
             prior = declared(prior)
         result = sandwich_evidence(
             pair, rows, chains=chains, annealing=annealing, prior=prior, seed=seed

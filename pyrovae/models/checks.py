@@ -78,7 +78,7 @@ def as_prior(prior: Prior) -> nn.Module:
     return Fixed(density)
 
 
-def check_prior(prior: dist.Distribution, x: Tensor) -> None:
+def check_prior_shape(prior: dist.Distribution, x: Tensor) -> None:
     """Raise unless a prior is one density over vectors, for all rows or for each.
 
     Args:

@@ -11,7 +11,7 @@ from pyrovae.models.checks import (
     Prior,
     as_prior,
     check_codes,
-    check_prior,
+    check_prior_shape,
     check_rows,
     data_plate,
     decoding,
@@ -90,7 +90,7 @@ class HierarchicalVAE(nn.Module):
         register(self.name, self)
         with data_plate(x, size):
             prior = prior_of(self.prior, index)
-            check_prior(prior, x)
+            check_prior_shape(prior, x)
             z2 = pyro.sample("z2", prior)
             check_codes(z2, prior, encoder="encoder", prior="prior")
             with decoding(prior, lambda: self.encoder(x), encoder="encoder", prior="prior"):

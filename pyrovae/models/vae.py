@@ -9,7 +9,7 @@ from pyrovae.models.checks import (
     Prior,
     as_prior,
     check_codes,
-    check_prior,
+    check_prior_shape,
     check_rows,
     data_plate,
     decoding,
@@ -70,7 +70,7 @@ class VAE(nn.Module):
         register(self.name, self)
         with data_plate(x, size):
             prior = prior_of(self.prior, index)
-            check_prior(prior, x)
+            check_prior_shape(prior, x)
             z = pyro.sample("z", prior)
             check_codes(z, prior, encoder="encoder", prior="prior")
             with decoding(prior, lambda: self.encoder(x), encoder="encoder", prior="prior"):

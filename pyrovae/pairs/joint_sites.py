@@ -76,7 +76,7 @@ class Ancestral(dist.TorchDistribution):
             InputError: if the function takes one number of rows only, or a site is discrete, in no
                 data plate or of a support that is not the same for all units.
         """
-        if not reader.follows(batch):
+        if not reader.takes_any_number_of_rows(batch):
             with torch.no_grad(), torch.random.fork_rng():
                 drawn = reader.read(batch, until=sites)[0].latent
             raise InputError(

@@ -141,7 +141,7 @@ class Pair:
         try:
             families.take(found, slice(0, 1))
         except InputError:  # it can't be taken apart
-            if not self._read_guide.follows(batch):
+            if not self._read_guide.takes_any_number_of_rows(batch):
                 raise
             return self.run_guide(batch)
         return found
@@ -174,7 +174,7 @@ class Pair:
         them, whose mean is at most log p(x | z).
         """
         batch = as_batch(x)
-        if not self.joint(batch):
+        if not self.has_other_latents(batch):
             return self.log_joint(batch, z)[0]
         return torch.cat(
             [
@@ -214,7 +214,7 @@ class Pair:
             InputError: if p(z) differs between rows, so that there is no one prior to compare to.
         """
         batch = as_batch(x)
-        if self.follows(batch):
+        if self.takes_any_number_of_rows(batch):
             batch = take_rows(batch, slice(0, COMPARED))
         found = self._in_model.find(batch, parts=1)
         first = self._read_model.read(batch, until=self.sites)[0]
@@ -247,10 +247,11 @@ class Pair:
             proposal: where z is drawn from in the guide's place, batch shape ``(B,)``.
         """
         batch = as_batch(x)
-        at_once = max(1, _rows_at_once(batch) // len(batch[0])) if self.follows(batch) else 1
-        if self.draws_for_all(batch):
-            at_once = 1  # each draw is one of these too
-        if proposal is None and (self.joint(batch) or self.masked(batch)):
+        repeatable = self.takes_any_number_of_rows(batch)
+        if self.draws_for_all(batch):  # anew for each of the draws
+            repeatable = False
+        at_once = max(1, _rows_at_once(batch) // len(batch[0])) if repeatable else 1
+        if proposal is None and (self.has_other_latents(batch) or self.masked(batch)):
             columns = zip(
                 *(
                     [c.unflatten(0, (len(part), -1)) for c in self._with_guide(repeated)]
@@ -273,16 +274,19 @@ class Pair:
         likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
         return Weighted(z, likelihood, prior, source.log_prob(z))
 
-    def follows(self, x: Tensor | Batch) -> bool:
+    def takes_any_number_of_rows(self, x: Tensor | Batch) -> bool:
         """Whether model and guide take any rows, in any number; if not, always give all rows."""
         batch = as_batch(x)
-        key = ("follows", *_kinds(batch))
+        key = ("any number of rows", *_kinds(batch))
         if key not in self._known:
-            both = self._read_guide.follows(batch) and self._read_model.follows(batch)
-            self._known[key] = both and not by_place(self._read_model, self._read_guide, batch)
+            readers = (self._read_guide, self._read_model)
+            any_number = all(reader.takes_any_number_of_rows(batch) for reader in readers)
+            self._known[key] = any_number and not by_place(
+                self._read_model, self._read_guide, batch
+            )
         return self._known[key]
 
-    def joint(self, x: Tensor | Batch) -> bool:
+    def has_other_latents(self, x: Tensor | Batch) -> bool:
         """Whether other latent sites of the guide are drawn with the one named.
 
         So they are, but for discrete ones that can be summed over. A site whose density is known at
@@ -292,7 +296,7 @@ class Pair:
             InputError: if the guide draws a site that the model lacks.
         """
         batch = as_batch(x)
-        key = ("joint", *_kinds(batch))
+        key = ("other latents", *_kinds(batch))
         if key not in self._known:
             with torch.random.fork_rng():
                 guide = self._read_guide.read(batch)[0]
@@ -339,7 +343,7 @@ class Pair:
 
     def blocks(self, x: Tensor, size: int) -> Sequence[Tensor]:
         """Blocks of ``size`` rows; all rows in one where the pair takes nothing else."""
-        return x.split(size) if self.follows(x) else (x,)
+        return x.split(size) if self.takes_any_number_of_rows(x) else (x,)
 
     @cached_property
     def _read_model(self) -> Reader:
@@ -424,7 +428,7 @@ class Pair:
 
     def _together(self, batch: Batch, z: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Rows with their codes, those at once that share what is drawn for all rows."""
-        apart = self.draws_for_all(batch) and self.follows(batch)
+        apart = self.draws_for_all(batch) and self.takes_any_number_of_rows(batch)
         size = TOGETHER if apart else max(1, len(batch[0]))
         for start in range(0, len(batch[0]), size):
             rows = slice(start, start + size)

@@ -32,7 +32,7 @@ def by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
         batch: rows, as many as the pair was first run with.
     """
     guide = replace(guide, whole=True)
-    if guide.follows(batch):
+    if guide.takes_any_number_of_rows(batch):
         index = torch.arange(FEW, device=batch[0].device) % len(batch[0])
         try:
             return _by_place(model, guide, take_rows(batch, index))

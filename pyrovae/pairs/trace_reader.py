@@ -270,7 +270,7 @@ class Reader:
                 readings.append(replace(reading, kept=len(part)))
         return readings
 
-    def follows(self, batch: Batch) -> bool:
+    def takes_any_number_of_rows(self, batch: Batch) -> bool:
         """Whether the function takes any number of rows, so that rows can be repeated.
 
         What it keeps of its first run it makes for the rows of ``batch``, never for fewer.
