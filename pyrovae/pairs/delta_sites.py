@@ -1,4 +1,4 @@
-"""Points in a guide: latent sites with a value and no density, as a MAP estimate has."""
+"""Points in a guide: latent sites that have a value but no density, as in a MAP estimate."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from pyrovae.pairs.trace_reader import Node, Reader, Reading
 
 
 def points_at(model: Reader, guide: Reader, batch: Batch, sites: Sequence[str]) -> tuple[str, ...]:
-    """Latent sites at which the guide has a point where the model has a density.
+    """Latent sites at which the guide has a point and the model a density.
 
-    A density at a point is a number with a unit, which has no place in log p(x): what is at a point
-    is taken as given. A discrete value has a probability, and is a draw like any other.
+    The model's density at such a point depends on the units of the site, so it has no place in
+    log p(x): the value counts as given. A discrete value has a probability, and is a draw like any
+    other.
 
     Args:
-        model, guide: how to run them.
+        model, guide: readers of the two.
         batch: rows.
-        sites: the latent sites that the codes are at.
+        sites: the latent sites that make up a code.
 
     Raises:
         InputError: if one of ``sites`` is such a point.
     """
     with torch.no_grad(), torch.random.fork_rng():
-        reading, again = (guide.read(batch)[0] for _ in range(2))
-        names = _deltas(reading, again)
+        reading, second = (guide.read(batch)[0] for _ in range(2))
+        names = _deltas(reading, second)
         nodes = model.read(batch)[0].nodes if names else {}
     for site in sites:
         if site in names:
@@ -38,13 +39,14 @@ def points_at(model: Reader, guide: Reader, batch: Batch, sites: Sequence[str]) 
     return tuple(name for name in names if name in nodes and _has_density(nodes[name]))
 
 
-def _deltas(reading: Reading, again: Reading) -> list[str]:
-    """Latent sites with a value and no density, of two runs of a guide.
+def _deltas(reading: Reading, second: Reading) -> list[str]:
+    """Latent sites with a value but no density, told by two runs of a guide.
 
-    An autoguide's own draws vary from run to run and are at sites that only the guide has.
+    Deltas of an autoguide may be functions of its own draws, which are at sites that only the guide
+    has: those values differ from run to run, and are no points.
     """
     nodes = reading.nodes
-    inner = {f"{name}_unconstrained" for name in nodes}
+    unconstrained = {f"{name}_unconstrained" for name in nodes}
     names = [
         name
         for name in reading.latent
@@ -52,9 +54,9 @@ def _deltas(reading: Reading, again: Reading) -> list[str]:
         and isinstance(elements(nodes[name])[0], dist.Delta)
         and f"{name}_unconstrained" not in nodes
     ]
-    if any(nodes[name]["infer"].get("is_auxiliary") for name in {*reading.latent} - inner):
-        values = [(name, nodes[name]["value"], again.nodes[name]["value"]) for name in names]
-        names = [name for name, one, other in values if torch.equal(one, other)]
+    if any(nodes[name]["infer"].get("is_auxiliary") for name in {*reading.latent} - unconstrained):
+        values = [(name, nodes[name]["value"], second.nodes[name]["value"]) for name in names]
+        names = [name for name, value, other in values if torch.equal(value, other)]
     return names
 
 

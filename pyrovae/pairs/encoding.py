@@ -1,4 +1,4 @@
-"""From data to the guide's distributions, and from those to the aggregated posterior."""
+"""From data to the guide's distributions, and from these to the aggregated posterior."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def encode(
     Args:
         guide: any Pyro guide with a latent site in a data plate.
         data: rows, shape ``(N, ...)``, as :func:`pyrovae.fit` takes them; a tuple where the guide
-            takes more arguments, ``guide(x, y)``. Of a ``DataLoader`` the data set is encoded, in
-            its order.
-        site: name of the latent site; of several, to take them as one vector. Where one of these
-            depends on the draws of another, or the guide has a flow of its own for each row, the
-            result is an :class:`~pyrovae.pairs.joint_sites.Ancestral`, which goes on running the
-            guide. Where it depends on a label that the guide draws, it is a mixture over labels.
+            takes more arguments, ``guide(x, y)``. For a ``DataLoader`` its data set is encoded, in
+            the order of that.
+        site: name of the latent site, or the names of several, which are taken as one vector.
+            Where one of these depends on the draws of another, or the guide has a flow of its own
+            for each row, the result is an :class:`~pyrovae.pairs.joint_sites.Ancestral`, which
+            runs the guide whenever it is used. Where the site depends on a label that the guide
+            draws, the result is a mixture over labels.
         data_plate: name of the plate over the data; by default the one with as many rows as a
             batch.
         batch_size: rows that go through the guide at once; the result does not depend on it. A
-            guide with a plate of fixed size takes all rows: give it their number.
+            guide with a plate of fixed size takes all rows at once: give their number.
         model: the guide's model, called in the same way. It is needed where a mask leaves out a
-            part of some rows, such as steps beyond a sequence's end: that part has the model's
+            part of some rows, such as the steps after a sequence's end: that part gets the model's
             prior.
 
     Returns:
         the guide's distribution, batch shape ``(N,)``, event shape ``(D,)``, without gradient. An
-        event of more dimensions, or more plates than the data's, are laid out as one vector. But
-        for an ``Ancestral`` it is a copy, which stays as it is when training goes on.
+        event of more dimensions, or plates other than the data's, are flattened into one vector.
+        Unless it is an ``Ancestral``, it is a copy, which further training does not change.
 
     Raises:
         InputError: for data that are refused or have other arguments than the guide, or rows
-            without an order of their own, as a loader that draws them again and again has them; if
+            without a fixed order, such as those of a loader that draws them with replacement; if
             the guide has no such site, the site depends on draws at one that is not named, its
-            family cannot be concatenated, it has parameters for each row and the rows are more than
-            one batch, it is masked and the model is not given, or the encoding of a row is no
-            number.
+            family cannot be concatenated, it has parameters for each row and there is more than
+            one batch, it is masked and no model is given, or the encoding of a row is not finite.
     """
     pair = Pair(model or _no_model, guide, site, data_plate=data_plate)
     batches = as_batches(data, batch_size, name="data")
@@ -72,60 +72,61 @@ def encode(
             if len(parts) == 1 and len(batches) > 1:
                 _check_batches(guide, data_plate, batch)
         try:
-            whole = snapshot(concatenate(parts))
-            return convert(whole, torch.Tensor.clone) if len(parts) == 1 else whole
-        except InputError:  # transforms by row, or masks, of which not all rows show a sign
+            encoding = snapshot(concatenate(parts))
+            return convert(encoding, torch.Tensor.clone) if len(parts) == 1 else encoding
+        except InputError:  # transforms by row, or masks that only some batches have
             if not any(isinstance(part, Pushed | Ancestral) for part in parts):
                 raise
             return concatenate([pair.run_guide(batch) for batch in batches.ordered()])
 
 
 def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) -> None:
-    """Raise if a guide would give the rows of every batch the parameters of the first."""
+    """Raise if a guide would give the rows of every batch the parameters of the first batch."""
     model = Reader(_no_model, "model")
-    if found := by_place(model, Reader(guide, "guide", data_plate), batch):
+    if parameters := by_place(model, Reader(guide, "guide", data_plate), batch):
+        shape = tuple(parameters[0].shape)
         raise InputError(
             f"expected a guide that encodes each row by itself, for batches of {len(batch[0])}; "
-            "got one that has parameters for each place in a batch, of shape "
-            f"{tuple(found[0].shape)}. Give all rows that it was trained on at once: batch_size=."
+            f"got one that has parameters for each place in a batch, of shape {shape}. Give all "
+            "rows that it was trained on at once: batch_size= their number."
         )
 
 
-def _encode(pair: Pair, batch: Batch, before: int) -> dist.Distribution:
-    """The encoding of a batch, with a finite number for each parameter.
+def _encode(pair: Pair, batch: Batch, first_row: int) -> dist.Distribution:
+    """The encoding of a batch, checked to have finite parameters.
 
     Args:
-        pair: the guide.
+        pair: the guide, with any model.
         batch: rows.
-        before: how many rows have been encoded, to name one.
+        first_row: number of the batch's first row in the data, for the error.
     """
     try:
         encoding = pair.encode(batch)
-        wrong = no_numbers(encoding)
-        row = None if wrong is None or not bool(wrong.any()) else int(wrong.nonzero()[0])
+        faults = no_numbers(encoding)
+        row = None if faults is None or not bool(faults.any()) else int(faults.nonzero()[0])
         error = None
     except ValueError as refusal:
-        row, error = _refused(pair, batch) if _of_arguments(refusal) else None, refusal
+        row, error = _refused_row(pair, batch) if _is_of_parameters(refusal) else None, refusal
         if row is None:
             raise
     if row is not None:
         raise InputError(
-            "expected a guide whose distributions have numbers for parameters; got NaN or "
-            f"infinite ones for row {before + row} of the data (counted from 0). Look at that row "
-            "and at what the guide makes of it, or leave it out."
+            "expected a guide whose distributions have finite parameters; got NaN or infinite ones "
+            f"for row {first_row + row} of the data (counted from 0). Look at that row and at what "
+            "the guide makes of it, or leave it out."
         ) from error
     return encoding
 
 
-def _refused(pair: Pair, batch: Batch) -> int | None:
-    """The first row of a batch for which a distribution refuses its parameters, if that is why."""
+def _refused_row(pair: Pair, batch: Batch) -> int | None:
+    """The first row for which a distribution refuses its parameters; none for other errors."""
     low, high = 0, len(batch[0])  # the first `low` rows pass, the first `high` do not
     while high - low > 1:
         middle = (low + high) // 2
         try:
             pair.encode(take_rows(batch, slice(0, middle)))
         except ValueError as error:
-            if not _of_arguments(error):
+            if not _is_of_parameters(error):
                 return None
             high = middle
         else:
@@ -133,13 +134,13 @@ def _refused(pair: Pair, batch: Batch) -> int | None:
     return low
 
 
-def _of_arguments(error: ValueError) -> bool:
+def _is_of_parameters(error: ValueError) -> bool:
     """Whether this is torch's refusal of a distribution's parameters."""
     return str(error).startswith("Expected parameter")
 
 
 def _no_model(*batch: Tensor) -> None:
-    """What stands in a pair of which only the guide is run."""
+    """Takes the model's place in a pair of which only the guide is run."""
 
 
 def aggregate(
@@ -156,7 +157,7 @@ def aggregate(
 
     Args:
         guide, data, site, data_plate, batch_size, model: as :func:`encode`.
-        weights: w_n, shape ``(N,)``, normalised by the mixture; equal if not given.
+        weights: w_n, shape ``(N,)``, which the mixture normalises; equal if not given.
 
     >>> import pyrovae as pv
     >>> from pyrovae.testing import linear_gaussian_vae

@@ -1,4 +1,4 @@
-"""Data of several arguments as one tensor, so that no measure need know how many there are."""
+"""Data of several arguments as one tensor, so that no measure has to know how many there are."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pyrovae.pairs.restore import PyroFunction
 
 
 def over_rows(pair: Pair, *data: Data) -> tuple[Pair, tuple[Tensor, ...]]:
-    """The pair as one of a single argument, and that argument for each of several data sets.
+    """The pair as one of a single argument, with that argument for each of several data sets.
 
-    A pair of one argument stays as it is. One of more becomes a pair over row numbers: called with
-    some of them, it calls the original with these rows of every argument.
+    A pair of one argument stays as it is. A pair of more becomes one over row numbers: called with
+    row numbers, it calls the original with these rows of every argument.
 
     Args:
         pair: model and guide.
         data: data sets with the same arguments.
 
     Returns:
-        the pair, and for each data set a tensor whose first dimension counts the rows.
+        the pair, and a tensor for each data set whose first dimension counts the rows.
 
     Raises:
         InputError: for data that are refused, or have other arguments than the pair or each other.
@@ -43,14 +43,15 @@ def over_rows(pair: Pair, *data: Data) -> tuple[Pair, tuple[Tensor, ...]]:
             f"expected the same arguments in each data set, of one shape and dtype; got {kinds}. "
             "Reshape or convert them."
         )
-    whole = tuple(torch.cat(column) for column in zip(*batches, strict=True))
-    numbers = torch.arange(len(whole[0]), device=whole[0].device)
-    bound = replace(pair, model=_over(pair.model, whole), guide=_over(pair.guide, whole))
-    return bound, numbers.split([len(batch[0]) for batch in batches])
+    arguments = tuple(torch.cat(column) for column in zip(*batches, strict=True))
+    numbers = torch.arange(len(arguments[0]), device=arguments[0].device)
+    model, guide = (_by_number(function, arguments) for function in (pair.model, pair.guide))
+    by_number = replace(pair, model=model, guide=guide)
+    return by_number, numbers.split([len(batch[0]) for batch in batches])
 
 
-def _over(function: PyroFunction, whole: Batch) -> Callable[[Tensor], Any]:
-    def of_rows(index: Tensor) -> Any:
-        return function(*take_rows(whole, index))
+def _by_number(function: PyroFunction, arguments: Batch) -> Callable[[Tensor], Any]:
+    def call_with_rows(index: Tensor) -> Any:
+        return function(*take_rows(arguments, index))
 
-    return of_rows
+    return call_with_rows

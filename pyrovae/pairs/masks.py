@@ -1,8 +1,8 @@
-"""Masks at sample sites: which parts of a row there are.
+"""Masks at sample sites: which parts of a row are there.
 
 A part that a mask leaves out of a latent site, in model and guide alike, is one that the row does
-not have, such as a step beyond the end of a sequence. Nothing is known of it but its prior: so its
-prior is its posterior too, and its log density counts the same in p as in q.
+not have, such as a step after the end of a sequence. Only its prior is known: so its prior is its
+posterior too, and its log density counts the same in p and in q.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyrovae.mixture import families
 
 
 def unmasked(distribution: dist.Distribution) -> dist.Distribution:
-    """The same distribution with no mask in it.
+    """The same distribution without masks.
 
     >>> unmasked(dist.Normal(torch.zeros(3), 1.0).mask(False).to_event(1)).log_prob(torch.ones(3))
     tensor(-4.2568)
@@ -32,17 +32,17 @@ def unmasked(distribution: dist.Distribution) -> dist.Distribution:
 
 
 def elements(site: Any) -> tuple[dist.Distribution, Tensor | None]:
-    """The parts of a sample site that a mask can tell apart.
+    """The parts of a sample site that a mask can leave out one by one.
 
     Args:
-        site: a message, or a node of a trace.
+        site: a message of Pyro's, or a node of a trace.
 
     Returns:
         the distribution without ``.to_event`` and masks, whose batch shape has an entry for each
-        part, and a mask of that shape, true where there is one; ``None`` if there are all.
+        part, and a mask of that shape, true where the part is present; ``None`` if all are.
     """
     fn = site["fn"]
-    masks = [(site["mask"], len(fn.batch_shape))]  # each with the rank of what it is a mask of
+    masks = [(site["mask"], len(fn.batch_shape))]  # each with the batch rank it was made for
     while isinstance(fn, dist.MaskedDistribution | torch.distributions.Independent):
         if isinstance(fn, dist.MaskedDistribution):
             masks.append((fn._mask, len(fn.batch_shape)))
@@ -51,16 +51,16 @@ def elements(site: Any) -> tuple[dist.Distribution, Tensor | None]:
     for mask, rank in masks:
         if mask is None or mask is True:
             continue
-        whole = torch.as_tensor(mask)
-        whole = whole.reshape(whole.shape + (1,) * (len(fn.batch_shape) - rank))
-        present = whole if present is None else present.to(whole.device) & whole
+        full = torch.as_tensor(mask)
+        full = full.reshape(full.shape + (1,) * (len(fn.batch_shape) - rank))
+        present = full if present is None else present.to(full.device) & full
     if present is None or bool(present.all()):
         return fn, None
     return fn, present.expand(fn.batch_shape)
 
 
 def redrawn(site: Any, value: Tensor) -> Tensor:
-    """A value of a site with the parts that a mask leaves out drawn anew, without the mask."""
+    """A value of a site, with the parts that a mask leaves out drawn anew, without the mask."""
     base, present = elements(site)
     if present is None:
         return value
@@ -69,11 +69,11 @@ def redrawn(site: Any, value: Tensor) -> Tensor:
 
 
 def masked_like(new: dist.Distribution, old: dist.Distribution) -> dist.Distribution | None:
-    """A distribution with the masks of another of its shape; ``None`` if its units are not its own.
+    """A distribution with the masks of another; ``None`` if single units of it can't be masked.
 
     Args:
-        new: batch and event shape of ``old``, without a mask.
-        old: a distribution that may have masks, for the rows or for single units.
+        new: of the batch and event shape of ``old``, without a mask.
+        old: a distribution that may have masks, for whole rows or for single units.
     """
     if isinstance(old, dist.MaskedDistribution):
         inner = masked_like(new, old.base_dist)

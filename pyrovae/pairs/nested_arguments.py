@@ -1,4 +1,4 @@
-"""Arguments of a pair that are lists or dicts, as the tuple of tensors that the measures take."""
+"""Arguments that are lists or dicts, turned into the tuple of tensors that the measures take."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pyrovae.pairs.restore import PyroFunction
 
 
 class WithArguments(NamedTuple):
-    """A pair that takes one tensor after the other, and what lays out data for it.
+    """A pair that takes tensors as its arguments, and a function that lays out data for it.
 
     Args:
-        model, guide: called with the tensors of ``rows``.
-        rows: data in the form of the pair's own arguments, as a tuple of tensors or arrays; a
-            ``Dataset`` of such items as one of tuples.
+        model, guide: called with the tensors that ``rows`` returns.
+        rows: turns data in the form of the original arguments into a tuple of tensors or arrays,
+            and a ``Dataset`` of such items into one of tuples.
     """
 
     model: PyroFunction
@@ -28,20 +28,20 @@ class WithArguments(NamedTuple):
 
 
 def with_arguments(model: PyroFunction, guide: PyroFunction, like: Any) -> WithArguments:
-    """A pair of list or dict arguments as one of tensors, which every function here takes.
+    """A pair whose arguments are lists or dicts as one of tensors, which every function here takes.
 
     Args:
         model, guide: called as ``model(like)``, or as ``model(*like)`` if that is a tuple.
         like: arguments as the pair takes them: a dict, a list, or a tuple of these and of tensors
-            and arrays, in any nesting, all with one row for each datum. What is neither (``None``,
-            a number, a text) is a constant and handed to the pair as it is.
+            and arrays, nested in any way, all with one row for each datum. Anything else (``None``,
+            a number, a text) is a constant, which the pair gets as it is.
 
     Returns:
-        model, guide, and ``rows``, by which every data set goes.
+        model, guide, and ``rows``, to which every data set has to be given first.
 
     Raises:
-        InputError: if there is no tensor or array; from ``rows``, for data of other keys, lengths
-            or constants.
+        InputError: if there is no tensor or array; and by ``rows``, for data with other keys,
+            lengths or constants.
 
     >>> import pyro, pyro.distributions as dist, pyrovae as pv, torch
     >>> def guide(batch):
@@ -58,11 +58,11 @@ def with_arguments(model: PyroFunction, guide: PyroFunction, like: Any) -> WithA
             f"expected tensors or arrays among the arguments; got {like!r}. Give the data as the "
             "pair takes it."
         )
-    return WithArguments(_OfTensors(model, form), _OfTensors(guide, form), _Rows(form))
+    return WithArguments(_ByTensor(model, form), _ByTensor(guide, form), _Rows(form))
 
 
 class _Marker:
-    """The place of a tensor in arguments."""
+    """Marks the place of a tensor in nested arguments."""
 
     def __repr__(self) -> str:
         return "a tensor"
@@ -74,8 +74,8 @@ class _Marker:
 ROWS = _Marker()
 
 
-class _OfTensors:
-    """A function of nested arguments, called with their tensors."""
+class _ByTensor:
+    """A function of nested arguments, to be called with their tensors."""
 
     def __init__(self, function: PyroFunction, form: Any) -> None:
         self.fn, self.form = function, form
@@ -94,7 +94,7 @@ class _Rows:
     def __call__(self, data: Any) -> Any:
         if isinstance(data, Dataset):
             return _Items(data, self)
-        return tuple(_taken(self.form, data, "the data"))
+        return tuple(_tensors(self.form, data, "the data"))
 
 
 class _Items(Dataset[Any]):
@@ -120,7 +120,7 @@ def _form(value: Any) -> Any:
 
 
 def _like(value: Any, parts: Sequence[Any]) -> Any:
-    """A list, a tuple or a named tuple as ``value`` is, of other parts."""
+    """Other parts as a list, tuple or named tuple, of the type that ``value`` has."""
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
@@ -130,27 +130,27 @@ def _holds_rows(form: Any) -> bool:
     return any(map(_holds_rows, form)) if isinstance(form, tuple | list) else form is ROWS
 
 
-def _taken(form: Any, data: Any, where: str) -> Iterator[Any]:
-    """What stands in data at the markers of a form, in its order."""
+def _tensors(form: Any, data: Any, where: str) -> Iterator[Any]:
+    """The tensors and arrays of nested data, in the order of the markers of a form."""
     if isinstance(form, dict):
         if not isinstance(data, Mapping) or data.keys() != form.keys():
-            raise _other(f"a dict of {list(form)}", where, data)
+            raise _mismatch(f"a dict of {list(form)}", where, data)
         for name in form:
-            yield from _taken(form[name], data[name], f"{where}[{name!r}]")
+            yield from _tensors(form[name], data[name], f"{where}[{name!r}]")
     elif isinstance(form, tuple | list):
         if not isinstance(data, tuple | list) or len(data) != len(form):
-            raise _other(f"a {type(form).__name__} of {len(form)} parts", where, data)
+            raise _mismatch(f"a {type(form).__name__} of {len(form)} parts", where, data)
         for number, part in enumerate(form):
-            yield from _taken(part, data[number], f"{where}[{number}]")
+            yield from _tensors(part, data[number], f"{where}[{number}]")
     elif form is ROWS:
         if not isinstance(data, Tensor | np.ndarray | np.generic | int | float):
-            raise _other("a tensor or an array", where, data)
+            raise _mismatch("a tensor or an array", where, data)
         yield data
     elif isinstance(data, Tensor | np.ndarray) or (data is not form and data != form):
-        raise _other(f"the constant {form!r}", where, data)
+        raise _mismatch(f"the constant {form!r}", where, data)
 
 
-def _other(expected: str, where: str, data: Any) -> InputError:
+def _mismatch(expected: str, where: str, data: Any) -> InputError:
     kind = type(data).__name__
     if isinstance(data, Mapping):
         kind = f"a dict of {list(data)}"
@@ -158,8 +158,8 @@ def _other(expected: str, where: str, data: Any) -> InputError:
         kind = f"a {kind} of {len(data)} parts"
     return InputError(
         f"expected {expected} in {where}, as in the arguments the pair was wrapped with; got "
-        f"{kind}. Give all data sets one form: the same keys, lengths and constants, and of a "
-        "DataLoader its dataset."
+        f"{kind}. Give all data sets one form: the same keys, lengths and constants, and in place "
+        "of a DataLoader its dataset."
     )
 
 

@@ -770,7 +770,7 @@ case(
 case(
     "an encoder that diverged",
     aggregate(in_plate(("z", lambda x: dist.Normal(x[:, :2] / 0 * 0, 1.0).to_event(1)))),
-    "numbers for parameters",
+    "finite parameters",
     aggregate(guide),
 )
 

@@ -100,7 +100,7 @@ def test_modules_behind_the_wrapper_are_found_and_fitted() -> None:
         ({"x": X}, r"a dict of \['x', 's'\] in the data.*got a dict of \['x'\]"),
         ([X, SHIFT], r"a dict of \['x', 's'\].*got a list of 2 parts"),
         ({"x": X, "s": None}, r"a tensor or an array in the data\['s'\].*got NoneType"),
-        (DataLoader(Items()), r"got DataLoader.*of a DataLoader its dataset"),
+        (DataLoader(Items()), r"got DataLoader.*in place of a DataLoader its dataset"),
     ],
 )
 def test_data_of_another_form(data: Any, message: str) -> None:
