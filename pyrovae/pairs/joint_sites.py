@@ -25,26 +25,26 @@ ROWS = 16_384  # rows that go through the function at once
 
 
 class Ancestral(dist.TorchDistribution):
-    r"""The joint density of several latent sites of a model or guide, for each row of its data.
+    r"""The joint density of some latent sites of a model or guide, for each row of its data.
 
     .. math:: q(u, v | x) = q(u | x) \, q(v | x, u)
 
-    It is the function itself, run as far as its last site: `sample` reads what is drawn at the
+    It is the function itself, run up to the last of the sites: `sample` reads what is drawn at the
     sites, `log_prob` puts the parts of a code there and adds up their log densities. So it is exact
     for any number of sites of any families, in any order; moments and the marginals of single units
-    have no closed form. It goes with the function: once that is trained on, this density is
-    another. The aggregated posterior of N data points at M codes sends N·M rows through it. What a
-    mask leaves out of a guide's sites has the model's density given all that comes before it there.
+    have no closed form. It changes with the function, for instance when that is trained further.
+    The aggregated posterior of N data points at M codes sends N·M rows through the function. What a
+    mask leaves out of a guide's sites has the model's density, given what comes before it there.
 
     Args:
-        reader: how to run the function.
+        reader: runs the function.
         batch: its arguments, each of shape ``(*batch_shape, ...)``.
         sites: names of the latent sites, in the order in which they make up a code.
         sizes: number of units at each site.
         like: a tensor of the dtype of codes, on their device.
-        support: of a code; where the density is positive if none is declared.
+        support: of a code; where the density is positive, if none is declared.
         batch_shape: that of the distribution.
-        scorer: of a guide, the pair's; of a model none, and masks don't count.
+        scorer: the pair's, for a guide; none for a model, in which masks don't count.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -73,37 +73,37 @@ class Ancestral(dist.TorchDistribution):
         """The density at some sites of a function, for the rows of ``batch``.
 
         Raises:
-            InputError: if the function takes one number of rows only, or a site is discrete, in no
-                data plate or of a support that is not the same for all units.
+            InputError: if the function takes a fixed number of rows only, or a site is discrete, in
+                no data plate or of a support that is not the same for all units.
         """
         if not reader.takes_any_number_of_rows(batch):
             with torch.no_grad(), torch.random.fork_rng():
-                drawn = reader.read(batch, until=sites)[0].latent
+                order = reader.read(batch, until=sites)[0].latent
             raise InputError(
-                f"expected a {reader.where} that takes any number of rows, to be run for each pair "
+                f"expected a {reader.role} that takes any number of rows, to be run for each pair "
                 f"of row and code at {', '.join(sites)}; got one with a plate or parameters of "
                 'fixed size. Write pyro.plate("data", len(x)), or name the site that is drawn '
-                f"first: site={min(sites, key=drawn.index)!r}."
+                f"first: site={min(sites, key=order.index)!r}."
             )
         with torch.no_grad(), torch.random.fork_rng():
             reading = reader.read(take_rows(batch, slice(0, 2)), until=sites)[0]
         densities = [density(reading, site) for site in sites]
-        sizes = tuple(part.event_shape[0] for part in densities)
+        sizes = tuple(at_site.event_shape[0] for at_site in densities)
         return cls(
             reader,
             batch,
             sites,
             sizes=sizes,
             like=reading.code(sites[0]).new_zeros(()),
-            support=_joint_support([part.support for part in densities], sizes),
+            support=_joint_support([at_site.support for at_site in densities], sizes),
             batch_shape=batch[0].shape[:1],
             scorer=scorer,
         )
 
-    def given(self, values: Mapping[str, Tensor]) -> Ancestral:
-        """The same with values at other sites, each of the shape that the site has for all rows."""
+    def condition(self, values: Mapping[str, Tensor]) -> Ancestral:
+        """The same density given the values of other sites, each in its shape for all rows."""
         function = poutine.condition(self.reader.function, data=dict(values))
-        return self._of(self.batch, self.batch_shape, replace(self.reader, function=function))
+        return self._copy(self.batch, self.batch_shape, replace(self.reader, function=function))
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
@@ -123,14 +123,14 @@ class Ancestral(dist.TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Ancestral:
         """The same densities for more rows; no tensor is copied."""
         rank, shape = len(self.batch_shape), torch.Size(batch_shape)
-        return self._of(tuple(a.expand(shape + a.shape[rank:]) for a in self.batch), shape)
+        return self._copy(tuple(a.expand(shape + a.shape[rank:]) for a in self.batch), shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log density of codes, differentiable in them.
 
         Args:
-            value: codes, shape ``(..., D)``, broadcast against the batch shape. Where they ask for
-                no gradient there is none, whatever the function's parameters ask for.
+            value: codes, shape ``(..., D)``, broadcast against the batch shape. If they require no
+                gradient there is none, even if the function's parameters do.
 
         Returns:
             shape ``(...)``.
@@ -138,44 +138,47 @@ class Ancestral(dist.TorchDistribution):
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         codes = value.to(self.like.dtype).expand(shape + self.event_shape)
         codes = codes.reshape(-1, *self.event_shape)
-        found = [codes.new_zeros(0)]
-        wanted = torch.is_grad_enabled() and value.requires_grad
-        with torch.set_grad_enabled(wanted), apart(), measuring(*self._functions):
-            for rows, part in self._blocks(shape):
-                placed = dict(zip(self.sites, codes[part].split(self.sizes, -1), strict=True))
-                for reading in self.reader.read(rows, codes=placed, until=self.sites):
-                    found.append(self._log_density(reading, rows))
+        log_densities = [codes.new_zeros(0)]
+        differentiable = torch.is_grad_enabled() and value.requires_grad
+        with torch.set_grad_enabled(differentiable), apart(), measuring(*self._functions):
+            for rows, block in self._blocks(shape):
+                by_site = dict(zip(self.sites, codes[block].split(self.sizes, -1), strict=True))
+                for reading in self.reader.read(rows, codes=by_site, until=self.sites):
+                    log_densities.append(self._log_density(reading, rows))
         dtype = torch.promote_types(value.dtype, self.like.dtype)
-        return torch.cat(found).to(dtype).reshape(shape)
+        return torch.cat(log_densities).to(dtype).reshape(shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws, shape ``sample_shape + batch_shape + (D,)``, without gradient."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        seed = int(torch.randint(1 << 62, ()))  # measuring leaves the random state as it finds it
-        found = [self.like.new_zeros(0, *self.event_shape)]
+        # `measuring` restores the random state, which has to move on from draw to draw.
+        seed = int(torch.randint(1 << 62, ()))
+        codes = [self.like.new_zeros(0, *self.event_shape)]
         with torch.no_grad(), apart(), measuring(*self._functions), seeded(seed, "ancestral"):
             for rows, _ in self._blocks(shape):
-                found += [self._code(r, rows) for r in self.reader.read(rows, until=self.sites)]
-        return torch.cat(found).reshape(shape + self.event_shape)
+                codes += [self._code(r, rows) for r in self.reader.read(rows, until=self.sites)]
+        return torch.cat(codes).reshape(shape + self.event_shape)
 
     def rebuild(self, parts: Sequence[Ancestral], edit: Edit) -> Ancestral:
-        """The same of edited rows; see `pyrovae.mixture.families.Editable`.
+        """The same for edited rows; see `pyrovae.mixture.families.Editable`.
 
         Raises:
-            InputError: if the parts are of several functions, or of several sites.
+            InputError: if the parts belong to different functions, or to different sites.
         """
         if any((part.reader, part.sites) != (self.reader, self.sites) for part in parts):
             raise InputError(
-                "expected parts of one function and its same sites; got several. Encode all data "
-                "by one guide."
+                "expected parts that belong to one function and to the same sites of it; got "
+                "different ones. Encode all data by one guide."
             )
         columns = list(zip(*(part.batch for part in parts), strict=True))
         # The rows go through the function: they keep their dtype when parameters are cast.
         batch = tuple(edit(column).to(column[0].dtype) for column in columns)
-        event = self.batch[0].dim() - len(self.batch_shape)
-        return self._of(batch, batch[0].shape[: batch[0].dim() - event])
+        event_rank = self.batch[0].dim() - len(self.batch_shape)
+        return self._copy(batch, batch[0].shape[: batch[0].dim() - event_rank])
 
-    def _of(self, batch: Batch, batch_shape: torch.Size, reader: Reader | None = None) -> Ancestral:
+    def _copy(
+        self, batch: Batch, batch_shape: torch.Size, reader: Reader | None = None
+    ) -> Ancestral:
         return Ancestral(
             reader or self.reader,
             batch,
@@ -189,12 +192,12 @@ class Ancestral(dist.TorchDistribution):
 
     @property
     def _functions(self) -> tuple[PyroFunction, ...]:
-        """What is run."""
-        of_model = () if self.scorer is None else (self.scorer.model.function,)
-        return (self.reader.function, *of_model)
+        """The functions that are run."""
+        model = () if self.scorer is None else (self.scorer.model.function,)
+        return (self.reader.function, *model)
 
     def _log_density(self, reading: Reading, rows: Batch) -> Tensor:
-        """Of the codes that stand in a run, shape ``(kept,)``."""
+        """The log density of the codes that were put into a run, shape ``(B,)``."""
         masked = self._masked(reading)
         terms = [
             reading.log_density(carrier(reading, site))
@@ -209,77 +212,79 @@ class Ancestral(dist.TorchDistribution):
         return torch.stack(terms).sum(0)
 
     def _code(self, reading: Reading, rows: Batch) -> Tensor:
-        """The codes that a run has drawn, shape ``(kept, D)``."""
+        """The codes that were drawn in a run, shape ``(B, D)``."""
         masked = self._masked(reading)
         if self.scorer is None or not masked:
             return code_at(reading, self.sites)
         values = {site: reading.nodes[site]["value"] for site in self.sites}
         filled = self.scorer.fill(reading, rows, values, redraw=masked, until=self.sites)
         codes = {site: filled.code(site) for site in self.sites}
-        (again,) = self.reader.read(rows, codes=codes, until=self.sites)
+        (with_redrawn,) = self.reader.read(rows, codes=codes, until=self.sites)
         carriers = [carrier(reading, site) for site in self.sites]
-        before, after = (total(run, carriers) for run in (reading, again))
+        before, after = (total(run, carriers) for run in (reading, with_redrawn))
         if not torch.allclose(before, after):
             raise InputError(
-                f"expected what a mask leaves out of {', '.join(masked)} to have no part in what "
+                f"expected what a mask leaves out of {', '.join(masked)} to have no effect on what "
                 "it leaves in; got a guide where other sites depend on it. Use log_evidence with "
-                "a single site, which draws all others along."
+                "a single site, which draws all others too."
             )
         return code_at(filled, self.sites)
 
     def _masked(self, reading: Reading) -> list[str]:
-        """The sites of a guide of which a mask leaves something out."""
+        """The sites of a guide at which a mask leaves something out."""
         if self.scorer is None:
             return []
         return [site for site in self.sites if reading.present(site) is not None]
 
     def _blocks(self, shape: torch.Size) -> Iterator[tuple[Batch, slice]]:
-        """For codes of a shape, a block at a time: their rows, and which codes they are."""
+        """Codes of a shape in blocks: the rows of each block, and which codes are in it."""
         rank = len(self.batch_shape)
         rows = tuple(a.reshape(-1, *a.shape[rank:]) for a in self.batch)
         number = torch.arange(math.prod(self.batch_shape), device=rows[0].device)
         index = number.view(self.batch_shape).expand(shape).reshape(-1)
         for start in range(0, len(index), ROWS):
-            part = slice(start, start + ROWS)
-            yield take_rows(rows, index[part]), part
+            block = slice(start, start + ROWS)
+            yield take_rows(rows, index[block]), block
 
 
 def code_at(reading: Reading, sites: Sequence[str]) -> Tensor:
-    """The values at some sites as one vector a row, shape ``(kept, D)``."""
+    """The values at some sites as one vector for each row, shape ``(B, D)``."""
     return torch.cat([reading.code(site) for site in sites], -1)
 
 
 def density(reading: Reading, site: str) -> dist.Distribution:
-    """The density at a latent site; behind an autoguide's point, that of its auxiliary site."""
+    """The density at a latent site; for the points of an autoguide, that at its auxiliary site."""
     name = carrier(reading, site)
     fn = innermost(reading.nodes[name]["fn"])
     if declared(fn).support.is_discrete:
         raise InputError(
-            f"expected a continuous latent at the {reading.where}'s site {site!r}; got "
+            f"expected a continuous latent at the {reading.role}'s site {site!r}; got "
             f"{type(fn).__name__}, which is discrete. {_continuous(reading, site)}"
         )
     return reading.distribution(name)
 
 
 def carrier(reading: Reading, site: str) -> str:
-    """The site that has the density of a latent one: itself, or an autoguide's auxiliary site.
+    """The site that carries a latent site's density: itself, or an autoguide's auxiliary site.
 
     Raises:
         InputError: if there is no latent site of that name, or it is a point.
     """
     if not isinstance(innermost(reading.node(site)["fn"]), dist.Delta):
         return site
-    inner = f"{site}_unconstrained"
-    if inner not in reading.nodes or not torch.equal(reading.code(site), reading.code(inner)):
+    auxiliary = f"{site}_unconstrained"
+    if auxiliary not in reading.nodes or not torch.equal(
+        reading.code(site), reading.code(auxiliary)
+    ):
         raise InputError(
-            f"expected a density at the {reading.where}'s site {site!r}; got a point. Draw it "
+            f"expected a density at the {reading.role}'s site {site!r}; got a point. Draw it "
             "from a distribution with pyro.sample, such as a Normal."
         )
-    return inner
+    return auxiliary
 
 
 def _continuous(reading: Reading, site: str) -> str:
-    """What to name in place of a discrete site."""
+    """What to do about a discrete site: which continuous ones to name in its place."""
     names = [
         name
         for name in reading.latent
@@ -301,7 +306,7 @@ def is_discrete(distribution: dist.Distribution) -> bool:
 def _joint_support(
     supports: Sequence[constraints.Constraint], sizes: Sequence[int]
 ) -> constraints.Constraint | None:
-    """The support of several vectors laid end to end; none where one of them declares none."""
+    """The support of several vectors laid end to end; none if one of them declares none."""
     units = []
     for support in supports:
         unit = support
@@ -311,8 +316,8 @@ def _joint_support(
             return None
         if unit.event_dim or any(isinstance(bound, Tensor) for bound in vars(unit).values()):
             raise InputError(
-                f"expected sites whose units have one support, each its own; got {support}. "
-                "Take the sites one by one."
+                "expected sites at which all units have the same support, each by itself; got "
+                f"{support}. Take the sites one by one."
             )
         units.append(unit)
     if all(unit is units[0] for unit in units):

@@ -1,4 +1,4 @@
-"""Any Pyro model and guide, seen as the few functions that the measures need."""
+"""Any Pyro model and guide as the few functions that the measures need."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ __all__ = ["Pair", "PyroFunction", "Weighted", "measuring", "modules_of"]
 
 ROWS = 16_384  # rows that go through the model at once, at most
 ROWS_BYTES = 1 << 24  # of data that go through the model at once; more is slow to allocate
-TOGETHER = 16  # rows for which a site that is one for all rows is drawn once, where it is drawn
-COMPARED = 100  # rows over which a prior must be the same
+TOGETHER = 16  # rows that share one draw of a site that is one for all rows
+COMPARED = 100  # rows on which a prior is checked to be the same
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """Draws from the guide at some data points, with what their importance weights are made of.
+    """Draws from the guide at some data points, with the terms of their importance weights.
 
     The weight of a draw is p(x|z) p(z) / q(z|x).
 
     Args:
         z: draws, shape ``(S, B, D)``.
         log_likelihood, log_prior, log_guide: log p(x|z), log p(z), log q(z|x), each ``(S, B)``. If
-            the guide has more latent sites, their p/q is a factor of the likelihood.
+            the guide has other latent sites, their p/q is a factor of the likelihood.
     """
 
     z: Tensor
@@ -64,20 +64,21 @@ class Pair:
     Every method runs one of the two functions under Pyro's own handlers and reads the sites, so a
     pair needs nothing but its ``pyro.sample`` statements. All log densities are those of the sites
     themselves: masks count, subsampling and ``poutine.scale`` do not. What a mask leaves out of a
-    latent site, in model and guide alike, has its prior for a posterior; in log q(z | x) it counts
-    as in log p(z). A batch is one tensor of rows, or a tuple of tensors, one for each argument.
+    latent site, in model and guide alike, has its prior as posterior; it counts the same in
+    log q(z | x) and in log p(z). A batch is one tensor of rows, or a tuple of tensors, one for each
+    argument.
 
     A site in no plate over the data is one for all rows, and part of the model as a parameter is:
-    it is drawn from the guide, or from the model where the guide has none, and neither its density
-    nor the value of such a ``pyro.factor`` is any row's. Discrete sites of a few values are summed
-    over, in the guide too where it draws no other site.
+    it is drawn from the guide, or from the model if the guide lacks it, and neither its density
+    nor the value of such a ``pyro.factor`` belongs to any row. Discrete sites with a few values are
+    summed over, in the guide too if it draws no other site.
 
     Args:
         model: generative function.
         guide: variational function; called with the same arguments.
         site: name of the latent site, or of several that are taken as one vector.
-        observed: name of the observed site that is decoded, if there are several; log p(x | z) is
-            that of all of them.
+        observed: name of the observed site to decode, if there are several; log p(x | z) counts
+            all of them.
         data_plate: name of the plate over the data; by default the one with as many rows as a
             batch.
     """
@@ -87,7 +88,7 @@ class Pair:
     site: str | tuple[str, ...] = "z"
     observed: str | None = None
     data_plate: str | None = None
-    _known: dict[tuple[object, ...], bool] = field(
+    _answers: dict[tuple[object, ...], bool] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _points: dict[tuple[object, ...], tuple[str, ...]] = field(
@@ -114,16 +115,21 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """What to call the code: the name of its site, or of all of them."""
+        """What to call the code: the name of its site, or of all its sites."""
         return "_".join(self.sites)
 
     def encode(self, x: Tensor | Batch, *, filled: bool = True) -> dist.Distribution:
         """q(z | x), batch shape ``(B,)``, event shape ``(D,)``, for rows ``x``, shape ``(B, ...)``.
 
-        Several sites that are drawn given the data only, of one family, are of that family. Where a
-        site depends on discrete ones of a few values it is a mixture over these. Several of which
-        one depends on another are an :class:`~pyrovae.pairs.joint_sites.Ancestral`, and so is a
-        family that can't be taken apart by row.
+        Several sites of one family that depend on the data only give a distribution of that family.
+        A site that depends on discrete ones with a few values gives a mixture over these. Sites
+        that depend on each other give an :class:`~pyrovae.pairs.joint_sites.Ancestral`, and so does
+        a family that can't be split by row.
+
+        Args:
+            x: rows.
+            filled: whether what a mask leaves out gets the model's prior, or stays as the guide
+                has it.
 
         Raises:
             InputError: if the guide has no such site, the site is in no data plate or is discrete,
@@ -131,47 +137,47 @@ class Pair:
                 sites that are not named.
         """
         batch = as_batch(x)
-        found = self._in_guide.find(batch)
-        if found is None:
+        density = self._in_guide.find(batch)
+        if density is None:
             raise self._in_guide.undetermined(batch)
         if filled and self.masked(batch):
-            return self._filled(batch, found)
-        if isinstance(found, Ancestral):
+            return self._filled(batch, density)
+        if isinstance(density, Ancestral):
             return self.run_guide(batch)
         try:
-            families.take(found, slice(0, 1))
-        except InputError:  # it can't be taken apart
+            families.take(density, slice(0, 1))
+        except InputError:  # it can't be split by row
             if not self._read_guide.takes_any_number_of_rows(batch):
                 raise
             return self.run_guide(batch)
-        return found
+        return density
 
     def run_guide(self, batch: Batch) -> Ancestral:
-        """q(z | x) of any family, as the guide itself, run for each pair of row and code."""
+        """q(z | x) of any family: the guide itself, run for each pair of row and code."""
         return Ancestral.read(self._read_guide, batch, self.sites, self._scorer)
 
     def log_joint(self, x: Tensor | Batch, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) row by row, each of shape ``(B,)``.
 
-        Discrete latent sites of a few values are summed over; continuous ones that the guide does
-        not have are drawn from the model.
+        Discrete latent sites with a few values are summed over; continuous ones that the guide
+        lacks are drawn from the model.
 
         Args:
             x: rows, shape ``(B, ...)``.
             z: one code for each row, shape ``(B, D)``.
         """
-        scored = [
-            self._scorer.score(rows, codes=self._split(rows, codes), values=self._global(rows))
+        scores = [
+            self._scorer.score(rows, codes=self._split(rows, codes), values=self._shared(rows))
             for rows, codes in self._together(as_batch(x), z)
         ]
-        likelihood, prior = (torch.cat(column) for column in zip(*scored, strict=True))
+        likelihood, prior = (torch.cat(column) for column in zip(*scores, strict=True))
         return likelihood, prior
 
     def log_likelihood(self, x: Tensor | Batch, z: Tensor) -> Tensor:
-        """log p(x | z) row by row, shape ``(B,)``, as the ELBO has it.
+        """log p(x | z) row by row, shape ``(B,)``, as it stands in the ELBO.
 
-        If the guide has more latent sites u, this is log p(x, u | z) − log q(u | z, x) at a draw of
-        them, whose mean is at most log p(x | z).
+        If the guide has other latent sites u, this is log p(x, u | z) − log q(u | z, x) at a draw
+        of u, whose mean is at most log p(x | z).
         """
         batch = as_batch(x)
         if not self.has_other_latents(batch):
@@ -187,7 +193,7 @@ class Pair:
         """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``."""
         parts = []
         for rows, code in self._together(as_batch(x), z):
-            codes, values = self._split(rows, code), self._global(rows)
+            codes, values = self._split(rows, code), self._shared(rows)
             for reading in self._read_model.read(rows, codes=codes, values=values):
                 site = self._observed_site(reading)
                 parts.append(share(reading.distribution(site, flatten=False)))
@@ -198,7 +204,7 @@ class Pair:
         return self._observed_site(self._read_model.read(as_batch(x))[0])
 
     def observe(self, x: Tensor | Batch) -> Tensor:
-        """The data at the observed site, one row each, shape ``(B, ...)``."""
+        """The data at the observed site, shape ``(B, ...)``."""
         batch = as_batch(x)
         readings = self._read_model.read(batch)
         site = self._observed_site(readings[0])
@@ -211,25 +217,25 @@ class Pair:
             x: at least two rows, on which the prior is checked not to depend.
 
         Raises:
-            InputError: if p(z) differs between rows, so that there is no one prior to compare to.
+            InputError: if p(z) differs between rows, so that there is no one prior to compare with.
         """
         batch = as_batch(x)
         if self.takes_any_number_of_rows(batch):
             batch = take_rows(batch, slice(0, COMPARED))
-        found = self._in_model.find(batch, parts=1)
+        density = self._in_model.find(batch, parts=1)
         first = self._read_model.read(batch, until=self.sites)[0]
         code = self._in_model.codes(first)[:1]
-        if found is None or not _alike(found.log_prob(code.expand(*found.batch_shape, -1))):
+        if density is None or not _same_for_all(density, code):
             others = [name for name in first.latent if name not in self.sites]
-            whole = [name for name in others if name in first.shared]
-            remedy = f" {fixing('model', whole)}" if whole else ""
+            shared = [name for name in others if name in first.shared]
+            remedy = f" {fixing('model', shared)}" if shared else ""
             raise InputError(
                 f"expected one prior p({', '.join(self.sites)}) for all rows; got one that depends "
                 f"on the data{f' or on the sites {others}' if others else ''}. Compare the "
                 f"aggregated posterior with a prior of your own by passing prior=.{remedy}"
             )
         try:
-            return families.take(found, slice(0, 1))
+            return families.take(density, slice(0, 1))
         except ValueError:  # not made of parameter tensors: a mixture, a flow
             return self._in_model.at_sites(self._read_model.read(take_rows(batch, slice(0, 1)))[0])
 
@@ -244,7 +250,7 @@ class Pair:
         Args:
             x: rows, shape ``(B, ...)``.
             draws: number S of draws for each row.
-            proposal: where z is drawn from in the guide's place, batch shape ``(B,)``.
+            proposal: what z is drawn from in the guide's place, batch shape ``(B,)``.
         """
         batch = as_batch(x)
         repeatable = self.takes_any_number_of_rows(batch)
@@ -254,7 +260,7 @@ class Pair:
         if proposal is None and (self.has_other_latents(batch) or self.masked(batch)):
             columns = zip(
                 *(
-                    [c.unflatten(0, (len(part), -1)) for c in self._with_guide(repeated)]
+                    [term.unflatten(0, (len(part), -1)) for term in self._with_guide(repeated)]
                     for part in torch.arange(draws).split(at_once)
                     for repeated in [repeat_rows(batch, len(part))]
                 ),
@@ -264,68 +270,69 @@ class Pair:
         with torch.random.fork_rng():
             source = self.encode(batch) if proposal is None else proposal
         z = source.sample(torch.Size([draws]))
-        scored: list[list[Tensor]] = []
+        scores: list[list[Tensor]] = []
         repeated = repeat_rows(batch, min(at_once, draws))
         for part in z.split(at_once):
             rows = take_rows(repeated, slice(0, len(part) * len(batch[0])))
-            with _unchecked() if scored else nullcontext():  # the data are those of the first part
-                scores = self.log_joint(rows, part.flatten(0, 1))
-            scored.append([score.view(part.shape[:2]) for score in scores])
-        likelihood, prior = (torch.cat(parts) for parts in zip(*scored, strict=True))
+            with _unchecked() if scores else nullcontext():  # the same data as in the first part
+                terms = self.log_joint(rows, part.flatten(0, 1))
+            scores.append([term.view(part.shape[:2]) for term in terms])
+        likelihood, prior = (torch.cat(parts) for parts in zip(*scores, strict=True))
         return Weighted(z, likelihood, prior, source.log_prob(z))
 
     def takes_any_number_of_rows(self, x: Tensor | Batch) -> bool:
-        """Whether model and guide take any rows, in any number; if not, always give all rows."""
+        """Whether model and guide take any number of any rows; if not, always give all rows."""
         batch = as_batch(x)
         key = ("any number of rows", *_kinds(batch))
-        if key not in self._known:
+        if key not in self._answers:
             readers = (self._read_guide, self._read_model)
             any_number = all(reader.takes_any_number_of_rows(batch) for reader in readers)
-            self._known[key] = any_number and not by_place(
+            self._answers[key] = any_number and not by_place(
                 self._read_model, self._read_guide, batch
             )
-        return self._known[key]
+        return self._answers[key]
 
     def has_other_latents(self, x: Tensor | Batch) -> bool:
-        """Whether other latent sites of the guide are drawn with the one named.
+        """Whether the guide draws other latent sites along with the named ones.
 
-        So they are, but for discrete ones that can be summed over. A site whose density is known at
-        its own draws only counts as such a site too.
+        Discrete ones that can be summed over don't count. A named site whose density is known at
+        its own draws only counts as such a site.
 
         Raises:
             InputError: if the guide draws a site that the model lacks.
         """
         batch = as_batch(x)
         key = ("other latents", *_kinds(batch))
-        if key not in self._known:
+        if key not in self._answers:
             with torch.random.fork_rng():
                 guide = self._read_guide.read(batch)[0]
                 others = [name for name in guide.latent if name not in self.sites]
                 summed = not others or self._summed(guide, others, batch)
                 if not summed:
                     self._check_weighed(guide, others, batch)
-            self._known[key] = not summed or any(
+            self._answers[key] = not summed or any(
                 at_own_draws(guide.node(site)["fn"]) for site in self.sites
             )
-        return self._known[key]
+        return self._answers[key]
 
     def draws_for_all(self, x: Tensor | Batch) -> bool:
-        """Whether guide or model draw a site that is one for all rows.
+        """Whether guide or model draws a site that is one for all rows.
 
         Raises:
             InputError: if a site is one for all rows in only one of the two.
         """
         batch = as_batch(x)
         key = ("draws for all", *_kinds(batch))
-        if key not in self._known:
+        if key not in self._answers:
             with torch.no_grad(), torch.random.fork_rng():
                 guide, model = (r.read(batch)[0] for r in (self._read_guide, self._read_model))
             for name in {*guide.latent} & {*model.nodes}:
                 if (name in guide.shared) != (name in model.shared):
-                    (guide if name in guide.shared else model).dim(name)  # where it is missing
-            drawn = {*guide.latent} & {*guide.shared} | {*model.latent} & {*model.shared}
-            self._known[key] = bool(drawn)
-        return self._known[key]
+                    # Raises the error: the plate over the data is missing there.
+                    (guide if name in guide.shared else model).dim(name)
+            shared = {*guide.latent} & {*guide.shared} | {*model.latent} & {*model.shared}
+            self._answers[key] = bool(shared)
+        return self._answers[key]
 
     def masked(self, x: Tensor | Batch) -> bool:
         """Whether a mask leaves something out of the guide's latent sites in these rows."""
@@ -334,7 +341,7 @@ class Pair:
         return any(site in masked_sites(r) for r in readings for site in self.sites)
 
     def points(self, x: Tensor | Batch) -> tuple[str, ...]:
-        """Other latent sites at which the guide has a value and no density; see `points_at`."""
+        """Other latent sites at which the guide has a value but no density; see `points_at`."""
         batch = as_batch(x)
         key = tuple(_kinds(batch))
         if key not in self._points:
@@ -342,7 +349,7 @@ class Pair:
         return self._points[key]
 
     def blocks(self, x: Tensor, size: int) -> Sequence[Tensor]:
-        """Blocks of ``size`` rows; all rows in one where the pair takes nothing else."""
+        """Blocks of ``size`` rows; one block of all rows if the pair takes nothing else."""
         return x.split(size) if self.takes_any_number_of_rows(x) else (x,)
 
     @cached_property
@@ -368,18 +375,18 @@ class Pair:
     def _summed(self, guide: Reading, others: Sequence[str], batch: Batch) -> bool:
         """Whether other sites of the guide can be summed over, there and in the model."""
         model = self._read_model.read(batch)[0]
-        hidden = [n for n in model.latent if n not in (*self.sites, *model.shared)]
-        in_model = supports(model, hidden)
+        by_row = [n for n in model.latent if n not in (*self.sites, *model.shared)]
+        in_model = supports(model, by_row)
         return len(supports(guide, others)) == len(others) and all(
-            name in in_model for name in others if name in hidden
+            name in in_model for name in others if name in by_row
         )
 
-    def _filled(self, batch: Batch, found: dist.Distribution) -> dist.Distribution:
-        """The guide's density with the prior's for what masks leave out of the latent sites.
+    def _filled(self, batch: Batch, density: dist.Distribution) -> dist.Distribution:
+        """The guide's density, with the prior for what masks leave out of the latent sites.
 
         Args:
             batch: rows.
-            found: the density with what the guide draws there.
+            density: the guide's, with what it draws there itself.
         """
         with torch.no_grad(), torch.random.fork_rng():
             guide, model = (
@@ -387,49 +394,50 @@ class Pair:
             )
         if missing := [site for site in self.sites if site not in model[0].latent]:
             raise InputError(
-                f"expected a model that draws {', '.join(missing)} too, to have the prior for what "
+                f"expected a model that draws {', '.join(missing)} too, to get the prior of what "
                 "a mask leaves out of the guide there; got none. Give the model with model=, or "
                 "leave out the rows that are masked."
             )
         check_masks(model, guide, self.sites)
-        prior = None if isinstance(found, Ancestral) else self._in_model.find(batch)
+        prior = None if isinstance(density, Ancestral) else self._in_model.find(batch)
         if prior is not None:
             present = torch.cat([units_present(guide, site) for site in self.sites], -1)
-            with suppress(InputError):  # of two families
-                return families.where(present, found, prior)
+            with suppress(InputError):  # guide and prior are of two families
+                return families.where(present, density, prior)
         joint = self.run_guide(batch)
         if not settled([joint], torch.cat([self._in_guide.codes(reading) for reading in guide])):
             raise InputError(
                 f"expected densities of {', '.join(self.sites)} in model and guide that depend on "
                 "nothing but the data, where a mask leaves something out; got others. Use "
-                "log_evidence, which draws along what they depend on, or leave out the rows that "
+                "log_evidence, which also draws what they depend on, or leave out the rows that "
                 "are masked."
             )
         return joint
 
     def _check_weighed(self, guide: Reading, others: Sequence[str], batch: Batch) -> None:
-        """Raise if the guide draws what the model has no density of, so that no weight is right."""
+        """Raise if the guide draws a site that the model lacks: no weight would be right."""
         points = any(isinstance(innermost(guide.nodes[n]["fn"]), dist.Delta) for n in guide.latent)
         model = self._read_model.read(batch)[0]
-        own = [name for name in others if name not in (*model.nodes, *guide.shared)]
-        if own and not points:  # an autoguide's points are functions of such sites
+        guide_only = [name for name in others if name not in (*model.nodes, *guide.shared)]
+        if guide_only and not points:  # an autoguide's points are functions of such sites
             raise InputError(
-                f"expected sites of the guide that the model has too; got {own} in the guide alone,"
-                f" so that p(x, z) has no density of them. Let the model draw {own} given z, from "
-                "any distribution: the closer to the guide's given x and z, the tighter the bound."
+                f"expected sites of the guide that the model has too; got {guide_only} in the guide"
+                f" alone, so that p(x, z) has no density for them. Let the model draw {guide_only} "
+                "given z, from any distribution: the closer to the guide's given x and z, the "
+                "tighter the bound."
             )
 
-    def _global(self, batch: Batch) -> dict[str, Tensor]:
-        """A draw from the guide of what is one for all rows."""
+    def _shared(self, batch: Batch) -> dict[str, Tensor]:
+        """A draw from the guide of the sites that are one for all rows."""
         if not self.draws_for_all(batch):
             return {}
         reading = self._read_guide.read(batch)[0]
         return {n: reading.nodes[n]["value"] for n in reading.latent if n in reading.shared}
 
     def _together(self, batch: Batch, z: Tensor) -> Iterator[tuple[Batch, Tensor]]:
-        """Rows with their codes, those at once that share what is drawn for all rows."""
-        apart = self.draws_for_all(batch) and self.takes_any_number_of_rows(batch)
-        size = TOGETHER if apart else max(1, len(batch[0]))
+        """Rows with their codes, in blocks that share one draw of what is one for all rows."""
+        in_blocks = self.draws_for_all(batch) and self.takes_any_number_of_rows(batch)
+        size = TOGETHER if in_blocks else max(1, len(batch[0]))
         for start in range(0, len(batch[0]), size):
             rows = slice(start, start + size)
             yield take_rows(batch, rows), z[rows]
@@ -446,34 +454,35 @@ class Pair:
     def _with_guide(
         self, batch: Batch, codes: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One draw of all of the guide's sites for each row, with the terms of its weight.
+        """One draw of all sites of the guide for each row, with the terms of its weight.
 
         Args:
             batch: rows.
             codes: what to put at the latent sites; drawn too if not given.
 
         Returns:
-            codes, log p of all the rest over log q of it, log p and log q of the codes.
+            codes, log p − log q of all other sites, log p and log q of the codes.
         """
-        own = {name for site in self.sites for name in (site, f"{site}_unconstrained")}
+        code_sites = {name for site in self.sites for name in (site, f"{site}_unconstrained")}
         points = self.points(batch)
         parts = []
         for reading in self._read_guide.read(batch, codes=codes):
+            rows = slice(0, reading.batch_rows)
             values = {name: reading.nodes[name]["value"] for name in reading.latent}
-            guide, shown = total(reading, set(reading.latent) & own), reading
+            guide, complete = total(reading, set(reading.latent) & code_sites), reading
             masked = masked_sites(reading)
             if masked:
                 redraw = [name for name in masked if name not in (codes or ())]
-                shown = self._scorer.fill(reading, batch, values, redraw=redraw)
-                drawn = [name for name in masked if name in shown.latent]
-                values |= {name: shown.nodes[name]["value"] for name in drawn}
-                guide = guide + total(shown, own, "absent")[: reading.kept]
-            z = self._in_guide.codes(shown)[: reading.kept]
-            joint, prior = self._scorer.score(
+                complete = self._scorer.fill(reading, batch, values, redraw=redraw)
+                filled = [name for name in masked if name in complete.latent]
+                values |= {name: complete.nodes[name]["value"] for name in filled}
+                guide = guide + total(complete, code_sites, "absent")[rows]
+            z = self._in_guide.codes(complete)[rows]
+            likelihood, prior = self._scorer.score(
                 batch, values=values, indices=reading.indices, points=points
             )
-            rest = joint[: reading.kept] - total(reading, set(reading.latent) - own - set(points))
-            parts.append((z, rest, prior[: reading.kept], guide))
+            others = set(reading.latent) - code_sites - set(points)
+            parts.append((z, likelihood[rows] - total(reading, others), prior[rows], guide))
         z, rest, prior, guide = (torch.cat(column) for column in zip(*parts, strict=True))
         return z, rest, prior, guide
 
@@ -501,17 +510,19 @@ def _rows_at_once(batch: Batch) -> int:
 
 
 def _kinds(batch: Batch) -> list[object]:
-    """What a pair's answers to a batch can depend on, but for the numbers in it."""
+    """What a pair's answers about a batch may depend on, other than the numbers in it."""
     return [(tuple(array.shape[1:]), array.dtype, array.device) for array in batch]
 
 
 def _unchecked() -> AbstractContextManager[object]:
-    """Without checks of arguments, which cost as much as a likelihood itself."""
+    """Turn off checks of arguments, which cost as much as a likelihood itself."""
     unchecked: AbstractContextManager[object] = pyro.settings.context(
         validate_distributions_pyro=False, validate_distributions_torch=False
     )
     return unchecked
 
 
-def _alike(values: Tensor) -> bool:
+def _same_for_all(density: dist.Distribution, code: Tensor) -> bool:
+    """Whether all rows have the same density at a code, shape ``(1, D)``."""
+    values = density.log_prob(code.expand(*density.batch_shape, -1))
     return torch.allclose(values, values[:1].expand_as(values))

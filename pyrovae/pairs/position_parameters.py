@@ -1,4 +1,4 @@
-"""Parameters that belong to a place in the batch, and not to the row that stands there."""
+"""Parameters that belong to a place in the batch, not to the row that happens to be there."""
 
 from __future__ import annotations
 
@@ -14,58 +14,59 @@ from pyrovae.data import Batch, take_rows
 from pyrovae.errors import InputError
 from pyrovae.pairs.reachable_modules import parameters_behind
 from pyrovae.pairs.site_density import at_own_draws
-from pyrovae.pairs.trace_reader import Reader, Reading
+from pyrovae.pairs.trace_reader import Reader, Reading, innermost
 
-FEW = 3  # rows that show it where a function takes any number of them
+FEW = 3  # rows that are enough to tell, if a guide takes any number of them
 
 
 def by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
-    """The parameters of a pair of which each place in a batch has a part of its own.
+    """The parameters of a pair in which each place of the batch has entries of its own.
 
-    So it is in most guides of ``pyro.infer.autoguide``: they fit the rows that they were trained
-    on, in that order, and no others. What is asked is whether the first row draws on the same
-    entries of every parameter after all rows have moved on by one place. Gradients tell it, with
-    the same draws for each row. The model is run at draws of the guide alone.
+    Most guides of ``pyro.infer.autoguide`` have such parameters: they fit the rows that they were
+    trained on, in that order, and no others. To tell, all rows are moved on by one place, with the
+    same draws for each, and gradients show whether the first row still uses the same entries of
+    every parameter. The model is run at draws of the guide only.
 
     Args:
-        model, guide: how to run them.
+        model, guide: readers of the two.
         batch: rows, as many as the pair was first run with.
     """
-    guide = replace(guide, whole=True)
+    guide = replace(guide, allows_joint_density=True)
     if guide.takes_any_number_of_rows(batch):
         index = torch.arange(FEW, device=batch[0].device) % len(batch[0])
         try:
             return _by_place(model, guide, take_rows(batch, index))
         except (ValueError, RuntimeError, IndexError, AssertionError):
-            pass  # the model takes no few rows, or what is wrong is so for all too
+            pass  # the model needs all rows, or fails for them too
     try:
         return _by_place(model, guide, batch)
     except (ValueError, RuntimeError, IndexError, AssertionError):
-        return []  # guide and model don't fit: to be said where the one is scored by the other
+        return []  # guide and model don't fit, which is an error when the model scores draws
 
 
 @torch.enable_grad()
 def _by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
     with torch.random.fork_rng():
-        drawn = {draw.name: draw for draw in _draws(guide, batch, {})}
-        free = {name: draw for name, draw in drawn.items() if not draw.point}
-        if len(batch[0]) == 1:  # which has no other place to move to, and is all the guide takes
+        draws = {draw.name: draw for draw in _draws(guide, batch, {})}
+        free = {name: draw for name, draw in draws.items() if not draw.point}
+        if len(batch[0]) == 1:  # there is no other place to move to, and the guide takes no more
             return list(_entries(guide, batch, free, 0))
-        if found := _moved(guide, batch, free):
-            return found
-        known = {name: draw.value for name, draw in drawn.items()}
-        return _moved(model, batch, {d.name: d for d in _draws(model, batch, known)})
+        if parameters := _moving(guide, batch, free):
+            return parameters
+        values = {name: draw.value for name, draw in draws.items()}
+        return _moving(model, batch, {d.name: d for d in _draws(model, batch, values)})
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """What was drawn at a latent site in the data plate.
+    """The value at a site in the data plate.
 
     Args:
         name: of the site.
         value: one for each row, along the dimension ``axis``.
         axis: the dimension of the rows.
-        point: whether it is no draw but a function of others, or can't be put there again.
+        point: whether it is not a free draw: a function of others, or a value whose density is
+            known in the same run only.
     """
 
     name: str
@@ -74,23 +75,24 @@ class _Draw:
     point: bool
 
 
-def _draws(reader: Reader, batch: Batch, known: Mapping[str, Tensor]) -> list[_Draw]:
+def _draws(reader: Reader, batch: Batch, values: Mapping[str, Tensor]) -> list[_Draw]:
     with torch.no_grad():
-        reading = reader.read(batch, values=known)[0]
+        reading = reader.read(batch, values=values)[0]
     return [draw for draw in _in_plate(reading) if draw.name in reading.latent]
 
 
 def _in_plate(reading: Reading) -> Iterator[_Draw]:
     for name, node in reading.nodes.items():
         fn = node["fn"]
-        with suppress(InputError):  # a site outside of the plate over the data has no places
+        with suppress(InputError):  # a site outside the plate over the data has no places
             axis = len(fn.batch_shape) + reading.dim(name)
             value = node["value"].expand(fn.batch_shape + fn.event_shape)
-            yield _Draw(name, value, axis, isinstance(_base(fn), dist.Delta) or at_own_draws(fn))
+            point = isinstance(innermost(fn), dist.Delta) or at_own_draws(fn)
+            yield _Draw(name, value, axis, point)
 
 
-def _moved(reader: Reader, batch: Batch, draws: Mapping[str, _Draw]) -> list[Tensor]:
-    """Parameters of which the first row uses other entries at the second place."""
+def _moving(reader: Reader, batch: Batch, draws: Mapping[str, _Draw]) -> list[Tensor]:
+    """Parameters of which the first row uses other entries once it stands at the second place."""
     rows = torch.arange(len(batch[0]), device=batch[0].device).roll(1)
     rolled = {
         name: _Draw(name, draw.value.roll(1, draw.axis), draw.axis, draw.point)
@@ -108,9 +110,9 @@ def _moved(reader: Reader, batch: Batch, draws: Mapping[str, _Draw]) -> list[Ten
 def _entries(
     reader: Reader, batch: Batch, draws: Mapping[str, _Draw], place: int
 ) -> dict[Tensor, Tensor]:
-    """Which entries of each parameter the row at a place depends on; none is left out."""
-    placed = {name: draw.value for name, draw in draws.items()}
-    reading = reader.read(batch, values=placed)[0]
+    """Which entries of each parameter the row at a place depends on, for those with any."""
+    values = {name: draw.value for name, draw in draws.items()}
+    reading = reader.read(batch, values=values)[0]
     terms = [
         reading.value(draw.name)[place].sum()
         if draw.point
@@ -128,9 +130,3 @@ def _entries(
         if gradient is not None
     }
     return {parameter: entries for parameter, entries in used.items() if bool(entries.any())}
-
-
-def _base(distribution: dist.Distribution) -> dist.Distribution:
-    while isinstance(distribution, torch.distributions.Independent | dist.MaskedDistribution):
-        distribution = distribution.base_dist
-    return distribution

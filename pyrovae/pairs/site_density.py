@@ -50,7 +50,7 @@ class SiteDensity:
             found = self._rows(readings[:parts]) if same else None
         if found is None and len(self.sites) > 1:
             joint = Ancestral.read(self.reader, batch, self.sites)
-            given = [joint.given(values) for values in _assignments(labels)]
+            given = [joint.condition(values) for values in _assignments(labels)]
             if settled([joint, *given], self.codes(readings[0])):
                 return joint
         return found
@@ -121,7 +121,7 @@ class SiteDensity:
                 f"{', '.join(discrete)}: pyro.poutine.condition(guide, {{{data}}})(x)."
             )
         if whole:
-            remedies.append(fixing(self.reader.where, whole))
+            remedies.append(fixing(self.reader.role, whole))
         return InputError(
             f"expected q({', '.join(self.sites)} | x) to depend on nothing but the data; got a "
             f"guide whose parameters there depend on the draws of {others}. {' '.join(remedies)}"
@@ -141,7 +141,7 @@ class SiteDensity:
         return families.join([share(density(reading, site)) for site in self.sites])
 
     def codes(self, reading: Reading) -> Tensor:
-        """The values at the sites as one vector a row, shape ``(kept, D)``."""
+        """The values at the sites as one vector a row, shape ``(B, D)``."""
         return code_at(reading, self.sites)
 
 

@@ -172,7 +172,7 @@ def supports(reading: Reading, names: Iterable[str]) -> dict[str, list[Tensor]]:
 
 
 def total(reading: Reading, names: Iterable[str], part: Part = "present") -> Tensor:
-    """Sum of each row's log densities at some sites, in the order of the run, shape ``(kept,)``.
+    """Sum of each row's log densities at some sites, in the order of the run, shape ``(B,)``.
 
     Sites that are one for all rows are no row's, and are left out.
     """

@@ -1,7 +1,7 @@
 """One run of a Pyro function, read row by row: which sites there are and what each row has there.
 
 A *row* is one datum. The data plate may be any of the plates around a site; the dimensions of all
-others count as event dimensions of one row.
+other plates count as event dimensions of one row.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ Part = Literal["present", "absent", "all"]
 
 
 class OtherRows(InputError):
-    """A site speaks of another number of rows than the batch has."""
+    """A site has another number of rows than the batch."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one run shows.
+    """One run of a function: its sample sites, and what each row has there.
 
     Args:
         nodes: the sample sites by name, in the order of the run, without those of plates.
-        rows: number of rows the run was about.
-        kept: how many of them were asked for; a subsampling plate of fixed size gets more.
-        where: ``"model"`` or ``"guide"``, for errors.
+        rows: number of rows in the run.
+        batch_rows: the number B of those that belong to the batch; a subsampling plate of fixed
+            size may be given more to fill it.
+        role: ``"model"`` or ``"guide"``, for errors.
         data_plate: name of the data plate, if given.
-        grows: whether plates follow the number of rows, by name, where that had to be found out.
-        indices: the rows that a subsampling plate was made to choose.
+        grows: by name of a plate, whether its size grows with the number of rows; only for plates
+            of which that had to be found out.
+        indices: the rows that a subsampling plate was told to choose.
     """
 
     nodes: Mapping[str, Node]
     rows: int
-    kept: int
-    where: str
+    batch_rows: int
+    role: str
     data_plate: str | None = None
     grows: Mapping[str, bool] = field(default_factory=dict)
     indices: Tensor | None = None
@@ -84,7 +86,7 @@ class Reading:
 
     @property
     def ambiguous(self) -> set[str]:
-        """Names of plates of as many rows as the data, where it is open which are over these."""
+        """Names of plates as large as the batch, where it is not known which are over the data."""
         plates = [{f.name for f in self._plates(node)} for node in self.nodes.values()]
         if self.data_plate is not None:
             plates = [names for names in plates if self.data_plate not in names]
@@ -93,27 +95,27 @@ class Reading:
         return names - set(self.grows) if several else set()
 
     def node(self, site: str) -> Node:
-        """The latent site of a name.
+        """The latent site of that name.
 
         Raises:
-            InputError: with the names of those there are.
+            InputError: with the names of the latent sites, if there is none.
         """
         if site not in self.nodes:
             raise InputError(
-                f"expected a latent site {site!r} in the {self.where}; got {self.latent}. Name one "
+                f"expected a latent site {site!r} in the {self.role}; got {self.latent}. Name one "
                 "of those with site=."
             )
         if site not in self.latent:
             raise InputError(
-                f"expected site {site!r} of the {self.where} to be latent; got an observed one. "
+                f"expected site {site!r} of the {self.role} to be latent; got an observed one. "
                 f"Latent are {self.latent}: name one of those with site=."
             )
         return self.nodes[site]
 
     def distribution(self, site: str, *, flatten: bool = True) -> dist.Distribution:
-        """The distribution at a site, batch shape ``(kept,)``; event shape ``(D,)`` if flattened.
+        """The distribution at a site, batch shape ``(B,)``; event shape ``(D,)`` if flattened.
 
-        It is that of whole rows, whatever a mask leaves out; see `present`.
+        It covers whole rows, whatever a mask leaves out; see `present`.
 
         Raises:
             InputError: if the site is in no data plate, or its family can't be laid out in rows.
@@ -123,25 +125,25 @@ class Reading:
         try:
             by_row = declared(families.rows_first(fn, self.dim(site), flatten=flatten))
         except ValueError as error:
-            raise InputError(f"{error} It stands at the {self.where}'s site {site!r}.") from error
-        if self.kept < self.rows:
-            by_row = families.take(by_row, slice(0, self.kept))
+            raise InputError(f"{error} It stands at the {self.role}'s site {site!r}.") from error
+        if self.batch_rows < self.rows:
+            by_row = families.take(by_row, slice(0, self.batch_rows))
         return by_row
 
     def present(self, site: str) -> Tensor | None:
-        """Which units of each row a mask leaves in, shape ``(kept, D)``; ``None`` if all."""
+        """Which units of each row a mask leaves in, shape ``(B, D)``; ``None`` if all."""
         base, mask = elements(self.nodes[site])
         if mask is None:
             return None
         by_row = mask.movedim(self._element_dim(site, base), 0).reshape(self.rows, -1)
-        return by_row.repeat_interleave(base.event_shape.numel(), 1)[: self.kept]
+        return by_row.repeat_interleave(base.event_shape.numel(), 1)[: self.batch_rows]
 
     def log_density(self, site: str, part: Part = "present") -> Tensor:
-        """Log density of each row at a site, shape ``(kept,)``, never scaled.
+        """Log density of each row at a site, shape ``(B,)``, never scaled.
 
         Args:
             site: its name.
-            part: of a row: what masks leave in, what they leave out, or all of it.
+            part: which part of a row counts: what masks leave in, what they leave out, or all.
         """
         node = self.nodes[site]
         fn = node["fn"]
@@ -157,17 +159,18 @@ class Reading:
             values = scale_and_mask(values, 1.0, node["mask"] if part == "present" else None)
             values = values.expand(torch.broadcast_shapes(values.shape, fn.batch_shape))
             dim = self.dim(site)
-        return values.movedim(dim, 0).reshape(self.rows, -1).sum(1)[: self.kept]
+        return values.movedim(dim, 0).reshape(self.rows, -1).sum(1)[: self.batch_rows]
 
     def code(self, site: str) -> Tensor:
-        """The value of each row at a site as a vector, shape ``(kept, D)``."""
-        return self.value(site).reshape(self.kept, -1)
+        """The value of each row at a site as a vector, shape ``(B, D)``."""
+        return self.value(site).reshape(self.batch_rows, -1)
 
     def value(self, site: str) -> Tensor:
-        """The value of each row at a site, shape ``(kept, ...)``."""
+        """The value of each row at a site, shape ``(B, ...)``."""
         node = self.nodes[site]
-        whole = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)
-        return whole.movedim(len(node["fn"].batch_shape) + self.dim(site), 0)[: self.kept]
+        batch_shape = node["fn"].batch_shape
+        value = node["value"].expand(batch_shape + node["fn"].event_shape)
+        return value.movedim(len(batch_shape) + self.dim(site), 0)[: self.batch_rows]
 
     def dim(self, site: str) -> int:
         """The batch dimension of the data plate at a site, counted from the right.
@@ -176,30 +179,30 @@ class Reading:
             InputError: if no plate around the site, or more than one, has a row for each datum.
         """
         node = self.nodes[site]
-        found = self._plates(node)
-        if len(found) == 1:
-            return int(found[0].dim)
+        over_data = self._plates(node)
+        if len(over_data) == 1:
+            return int(over_data[0].dim)
         plates = {f.name: _size(f, node) for f in _frames(node)}
-        if len(found) > 1:
+        if len(over_data) > 1:
             raise InputError(
-                f"expected one plate of {self.rows} rows around the {self.where}'s site {site!r}; "
+                f"expected one plate of {self.rows} rows around the {self.role}'s site {site!r}; "
                 f"got {plates}. Name the one over the data with data_plate=."
             )
         if not plates:
             raise InputError(
-                f"expected a plate over the data around the {self.where}'s site {site!r}; got "
-                'none, so that no row has a part of its own. Put it under with pyro.plate("data", '
+                f"expected a plate over the data around the {self.role}'s site {site!r}; got "
+                'none, so that no row has a value of its own. Put it under with pyro.plate("data", '
                 "len(x)):."
             )
         raise OtherRows(
-            f"expected a plate of {self.rows} rows, those of the batch, around the {self.where}'s "
+            f"expected a plate of {self.rows} rows, as many as the batch, around the {self.role}'s "
             f'site {site!r}; got plates {plates}. Write pyro.plate("data", len(x)), or, if the '
             "plate has a fixed size, give as many rows as that: to encode and aggregate all of "
             "them at once, with batch_size= their number."
         )
 
     def _element_dim(self, site: str, base: dist.Distribution) -> int:
-        """`dim` where every element of the site has a batch dimension."""
+        """`dim`, counted when every element of the site has a batch dimension."""
         return self.dim(site) + len(self.nodes[site]["fn"].batch_shape) - len(base.batch_shape)
 
     def _plates(self, node: Node) -> list[Any]:
@@ -215,21 +218,21 @@ class Reading:
 
 @dataclass(frozen=True)
 class Reader:
-    """How to run one function of a pair on a batch and read it.
+    """Runs one function of a pair on a batch and reads its sites.
 
     Args:
         function: the model or the guide.
-        where: ``"model"`` or ``"guide"``, for errors.
+        role: ``"model"`` or ``"guide"``, for errors.
         data_plate: name of the data plate, if given.
-        whole: whether a guide may have one density over all rows at once.
+        allows_joint_density: whether a guide may have one density over all rows at once.
     """
 
     function: PyroFunction
-    where: str
+    role: str
     data_plate: str | None = None
-    whole: bool = False
+    allows_joint_density: bool = False
     _grows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
-    _of_rows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+    _by_rows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def read(
         self,
@@ -241,15 +244,15 @@ class Reader:
         until: Collection[str] = (),
         redraw: Collection[str] = (),
     ) -> list[Reading]:
-        """Run the function, more than once where its plate takes a few rows at a time.
+        """Run the function, more than once if its plate takes only a few rows at a time.
 
         Args:
             batch: the arguments.
             codes: values to put at latent sites, a vector for each row, shape ``(B, D)``.
-            values: the same in the shape of the site.
-            indices: the rows that a subsampling plate has to choose; chosen in order if not given.
-            until: the sites after which nothing is needed; the run ends when all have been passed.
-            redraw: those of ``values`` of which what a mask leaves out is drawn here instead.
+            values: the same, in the shape of the site.
+            indices: the rows that a subsampling plate has to choose; in order if not given.
+            until: sites after which the run stops, once it has passed all of them.
+            redraw: sites among ``values`` at which the function draws what a mask leaves out.
         """
         place = partial(
             _Place,
@@ -264,32 +267,33 @@ class Reader:
         readings = []
         for part in torch.arange(len(batch[0])).split(first):
             padded = part[torch.arange(first) % len(part)]
-            here = {name: code[padded] for name, code in (codes or {}).items()}
-            reading = self._run(batch, padded, partial(place, codes=here))
+            part_codes = {name: code[padded] for name, code in (codes or {}).items()}
+            reading = self._run(batch, padded, partial(place, codes=part_codes))
             if isinstance(reading, Reading):
-                readings.append(replace(reading, kept=len(part)))
+                readings.append(replace(reading, batch_rows=len(part)))
         return readings
 
     def takes_any_number_of_rows(self, batch: Batch) -> bool:
         """Whether the function takes any number of rows, so that rows can be repeated.
 
-        What it keeps of its first run it makes for the rows of ``batch``, never for fewer.
+        State that the function sets up in its first run is set up for the rows of ``batch``, never
+        for fewer.
         """
         with torch.no_grad(), torch.random.fork_rng():
-            takes, fresh = self._takes_others(batch)
-            if fresh or not takes:
-                self.read(batch)  # what fails for all rows too does not fail for their number
-            if fresh:
-                takes, _ = self._takes_others(batch)
-        return takes
+            takes_others, first_run = self._takes_others(batch)
+            if first_run or not takes_others:
+                self.read(batch)  # raises an error that has nothing to do with the number of rows
+            if first_run:
+                takes_others, _ = self._takes_others(batch)
+        return takes_others
 
     def _takes_others(self, batch: Batch) -> tuple[bool, bool]:
-        """Whether it takes other numbers of rows, and whether a look made something in it."""
-        found = AsFound(modules_of(self.function))
-        takes = all(self._takes(batch, rows) for rows in (2, 3))
-        fresh = found.changed
-        found.put_back()
-        return takes, fresh
+        """Whether it takes other numbers of rows, and whether trying set up state in it."""
+        state = AsFound(modules_of(self.function))
+        takes_others = all(self._takes(batch, rows) for rows in (2, 3))
+        changed = state.changed
+        state.put_back()
+        return takes_others, changed
 
     def _takes(self, batch: Batch, rows: int) -> bool:
         index = torch.arange(rows, device=batch[0].device) % len(batch[0])
@@ -298,38 +302,40 @@ class Reader:
             by_row = [reading.dim(site) for site in reading.nodes if site not in reading.shared]
         except OtherRows:
             return False
-        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its sums
+        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its code
             return False
-        plates = any(_frames(reading.nodes[site]) for site in reading.shared)
+        shared_in_plate = any(_frames(reading.nodes[site]) for site in reading.shared)
         # A plate of fixed size is over all rows of the data, or over something else.
-        return bool(by_row) and (not plates or reading.shared == self.read(batch)[0].shared)
+        return bool(by_row) and (
+            not shared_in_plate or reading.shared == self.read(batch)[0].shared
+        )
 
     @contextmanager
-    def _whole_or_undone(self) -> Iterator[None]:
-        """A run that ends early leaves no plates or parameters of half a run in a guide."""
-        found = AsFound(self._guides, store=False)
+    def _undone_if_stopped(self) -> Iterator[None]:
+        """Undo what a run has set up in a guide if it ends early: half of its plates, say."""
+        state = AsFound(self._guides, store=False)
         try:
             yield
         except BaseException:
-            found.put_back()
+            state.put_back()
             raise
 
     @cached_property
     def _guides(self) -> list[nn.Module]:
-        """Modules that keep something of each run, and keep half of it if the run is stopped."""
+        """Pyro's modules, which set up state in a run, and half of it if the run is stopped."""
         roots = modules_of(self.function)
         return [r for r in roots if any(isinstance(m, PyroModule) for m in r.modules())]
 
     def _run(
         self, batch: Batch, indices: Tensor | None, place: Callable[..., _Place]
     ) -> Reading | int:
-        """One run, or the size of the plate if it takes only so many rows at a time."""
+        """One run; or the size of a data plate that takes fewer rows at a time than there are."""
         rows = len(batch[0])
         count = rows if indices is None else len(indices)
-        blank = Reading({}, count, count, self.where, self.data_plate, self._grows, indices)
+        blank = Reading({}, count, count, self.role, self.data_plate, self._grows, indices)
         tracing = poutine.trace(place(blank, rows)(self.function))
         try:
-            with suppress(_Passed), self._whole_or_undone():
+            with suppress(_Passed), self._undone_if_stopped():
                 tracing(*batch)
                 self._check_plate(_sites(tracing.trace.nodes))
             reading = replace(blank, nodes=_sites(tracing.trace.nodes))
@@ -338,8 +344,8 @@ class Reader:
             self._check_shared(reading, batch)
         except _Window as window:
             return window.size
-        except _Ambiguous as several:
-            self._note_growth(several.names, batch)
+        except _Ambiguous as plates:
+            self._note_growth(plates.names, batch)
             return self._run(batch, indices, place)
         except ValueError as error:
             if isinstance(error.__cause__, InputError):  # Pyro appends the shapes in its trace
@@ -347,90 +353,90 @@ class Reader:
             reason = str(error).splitlines()[0]
             if "invalid shape of pyro.param" in reason:
                 raise OtherRows(
-                    f"expected as many rows as the {self.where} has parameters for; got {rows}: "
+                    f"expected as many rows as the {self.role} has parameters for; got {rows}: "
                     f"{reason}. Give all rows that it was trained on at once: to encode and "
                     "aggregate with batch_size= their number."
                 ) from error
             if not reason.startswith("Shape mismatch inside plate"):
                 raise
             raise InputError(
-                f"expected the dimensions of one row to be event dimensions in the {self.where}; "
+                f"expected the dimensions of one row to be event dimensions in the {self.role}; "
                 f"got {reason}. Declare them with .to_event(1), or give them a plate of their own."
             ) from error
         return reading
 
     def _check_plate(self, nodes: Mapping[str, Node]) -> None:
-        """Raise if a whole run had plates, and none of the name that is given."""
+        """Raise if a complete run had plates, but none with the name of the data plate."""
         plates = list(dict.fromkeys(f.name for node in nodes.values() for f in _frames(node)))
         if self.data_plate is not None and plates and self.data_plate not in plates:
             raise InputError(
-                f"expected a plate {self.data_plate!r} in the {self.where}; got {plates}. Name one "
+                f"expected a plate {self.data_plate!r} in the {self.role}; got {plates}. Name one "
                 "of those with data_plate=, the same in model and guide, or leave it out."
             )
 
     def _note_growth(self, names: set[str], batch: Batch) -> None:
-        """Find out which of several plates are over the data: those that grow by a row."""
-        longer = self._longer(batch)
+        """Find out which of several plates are over the data: those that one more row enlarges."""
+        longer = self._with_one_more_row(batch)
         grown = {
             frame.name
             for node in (longer or {}).values()
             for frame in _frames(node)
             if _size(frame, node) == len(batch[0]) + 1
         }
-        # Where none does there is a fixed number of rows, and it stays open.
+        # If none grows, the number of rows is fixed, and any of them may be over the data.
         self._grows.update((name, name in grown or not grown) for name in names)
 
     def _check_shared(self, reading: Reading, batch: Batch) -> None:
-        """Raise unless what stands in no plate over the data is one for all rows.
+        """Raise unless a site in no plate over the data is the same for all rows.
 
         Raises:
-            InputError: naming a site that is made of the rows and was left out of their plate.
+            InputError: naming a site that depends on the rows but is not in their plate.
         """
-        if self.where == "guide" and not self.whole:
+        if self.role == "guide" and not self.allows_joint_density:
             _check_guide(reading)
         for name in reading.shared:
             node = reading.nodes[name]
             shape = (*node["fn"].batch_shape, *node["fn"].event_shape)
-            in_step = any(size % reading.rows == 0 for size in shape)
+            multiple_of_rows = any(size % reading.rows == 0 for size in shape)
             factor = isinstance(node["fn"], dist.Unit)
-            if in_step or (node["is_observed"] and not factor):
-                if name not in self._of_rows:
-                    self._of_rows[name] = self._made_of_rows(name, node, batch)
-                if self._of_rows[name]:
-                    reading.dim(name)  # which is what there is to say
+            if multiple_of_rows or (node["is_observed"] and not factor):
+                if name not in self._by_rows:
+                    self._by_rows[name] = self._depends_on_rows(name, node, batch)
+                if self._by_rows[name]:
+                    reading.dim(name)  # raises the error that fits
 
-    def _made_of_rows(self, name: str, node: Node, batch: Batch) -> bool:
-        """Whether a site is another one for other rows, as far as can be told."""
-        longer = self._longer(batch)
+    def _depends_on_rows(self, name: str, node: Node, batch: Batch) -> bool:
+        """Whether a site differs for other rows, as far as one more run can tell."""
+        longer = self._with_one_more_row(batch)
         if longer is None or name not in longer:
             return True
         other = longer[name]
         if node["is_observed"] and not isinstance(node["fn"], dist.Unit):
-            one, two = node["value"], other["value"]
-            return one.shape != two.shape or not torch.equal(one, two)
-        shapes = [part["fn"].batch_shape + part["fn"].event_shape for part in (node, other)]
+            value, other_value = node["value"], other["value"]
+            return value.shape != other_value.shape or not torch.equal(value, other_value)
+        shapes = [site["fn"].batch_shape + site["fn"].event_shape for site in (node, other)]
         return shapes[0] != shapes[1]
 
-    def _longer(self, batch: Batch) -> Mapping[str, Node] | None:
+    def _with_one_more_row(self, batch: Batch) -> Mapping[str, Node] | None:
         """The sites for one row more, in another order; none if the function can't take it."""
         count = len(batch[0])
         index = (torch.arange(count + 1, device=batch[0].device) + 1) % count
-        found = AsFound(modules_of(self.function))
+        state = AsFound(modules_of(self.function))
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 trace = poutine.trace(self.function).get_trace(*take_rows(batch, index))
-        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its sums
+        except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its code
             return None
         finally:
-            found.put_back()
+            state.put_back()
         return _sites(trace.nodes)
 
 
 def _check_guide(reading: Reading) -> None:
-    """Raise unless what a guide says of a row is a density of that row's own.
+    """Raise unless a guide has a density for each row by itself.
 
     Raises:
-        InputError: for a ``pyro.factor`` by row, or an autoguide's one density over all rows.
+        InputError: for a ``pyro.factor`` in each row, or an autoguide's one density over all rows.
     """
     shared = reading.shared
     factors = [name for name in reading.observed if name not in shared]
@@ -439,13 +445,14 @@ def _check_guide(reading: Reading) -> None:
             f"expected a guide that is a density, which integrates to one; got the factor "
             f"{factors[0]!r} in each row. Put it into the model."
         )
-    hidden = [n for n in shared if reading.nodes[n]["infer"].get("is_auxiliary")]
+    auxiliary = [n for n in shared if reading.nodes[n]["infer"].get("is_auxiliary")]
     for name in reading.latent:
         point = isinstance(innermost(reading.nodes[name]["fn"]), dist.Delta)
-        if hidden and point and name not in shared and f"{name}_unconstrained" not in reading.nodes:
+        by_row = name not in shared and f"{name}_unconstrained" not in reading.nodes
+        if auxiliary and point and by_row:
             raise InputError(
                 f"expected a guide with a density for each row at the site {name!r}; got one over "
-                f"all rows at once, {hidden[0]!r}. Write a guide that encodes each row, or take "
+                f"all rows at once, {auxiliary[0]!r}. Write a guide that encodes each row, or take "
                 "pyro.infer.autoguide.AutoNormal, which has parameters for each."
             )
 
@@ -458,7 +465,7 @@ def innermost(distribution: dist.Distribution) -> dist.Distribution:
 
 
 class _Window(Exception):
-    """A plate takes fewer rows at a time than there are."""
+    """A plate subsamples: it takes fewer rows at a time than there are."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -466,7 +473,7 @@ class _Window(Exception):
 
 
 class _Ambiguous(Exception):
-    """Several plates have as many rows as the batch."""
+    """Several plates are as large as the batch."""
 
     def __init__(self, names: set[str]) -> None:
         super().__init__(names)
@@ -474,11 +481,11 @@ class _Ambiguous(Exception):
 
 
 class _Passed(Exception):
-    """All sites that are needed have been passed."""
+    """The run has passed all sites that are needed."""
 
 
 class _Place(Messenger):
-    """Put values at latent sites and rows into subsampling plates; stop after the last site."""
+    """Puts values at latent sites and rows into subsampling plates; stops after the last site."""
 
     def __init__(
         self,
@@ -521,7 +528,7 @@ class _Place(Messenger):
         size, chosen = msg["fn"].size, msg["fn"].subsample_size
         if msg["value"] is not None or chosen is None:
             return
-        if chosen == self.rows:  # the rows come chosen already
+        if chosen == self.rows:  # the batch is the subsample
             msg["value"], msg["done"] = torch.arange(chosen, device=msg["fn"].device), True
         elif chosen < size == self.rows:
             if self.blank.indices is None:
@@ -545,7 +552,7 @@ def _frames(node: Node) -> list[Any]:
 
 
 def _size(frame: Any, node: Node) -> int:
-    """Rows of a plate around a site; ``pyro.plate("data")`` has as many as come."""
+    """Size of a plate around a site; ``pyro.plate("data")`` takes that of the site."""
     size, shape = int(frame.size), node["fn"].batch_shape
     return int(shape[frame.dim]) if size < 0 and len(shape) >= -frame.dim else size
 
@@ -555,6 +562,7 @@ def _is_plate(node: Node) -> bool:
 
 
 def _as_value(code: Tensor, fn: dist.Distribution, dim: int, site: str) -> Tensor:
+    """Vectors, one for each row, in the shape of the values at a site."""
     axis = len(fn.batch_shape) + dim
     others = torch.Size([n for i, n in enumerate(fn.batch_shape) if i != axis])
     units = (others + fn.event_shape).numel()

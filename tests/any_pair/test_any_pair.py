@@ -254,7 +254,7 @@ def fixed_plate(x: Tensor) -> None:
         (
             guide_in_plate(("a", normal), ("b", lambda x: dist.Dirichlet(x.exp()))),
             {"site": ("a", "b")},
-            "sites whose units have one support, each its own",
+            "sites at which all units have the same support, each by itself",
         ),
         (
             guide_in_plate(("z", lambda x: dist.Categorical(logits=x))),

@@ -119,7 +119,7 @@ def test_a_step_that_what_is_left_out_feeds_into() -> None:
     gap = torch.ones_like(STEP_MASK)
     gap[:, 1] = False
     model, guide = markov_pair("handler", (0.0, 1.0))
-    with pytest.raises(pv.InputError, match=r"to have no part in what it leaves in.*single site"):
+    with pytest.raises(pv.InputError, match=r"to have no effect on what it leaves in.*single site"):
         pv.encode(guide, (X, gap), site=SITES, model=model).sample()
     found = pv.log_evidence(model, guide, (X, gap), site="z_0", draws=4000)
     # the middle step is there, and unobserved
