@@ -1,4 +1,4 @@
-"""The networks that a model or guide can run, and the parameters that a result comes from."""
+"""The networks that a model or guide can run, and the parameters behind a result."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from torch import Tensor, nn
 
 PyroFunction = Any
 
-# What these classes hold may be run by them; how they are written is known.
+# Their objects may run whatever they hold, so their own code need not be read.
 _FRAMEWORKS = {"torch", "pyro", "pyrovae"}
 _LIBRARIES = _FRAMEWORKS | {"numpy", "pandas", "scipy", "sklearn", "matplotlib"}
 _LEAVES = (type(None), bool, int, float, complex, str, bytes, Tensor, np.ndarray, np.generic)
 _ALWAYS = ("__call__", "forward", "guide")  # methods that run without being named
-_BY_ANY_NAME = {"getattr", "vars", "__dict__"}
-_OF_ANY_MODULE = vars(nn.Module()).keys()
+_BY_ANY_NAME = {"getattr", "vars", "__dict__"}  # a body that names these may reach any attribute
+_MODULE_ATTRIBUTES = vars(nn.Module()).keys()  # those of every module
 
 
 def modules_of(*functions: PyroFunction) -> tuple[nn.Module, ...]:
     """The outermost networks that models or guides can run.
 
-    These are what a function is, is bound to or wraps, what stands in its closure, and what its
-    body and the bodies of all that it calls name: globals, attributes of objects and modules of
-    Python, at any depth, in containers too. Nothing is run for it. A network that is only found by
-    a name made up on the way, or is made in each call, is not reached.
+    They are looked for in what a function is, is bound to or wraps, in its closure, and in what is
+    named by its body and the bodies of all that it calls: globals, attributes of objects and Python
+    modules, at any depth, in containers too. Nothing is run. A network that the function looks up
+    by a computed name, or makes anew in each call, is not reached.
     """
     walk = _Walk()
     walk.take(functions)
-    inner = {m for root in walk.modules for m in root.modules() if m is not root}
-    return tuple(module for module in walk.modules if module not in inner)
+    nested = {m for root in walk.modules for m in root.modules() if m is not root}
+    return tuple(module for module in walk.modules if module not in nested)
 
 
 def parameters_behind(value: Tensor) -> list[Tensor]:
-    """The tensors that ask for a gradient and that a value was computed from."""
+    """The tensors that require a gradient and that a value was computed from."""
     waiting: list[Any] = [value.grad_fn]
     seen: set[Any] = {None}
     leaves: dict[int, Tensor] = {}
@@ -47,23 +47,23 @@ def parameters_behind(value: Tensor) -> list[Tensor]:
         step = waiting.pop()
         if step not in seen:
             seen.add(step)
-            waiting.extend(inner for inner, _ in step.next_functions)
+            waiting.extend(earlier for earlier, _ in step.next_functions)
             if (leaf := getattr(step, "variable", None)) is not None:
                 leaves[id(leaf)] = leaf
     return list(leaves.values())
 
 
 class _Walk:
-    """All that was reached so far."""
+    """A search through objects, with all that it has reached so far."""
 
     def __init__(self) -> None:
         self.modules: dict[nn.Module, None] = {}
         self.names: dict[str, None] = dict.fromkeys(_ALWAYS)
         self.seen: dict[int, Any] = {}
-        self.partly: list[Any] = []  # objects of which only what is named counts
+        self.partly: list[Any] = []  # objects of which only attributes that a body names count
 
     def take(self, start: Iterable[Any]) -> None:
-        """Go to everything that can be reached from some objects."""
+        """Visit everything that can be reached from some objects."""
         waiting, names = list(start)[::-1], -1
         while waiting or names < len(self.names):
             if not waiting:  # new names may be those of attributes that were passed over
@@ -76,7 +76,7 @@ class _Walk:
                     waiting.extend(reversed(list(self._next(value))))
 
     def _next(self, value: Any) -> Iterator[Any]:
-        """What an object leads to at once."""
+        """What an object leads to directly."""
         match value:
             case FunctionType():
                 yield from self._of_function(value)
@@ -133,24 +133,24 @@ class _Walk:
             self.partly.append(value)
             yield type(value)
         elif root != "torch" or not is_module:
-            held = getattr(value, "__dict__", {})
-            yield from (v for name, v in held.items() if name not in _OF_ANY_MODULE)
+            attributes = getattr(value, "__dict__", {})
+            yield from (v for name, v in attributes.items() if name not in _MODULE_ATTRIBUTES)
         if "__wrapped__" in getattr(value, "__dict__", ()):  # functools.lru_cache and the like
             yield value.__wrapped__
 
     def _named(self, owner: Any) -> Iterator[Any]:
         """The attributes of an object that some body names."""
-        held = getattr(owner, "__dict__", {})
-        every = not _BY_ANY_NAME.isdisjoint(self.names)
-        yield from (value for name, value in held.items() if every or name in self.names)
+        attributes = getattr(owner, "__dict__", {})
+        all_count = not _BY_ANY_NAME.isdisjoint(self.names)
+        yield from (value for name, value in attributes.items() if all_count or name in self.names)
         for kind in type(owner).__mro__:
             for name, slot in vars(kind).items():
-                if isinstance(slot, MemberDescriptorType) and (every or name in self.names):
+                if isinstance(slot, MemberDescriptorType) and (all_count or name in self.names):
                     yield getattr(owner, name, None)
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Names of globals and attributes in a body, and in those of functions inside of it."""
+    """Names of globals and attributes in a body and in the functions defined inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

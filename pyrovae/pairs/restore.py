@@ -1,4 +1,4 @@
-"""A pair is left as it was found: modes, parameters, guides' own state, random state, checks."""
+"""Leave a pair as it was: modes, parameters, state of guides, random state, argument checks."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _measured: ContextVar[tuple[PyroFunction, ...] | None] = ContextVar("measured", 
 
 @contextmanager
 def measuring(*functions: PyroFunction) -> Iterator[None]:
-    """Measure a pair without a trace of it.
+    """Measure a pair and leave everything as it was.
 
     Meanwhile every module that the pair can reach is in evaluation mode, no other thread measures,
-    and inference mode and autocast are off. Afterwards the modes, what guides keep of a run, Pyro's
-    parameter store, its and torch's argument checks and the random state are as they were; what a
-    ``pyro.param`` statement created on the way is gone. Within another ``measuring`` the parameters
-    stay until the outer one ends.
+    and inference mode and autocast are off. Afterwards the modes, what guides set up in a run,
+    Pyro's parameter store, the argument checks of Pyro and torch and the random state are as they
+    were; what a ``pyro.param`` statement has created is gone. Inside another ``measuring`` such
+    parameters stay until the outer one ends.
 
     Args:
         functions: models and guides.
@@ -51,27 +51,27 @@ def measuring(*functions: PyroFunction) -> Iterator[None]:
     """
     with alone(), plain():
         outer = _measured.get()
-        new = [f for f in functions if not any(f is known for known in outer or ())]
+        new = [f for f in functions if not any(f is measured for measured in outer or ())]
         modules = modules_of(*new)
         check_parameters(modules)
-        found = AsFound(modules, store=outer is None)
+        before = AsFound(modules, store=outer is None)
         token = _measured.set((*(outer or ()), *new))
         flags: Any = pyro.settings.context(**{name: pyro.settings.get(name) for name in _FLAGS})
-        state = pyro.util.get_rng_state()
+        random_state = pyro.util.get_rng_state()
         try:
             with torch.random.fork_rng(), flags, evaluating(modules):
                 yield
         finally:
             _measured.reset(token)
-            pyro.util.set_rng_state(state)
-            found.put_back()
+            pyro.util.set_rng_state(random_state)
+            before.put_back()
 
 
 def check_parameters(modules: Iterable[nn.Module]) -> None:
-    """Raise if parameters were made in inference mode, which can't have a gradient outside of it.
+    """Raise if parameters were made in inference mode: they can't have a gradient outside it.
 
     Raises:
-        InputError: naming one.
+        InputError: naming one of them.
     """
     for module in modules:
         for name, parameter in module.named_parameters():
@@ -85,7 +85,7 @@ def check_parameters(modules: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Modules and all in them in evaluation mode; nothing is written to those that already are."""
+    """Put modules into evaluation mode for a while; those already in it are not touched."""
     roots = [root for root in modules if any(m.training for m in root.modules())]
     modes = {module: module.training for root in roots for module in root.modules()}
     try:
@@ -98,30 +98,31 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class AsFound:
-    """What running a function may leave in its modules and in Pyro's parameter store.
+    """The state of modules and of Pyro's parameter store, to go back to after a run.
 
     A guide of ``pyro.infer.autoguide`` or ``pyro.contrib.easyguide`` makes its parameters and
-    plates for the rows that it is first called with. The numbers in tensors are not looked at.
+    plates for the rows that it is first called with. Only which objects are there counts, not the
+    numbers in tensors.
 
     Args:
-        modules: which; those inside of them too.
-        store: whether to look at the parameter store.
+        modules: modules that may change, with those inside them.
+        store: whether the parameter store is included.
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, store: bool = True) -> None:
-        own = dict.fromkeys(m for root in modules for m in root.modules() if _keeps_state(m))
-        self._modules = {module: _Attributes(module) for module in own}
+        stateful = dict.fromkeys(m for root in modules for m in root.modules() if _keeps_state(m))
+        self._modules = {module: _Attributes(module) for module in stateful}
         self._store = pyro.get_param_store().get_state() if store else None
 
     @property
     def changed(self) -> bool:
-        """Whether something is no longer as it was found."""
-        return self._store_changed() or any(held.changed for held in self._modules.values())
+        """Whether something is no longer as it was."""
+        return self._store_changed() or any(state.changed for state in self._modules.values())
 
     def put_back(self) -> None:
-        """Make everything as it was found."""
-        for held in self._modules.values():
-            held.put_back()
+        """Make everything as it was."""
+        for state in self._modules.values():
+            state.put_back()
         if self._store is not None and self._store_changed():
             store = pyro.get_param_store()
             store.clear()
@@ -130,19 +131,19 @@ class AsFound:
     def _store_changed(self) -> bool:
         if self._store is None:
             return False
-        held: dict[str, Tensor] = self._store["params"]
-        return not _same(held, dict(pyro.get_param_store().named_parameters()))
+        parameters: dict[str, Tensor] = self._store["params"]
+        return not _same(parameters, dict(pyro.get_param_store().named_parameters()))
 
 
 class _Attributes:
-    """The attributes of one module, and what is in those that are containers."""
+    """The attributes of one module, and the contents of those that are containers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.kind = module, type(module)
-        self.held = {name: value for name, value in vars(module).items() if name != "training"}
-        self.inside = {
+        self.values = {name: value for name, value in vars(module).items() if name != "training"}
+        self.contents = {
             name: value.copy()
-            for name, value in self.held.items()
+            for name, value in self.values.items()
             if isinstance(value, _CONTAINERS)
         }
 
@@ -150,43 +151,43 @@ class _Attributes:
     def changed(self) -> bool:
         now = {name: value for name, value in vars(self.module).items() if name != "training"}
         return type(self.module) is self.kind and not (
-            _same(self.held, now)
-            and all(_same(content, self.held[name]) for name, content in self.inside.items())
+            _same(self.values, now)
+            and all(_same(content, self.values[name]) for name, content in self.contents.items())
         )
 
     def put_back(self) -> None:
         if not self.changed:
             return
-        for name, content in self.inside.items():
-            container: Any = self.held[name]
+        for name, content in self.contents.items():
+            container: Any = self.values[name]
             if not _same(content, container):
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(content)
         attributes = vars(self.module)
-        for name in [n for n in attributes if n not in self.held and n != "training"]:
+        for name in [n for n in attributes if n not in self.values and n != "training"]:
             del attributes[name]
-        attributes.update(self.held)
+        attributes.update(self.values)
 
 
 def _keeps_state(module: nn.Module) -> bool:
-    """Whether runs may leave attributes: not in torch's own modules, nor, on purpose, in ours."""
+    """Whether runs may change a module's attributes: not torch's own; ours do so on purpose."""
     return type(module).__module__.partition(".")[0] not in ("torch", "pyrovae")
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(before: Any, after: Any) -> bool:
     """Whether two containers hold the very same objects, by the same names or in the same order."""
-    if len(one) != len(other):
+    if len(before) != len(after):
         return False
-    if isinstance(one, dict):
-        return all(name in other and other[name] is value for name, value in one.items())
-    if isinstance(one, set):
-        return bool(one == other)
-    return all(left is right for left, right in zip(one, other, strict=True))
+    if isinstance(before, dict):
+        return all(name in after and after[name] is value for name, value in before.items())
+    if isinstance(before, set):
+        return bool(before == after)
+    return all(left is right for left, right in zip(before, after, strict=True))
 
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Run Pyro functions out of sight of the handlers and plates that are in force."""
+    """Run Pyro functions unseen by the handlers and plates around the call."""
     stack, plates = runtime._PYRO_STACK, runtime._DIM_ALLOCATOR._stack
     saved = list(stack), list(plates)
     stack.clear()

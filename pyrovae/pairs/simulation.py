@@ -1,4 +1,4 @@
-"""Data of a model's own making, whose codes are known."""
+"""Data drawn from the model itself, so that the true codes are known."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def simulate(
     """Draw z ~ p(z) and x ~ p(x | z), so that z is an exact draw from p(z | x).
 
     Args:
-        pair: model and guide; one of the arguments is what the observed site takes. All others,
+        pair: model and guide; one of the arguments is what the observed site observes. All others,
             such as labels, stay as they are: z and x are then drawn given them.
-        like: rows, shape ``(N, ...)``, that say how many and of what shape.
+        like: rows, shape ``(N, ...)``, whose number and shape the draws have.
         prior: p(z) in the place of the model's own.
         seed: names the draws.
 
     Returns:
-        the arguments with x in its place, and z, shape ``(N, D)``.
+        the arguments with the drawn x in place of the data, and z, shape ``(N, D)``.
 
     Raises:
-        InputError: if no argument, or more than one, is what the observed site takes as it is, the
-            model observes more than one site, or p(x | z) takes something from x itself, such as a
-            row's total, which is another one in the rows that are made.
+        InputError: if no argument, or more than one, is what the site observes as it is, the
+            model observes more than one site, or p(x | z) depends on x itself, such as by a row's
+            total, which differs in the simulated rows.
     """
     batch = as_batch(like)
     rows = len(batch[0])
@@ -46,33 +46,33 @@ def simulate(
         x = pair.decode(batch, z).sample()
     arguments = list(batch)
     arguments[position] = x.to(batch[position].dtype)
-    made = tuple(arguments)
-    _check_likelihood(pair, batch, made, z, x)
-    return made, z
+    simulated = tuple(arguments)
+    _check_likelihood(pair, batch, simulated, z, x)
+    return simulated, z
 
 
-def _check_likelihood(pair: Pair, like: Batch, made: Batch, z: Tensor, x: Tensor) -> None:
+def _check_likelihood(pair: Pair, like: Batch, simulated: Batch, z: Tensor, x: Tensor) -> None:
     """Raise unless rows are scored by the likelihood that they were drawn from."""
     try:
         densities = []
-        for rows in (like, made):
-            with seeded(0, "scored twice"):  # what else the model draws is the same in both
+        for rows in (like, simulated):
+            with seeded(0, "scored twice"):  # other draws of the model are the same in both
                 densities.append(pair.decode(rows, z).log_prob(x))
         reason, same = "", _same(*densities, tolerance=1e-5)
     except ValueError as error:
-        first = str(error).splitlines()[0].rstrip(".")  # Pyro adds the shapes of all sites
-        reason, same = f", and refuses rows that it has made: {first}", False
+        first_line = str(error).splitlines()[0].rstrip(".")  # Pyro adds the shapes of all sites
+        reason, same = f", and refuses its own draws: {first_line}", False
     if not same:
         raise InputError(
             "expected p(x | z) not to depend on x itself, to simulate x and to score it; got a "
-            f"model that takes something from x, as a row's total{reason}. Give that to model and "
-            "guide as an argument of its own, such as model(x, total)."
+            f"model that takes something from x, such as a row's total{reason}. Give that to model "
+            "and guide as an argument of its own, such as model(x, total)."
         )
 
 
 def observed_argument(pair: Pair, batch: Batch) -> int:
-    """The number of the argument that the model observes; errors as `simulate`."""
-    # Only the model is run: the rows need not be data, and a guide may refuse what they hold.
+    """The number of the argument that the model observes; raises as `simulate`."""
+    # Only the model is run: the rows need not be real data, and a guide may refuse them.
     reading = Reader(pair.model, "model", pair.data_plate).read(batch)[0]
     names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
     if len(names) > 1:
@@ -81,20 +81,20 @@ def observed_argument(pair: Pair, batch: Batch) -> int:
             "on all others, or observe them as one site."
         )
     value = pair.observe(batch)
-    found = [
+    positions = [
         number
         for number, argument in enumerate(batch)
         if argument.shape == value.shape and _same(argument.to(value.dtype), value)
     ]
-    if len(found) != 1:
+    if len(positions) != 1:
         shapes = [tuple(argument.shape[1:]) for argument in batch]
         raise InputError(
             f"expected one argument that the site {names[0]!r} observes as it is, to put simulated "
-            f"data in its place; got {len(found)} among arguments of shapes {shapes} for rows of "
-            f"shape {tuple(value.shape[1:])}. Transform the data beforehand, not in the model."
+            f"data in its place; got {len(positions)} among arguments of shapes {shapes} for rows "
+            f"of shape {tuple(value.shape[1:])}. Transform the data beforehand, not in the model."
         )
-    return found[0]
+    return positions[0]
 
 
-def _same(one: Tensor, other: Tensor, *, tolerance: float = 0.0) -> bool:
-    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+def _same(first: Tensor, second: Tensor, *, tolerance: float = 0.0) -> bool:
+    return torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True)

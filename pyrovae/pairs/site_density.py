@@ -1,4 +1,4 @@
-"""The density of a code in a model or guide, where it is one of the rows and of nothing drawn."""
+"""The density of a code in a model or guide, where it depends on the rows only, not on draws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyrovae.pairs.site_scores import supports, total
 from pyrovae.pairs.trace_reader import Reader, Reading, innermost
 from pyrovae.randomness import seeded
 
-TRIES = 20  # runs for a discrete site to be drawn otherwise
+TRIES = 20  # runs, at most, until a discrete site has another value
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SiteDensity:
     """The density at some latent sites of one function, taken as one vector.
 
     Args:
-        reader: how to run the function.
+        reader: runs the function.
         sites: names of the sites.
     """
 
@@ -35,49 +35,51 @@ class SiteDensity:
     sites: tuple[str, ...]
 
     def find(self, batch: Batch, parts: int | None = None) -> dist.Distribution | None:
-        """The density at the sites in a function, if it is one of the rows alone; else None.
+        """The density at the sites, if it depends on the rows only; else ``None``.
 
         Args:
             batch: the rows.
-            parts: how many are read, where a plate takes a part of the rows at a time.
+            parts: how many runs to use, if a plate takes a part of the rows at a time; all if not
+                given.
         """
-        readings, again = self._twice(batch, {})
+        readings, second = self._twice(batch, {})
         labels = supports(readings[0], self._above(readings[0]))
+        density: dist.Distribution | None = None
         if labels:
-            found = self._over_labels(batch, labels, parts)
-        else:
-            same = self._given_all(readings[0], again)
-            found = self._rows(readings[:parts]) if same else None
-        if found is None and len(self.sites) > 1:
+            density = self._over_labels(batch, labels, parts)
+        elif self._same_in_both(readings[0], second):
+            density = self._rows(readings[:parts])
+        if density is None and len(self.sites) > 1:
             joint = Ancestral.read(self.reader, batch, self.sites)
-            given = [joint.condition(values) for values in _assignments(labels)]
-            if settled([joint, *given], self.codes(readings[0])):
+            conditioned = [joint.condition(values) for values in _assignments(labels)]
+            if settled([joint, *conditioned], self.codes(readings[0])):
                 return joint
-        return found
+        return density
 
     def _over_labels(
         self, batch: Batch, labels: Mapping[str, Sequence[Tensor]], parts: int | None
     ) -> dist.Distribution | None:
         """The mixture of the densities given each value of some discrete sites, if there is one."""
-        found, log_weights, known = [], [], True
-        for fixed in _assignments(labels):
-            readings, again = self._twice(batch, fixed)
-            if not self._given_all(readings[0], again):
+        components, log_weights, same_weights = [], [], True
+        for assignment in _assignments(labels):
+            readings, second = self._twice(batch, assignment)
+            if not self._same_in_both(readings[0], second):
                 return None
-            known = known and _equal(total(readings[0], labels), total(again, labels))
+            weights_of_two = (total(run, labels) for run in (readings[0], second))
+            same_weights = same_weights and _equal(*weights_of_two)
             log_weights.append(torch.cat([total(reading, labels) for reading in readings[:parts]]))
-            found.append(self._rows(readings[:parts]))
-        code = self.codes(readings[0])[:1].expand(*found[0].batch_shape, -1)
-        first, *others = (density.log_prob(code) for density in found)
+            components.append(self._rows(readings[:parts]))
+        code = self.codes(readings[0])[:1].expand(*components[0].batch_shape, -1)
+        first, *others = (component.log_prob(code) for component in components)
         if all(_equal(first, other) for other in others):
-            return found[0]  # it does not depend on them
-        return families.stack(found, torch.stack(log_weights, -1)) if known else None
+            return components[0]  # it does not depend on them
+        return families.stack(components, torch.stack(log_weights, -1)) if same_weights else None
 
     def _twice(self, batch: Batch, values: Mapping[str, Tensor]) -> tuple[list[Reading], Reading]:
-        """A run of a function, and another where sites are drawn before the last of the named.
+        """A run of the function, and a second one where others are drawn before the named sites.
 
-        Discrete draws may be the same by chance: in the second run some of each site differ, unless
-        they hardly ever do.
+        Discrete draws may be the same by chance: the second run is one in which each such site has
+        other values for some rows, unless twenty runs don't show one.
         """
         readings = self.reader.read(batch, values=values)
         first = readings[0]
@@ -86,13 +88,13 @@ class SiteDensity:
             return readings, first
         with torch.random.fork_rng():
             for _ in range(TRIES):
-                again = self.reader.read(batch, values=values, until=self.sites)[0]
-                if not any(_same_draws(first, again, name) for name in above):
+                second = self.reader.read(batch, values=values, until=self.sites)[0]
+                if not any(_same_draws(first, second, name) for name in above):
                     break
-        return readings, again
+        return readings, second
 
     def _above(self, reading: Reading) -> list[str]:
-        """The other latent sites that are drawn before the last of the named."""
+        """The other latent sites that are drawn before the last of the named ones."""
         last = max((reading.latent.index(s) for s in self.sites if s in reading.latent), default=0)
         return [name for name in reading.latent[:last] if name not in self.sites]
 
@@ -100,13 +102,13 @@ class SiteDensity:
         return families.concatenate([self.at_sites(reading) for reading in readings])
 
     def undetermined(self, batch: Batch) -> InputError:
-        """What to do about a guide whose density at the sites is not one of the rows alone."""
+        """The error for a guide whose density at the sites does not depend on the rows only."""
         with torch.no_grad(), torch.random.fork_rng():
             reading = self.reader.read(batch)[0]
         others = self._above(reading)
-        whole = [name for name in others if name in reading.shared]
-        discrete = [n for n in others if n not in whole and is_discrete(reading.nodes[n]["fn"])]
-        above = [name for name in others if name not in (*whole, *discrete)]
+        shared = [name for name in others if name in reading.shared]
+        discrete = [n for n in others if n not in shared and is_discrete(reading.nodes[n]["fn"])]
+        above = [name for name in others if name not in (*shared, *discrete)]
         remedies = []
         if above:
             joint = tuple(name for name in reading.latent if name in (*above, *self.sites))
@@ -120,33 +122,32 @@ class SiteDensity:
                 f"Give the draws of {discrete} as data, in model and guide alike: lambda x, "
                 f"{', '.join(discrete)}: pyro.poutine.condition(guide, {{{data}}})(x)."
             )
-        if whole:
-            remedies.append(fixing(self.reader.role, whole))
+        if shared:
+            remedies.append(fixing(self.reader.role, shared))
         return InputError(
             f"expected q({', '.join(self.sites)} | x) to depend on nothing but the data; got a "
             f"guide whose parameters there depend on the draws of {others}. {' '.join(remedies)}"
         )
 
-    def _given_all(self, reading: Reading, again: Reading) -> bool:
-        """Whether the sites are one vector of independent units, the same in two runs."""
-        both = [[share(density(run, site)) for site in self.sites] for run in (reading, again)]
-        code = self.codes(reading)
-        if len(self.sites) > 1 and not families.joinable(both[0]):
+    def _same_in_both(self, first: Reading, second: Reading) -> bool:
+        """Whether the sites can be joined to one vector, of the same density in two runs."""
+        by_site = [[share(density(run, site)) for site in self.sites] for run in (first, second)]
+        code = self.codes(first)
+        if len(self.sites) > 1 and not families.joinable(by_site[0]):
             return False
-        values, other = (families.join(parts).log_prob(code) for parts in both)
-        return _equal(values, other)
+        return _equal(*(families.join(parts).log_prob(code) for parts in by_site))
 
     def at_sites(self, reading: Reading) -> dist.Distribution:
-        """The distribution at the latent sites as one over vectors."""
+        """The distribution at the latent sites, as one over vectors."""
         return families.join([share(density(reading, site)) for site in self.sites])
 
     def codes(self, reading: Reading) -> Tensor:
-        """The values at the sites as one vector a row, shape ``(B, D)``."""
+        """The values at the sites as one vector for each row, shape ``(B, D)``."""
         return code_at(reading, self.sites)
 
 
 def fixing(function: str, sites: Sequence[str]) -> str:
-    """How to make sites that are one for all rows constants of the pair."""
+    """The advice to make constants of sites that are one for all rows."""
     values = ", ".join(f'"{name}": {name}_value' for name in sites)
     return (
         f"Fix what is one for all rows in model and guide alike: pyro.poutine.condition({function},"
@@ -167,21 +168,21 @@ def _assignments(labels: Mapping[str, Sequence[Tensor]]) -> Iterator[dict[str, T
         yield dict(zip(labels, values, strict=True))
 
 
-def _same_draws(one: Reading, other: Reading, site: str) -> bool:
-    """Whether discrete draws at a site are the same in two runs."""
-    node = one.nodes[site]
-    return is_discrete(node["fn"]) and torch.equal(node["value"], other.nodes[site]["value"])
+def _same_draws(first: Reading, second: Reading, site: str) -> bool:
+    """Whether a site is discrete and its draws are the same in two runs."""
+    node = first.nodes[site]
+    return is_discrete(node["fn"]) and torch.equal(node["value"], second.nodes[site]["value"])
 
 
 def settled(joints: Sequence[Ancestral], code: Tensor) -> bool:
-    """Whether a joint density is one of the rows and of nothing that is drawn on the way."""
-    found = []
+    """Whether joint densities are all the same, and the same in each run: none depends on draws."""
+    log_densities = []
     for joint in joints:
         for run in range(2):
             with seeded(0, "settled", run):
-                found.append(joint.log_prob(code))
-    return all(_equal(found[0], other) for other in found[1:])
+                log_densities.append(joint.log_prob(code))
+    return all(_equal(log_densities[0], other) for other in log_densities[1:])
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, equal_nan=True)
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.allclose(first, second, equal_nan=True)

@@ -1,4 +1,4 @@
-"""A pair under another prior: another distribution at the latent site, all else shared."""
+"""A model under another prior: another distribution at the latent site, all else shared."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pyrovae.pairs.restore import PyroFunction
 class UnderPrior:
     """A Pyro model that draws its code from a distribution of your choice.
 
-    Parameters, likelihood, plates and masks are those of the model, whatever it is made of. The new
-    model is used wherever the old one is: in ``log_evidence`` with the same guide, in ``Pair``,
-    under Pyro's handlers, to sample.
+    Parameters, likelihood, plates and masks are those of the model, whatever it consists of. The
+    new model can be used wherever the old one can: in ``log_evidence`` with the same guide, in
+    ``Pair``, under Pyro's handlers, to sample.
 
     Args:
         model: any Pyro model.
@@ -26,8 +26,8 @@ class UnderPrior:
         site: name of the latent site.
 
     Raises:
-        InputError: for several sites; and when it runs, if the model has no such site or its event
-            shape does not fit.
+        InputError: for several sites; when the model runs, if it has no such site or the event
+            shapes differ.
 
     >>> import pyro, torch
     >>> def model(x):
@@ -63,7 +63,7 @@ class UnderPrior:
 
 
 class _Replacing(Messenger):
-    """Puts a distribution in the place of the one at a site, with the same batch shape and mask."""
+    """Replaces the distribution at a site by another, with the same batch shape and masks."""
 
     def __init__(self, site: str, prior: dist.Distribution) -> None:
         super().__init__()
