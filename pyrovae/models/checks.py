@@ -32,13 +32,13 @@ def data_plate(x: Tensor, size: int | None) -> pyro.plate:
 
 
 def register(name: str, module: nn.Module) -> None:
-    """Tell Pyro's parameter store of a module, which goes on owning its parameters.
+    """Enter a module's parameters into Pyro's parameter store; the module still owns them.
 
     ``pyro.module`` alone would give a second module of the same name the parameters of the first.
     """
     store = pyro.get_param_store()
-    for own, parameter in module.named_parameters():
-        key = f"{name}$$${own}"
+    for parameter_name, parameter in module.named_parameters():
+        key = f"{name}$$${parameter_name}"
         if key in store and store[key] is not parameter:
             del store[key]
     pyro.module(name, module)
@@ -59,15 +59,15 @@ def as_prior(prior: Prior) -> nn.Module:
     """A module whose forward returns p(z).
 
     Args:
-        prior: such a module, p(z) itself, or a result that has it as its ``distribution``.
+        prior: such a module, p(z) itself, or a result with p(z) as its ``distribution``.
 
     Raises:
         InputError: for anything else.
     """
     if isinstance(prior, nn.Module):
         return prior
-    own = isinstance(prior, dist.Distribution)
-    density = prior if own else getattr(prior, "distribution", None)
+    is_density = isinstance(prior, dist.Distribution)
+    density = prior if is_density else getattr(prior, "distribution", None)
     if not isinstance(density, dist.Distribution):
         kind = f"{type(prior).__module__}.{type(prior).__qualname__}".removeprefix("builtins.")
         raise InputError(
@@ -79,14 +79,14 @@ def as_prior(prior: Prior) -> nn.Module:
 
 
 def check_prior_shape(prior: dist.Distribution, x: Tensor) -> None:
-    """Raise unless a prior is one density over vectors, for all rows or for each.
+    """Raise unless a prior is a density over vectors, one for all rows or one for each.
 
     Args:
         prior: what the prior's module returned.
         x: the rows.
 
     Raises:
-        InputError: saying what it is and what to declare.
+        InputError: with its shapes, and how to declare event dimensions.
     """
     check_kind("prior", prior)
     batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
@@ -98,30 +98,30 @@ def check_prior_shape(prior: dist.Distribution, x: Tensor) -> None:
         )
 
 
-def encoded(who: str, encoder: nn.Module, x: Tensor, *codes: Tensor) -> dist.Distribution:
-    """What an encoder returns for rows, checked to be one distribution over vectors a row.
+def encoding_of(name: str, encoder: nn.Module, x: Tensor, *codes: Tensor) -> dist.Distribution:
+    """What an encoder returns for rows, checked to be a distribution over vectors for each row.
 
     Args:
-        who: the encoder, for errors.
+        name: what to call the encoder in errors.
         encoder: maps rows, and the codes of layers above, to a distribution.
         x: the rows.
         codes: of layers above.
 
     Raises:
-        InputError: if it returns something else, or fails on numbers that are not of its dtype.
+        InputError: if it returns something else, or fails on rows of another dtype than its own.
     """
     try:
-        found: dist.Distribution = encoder(x, *codes)
+        encoding: dist.Distribution = encoder(x, *codes)
     except RuntimeError as error:
-        own = next((p.dtype for p in encoder.parameters()), x.dtype)
-        if x.dtype == own:
+        dtype = next((p.dtype for p in encoder.parameters()), x.dtype)
+        if x.dtype == dtype:
             raise
         raise InputError(
-            f"expected rows that the {who} takes, of its dtype {own}; got {x.dtype}: {error}. "
-            f"Convert them: x.to({own}), of a tensor x."
+            f"expected rows that the {name} takes, of its dtype {dtype}; got {x.dtype}: {error}. "
+            f"Convert them: x.to({dtype}), of a tensor x."
         ) from error
-    check_rows(who, found, x)
-    return found
+    check_rows(name, encoding, x)
+    return encoding
 
 
 @contextmanager
@@ -132,15 +132,15 @@ def decoding(
     encoder: str,
     prior: str,
 ) -> Iterator[None]:
-    """If what is done with codes fails, say so where encoder and prior differ in their units.
+    """If decoding fails because encoder and prior differ in their number of units, say so.
 
-    A model that is run by itself draws its codes from the prior: `check_codes`, for codes of the
-    guide, then has nothing to compare with, and the decoder fails in the midst of a product.
+    A model that is run by itself draws its codes from the prior: `check_codes`, meant for codes of
+    the guide, has nothing to compare them with, and the decoder fails inside a matrix product.
 
     Args:
         density: p(z), which the codes may have been drawn from.
-        posterior: makes q(z | x); called only after a failure.
-        encoder, prior: who they are, for the error.
+        posterior: returns q(z | x); called only after a failure.
+        encoder, prior: what to call the two in the error.
 
     Raises:
         InputError: if they differ.
@@ -148,42 +148,43 @@ def decoding(
     try:
         yield
     except RuntimeError as error:
-        units = posterior().event_shape
-        if units == density.event_shape:
+        event_shape = posterior().event_shape
+        if event_shape == density.event_shape:
             raise
-        raise _other_units(density, units.numel(), encoder=encoder, prior=prior) from error
+        units = event_shape.numel()
+        raise _units_differ(density, units, encoder=encoder, prior=prior) from error
 
 
 def check_rows(
-    who: str,
+    name: str,
     distribution: dist.Distribution,
     x: Tensor,
     event_shape: tuple[int | str, ...] | None = None,
 ) -> None:
-    """Raise unless a module returned one distribution a row.
+    """Raise unless a module returned one distribution for each row.
 
     Args:
-        who: the module, for the error.
+        name: what to call the module in the error.
         distribution: what it returned.
         x: the rows.
-        event_shape: that of one row; any vector if not given.
+        event_shape: that of one row; a vector of any length if not given.
 
     Raises:
         InputError: saying what it returned.
     """
-    check_kind(who, distribution)
+    check_kind(name, distribution)
     batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
     if event_shape is None:
         event_shape = event[-1:] or ("D",)
     if event != event_shape or batch[-1:] != (len(x),):
         raise InputError(
-            f"expected the {who} to return a distribution with batch shape ({len(x)},) and event "
+            f"expected the {name} to return a distribution with batch shape ({len(x)},) and event "
             f"shape {event_shape}; got {batch} and {event}. Declare the dimensions of one row as "
             "event dimensions with .to_event(...), and check the sizes of the networks."
         )
 
 
-def check_kind(who: str, distribution: object) -> None:
+def check_kind(name: str, distribution: object) -> None:
     """Raise unless a module returned a distribution that Pyro can sample from.
 
     Raises:
@@ -192,22 +193,24 @@ def check_kind(who: str, distribution: object) -> None:
     if isinstance(distribution, dist.Distribution):
         return
     kind = f"{type(distribution).__module__}.{type(distribution).__qualname__}"
-    by_network = "encoder" in who and isinstance(distribution, Tensor)
-    recipe = "pyrovae.models.networks.NormalEncoder(network), of two outputs a latent unit"
+    by_network = "encoder" in name and isinstance(distribution, Tensor)
+    recipe = "pyrovae.models.networks.NormalEncoder(network), of two outputs for each latent unit"
     raise InputError(
-        f"expected the {who} to return a distribution of pyro.distributions; got {kind}. Return "
+        f"expected the {name} to return a distribution of pyro.distributions; got {kind}. Return "
         f"one from its forward{f', as by {recipe}' if by_network else ''}: "
         "dist.Normal(loc, scale).to_event(1), say."
     )
 
 
 def check_codes(z: Tensor, density: dist.Distribution, *, encoder: str, prior: str) -> None:
-    """Raise unless codes, drawn by the guide, have as many units as their density in the model."""
+    """Raise unless the guide's codes have as many units as their density in the model."""
     if z.shape[-1:] != density.event_shape:
-        raise _other_units(density, z.shape[-1], encoder=encoder, prior=prior)
+        raise _units_differ(density, z.shape[-1], encoder=encoder, prior=prior)
 
 
-def _other_units(density: dist.Distribution, units: int, *, encoder: str, prior: str) -> InputError:
+def _units_differ(
+    density: dist.Distribution, units: int, *, encoder: str, prior: str
+) -> InputError:
     return InputError(
         f"expected codes of the {prior}'s event shape {tuple(density.event_shape)}; got "
         f"{units} latent units. Give {encoder} and {prior} the same number."

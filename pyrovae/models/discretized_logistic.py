@@ -57,7 +57,7 @@ class DiscretizedLogistic(TorchDistribution):
         .. math:: E[x] = \sum_{k=0}^{L-2} P(x > k) = \sum_{k=0}^{L-2} s((m - k - 1/2)/τ)
         """
         total = torch.zeros_like(self.loc)
-        for level in range(self.levels - 1):  # one by one: never L numbers for each entry at once
+        for level in range(self.levels - 1):  # one by one, to save the memory of L numbers an entry
             total = total + torch.sigmoid((self.loc - level - 0.5) / self.scale)
         return total
 
@@ -86,13 +86,13 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 def bits_per_dimension(log_p: Estimate, event_shape: Sequence[int]) -> Estimate:
-    r"""−log₂ p(x) for each entry of a row: what an image of grey levels costs to be written down.
+    r"""−log₂ p(x) for each entry of a row: the code length of an image of grey levels.
 
     .. math:: b = -\frac{\log p(x)}{P \log 2}
 
     Args:
-        log_p: log p(x) of one row in nats, as of ``log_evidence(...).mean()``. It has to be that of
-            levels, as of :class:`DiscretizedLogistic`: a density has no bits.
+        log_p: log p(x) of one row in nats, such as ``log_evidence(...).mean()``, under a likelihood
+            of levels such as :class:`DiscretizedLogistic`: a density can't be measured in bits.
         event_shape: shape of one row, of P entries.
 
     Returns:
@@ -102,11 +102,11 @@ def bits_per_dimension(log_p: Estimate, event_shape: Sequence[int]) -> Estimate:
     Estimate(≤ 1.443 ± 0.014, size=100)
     """
     unit = math.prod(event_shape) * math.log(2)
-    turned: dict[Bound | None, Bound | None] = {"lower": "upper", "upper": "lower", None: None}
+    opposite: dict[Bound | None, Bound | None] = {"lower": "upper", "upper": "lower", None: None}
     return replace(
         log_p,
         value=-log_p.value / unit,
         standard_error=log_p.standard_error / unit,
-        bound=turned[log_p.bound],
+        bound=opposite[log_p.bound],
         ends=log_p.ends and (-log_p.ends[1] / unit, -log_p.ends[0] / unit),
     )

@@ -1,4 +1,4 @@
-"""The exemplar prior: the training data through the encoder, each datum left out for itself."""
+"""The exemplar prior: a mixture of the encoded training data, without a row's own component."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ ROWS = 4096  # exemplars that go through the encoder at once
 class ExemplarPrior(nn.Module):
     r"""p(z) = 1/N Σ_n N(z; μ(x_n), σ² I): a component for each exemplar, one σ learned for all.
 
-    The means are those of the encoder that the guide uses. ``forward`` returns this density over
-    all N; in evaluation mode its parameters are constants, encoded once and kept until a parameter
-    changes. In training a :class:`~pyrovae.models.vae.VAE` calls :meth:`leaving_out`, so that no
-    datum is explained by itself, which needs the rows' numbers as a second argument of the pair::
+    The means come from the encoder that the guide uses. ``forward`` returns this density over
+    all N; in evaluation mode its parameters are constants, encoded once and cached until a
+    parameter changes. In training a :class:`~pyrovae.models.vae.VAE` calls :meth:`leaving_out`, so
+    that no datum is explained by itself; for that the pair needs the rows' numbers as a second
+    argument::
 
         prior = pv.ExemplarPrior(encoder, train, neighbours=10)
         vae = pv.VAE(encoder, decoder, prior)
@@ -34,9 +35,9 @@ class ExemplarPrior(nn.Module):
         pv.fit(vae.model, vae.guide, (train, numbers), validation=(val, torch.arange(len(val))))
         pv.diagnose(vae.model, vae.guide, train, held_out=test)
 
-    Numbers count the exemplars, whatever a transform does to the rows; −1 is a row that is none of
-    them. In evaluation mode they say nothing and may be left out. What is then measured on training
-    data has their own exemplars in the prior, as the model has.
+    Numbers count the exemplars, whatever a transform does to the rows; −1 stands for a row that is
+    not one of them. In evaluation mode they have no effect and may be left out: measures on
+    training data then have the rows' own exemplars in the prior, as the model has.
 
     Training encodes exemplars anew in each step, with gradient:
 
@@ -48,21 +49,21 @@ class ExemplarPrior(nn.Module):
     ``neighbours=k``   at most k for each row      a lower bound for each row
     ================== =========================== =================================================
 
-    Neighbours are looked up by a code's distance to a cache of means: those of the exemplars used
-    are written to it each step, and all of it is encoded again after every N rows. The neighbours
-    of all rows of the batch count for each row, those not looked up as zero. An old cache makes the
-    bound looser, never wrong.
+    Neighbours are looked up by a code's distance to a cache of means: those of the exemplars in use
+    are written to it in each step, and all of it is encoded again after every N rows. Each row has
+    the neighbours of all rows of the batch as components; all other exemplars count as zero. An old
+    cache makes the bound looser, never wrong.
 
     Args:
         encoder: the pair's own, x → q(z | x).
-        exemplars: x_n as the encoder is to see them, shape ``(N, *event_shape)``. They are not part
-            of ``state_dict``: build the prior from the same data again.
+        exemplars: x_n as the encoder takes them, shape ``(N, *event_shape)``. They are not part of
+            ``state_dict``: to load one, build the prior from the same data again.
         neighbours: k, 1 to N − 1.
         subsample: M, 2 to N.
 
     Raises:
-        InputError: for fewer than two exemplars, ones that do not go through the encoder, or
-            numbers out of range.
+        InputError: for fewer than two exemplars, ones that the encoder does not take, or k or M
+            out of range.
 
     Norouzi, Fleet & Norouzi 2020, "Exemplar VAE".
     """
@@ -81,49 +82,52 @@ class ExemplarPrior(nn.Module):
         super().__init__()
         if len(exemplars) < 2:
             raise InputError(
-                f"expected at least 2 exemplars, one of which is left out; got {len(exemplars)}."
+                f"expected at least 2 exemplars, one of which is left out; got {len(exemplars)}. "
+                "Give more rows."
             )
         _check_options(len(exemplars), neighbours, subsample)
-        encoded = check_inputs(encoder, exemplars).mean
+        mean = check_inputs(encoder, exemplars).mean
         self.encoder = encoder
         self.exemplars = exemplars.detach()
-        self._of_codes = exemplars.dtype == encoded.dtype  # else the encoder converts them itself
+        # If not, the encoder converts them itself.
+        self._same_dtype_as_codes = exemplars.dtype == mean.dtype
         self.neighbours, self.subsample = neighbours, subsample
-        self.log_scale = nn.Parameter(encoded.new_zeros(()))
-        self.register_buffer("means", encoded.new_zeros(len(exemplars), encoded.shape[-1]))
-        self.register_buffer("seen", torch.tensor(len(exemplars)))  # the cache is yet to be filled
-        self._held: tuple[list[Tensor], Mixture] | None = None
+        self.log_scale = nn.Parameter(mean.new_zeros(()))
+        self.register_buffer("means", mean.new_zeros(len(exemplars), mean.shape[-1]))
+        self.register_buffer("seen", torch.tensor(len(exemplars)))  # N: the cache is to be filled
+        self._cached: tuple[list[Tensor], Mixture] | None = None
 
     def forward(self) -> dist.Distribution:
-        every = torch.arange(len(self.exemplars))
+        index = torch.arange(len(self.exemplars))
         if self.training:
-            return self._mixture(self._encode(every))
+            return self._mixture(self._encode(index))
         tensors = [*self.encoder.parameters(), *self.encoder.buffers(), self.log_scale]
-        if self._held is None or not same_numbers(self._held[0], tensors):
+        if self._cached is None or not same_numbers(self._cached[0], tensors):
             with torch.inference_mode(False), torch.no_grad():
-                kept = [tensor.clone() for tensor in tensors]
-                self._held = kept, self._mixture(self._encode(every))
-        return self._held[1]
+                copies = [tensor.clone() for tensor in tensors]
+                self._cached = copies, self._mixture(self._encode(index))
+        return self._cached[1]
 
     def leaving_out(self, index: Tensor | None) -> LeaveOneOut:
-        """p(z) as training sees it: for each row without the exemplar that it is.
+        """p(z) in training: for each row without that row's own exemplar.
 
         Args:
-            index: numbers of the exemplars that the rows are, shape ``(B,)``; −1 for none.
+            index: the number of each row among the exemplars, shape ``(B,)``; −1 for a row that is
+                not one of them.
 
         Raises:
-            InputError: if there are no numbers, or some that are none of an exemplar.
+            InputError: if there are no numbers, or some that no exemplar has.
         """
         if index is None:
             raise InputError(
-                "expected the numbers of the rows too, by which an exemplar prior leaves each out "
-                "for itself in training; got rows alone. Train on (x, torch.arange(len(x))), or "
-                "call .eval() on the pair first if this is no training."
+                "expected the numbers of the rows too, by which an exemplar prior leaves out each "
+                "row's own exemplar in training; got rows alone. Train on (x, "
+                "torch.arange(len(x))), or call .eval() on the pair first if this is no training."
             )
         return LeaveOneOut(self, index)
 
     def log_prob_without(self, z: Tensor, index: Tensor) -> Tensor:
-        """log density at each code without one exemplar, or its bound: see the class.
+        """log density at each code without one exemplar, or its bound; see the class.
 
         Args:
             z: codes, shape ``(B, D)``.
@@ -137,50 +141,50 @@ class ExemplarPrior(nn.Module):
         means = self._encode(chosen)
         if self.neighbours is not None:
             self.means[chosen] = means.detach()
-        own = chosen == number
+        left_out = chosen == number
         if self.subsample is None:
             size = len(self.exemplars) - (index >= 0).double()
         else:
-            size = len(chosen) - own.sum(1).double()
+            size = len(chosen) - left_out.sum(1).double()
         centre = means.detach().mean(0).double()
         scale = self.log_scale.double().exp().expand(means.shape)
         constant = constants(scale, torch.zeros_like(scale[:, 0]))
         key = keys(means.double() - centre, scale, constant)
-        scores = (queries(z.double() - centre) @ key.mT).masked_fill(own, -torch.inf)
+        scores = (queries(z.double() - centre) @ key.mT).masked_fill(left_out, -torch.inf)
         return (scores.logsumexp(1) - size.log()).to(z.dtype)
 
     def sample_without(self, index: Tensor) -> Tensor:
         """One draw for each number from the mixture of all other exemplars, shape ``(B, D)``."""
-        own = (index >= 0).long()
+        left_out = (index >= 0).long()  # how many exemplars: one or none
         uniform = torch.rand(index.shape, dtype=torch.float64, device=index.device)
-        drawn = (uniform * (len(self.exemplars) - own)).long()
-        means = self._encode(drawn + own * (drawn >= index).long())
+        number = (uniform * (len(self.exemplars) - left_out)).long()
+        means = self._encode(number + left_out * (number >= index).long())
         return torch.normal(means, self.log_scale.exp().expand_as(means))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles encode their own."""
-        return {**self.__dict__, "_held": None}
+        """Copies and pickles leave out the cache and encode the exemplars again."""
+        return {**self.__dict__, "_cached": None}
 
     def _choose(self, z: Tensor, number: Tensor) -> Tensor:
-        """The exemplars of this step, shape ``(M,)``."""
+        """The numbers of this step's exemplars, shape ``(M,)``."""
         size = len(self.exemplars)
         if self.subsample is not None:
             return torch.randperm(size)[: self.subsample].to(z.device)
-        every = torch.arange(size, device=z.device)
+        numbers = torch.arange(size, device=z.device)
         if self.neighbours is None:
-            return every
+            return numbers
         with torch.no_grad():
             if int(self.seen) >= size:
-                self.means.copy_(self._encode(every))
+                self.means.copy_(self._encode(numbers))
                 self.seen.zero_()
             self.seen += len(z)
             distance = torch.cdist(z.to(self.means), self.means)
-            distance.masked_fill_(every == number, torch.inf)
+            distance.masked_fill_(numbers == number, torch.inf)
             return distance.topk(self.neighbours, largest=False).indices.unique()
 
     def _encode(self, index: Tensor) -> Tensor:
         """μ(x_n) of some exemplars, shape ``(M, D)``."""
-        dtype = self.log_scale.dtype if self._of_codes else self.exemplars.dtype
+        dtype = self.log_scale.dtype if self._same_dtype_as_codes else self.exemplars.dtype
         device = self.log_scale.device
         parts = index.to(self.exemplars.device).split(ROWS)
         rows = (self.exemplars[part].to(device, dtype) for part in parts)
@@ -192,10 +196,10 @@ class ExemplarPrior(nn.Module):
 
 
 class LeaveOneOut(TorchDistribution):
-    """An exemplar prior for some of its own exemplars: to each the mixture of all others.
+    """An exemplar prior for some of its own exemplars: for each, the mixture of all others.
 
-    ``sample`` draws from it; ``log_prob`` is its log density, or the bound that the prior's options
-    say.
+    ``sample`` draws from it; ``log_prob`` is its log density, or a bound on it, depending on the
+    prior's options.
 
     Args:
         prior: the exemplar prior.
@@ -216,7 +220,7 @@ class LeaveOneOut(TorchDistribution):
         ):
             raise InputError(
                 f"expected numbers of exemplars, whole numbers from 0 to {size - 1}, or -1 for a "
-                f"row that is none; got {index.dtype} from {float(index.min()):g} to "
+                f"row that is not one; got {index.dtype} from {float(index.min()):g} to "
                 f"{float(index.max()):g}. Number the rows of the exemplars: torch.arange({size})."
             )
         if self._validate_args:
@@ -230,7 +234,7 @@ class LeaveOneOut(TorchDistribution):
                 )
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LeaveOneOut:
-        """The same for a batch of independent codes for each row."""
+        """The same distribution for more codes of each row, independent of each other."""
         return LeaveOneOut(self.prior, self.index.expand(batch_shape), False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -249,7 +253,7 @@ class LeaveOneOut(TorchDistribution):
 
 
 def prior_of(prior: nn.Module, index: Tensor | None) -> dist.Distribution:
-    """p(z), or for an exemplar prior in training what is left without the rows themselves.
+    """p(z); for an exemplar prior in training, p(z) without the rows' own exemplars.
 
     Args:
         prior: a module whose forward returns p(z).
@@ -263,7 +267,8 @@ def prior_of(prior: nn.Module, index: Tensor | None) -> dist.Distribution:
 def _check_options(size: int, neighbours: int | None, subsample: int | None) -> None:
     if neighbours is not None and subsample is not None:
         raise InputError(
-            f"expected neighbours= or subsample=, not both; got {neighbours} and {subsample}."
+            f"expected neighbours= or subsample=, not both; got {neighbours} and {subsample}. "
+            "Give one of them."
         )
     if neighbours is not None and not 1 <= neighbours < size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""A density as a module that is moved, cast, copied and saved, and in which nothing is learned."""
+"""A density as a module that can be moved, cast, copied and saved, with nothing to learn."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ EditNetwork = Callable[[nn.Module], nn.Module]
 
 
 class Fixed(nn.Module):
-    """A distribution as a module: what p(z) is when nothing in it is to be learned.
+    """A distribution as a module: p(z) with nothing to learn.
 
-    It holds the density as it is now. Its tensors are buffers and the networks of a flow are
-    submodules, which ``.to(...)``, ``.double()`` and ``state_dict()`` treat as those of any module.
-    A density that can't be taken apart into tensors, such as one that runs a guide, is held as it
-    is: it is not part of ``state_dict()``, and moving or casting it is an error.
+    It holds a copy of the density as it is now. Its tensors are buffers and the networks of a flow
+    are submodules, as in any module: ``.to(...)``, ``.double()`` and ``state_dict()`` work on them.
+    A density that can't be taken apart into tensors, such as one that runs a guide, is stored
+    itself: it is not part of ``state_dict()``, and moving or casting it is an error.
 
     Args:
         distribution: of any family.
@@ -37,105 +37,120 @@ class Fixed(nn.Module):
     def __init__(self, distribution: dist.Distribution) -> None:
         super().__init__()
         self.networks = nn.ModuleList()
-        self._made, self._made_of = distribution, list[Tensor]()
+        self._density, self._tensors = distribution, list[Tensor]()
         tensors: list[Tensor] = []
 
-        def note(tensor: Tensor) -> Tensor:
+        def copy_tensor(tensor: Tensor) -> Tensor:
             tensors.append(tensor.detach().clone())
             return tensors[-1]
 
-        def register(network: nn.Module) -> nn.Module:
-            self.networks.append(_copied(network).requires_grad_(False))
+        def copy_network(network: nn.Module) -> nn.Module:
+            self.networks.append(_detached_copy(network).requires_grad_(False))
             return self.networks[-1]
 
         try:
             with torch.inference_mode(False), torch.no_grad():
-                self._made = edited(distribution, note, register)
+                self._density = edit_density(distribution, copy_tensor, copy_network)
         except InputError:
             self.networks, tensors = nn.ModuleList(), []
         for number, tensor in enumerate(tensors):
             self.register_buffer(f"tensor_{number}", tensor)
-        self._made_of = [tensor.clone() for tensor in tensors]
+        self._tensors = [tensor.clone() for tensor in tensors]
 
     def forward(self) -> dist.Distribution:
-        now = list(self.buffers(recurse=False))
-        if not same_numbers(self._made_of, now):
+        buffers = list(self.buffers(recurse=False))
+        if not same_numbers(self._tensors, buffers):
             with torch.inference_mode(False), torch.no_grad():
-                self._made_of = [tensor.clone() for tensor in now]
-                parts = iter([tensor.clone() for tensor in now])
-                self._made = edited(self._made, lambda _: next(parts), lambda network: network)
-        return self._made
+                self._tensors = [tensor.clone() for tensor in buffers]
+                copies = iter([tensor.clone() for tensor in buffers])
+                self._density = edit_density(
+                    self._density, lambda _: next(copies), lambda network: network
+                )
+        return self._density
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fixed:
-        whole = not self._made_of and not self.networks
-        return Fixed(copy.deepcopy(self._made, memo) if whole else self()).train(self.training)
+        density = copy.deepcopy(self._density, memo) if self._in_one_piece else self()
+        return Fixed(density).train(self.training)
+
+    @property
+    def _in_one_piece(self) -> bool:
+        """Whether the density could not be taken apart."""
+        return not self._tensors and not self.networks
 
     def _apply(self, fn: Edit, recurse: bool = True) -> Fixed:
-        if not self._made_of and not self.networks:
-            like = _like(self._made)
+        if self._in_one_piece:
+            like = _like(self._density)
             moved = fn(like)
             if (moved.dtype, moved.device) != (like.dtype, like.device):
                 raise InputError(
                     "expected a prior made of parameter tensors, to be moved or cast with the "
-                    f"module; got {families.family(self._made)}. Give one of the device and dtype "
-                    "wanted, or a module whose forward returns it."
+                    f"module; got {families.family(self._density)}. Give one that already has the "
+                    "device and dtype, or a module whose forward returns it."
                 )
         applied: Fixed = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return applied
 
 
-def same_numbers(kept: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
-    """Whether tensors hold the same numbers of the same dtype on the same device as others."""
-    return len(kept) == len(now) and all(
-        one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
-        for one, other in zip(kept, now, strict=True)
+def same_numbers(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether two lists of tensors have the same numbers, dtypes and devices."""
+    return len(before) == len(after) and all(
+        old.device == new.device and old.dtype == new.dtype and torch.equal(old, new)
+        for old, new in zip(before, after, strict=True)
     )
 
 
-def edited(density: dist.Distribution, edit: Edit, network: EditNetwork) -> dist.Distribution:
-    """The same density, mixtures and flows too, of edited tensors and networks.
+def edit_density(
+    density: dist.Distribution, edit: Edit, edit_network: EditNetwork
+) -> dist.Distribution:
+    """The same density with edited tensors and networks; of mixtures and flows too.
 
     Raises:
         InputError: if it can't be taken apart.
     """
+
+    def edit_part(part: dist.Distribution) -> dist.Distribution:
+        return edit_density(part, edit, edit_network)
+
     kind: Any = type(density)
     if kind is AggregatedPosterior:
-        made = kind(edited(density.encoding, edit, network), edit(density.weights * density.mass))
+        new = kind(edit_part(density.encoding), edit(density.weights * density.mass))
     elif kind in (Mixture, dist.MixtureSameFamily, MixtureSameFamily):
         mixing = families.convert(density.mixture_distribution, edit)
-        made = kind(mixing, edited(density.component_distribution, edit, network))
+        new = kind(mixing, edit_part(density.component_distribution))
     elif kind is dist.TransformedDistribution:
-        steps = [_edited_step(step, edit, network) for step in density.transforms]
-        made = kind(edited(density.base_dist, edit, network), steps)
+        steps = [_edit_transform(step, edit, edit_network) for step in density.transforms]
+        new = kind(edit_part(density.base_dist), steps)
     else:
         return families.convert(density, edit)
-    return made if made.batch_shape == density.batch_shape else made.expand(density.batch_shape)
+    return new if new.batch_shape == density.batch_shape else new.expand(density.batch_shape)
 
 
-def _edited_step(step: Any, edit: Edit, network: EditNetwork) -> Any:
+def _edit_transform(step: Any, edit: Edit, edit_network: EditNetwork) -> Any:
     if isinstance(step, nn.Module):
-        return network(step)
+        return edit_network(step)
     if isinstance(step, ComposeTransform):
-        return ComposeTransform([_edited_step(part, edit, network) for part in step.parts])
+        parts = [_edit_transform(part, edit, edit_network) for part in step.parts]
+        return ComposeTransform(parts)
     names = [name for name in inspect.signature(type(step)).parameters if name != "cache_size"]
-    held = {name: getattr(step, name, NotImplemented) for name in names}
+    arguments = {name: getattr(step, name, NotImplemented) for name in names}
     tensors = {name for name, value in vars(step).items() if isinstance(value, Tensor)}
     if not tensors:
         return step
-    known = getattr(dist.transforms, type(step).__name__, None) is type(step)
-    if any(value is NotImplemented for value in held.values()) or not (
-        known or tensors <= set(names)
+    from_pyro = getattr(dist.transforms, type(step).__name__, None) is type(step)
+    if any(value is NotImplemented for value in arguments.values()) or not (
+        from_pyro or tensors <= set(names)
     ):
         raise InputError(
-            f"expected transforms that keep what they are made of; got {type(step).__name__}."
+            "expected transforms that have their arguments as attributes; got "
+            f"{type(step).__name__}."
         )
-    return type(step)(**{n: edit(v) if isinstance(v, Tensor) else v for n, v in held.items()})
+    return type(step)(**{n: edit(v) if isinstance(v, Tensor) else v for n, v in arguments.items()})
 
 
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy, also where a transform keeps what it computed last with its graph."""
-    kept = [value for module in network.modules() for value in vars(module).values()]
-    flat = [part for value in kept for part in (value if isinstance(value, tuple) else (value,))]
+def _detached_copy(network: nn.Module) -> nn.Module:
+    """A copy, also of a transform that caches its last result with the graph of it."""
+    values = [value for module in network.modules() for value in vars(module).values()]
+    flat = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
     results = [part for part in flat if isinstance(part, Tensor) and not part.is_leaf]
     return copy.deepcopy(network, {id(result): result.detach() for result in results})
 

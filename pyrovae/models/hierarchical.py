@@ -1,4 +1,4 @@
-"""The variational autoencoder of two latent layers as a Pyro pair."""
+"""The variational autoencoder with two latent layers as a Pyro pair."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyrovae.models.checks import (
     check_rows,
     data_plate,
     decoding,
-    encoded,
+    encoding_of,
     register,
 )
 from pyrovae.models.exemplar_prior import prior_of
@@ -23,22 +23,22 @@ from pyrovae.models.likelihoods import check_values, likelihood_of
 
 
 class HierarchicalVAE(nn.Module):
-    """A variational autoencoder of two latent layers: p(z2) p(z1 | z2) p(x | z1, z2).
+    """A variational autoencoder with two latent layers: p(z2) p(z1 | z2) p(x | z1, z2).
 
     The guide is q(z2 | x) q(z1 | x, z2). All five are modules whose forward returns a distribution
-    (Tomczak & Welling 2018, HVAE). The prior stands at the top: a
-    :class:`~pyrovae.models.priors.VampPrior` takes ``encoder``, the one of q(z2 | x). Measures take
-    the top latent by ``site="z2"``, and both layers as one vector by ``site=("z2", "z1")``.
+    (Tomczak & Welling 2018, HVAE). The prior is that of the top layer: give a
+    :class:`~pyrovae.models.priors.VampPrior` the ``encoder`` of q(z2 | x). Measures take the top
+    layer by ``site="z2"``, and both layers as one vector by ``site=("z2", "z1")``.
 
     Args:
         encoder: maps rows ``(B, ...)`` to q(z2 | x), batch shape ``(B,)``, event shape ``(D2,)``.
         decoder: maps ``z1, z2``, shapes ``(B, D1)`` and ``(B, D2)``, to p(x | z1, z2), batch shape
-            ``(B,)``, event shape that of a row. One of counts also gets the rows' ``total=``.
-        prior: maps nothing to p(z2), batch shape ``()``, event shape ``(D2,)``; or p(z2) itself, or
-            the result of :func:`pyrovae.fit_ex_post_prior`.
+            ``(B,)``, event shape that of a row. One for counts also gets the rows' ``total=``.
+        prior: takes no argument and returns p(z2), batch shape ``()``, event shape ``(D2,)``; or
+            p(z2) itself, or the result of :func:`pyrovae.fit_ex_post_prior`.
         inner_encoder: maps ``x, z2`` to q(z1 | x, z2), batch shape ``(B,)``, event shape ``(D1,)``.
         conditional: maps ``z2`` to p(z1 | z2), batch shape ``(B,)``, event shape ``(D1,)``.
-        name: under which the parameters stand in Pyro's parameter store.
+        name: the name of the parameters in Pyro's parameter store.
 
     Raises:
         InputError: as :class:`~pyrovae.models.vae.VAE`.
@@ -82,7 +82,7 @@ class HierarchicalVAE(nn.Module):
             index: numbers of the rows, shape ``(B,)``, which an
                 :class:`~pyrovae.models.exemplar_prior.ExemplarPrior` needs in training.
             size: number of rows of the whole data set when ``x`` is a minibatch of it; the rows'
-                log densities are then scaled by size/B, and the ELBO is unbiased for the whole.
+                log densities are then scaled by size/B, and the ELBO is unbiased for the whole set.
 
         Returns:
             ``x``.
@@ -111,19 +111,19 @@ class HierarchicalVAE(nn.Module):
         """q(z2 | x) q(z1 | x, z2) for each row of ``x``; arguments as :meth:`model`.
 
         Returns:
-            z2 and z1, one of each a row, shapes ``(B, D2)`` and ``(B, D1)``.
+            z2 and z1, one of each for each row, shapes ``(B, D2)`` and ``(B, D1)``.
         """
         register(self.name, self)
         with data_plate(x, size):
-            z2 = pyro.sample("z2", encoded("encoder", self.encoder, x))
-            z1 = pyro.sample("z1", encoded("inner encoder", self.inner_encoder, x, z2))
+            z2 = pyro.sample("z2", encoding_of("encoder", self.encoder, x))
+            z1 = pyro.sample("z1", encoding_of("inner encoder", self.inner_encoder, x, z2))
         return z2, z1
 
     def with_prior(self, prior: Prior) -> HierarchicalVAE:
         """The same networks, shared, under another prior p(z2).
 
         Args:
-            prior: as of the class.
+            prior: as for the class.
         """
         return HierarchicalVAE(
             self.encoder,
@@ -136,12 +136,12 @@ class HierarchicalVAE(nn.Module):
 
 
 class Branches(nn.Module):
-    """A module of one vector as one of several inputs, each of which first goes its own way.
+    """A module of several inputs, made of one that takes a vector: each input has its own branch.
 
     Args:
         branches: one module for each input; their outputs, ``(B, F_i)``, are laid end to end.
-        trunk: maps ``(B, F_1 + F_2 + ...)`` to what is returned: a tensor or a distribution. What
-            is given by name goes to it as it is.
+        trunk: maps ``(B, F_1 + F_2 + ...)`` to the output, a tensor or a distribution. It gets
+            keyword arguments as they are.
 
     >>> both = Branches((nn.Flatten(), nn.Linear(2, 5)), nn.Linear(4 + 5, 3))
     >>> both(torch.zeros(7, 2, 2), torch.zeros(7, 2)).shape
@@ -153,7 +153,7 @@ class Branches(nn.Module):
         self.branches = nn.ModuleList(branches)
         self.trunk = trunk
 
-    def forward(self, *inputs: Tensor, **given: Tensor) -> Tensor | dist.Distribution:
-        ends = [branch(value) for branch, value in zip(self.branches, inputs, strict=True)]
-        found: Tensor | dist.Distribution = self.trunk(torch.cat(ends, -1), **given)
-        return found
+    def forward(self, *inputs: Tensor, **options: Tensor) -> Tensor | dist.Distribution:
+        features = [branch(value) for branch, value in zip(self.branches, inputs, strict=True)]
+        output: Tensor | dist.Distribution = self.trunk(torch.cat(features, -1), **options)
+        return output

@@ -38,8 +38,8 @@ class NormalDecoder(nn.Module):
         network: f, maps codes ``(..., D)`` to ``(..., prod(event_shape))``.
         event_shape: shape of one row.
         location, scale: m and s, which broadcast against a row; by default 0 and 1. If they are
-            float64, so is the density, whatever the network computes in: rows of 1e-27 or around
-            1e9 are as likely as they are in other units.
+            float64, so is the density, whatever the dtype of the network: rows of 1e-27 or around
+            1e9 are then as likely as in other units.
         per_unit: whether each entry of a row has a σ of its own; otherwise all share one.
     """
 
@@ -91,10 +91,10 @@ class CategoricalDecoder(nn.Module):
 class LogisticDecoder(nn.Module):
     """p(x | z) = Π DiscretizedLogistic(x_j; m_j(z), τ_j(z)) for images of 256 grey levels 0–255.
 
-    log(τ/256) is s = −15 + softplus(f + 15) for an output f of the network: f itself, to 3e-5 where
-    f > −4.5, and never below −15, where τ is 8e-5 levels and long certain of its level. Without a
-    floor τ would underflow in float32, and its gradient be no number. (Tomczak & Welling 2018 cut s
-    off to [−4.5, 0], which also bounds how sure a pixel can be.)
+    log(τ/256) is s = −15 + softplus(f + 15) for an output f of the network: f itself, to 3e-5, for
+    f > −4.5, and never below −15, where τ is 8e-5 levels and all mass is on one level. Without a
+    floor τ would underflow in float32, and its gradient would be NaN. (Tomczak & Welling 2018 cut s
+    off to [−4.5, 0], which also bounds how certain a pixel can be.)
 
     Args:
         network: maps codes ``(..., D)`` to ``(..., prod(event_shape) · 2)``: the logit of
@@ -120,11 +120,11 @@ class LogisticDecoder(nn.Module):
 class NegativeBinomialDecoder(nn.Module):
     """p(x | z, ℓ) = Π NB(x_j; mean ℓ·softmax(f(z))_j, inverse dispersion θ_j), for counts x.
 
-    The network says how a row's total ℓ, its library size, is shared between the entries. The
+    The network says how a row's total ℓ, its library size, is divided among the entries. The
     variance is mean + mean²/θ, with one θ learned for each entry (Lopez et al. 2018). ℓ itself is
-    not modelled: a :class:`~pyrovae.models.vae.VAE` takes it from the row, and all it says of p(x)
-    is p(x | ℓ). Rows that were simulated would have another ℓ than they were drawn with, so that a
-    sandwich and a calibration refuse it; they take a pair with ℓ as an argument of its own.
+    not modelled: a :class:`~pyrovae.models.vae.VAE` takes it from the row, and what it calls p(x)
+    is p(x | ℓ). Simulated rows would have another ℓ than they were drawn with, so a sandwich and a
+    calibration refuse such a pair; they need ℓ as an argument of its own.
 
     Args:
         network: f, maps codes ``(..., D)`` to log shares ``(..., prod(event_shape))``, up to a
@@ -146,7 +146,7 @@ class NegativeBinomialDecoder(nn.Module):
             total: ℓ > 0, broadcasts against ``(...)``.
 
         Raises:
-            InputError: for a total that is not positive, while arguments are checked.
+            InputError: for a total that is not positive, if arguments are checked.
         """
         if dist.is_validation_enabled() and not bool((total > 0).all()):
             raise InputError(
@@ -168,14 +168,14 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "logistic": LogisticDecoder,
     "negative_binomial": NegativeBinomialDecoder,
 }
-"""Likelihoods by the name that recipes and the command line know."""
+"""Likelihoods by the name they have in recipes and on the command line."""
 
 
 def likelihood_of(decoder: nn.Module, *codes: Tensor, x: Tensor) -> dist.Distribution:
-    """p(x | z), given the rows' totals where the decoder is one of counts.
+    """p(x | z), given the rows' totals if the decoder is one for counts.
 
     Args:
-        decoder: maps codes to p(x | z); codes and ``total=`` if it is or ends in a
+        decoder: maps codes to p(x | z); codes and ``total=`` if it is or contains a
             :class:`NegativeBinomialDecoder`.
         codes: of each latent layer, shape ``(..., B, D)``.
         x: rows, shape ``(B, ...)``.
@@ -183,25 +183,24 @@ def likelihood_of(decoder: nn.Module, *codes: Tensor, x: Tensor) -> dist.Distrib
     Raises:
         InputError: as :func:`check_values`, for rows that have to be counts and are not.
     """
-    found: dist.Distribution
+    options: dict[str, Tensor] = {}
     if any(isinstance(module, NegativeBinomialDecoder) for module in decoder.modules()):
-        # Before their total is taken: it says nothing of rows that are no counts.
+        # Before the total is taken: it means nothing for rows that are not counts.
         _check("NegativeBinomial", dist.constraints.nonnegative_integer, x)
-        found = decoder(*codes, total=x.flatten(1).sum(1))
-    else:
-        found = decoder(*codes)
-    return found
+        options["total"] = x.flatten(1).sum(1)
+    likelihood: dist.Distribution = decoder(*codes, **options)
+    return likelihood
 
 
 def check_values(likelihood: dist.Distribution, x: Tensor) -> None:
-    """Raise, while arguments are checked, if a row has a value that the likelihood excludes.
+    """Raise if a row has a value that the likelihood excludes and arguments are checked.
 
     Args:
         likelihood: batch shape ``(..., B)``.
         x: rows, shape ``(B, ...)``.
 
     Raises:
-        InputError: saying what values are expected, one that was found, and what to do.
+        InputError: with the values that are expected, one that is not, and what to do.
     """
     family = innermost(likelihood)
     if type(family).__name__ in _VALUES:
@@ -211,18 +210,18 @@ def check_values(likelihood: dist.Distribution, x: Tensor) -> None:
 def _check(family: str, support: dist.constraints.Constraint, x: Tensor) -> None:
     if not dist.is_validation_enabled():
         return
-    good = support.check(x)
-    if not bool(good.all()):
+    inside = support.check(x)
+    if not bool(inside.all()):
         expected, remedy = _VALUES[family]
-        found = float(x.expand(good.shape)[~good][0])
-        raise InputError(f"expected {expected} in x; got {found:g}. {remedy}")
+        value = float(x.expand(inside.shape)[~inside][0])
+        raise InputError(f"expected {expected} in x; got {value:g}. {remedy}")
 
 
 _VALUES = {
     "Bernoulli": (
         "zeros and ones",
         "Draw them from grey values in [0, 1]: anew for each minibatch by fit(..., "
-        "transform=pyrovae.binarise), once for what is measured.",
+        "transform=pyrovae.binarise), and once for the measures.",
     ),
     "Categorical": (
         "numbers of categories, 0, 1, …",
@@ -241,25 +240,25 @@ _VALUES = {
 
 
 def binarise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Zeros and ones, drawn with grey values for probabilities.
+    """Zeros and ones, drawn with grey values as probabilities.
 
-    As ``fit(..., transform=pyrovae.binarise)`` it is dynamic binarisation: drawn anew for each
-    minibatch in training, and the same each epoch for validation (Burda et al. 2016).
+    As ``fit(..., transform=pyrovae.binarise)`` it is dynamic binarisation: new draws for each
+    minibatch in training, and the same draws each epoch for validation (Burda et al. 2016).
 
     Args:
         x: grey values in [0, 1].
-        generator: what to draw from.
+        generator: source of the random numbers.
 
     Raises:
-        InputError: for other values, while arguments are checked.
+        InputError: for other values, if arguments are checked.
 
     >>> binarise(torch.tensor([0.0, 1.0]), torch.Generator())
     tensor([0., 1.])
     """
     if dist.is_validation_enabled() and not bool(((x >= 0) & (x <= 1)).all()):
-        found = float(x[~((x >= 0) & (x <= 1))][0])
+        value = float(x[~((x >= 0) & (x <= 1))][0])
         raise InputError(
-            f"expected grey values in [0, 1] to binarise; got {found:g}. Divide levels from 0 to "
+            f"expected grey values in [0, 1] to binarise; got {value:g}. Divide levels from 0 to "
             "255 by 255."
         )
     if not x.is_floating_point():

@@ -1,4 +1,4 @@
-"""Recipes for networks: each returns a plain module, to be used or replaced."""
+"""Recipes for networks: each returns a plain module, to use or to replace."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyrovae.models.likelihoods import LIKELIHOODS
 class NormalEncoder(nn.Module):
     """q(z | x) = N(μ(x), diag σ²(x)), from a network with 2·D outputs.
 
-    σ is the softplus of the second half of the outputs, and 1e-6 more. Without this floor it would
-    underflow to 0 where a row lies so far from all others that an output falls below −104.
+    σ is the softplus of the second half of the outputs, plus 1e-6. Without this floor it would
+    underflow to 0 for a row so far from all others that an output falls below −104.
 
     Args:
         network: maps rows ``(B, ...)`` to ``(B, 2·D)``.
@@ -39,12 +39,12 @@ class NormalEncoder(nn.Module):
 class Standardize(nn.Module):
     """(x − location)/scale, so that a network sees numbers of order one.
 
-    It is computed in the finest of the dtypes of rows, location and scale: in float64, no digit is
-    lost of a column of 1e-27 or of one around 1e9.
+    It is computed in the most precise of the dtypes of rows, location and scale: in float64, a
+    column of 1e-27 or one around 1e9 loses no digit.
 
     Args:
-        location, scale: broadcast against a row; kept with the parameters, not trained.
-        dtype: of what comes out, where that is not the finest: that of the network.
+        location, scale: broadcast against a row; buffers, not trained.
+        dtype: of the output, that of the network; the most precise one if not given.
     """
 
     location: Tensor
@@ -67,10 +67,10 @@ class Standardize(nn.Module):
 
 
 class LogCounts(nn.Module):
-    """log(1 + x), which brings counts of all sizes to numbers of order one.
+    """log(1 + x), which turns counts of all sizes into numbers of order one.
 
     Raises:
-        InputError: when it runs, for numbers that have no such logarithm, while arguments are
+        InputError: when it runs, for numbers that have no such logarithm, if arguments are
             checked.
     """
 
@@ -100,7 +100,7 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Seque
 
 
 class GatedLinear(nn.Module):
-    """(Ax + a) · sigmoid(Bx + b): a linear layer whose outputs are gated by the inputs.
+    """(Ax + a) · sigmoid(Bx + b): a linear layer whose outputs are gated by its inputs.
 
     Dauphin et al. 2017; the layers of Tomczak & Welling 2018.
     """
@@ -114,7 +114,7 @@ class GatedLinear(nn.Module):
 
 
 def gated_mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Gated linear layers of the given sizes and a plain linear one at the end.
+    """Gated linear layers of the given sizes, and a plain linear one at the end.
 
     >>> gated_mlp((64, 32, 4))
     Sequential(
@@ -144,7 +144,7 @@ def mlp_encoder(
         gated: whether the hidden layers are gated.
 
     Raises:
-        InputError: for sizes that are no whole numbers ≥ 1.
+        InputError: for sizes that are not whole numbers ≥ 1.
     """
     _check_sizes(data_shape, latent, hidden=hidden)
     sizes = (math.prod(data_shape), *hidden, 2 * latent)
@@ -172,11 +172,11 @@ def mlp_decoder(
         gated: whether the hidden layers are gated.
         categories: number of categories of a categorical likelihood.
         options: further arguments of the likelihood in :mod:`pyrovae.models.likelihoods`, such as
-            ``per_unit=True`` of a normal one.
+            ``per_unit=True`` for a normal one.
 
     Raises:
-        InputError: for sizes that are no whole numbers ≥ 1, an unknown likelihood, or categories
-            that are missing or out of place.
+        InputError: for sizes that are not whole numbers ≥ 1, an unknown likelihood, or categories
+            that are missing or given for another likelihood.
     """
     _check_sizes(data_shape, latent, hidden=hidden)
     outputs = math.prod(data_shape) * _outputs(likelihood, categories)
@@ -197,7 +197,7 @@ def conv_encoder(
         channels: of the layers, from the image inwards.
 
     Raises:
-        InputError: for rows that are no images, or sizes that are no whole numbers ≥ 1.
+        InputError: for rows that are not images, or sizes that are not whole numbers ≥ 1.
     """
     _check_sizes(data_shape, latent, channels=channels)
     depth, sizes = _pyramid(data_shape, channels)
@@ -219,7 +219,7 @@ def conv_decoder(
 ) -> nn.Module:
     """Transposed convolutions from a code to a distribution over one image.
 
-    Each layer doubles height and width, to the sizes that :func:`conv_encoder` passes through.
+    Each layer doubles height and width, back through the sizes of :func:`conv_encoder`.
 
     Args:
         latent: number of latent units D.
@@ -228,7 +228,7 @@ def conv_decoder(
         channels: of the layers, from the code outwards.
 
     Raises:
-        InputError: for rows that are no images, and as :func:`mlp_decoder`.
+        InputError: for rows that are not images, and as :func:`mlp_decoder`.
     """
     _check_sizes(data_shape, latent, channels=channels)
     depth, sizes = _pyramid(data_shape, channels)
@@ -250,7 +250,7 @@ def conv_decoder(
 
 
 class _FromCodes(nn.Module):
-    """A network that makes images as one from ``(..., D)`` to ``(..., C·H·W·outputs)``."""
+    """A network that returns images, as one from ``(..., D)`` to ``(..., C·H·W·outputs)``."""
 
     def __init__(self, network: nn.Module, outputs: int) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ class _FromCodes(nn.Module):
 
 
 def _check_sizes(data_shape: Sequence[int], latent: int, **layers: Sequence[int]) -> None:
-    """Raise unless all sizes are whole numbers from 1 on, the shape and layers several of them."""
+    """Raise unless all sizes are whole numbers ≥ 1, and the shape and layers tuples of them."""
     if not _is_size(latent):
         raise InputError(
             f"expected a whole number of latent units ≥ 1; got {latent!r}. Take latent=10, say."
@@ -288,7 +288,7 @@ def _perceptron(sizes: Sequence[int], gated: bool) -> nn.Sequential:
 
 
 def _outputs(likelihood: str, categories: int | None) -> int:
-    """How many outputs of the network an entry of a row needs."""
+    """How many outputs of the network each entry of a row needs."""
     if likelihood not in LIKELIHOODS:
         raise InputError(
             f"expected a likelihood among {', '.join(LIKELIHOODS)}; got {likelihood!r}."

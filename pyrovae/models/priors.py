@@ -15,9 +15,9 @@ from pyrovae.models.checks import check_kind
 from pyrovae.pairs import measuring
 from pyrovae.randomness import check_seed, seeded
 
-Bounds = tuple[Tensor | float, Tensor | float]  # least and greatest value of entries, or of each
+Bounds = tuple[Tensor | float, Tensor | float]  # least and greatest value of all entries or of each
 
-UNIT_SLOPE = math.log(math.e - 1)  # what softplus makes 1 of
+UNIT_SLOPE = math.log(math.e - 1)  # its softplus is 1
 
 
 class StandardNormal(nn.Module):
@@ -64,22 +64,23 @@ class VampPrior(nn.Module):
     """p(z) = 1/K Σ_k q(z | u_k): the aggregated posterior of K learned pseudo-inputs.
 
     The pseudo-inputs go through the encoder that the guide uses, so that the prior can follow the
-    aggregated posterior while both are trained (Tomczak & Welling 2018). Within bounds they are
-    kept by a sigmoid, which has a gradient wherever they start, at the bounds too; an entry that
-    training drives far out has none any more (in float32 at ``raw`` ≥ 17, where the sigmoid is 1).
+    aggregated posterior while both are trained (Tomczak & Welling 2018). A sigmoid keeps them
+    within their bounds; it has a gradient wherever they start, at the bounds too, but an entry that
+    training drives far out no longer has one (in float32 from ``raw`` = 17 on, where the sigmoid
+    is 1).
 
     Args:
         encoder: the pair's own, x → q(z | x).
         inputs: values to start from, finite floating point numbers, shape ``(K, *event_shape)``.
-        bounds: least and greatest value of an entry of x, as ``(0.0, 1.0)``, each a number or a
-            tensor that broadcasts against ``event_shape``: where columns have different units, give
-            those of each column. Any real number may occur if not given. Starting values at a bound
-            begin a twentieth of the way inside it. An entry whose two bounds are equal is held at
-            that value.
+        bounds: least and greatest value of an entry of x, such as ``(0.0, 1.0)``, each a number or
+            a tensor that broadcasts against ``event_shape``: if columns have different units, give
+            bounds for each column. If not given, any real number may occur. Starting values at a
+            bound begin a twentieth of the way inside it. An entry whose two bounds are equal stays
+            at that value.
 
     Raises:
         InputError: if there are no inputs, one is not finite or outside the bounds, the encoder
-            does not take them, or the bounds do not fit a row or leave no entry any room.
+            does not take them, or the bounds do not fit a row or are equal for all entries.
     """
 
     low: Tensor | float | None
@@ -88,7 +89,7 @@ class VampPrior(nn.Module):
     def __init__(self, encoder: nn.Module, inputs: Tensor, *, bounds: Bounds | None = None) -> None:
         super().__init__()
         if len(inputs) < 1:
-            raise InputError("expected at least one pseudo-input; got none.")
+            raise InputError("expected at least one pseudo-input; got none. Give some rows.")
         _check_values(inputs, bounds)
         check_inputs(encoder, inputs)
         self.encoder = encoder
@@ -112,9 +113,15 @@ class VampPrior(nn.Module):
     ) -> VampPrior:
         """Start from ``components`` rows of the data, chosen without replacement.
 
+        Args:
+            encoder, bounds: as for the class.
+            data: rows, shape ``(N, *event_shape)``.
+            components: number of pseudo-inputs K, at most N.
+            seed: names the choice.
+
         Raises:
-            InputError: if there are fewer rows than components, or any of them, chosen or not, is
-                not finite, not of floating point or outside the bounds.
+            InputError: if there are fewer rows than components, or any row, chosen or not, is not
+                finite, not of floating point or outside the bounds.
         """
         check_seed(seed)
         if not 1 <= components <= len(data):
@@ -138,14 +145,14 @@ class VampPrior(nn.Module):
         bounds: Bounds | None = None,
         seed: int = 0,
     ) -> VampPrior:
-        """Start from normal draws with mean and standard deviation of each entry of the data.
+        """Start from normal draws with the mean and standard deviation of each entry of the data.
 
-        Within bounds they are truncated to them. (The paper's published code starts all entries
-        near one grey instead: N(0.05, 0.01²) for MNIST, N(0.8, 0.01²) for the silhouettes. For such
-        a start give values of your own: ``VampPrior(encoder, inputs)``.)
+        If there are bounds, the normals are truncated to them. (The paper's published code starts
+        all entries near one grey instead: N(0.05, 0.01²) for MNIST, N(0.8, 0.01²) for the
+        silhouettes. For such a start give values of your own: ``VampPrior(encoder, inputs)``.)
 
         Args:
-            encoder, bounds: as of the class.
+            encoder, bounds: as for the class.
             like: rows of data, shape ``(N, *event_shape)``, N ≥ 2.
             components: number of pseudo-inputs K, which may be larger than N.
             seed: names the draws.
@@ -158,7 +165,7 @@ class VampPrior(nn.Module):
         if components < 1 or len(like) < 2:
             raise InputError(
                 f"expected at least one pseudo-input and two rows to draw them like; got "
-                f"{components} and {len(like)}."
+                f"{components} and {len(like)}. Give more of them."
             )
         _check_values(like, bounds)
         limits = _by_entry(bounds or (-torch.inf, torch.inf), like)
@@ -169,8 +176,8 @@ class VampPrior(nn.Module):
             uniform = torch.rand(components, *location.shape, dtype=torch.float64)
         least, greatest = (normal.cdf(((limit - location) / divisor).double()) for limit in limits)
         standard = normal.icdf(least + (greatest - least) * uniform.to(location.device))
-        drawn = location + scale * standard.to(scale)
-        return cls(encoder, drawn.clamp(*limits), bounds=bounds)  # what is outside is rounding
+        draws = location + scale * standard.to(scale)
+        return cls(encoder, draws.clamp(*limits), bounds=bounds)  # only rounding is outside
 
     @property
     def bounds(self) -> Bounds | None:
@@ -194,15 +201,15 @@ class VampPrior(nn.Module):
 class FlowPrior(nn.Module):
     """p(z): a standard normal through spline couplings (Durkan et al. 2019; Pyro's transforms).
 
-    It starts close to N(0, I), which the splines bend between −5 and 5 as they learn.
+    It starts close to N(0, I); the splines act between −5 and 5.
 
     Args:
         latent: number of latent units D ≥ 2.
-        layers: couplings, with the units permuted between them.
-        hidden: sizes of the hidden layers that parametrise one coupling.
+        layers: number of couplings; the order of the units is reversed between them.
+        hidden: sizes of the hidden layers of the network in each coupling.
 
     Raises:
-        InputError: for a single unit, which has nothing to be coupled with.
+        InputError: for a single unit, which has no other to couple with.
     """
 
     order: Tensor
@@ -229,38 +236,38 @@ class FlowPrior(nn.Module):
 
 
 def check_inputs(encoder: nn.Module, rows: Tensor) -> dist.Distribution:
-    """What an encoder makes of the first two rows, batch shape ``(2,)``, event shape ``(D,)``.
+    """The encoding of the first two rows, batch shape ``(2,)``, event shape ``(D,)``.
 
     Raises:
         InputError: if the encoder does not take such rows, or returns no distribution over vectors.
     """
-    few = rows[:2]
+    first = rows[:2]
     try:
         with torch.no_grad(), measuring(encoder):
-            found: dist.Distribution = encoder(few)
+            encoding: dist.Distribution = encoder(first)
     except RuntimeError as error:
         raise InputError(
-            f"expected rows that the encoder takes; got shape {tuple(few.shape[1:])}, dtype "
-            f"{few.dtype}: {error}. Give rows like the data's."
+            f"expected rows that the encoder takes; got shape {tuple(first.shape[1:])}, dtype "
+            f"{first.dtype}: {error}. Give rows like the data's."
         ) from error
-    check_kind("encoder", found)
-    batch, event = tuple(found.batch_shape), tuple(found.event_shape)
-    if batch != (len(few),) or len(event) != 1:
+    check_kind("encoder", encoding)
+    batch, event = tuple(encoding.batch_shape), tuple(encoding.event_shape)
+    if batch != (len(first),) or len(event) != 1:
         raise InputError(
-            f"expected the encoder to return a distribution with batch shape ({len(few)},) and "
+            f"expected the encoder to return a distribution with batch shape ({len(first)},) and "
             f"event shape (D,); got {batch} and {event}. Declare the units of a code as event "
             "dimensions with .to_event(1)."
         )
-    return found
+    return encoding
 
 
 @torch.no_grad()
 def _nearly_identity(coupling: Any) -> None:
-    """Start a coupling of linear rational splines where it changes nothing yet.
+    """Start a coupling of linear rational splines close to the identity.
 
-    Bins of equal width and height with slopes of 1 at their ends are the identity. The network that
-    says where the other spline departs from it keeps a hundredth of its weights, and slopes are
-    1.001 (Pyro adds 0.001 to all): at the identity itself, ``lambdas`` would have no gradient.
+    Bins of equal width and height with slopes of 1 at their ends are the identity. The last weights
+    of the network behind the other spline are divided by a hundred, and slopes are 1.001 (Pyro adds
+    0.001 to all): at the identity itself, ``lambdas`` would have no gradient.
     """
     lower, network = coupling.lower_spline, coupling.upper_spline.nn
     for parameter in lower.parameters():
@@ -273,9 +280,9 @@ def _nearly_identity(coupling: Any) -> None:
 
 
 def _inside(inputs: Tensor, bounds: Bounds) -> Tensor:
-    """The logits of the inputs' places between the bounds, drawn in by a twentieth."""
+    """The logits of the inputs' places between the bounds, moved inwards by a twentieth."""
     low, high = _by_entry(bounds, inputs)
-    room = torch.where(high > low, high - low, 1.0)  # without room, all places are the same
+    room = torch.where(high > low, high - low, 1.0)  # without room, any place will do
     return torch.logit(0.05 + 0.9 * (inputs - low) / room)
 
 
@@ -318,7 +325,7 @@ def _check_room(low: Tensor, high: Tensor) -> None:
 
 
 def _by_entry(bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of each entry of a row, with its shape, dtype and device."""
+    """Bounds of each entry, with the shape, dtype and device of a row."""
     shape = rows.shape[1:]
     low, high = (torch.as_tensor(b, dtype=rows.dtype, device=rows.device) for b in bounds)
     try:
@@ -331,5 +338,5 @@ def _by_entry(bounds: Bounds, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first(fault: Tensor) -> tuple[int, ...] | None:
-    """The place of the first fault, if there is one."""
+    """The index of the first fault, if there is one."""
     return tuple(fault.nonzero()[0].tolist()) if bool(fault.any()) else None

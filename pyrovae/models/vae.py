@@ -13,7 +13,7 @@ from pyrovae.models.checks import (
     check_rows,
     data_plate,
     decoding,
-    encoded,
+    encoding_of,
     register,
 )
 from pyrovae.models.exemplar_prior import prior_of
@@ -30,13 +30,14 @@ class VAE(nn.Module):
     Args:
         encoder: maps rows ``(B, ...)`` to q(z | x), batch shape ``(B,)``, event shape ``(D,)``.
         decoder: maps codes ``(B, D)`` to p(x | z), batch shape ``(B,)``, event shape that of a row.
-            One of counts also gets the total of each row, on which all is then conditional.
-        prior: maps nothing to p(z), batch shape ``()``, event shape ``(D,)``; or p(z) itself, or
-            the result of :func:`pyrovae.fit_ex_post_prior`.
-        name: under which the parameters stand in Pyro's parameter store.
+            A decoder for counts also gets the total of each row: everything is then conditional on
+            that.
+        prior: takes no argument and returns p(z), batch shape ``()``, event shape ``(D,)``; or p(z)
+            itself, or the result of :func:`pyrovae.fit_ex_post_prior`.
+        name: the name of the parameters in Pyro's parameter store.
 
     Raises:
-        InputError: for a prior that is none of these; and when it runs, if the modules return
+        InputError: for a prior that is none of these; when it runs, if the modules return
             distributions of other shapes, or a row has a value that the likelihood excludes.
 
     >>> import pyrovae as pv, torch
@@ -62,7 +63,7 @@ class VAE(nn.Module):
             index: numbers of the rows, shape ``(B,)``, which an
                 :class:`~pyrovae.models.exemplar_prior.ExemplarPrior` needs in training.
             size: number of rows of the whole data set when ``x`` is a minibatch of it; the rows'
-                log densities are then scaled by size/B, and the ELBO is unbiased for the whole.
+                log densities are then scaled by size/B, and the ELBO is unbiased for the whole set.
 
         Returns:
             ``x``.
@@ -83,16 +84,16 @@ class VAE(nn.Module):
         """q(z | x) for each row of ``x``; arguments as :meth:`model`.
 
         Returns:
-            one code a row, shape ``(B, D)``.
+            one code for each row, shape ``(B, D)``.
         """
         register(self.name, self)
         with data_plate(x, size):
-            return pyro.sample("z", encoded("encoder", self.encoder, x))
+            return pyro.sample("z", encoding_of("encoder", self.encoder, x))
 
     def with_prior(self, prior: Prior) -> VAE:
         """The same encoder and decoder, shared, under another prior.
 
         Args:
-            prior: as of the class.
+            prior: as for the class.
         """
         return VAE(self.encoder, self.decoder, prior, name=self.name)
