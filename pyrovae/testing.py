@@ -1,4 +1,4 @@
-"""The linear-Gaussian VAE, in which every quantity that the library estimates is known exactly."""
+"""The linear-Gaussian VAE, for which every quantity that the library estimates is known exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyrovae.randomness import seeded
 
 @dataclass(frozen=True)
 class LinearGaussian:
-    """p(z) = N(0, I), p(x | z) = N(Wz + b, s²I), and what follows from them.
+    """p(z) = N(0, I), p(x | z) = N(Wz + b, s²I), and all that follows from them.
 
     The columns of W are orthogonal, so that p(z | x) has a diagonal covariance and the guide of
     :meth:`vae` is exact (Tipping & Bishop 1999).
@@ -53,7 +53,7 @@ class LinearGaussian:
             return self.evidence().sample(torch.Size([rows]))
 
     def vae(self, *, scale: float = 1.0, shift: float = 0.0) -> VAE:
-        """The pair with the exact decoder, and the exact guide unless told otherwise.
+        """The pair with the exact decoder, and the exact guide unless scaled or shifted.
 
         Args:
             scale: factor on the guide's standard deviations; 1 is exact.
@@ -100,7 +100,9 @@ def linear_gaussian_vae(
     (torch.Size([3]), torch.Size([3, 2]))
     """
     if data_dim < latent:
-        raise InputError(f"expected data_dim ≥ latent; got {data_dim} < {latent}.")
+        raise InputError(
+            f"expected data_dim ≥ latent; got {data_dim} < {latent}. Take more entries."
+        )
     with seeded(seed, "weights of a linear decoder"):
         raw = torch.randn(data_dim, latent, dtype=torch.float64)
         bias = torch.randn(data_dim, dtype=torch.float64)

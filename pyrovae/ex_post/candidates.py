@@ -1,4 +1,4 @@
-"""Ways to turn an aggregated posterior into a density that holds for new data, as values."""
+"""Recipes that turn an aggregated posterior into a density that also fits new data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pyrovae.mixture.families import MixtureByRow, Pushed
 from pyrovae.models import FlowPrior
 from pyrovae.randomness import derived_seed, seeded
 
-MOMENT_DRAWS = 64  # from each component, at least; four for each unit where that is more
-HELD = 1 << 22  # numbers drawn at once, or pairs of code and component looked at
-DRAWN = 1 << 13  # codes that a flow draws at once; a guide may have to be run for them
-STEEP = 5.0  # norm of a gradient, above which a flow's step is shortened
+MOMENT_DRAWS = 64  # from each component, at least; four for each unit if that is more
+NUMBERS_AT_ONCE = 1 << 22  # drawn at once, or pairs of code and component scored at once
+CODES_AT_ONCE = 1 << 13  # drawn at once to train a flow; a guide may have to be run for them
+STEEP = 5.0  # norm of a gradient above which a flow's step is shortened
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Inflated:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """The candidate in words."""
         return f"variances inflated by {self.amount:g} Var(μ)" if self.amount else "as it is"
 
     def check(self, agg: Mixture) -> None:
@@ -59,19 +59,19 @@ class Inflated:
 
 @dataclass(frozen=True)
 class InflatedByUnit:
-    r"""An amount h_d for every unit: those of the largest leave-one-out density of training codes.
+    r"""An amount h_d for each unit, chosen by the leave-one-out density of training codes.
 
     .. math:: \max_h \sum_n \log \sum_{m ≠ n} w_m N(z_n; μ_m, σ_m^2 + h \operatorname{Var}(μ)),
               \qquad z_n \sim q(z | x_n)
 
-    No held-out code has a say in them (Duin 1976, leave-one-out bandwidths of kernel densities).
+    No held-out code is used for them (Duin 1976, leave-one-out bandwidths of kernel densities).
 
     Args:
-        steps: of Adam on log h, each for some codes.
-        codes: codes in a step, each against all components.
+        steps: of Adam on log h, each on a batch of codes.
+        codes: codes in a batch, each scored under all components.
 
     Raises:
-        InputError: for less than one of either.
+        InputError: for less than one step or code.
     """
 
     steps: int = 40
@@ -82,7 +82,7 @@ class InflatedByUnit:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """The candidate in words."""
         return "variances inflated unit by unit"
 
     def check(self, agg: Mixture) -> None:
@@ -90,7 +90,7 @@ class InflatedByUnit:
         _two_diagonal_normals(agg)
 
     def amounts(self, agg: AggregatedPosterior, *, seed: int) -> Tensor:
-        """h_d, shape ``(D,)``, from a start that suits a normal density (Silverman 1986)."""
+        """h_d, shape ``(D,)``; the search starts from Silverman's rule for normals (1986)."""
         return leave_one_out_amounts(agg, steps=self.steps, codes=self.codes, seed=seed)
 
     def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
@@ -100,16 +100,16 @@ class InflatedByUnit:
 
 @dataclass(frozen=True)
 class Reduced:
-    """K components fitted to all by `pyrovae.mixture.reduction.reduce`, or an average of such fits.
+    """K components fitted by `pyrovae.mixture.reduction.reduce`, or an average of such fits.
 
-    An average over starts errs less than each of them: where they differ, they err.
+    The log density of an average is at least the mean of its fits' log densities, at any code.
 
     Args:
         components: K.
         covariance: of the components, "diagonal" or "full".
-        shrinkage: how many data points the common covariance counts for in each component.
-        starts: number of fits that are averaged, each from its own random start. Starts of one
-            seed share none with those of another.
+        shrinkage: how many data points the common covariance counts as in each component.
+        starts: number of fits that are averaged, each from its own random start. Two seeds have no
+            start in common.
 
     Raises:
         InputError: for less than one component or start, another covariance, or a shrinkage that
@@ -127,44 +127,46 @@ class Reduced:
     def __post_init__(self) -> None:
         _need_counts(components=self.components, starts=self.starts)
         if self.covariance not in ("diagonal", "full"):
-            given = repr(self.covariance)
-            raise InputError(f"expected covariance 'diagonal' or 'full'; got {given}. Use one.")
+            raise InputError(
+                f"expected covariance 'diagonal' or 'full'; got {self.covariance!r}. Use one."
+            )
         if not 0 <= self.shrinkage < math.inf:
             raise InputError(f"expected a finite shrinkage of at least 0; got {self.shrinkage}.")
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """The candidate in words."""
         plural = "s" if self.components > 1 else ""
-        one = f"reduced to {self.components} component{plural}"
-        of = f"{one} of full covariance" if self.covariance == "full" else one
-        return of if self.starts == 1 else f"{of}, {self.starts} averaged"
+        covariance = " of full covariance" if self.covariance == "full" else ""
+        average = f", {self.starts} averaged" if self.starts > 1 else ""
+        return f"reduced to {self.components} component{plural}{covariance}{average}"
 
     def check(self, agg: Mixture) -> None:
-        """Raises ``InputError`` for fewer components than are wanted, or events but vectors."""
+        """Raises ``InputError`` if the mixture has fewer components, or events but vectors."""
         _need_vectors(agg)
         if self.components > agg.size:
-            wanted = self.components
-            raise InputError(f"expected 1 to {agg.size} components; got {wanted}. Use fewer.")
+            raise InputError(
+                f"expected 1 to {agg.size} components; got {self.components}. Use fewer."
+            )
 
     def fit(self, agg: AggregatedPosterior, *, seed: int) -> dist.Distribution:
         """The density."""
         self.check(agg)
-        found = [
+        fits = [
             reduce(
                 agg,
                 self.components,
                 covariance=self.covariance,
                 shrinkage=self.shrinkage,
                 draws=2,
-                seed=_named(seed, start),
+                seed=_start_seed(seed, start),
             ).mixture
             for start in range(self.starts)
         ]
         if self.starts == 1:
-            return found[0]
-        components = families.concatenate([part.component_distribution for part in found])
-        logits = torch.cat([part.log_weights for part in found])
+            return fits[0]
+        components = families.concatenate([fit.component_distribution for fit in fits])
+        logits = torch.cat([fit.log_weights for fit in fits])
         return Mixture(dist.Categorical(logits=logits), components)
 
 
@@ -172,14 +174,14 @@ class Reduced:
 class Flow:
     """A normalising flow trained by maximum likelihood on fresh draws from all components.
 
-    It starts near the normal with the mixture's means and standard deviations, takes all steps and
-    keeps the last, of a rate that has fallen to 0 by then. Nothing is held back to stop early:
-    steps are what limits how closely it follows the kernels of few data points, and held-out codes
-    choose among candidates of different steps. Equal seeds give equal flows. A step takes about 10
-    milliseconds, longer of more layers and where draws run a guide.
+    It starts near the normal with the mixture's means and standard deviations and takes all steps,
+    while the learning rate falls to 0. No data are held back to stop early: the number of steps
+    limits how closely it can follow the kernels of a few data points, and held-out codes choose
+    among candidates with different numbers. Equal seeds give equal flows. A step takes about 10
+    milliseconds, longer with more layers and if draws run a guide.
 
     Args:
-        steps: of Adam; more for many data points and units.
+        steps: of Adam; take more for many data points and units.
         batch: draws in a step.
         layers, hidden: of `FlowPrior`.
         learning_rate: of Adam at the start; it falls to 0 along a cosine.
@@ -198,12 +200,13 @@ class Flow:
         _need_counts(steps=self.steps, batch=self.batch, layers=self.layers)
         _need_counts(hidden=min(self.hidden, default=0))
         if not 0 < self.learning_rate < math.inf:
-            given = self.learning_rate
-            raise InputError(f"expected a finite learning rate above 0; got {given}. Try 1e-2.")
+            raise InputError(
+                f"expected a finite learning rate above 0; got {self.learning_rate}. Try 1e-2."
+            )
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """The candidate in words."""
         plural = "s" if self.layers > 1 else ""
         return f"a flow of {self.layers} coupling{plural}, {self.steps} steps"
 
@@ -217,10 +220,10 @@ class Flow:
         """The density, in units of the standard deviations of some draws."""
         self.check(agg)
         with torch.no_grad(), seeded(seed, "flow"):
-            some = agg.sample((2000,))  # moments need not be known in closed form
-            standard = dist.transforms.AffineTransform(some.mean(0), some.std(0), event_dim=1)
+            draws = agg.sample((2000,))  # moments need not be known in closed form
+            standard = dist.transforms.AffineTransform(draws.mean(0), draws.std(0), event_dim=1)
             flow = FlowPrior(agg.event_shape.numel(), layers=self.layers, hidden=self.hidden)
-            flow.to(some)
+            flow.to(draws)
             _train(flow, (standard.inv(z) for z in _batches(agg, self)), self)
         base = flow.requires_grad_(False)()
         return dist.TransformedDistribution(base, [standard])
@@ -234,8 +237,8 @@ def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
 
     Args:
         agg: a mixture with normal components.
-        amount: h ≥ 0, in units of the variance of the means, per unit; one for all units, or one
-            for each, shape ``(D,)``.
+        amount: h ≥ 0, in units of the variance of the means, unit by unit; one amount for all
+            units, or one for each, shape ``(D,)``.
 
     Raises:
         InputError: if the components are not normal.
@@ -255,12 +258,12 @@ def inflate(agg: Mixture, amount: float | Tensor) -> Mixture:
 
 
 def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
-    r"""The mixture with normals for components without moments in closed form; else as it is.
+    r"""The mixture with normals in place of components without moments in closed form.
 
-    Each gets the mean and the covariance of draws from the component, as where latent sites depend
-    on each other or are pushed through a flow: of all normals these are closest to it in
-    KL(component ‖ normal). Components that do not reach over all real numbers stay as they are.
-    Mixtures of normals at each datum are laid end to end.
+    Such components arise where latent sites depend on each other or go through a flow. Each normal
+    gets the mean and the covariance of draws from its component: of all normals that one is closest
+    in KL(component ‖ normal). All other components, and those that are not supported on all real
+    numbers, stay as they are. Mixtures of normals at each datum become one mixture of all normals.
 
     Args:
         agg: a mixture over vectors.
@@ -268,16 +271,16 @@ def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
     """
     components = agg.component_distribution
     if isinstance(components, MixtureByRow):
-        within, parts = families.unroll(components)
-        weights = (agg.log_weights.unsqueeze(-1) + within).exp().flatten()
+        log_shares, parts = families.unroll(components)
+        weights = (agg.log_weights.unsqueeze(-1) + log_shares).exp().flatten()
         return AggregatedPosterior(parts, weights) if is_normal(parts) else agg
-    if not (isinstance(components, families.Editable | Pushed) and _real(agg.support)):
+    if not (isinstance(components, families.Editable | Pushed) and _is_real(agg.support)):
         return agg
     dim = agg.event_shape.numel()
     draws = max(MOMENT_DRAWS, 4 * dim)
     means, factors = [], []
     with torch.no_grad(), seeded(seed, "moments of components"):
-        for part in torch.arange(agg.size).split(max(1, HELD // (draws * dim))):
+        for part in torch.arange(agg.size).split(max(1, NUMBERS_AT_ONCE // (draws * dim))):
             z = families.take(components, part).sample(torch.Size([draws]))
             centred = (z - z.mean(0)).double()
             covariance = torch.einsum("snd,sne->nde", centred, centred) / (draws - 1)
@@ -287,7 +290,7 @@ def with_normals(agg: AggregatedPosterior, *, seed: int) -> AggregatedPosterior:
     return AggregatedPosterior(normals, agg.masses)
 
 
-def _real(support: constraints.Constraint) -> bool:
+def _is_real(support: constraints.Constraint) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
@@ -306,8 +309,7 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
     Raises:
         InputError: unless there are two or more diagonal normals over vectors.
     """
-    normal = _two_diagonal_normals(agg)
-    loc, variance = ((t.detach() - shift) / unit for t, shift, unit in _standard(agg, *normal))
+    loc, variance = _standardised(agg, *_two_diagonal_normals(agg))
     size, dim = loc.shape
     start = -2 / (dim + 4) * math.log(size)  # Silverman's bandwidth, squared
     log_amount = loc.new_full((dim,), start).requires_grad_()
@@ -316,16 +318,17 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
         for _ in range(steps):
             index = torch.randperm(size, device=loc.device)[:codes]
             z = loc[index] + variance[index].sqrt() * torch.randn_like(loc[index])
-            wide = variance + log_amount.exp()
-            log_weight = agg.log_weights.detach() - 0.5 * wide.log().sum(-1)
-            precision = wide.reciprocal()
-            at_means = log_weight - 0.5 * (precision * loc.square()).sum(-1)
-            terms = (precision * loc, -0.5 * precision, at_means)
+            inflated = variance + log_amount.exp()
+            log_weight = agg.log_weights.detach() - 0.5 * inflated.log().sum(-1)
+            precision = inflated.reciprocal()
+            constants = log_weight - 0.5 * (precision * loc.square()).sum(-1)
+            terms = (precision * loc, -0.5 * precision, constants)
             leaves = [term.detach().requires_grad_() for term in terms]
-            few = max(1, HELD // size)  # their gradients are summed, some codes at a time
-            for points, own in zip(z.split(few), index.unsqueeze(-1).split(few), strict=True):
-                first, second, constant = leaves
-                scores = points @ first.mT + points.square() @ second.mT + constant
+            # Gradients are summed over parts of the codes, to need less memory.
+            part = max(1, NUMBERS_AT_ONCE // size)
+            for points, own in zip(z.split(part), index.unsqueeze(-1).split(part), strict=True):
+                linear, quadratic, constant = leaves
+                scores = points @ linear.mT + points.square() @ quadratic.mT + constant
                 loss = -scores.scatter(1, own, -math.inf).logsumexp(-1).sum() / len(index)
                 loss.backward()
             optimizer.zero_grad()
@@ -334,13 +337,12 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
     return log_amount.detach().exp()
 
 
-def _standard(
-    agg: AggregatedPosterior, loc: Tensor, scale: Tensor
-) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-    """Means and variances, each with what centres them and what they are divided by."""
-    unit, centre = agg.mean_variance.flatten(), agg.mean.flatten()
-    unit = torch.where(unit > 0, unit, torch.ones_like(unit))  # nothing is added to these
-    return (loc, centre, unit.sqrt()), (scale.square(), torch.zeros_like(centre), unit)
+def _standardised(agg: AggregatedPosterior, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances in units in which the means have mean 0 and variance 1."""
+    variance = agg.mean_variance.flatten()
+    variance = torch.where(variance > 0, variance, torch.ones_like(variance))  # never inflated
+    standard = (loc.detach() - agg.mean.flatten()) / variance.sqrt()
+    return standard, scale.square().detach() / variance
 
 
 def _train(flow: FlowPrior, batches: Iterator[Tensor], recipe: Flow) -> None:
@@ -362,15 +364,15 @@ def _train(flow: FlowPrior, batches: Iterator[Tensor], recipe: Flow) -> None:
 
 
 def _batches(source: AggregatedPosterior, recipe: Flow) -> Iterator[Tensor]:
-    """Draws for every step, those of several at once."""
-    ahead = max(1, DRAWN // recipe.batch)
-    for start in range(0, recipe.steps, ahead):
-        steps = min(ahead, recipe.steps - start)
+    """Draws for every step, made for several steps at once."""
+    steps_at_once = max(1, CODES_AT_ONCE // recipe.batch)
+    for start in range(0, recipe.steps, steps_at_once):
+        steps = min(steps_at_once, recipe.steps - start)
         yield from source.sample((steps * recipe.batch,)).split(recipe.batch)
 
 
-def _named(seed: int, start: int) -> int:
-    """The seed of a start; seed + start would name the starts of neighbours too."""
+def _start_seed(seed: int, start: int) -> int:
+    """The seed of a start; with seed + start, neighbouring seeds would share starts."""
     return derived_seed(seed, "averaged start", start)
 
 

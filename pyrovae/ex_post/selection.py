@@ -36,9 +36,9 @@ FULL_REDUCTIONS = (1, 10, 25, 50, 100, 200)
 AVERAGED = (100, 400)
 FULL_AVERAGED = (50, 200)
 STARTS = 8
-MANY = 20_000  # components, from which on each fit has data enough, and takes long
+MANY = 20_000  # components; with more, each fit has enough data, and takes long
 STARTS_OF_MANY = 2
-FLOW_UNITS = 16  # up to which so few steps can come near the best mixtures
+FLOW_UNITS = 16  # with more, a flow of so few steps can't come near the best mixtures
 FLOW_POINTS = 1000  # data points; with fewer, its 1 to 3 seconds would be most of the time
 
 
@@ -47,15 +47,15 @@ class Candidate:
     """One density that was tried.
 
     Args:
-        name: what it is, in words.
+        name: the density in words.
         family: "inflated", "reduced", "reduced, full" or "flow".
-        amount: the inflation h of the variances; of amounts by unit, their geometric mean, which
-            is the one amount that widens narrow kernels to the same volume; 0 where nothing was
+        amount: the inflation h of the variances; for amounts by unit their geometric mean, which
+            is the single amount that widens narrow kernels to the same volume; 0 if nothing was
             added.
         components: number of components; 0 for a flow.
         parameters: how many numbers describe the density; fewer is simpler.
         held_out: mean log density of held-out codes, with its standard error over held-out data.
-        difference: the same minus that of the best candidate, paired by data point.
+        difference: ``held_out`` minus that of the best candidate, paired by data point.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ExPostPrior:
-    """The density that was chosen, and everything that it was chosen from.
+    """The density that was chosen, with a table of all candidates.
 
     Args:
         distribution: the ex-post prior, event shape ``(D,)``.
         choice: name of the chosen candidate.
-        table: one row per candidate, as they were tried.
+        table: one row per candidate, in the order in which they were tried.
     """
 
     distribution: dist.Distribution
@@ -84,8 +84,8 @@ class ExPostPrior:
     def in_model(self, model: PyroFunction, *, site: str = "z") -> UnderPrior:
         """The model with this prior at its latent site, all else shared; the guide stays the same.
 
-        ``log_evidence(found.in_model(model), guide, x)`` is log p(x) under the ex-post prior. For a
-        ``VAE``, ``vae.with_prior(found)`` gives model and guide in one.
+        ``log_evidence(prior.in_model(model), guide, x)`` is log p(x) under the ex-post prior. For a
+        ``VAE``, ``vae.with_prior(prior)`` gives model and guide in one.
 
         Args:
             model: the Pyro model whose guide was aggregated.
@@ -114,39 +114,39 @@ def fit_ex_post_prior(
 
     .. math:: q_h(z) = \sum_n w_n N(z; μ_n, σ_n^2 + h \operatorname{Var}_m(μ_m)),
 
-    mixtures of far fewer components, of diagonal or full covariance, fitted to all of them, and
-    averages of several such fits, and a normalising flow. What is tried by default, as far as
-    there are data points enough, is listed by `default_candidates`.
+    mixtures of far fewer components, of diagonal or full covariance, fitted to all of them,
+    averages of several such fits, and a normalising flow. `default_candidates` lists what is tried
+    by default, depending on the number of data points.
 
-    Components of latent sites that depend on each other stand in the mixtures as normals of the
-    same means and covariances, by draws from each.
+    If latent sites depend on each other, the mixtures have normals in place of the components, with
+    means and covariances estimated from draws.
 
     The choice follows the one-standard-error rule: the *simplest* candidate whose held-out mean log
     density is within one standard error of the best. The error is that of the difference to the
-    best, paired by data point: whether a point is hard is common to all candidates and cancels,
-    where the error of the best's own mean, as in trees, would let in far worse ones. With fewer
-    than 10 held-out points no error can be told: the table says "too few rows to tell" of every
-    candidate, and the simplest of all is taken.
+    best, paired by data point: some points are hard for all candidates, which cancels in the
+    difference. The error of the best candidate's own mean, as used for trees, would let in far
+    worse ones. With fewer than 10 held-out points there is no standard error: the table says "too
+    few rows to tell" of every candidate, and the simplest of all is taken.
 
-    Simpler means fewer numbers that describe it: K(2D + 1) − 1 for K diagonal normals,
-    K(D + D(D + 1)/2 + 1) − 1 for full ones, the weights of a flow; and with as many, smoother: a
-    larger mean h.
+    Simpler means described by fewer numbers: K(2D + 1) − 1 for K diagonal normals,
+    K(D + D(D + 1)/2 + 1) − 1 for full ones, the weights of a flow; among equals, the smoother one,
+    with a larger mean h.
 
     Args:
         agg: the aggregated posterior of the training data.
         held_out: the encoding of at least two data points that the guide was not trained on.
-            The table was used for the choice: report the chosen density on other data.
+            They make the choice: report the chosen density on other data.
         candidates: what to try, of ``Inflated``, ``InflatedByUnit``, ``Reduced`` and ``Flow``; by
             default `default_candidates`.
         draws: codes drawn from each held-out encoding, at least one; their log densities are
             averaged before the standard error over data is taken.
-        seed: seed of these draws and of the fits; the same gives the same table.
+        seed: seed of these draws and of the fits; equal seeds give equal tables.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InputError: before any fit for no candidate, one that the components do not allow, no
-            draws, or a held-out encoding that is none, has fewer than two data points, other units
-            or codes that are not finite; after a fit for a log density that is no number.
+        InputError: before any fit, if there are no candidates, no draws or one candidate does not
+            suit the components, or if ``held_out`` is not an encoding, has fewer than two data
+            points, other units or codes that are not finite; after a fit, if a log density is NaN.
 
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
@@ -155,58 +155,59 @@ def fit_ex_post_prior(
     codes = _held_out_codes(agg, held_out, draws=draws, seed=seed)
     normals = with_normals(agg, seed=seed)
     recipes = _recipes(candidates, normals)
-    tried: list[_Tried] = []
-    leading, held = -1, normals  # the choice so far alone: each may be as large as the mixture
+    scores: list[_Score] = []
+    # Only the choice so far stays in memory: each density may be as large as the mixture.
+    leader, leading_density = -1, normals
     with torch.no_grad(), progress_bar("ex-post prior", len(recipes), progress=progress) as bar:
         for number, recipe in enumerate(recipes):
             bar.update(f"ex-post prior · {recipe.name}")
             density, amount = _fit(recipe, agg, normals, seed)
-            tried.append(_score(recipe, density, amount, codes))
-            if _simplest(_table(tried)) == number:
-                leading, held = number, density
+            scores.append(_score(recipe, density, amount, codes))
+            if _simplest(_table(scores)) == number:
+                leader, leading_density = number, density
             del density
             bar.tick()
-        table = _table(tried)
-        chosen = _simplest(table)
-        if chosen != leading:  # a new best has brought back an earlier one
-            held, _ = _fit(recipes[chosen], agg, normals, seed)
-    return ExPostPrior(held, table[chosen].name, table)
+        table = _table(scores)
+        choice = _simplest(table)
+        if choice != leader:  # a new best one with a larger error has brought back an earlier one
+            leading_density, _ = _fit(recipes[choice], agg, normals, seed)
+    return ExPostPrior(leading_density, table[choice].name, table)
 
 
 def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
-    """What is tried if nothing is said: all that is cheap for the components there are.
+    """What is tried by default: all that is cheap and suits the components.
 
-    - The mixture as it is, and inflated by 0.05, 0.1, 0.2, 0.5 and 1; over vectors, of diagonal
-      components, unit by unit too.
+    - The mixture as it is, and inflated by 0.05, 0.1, 0.2, 0.5 and 1; over vectors with diagonal
+      components, also unit by unit.
     - Reduced to 10, 25, 50, 100, 200, 400 and 1,000 diagonal components, and to 1, 10, 25, 50, 100
       and 200 of full covariance.
-    - Averages of fits of 100 and 400 diagonal components, and of 50 and 200 full ones: of eight
-      fits, or two of more than 20,000 components, to keep this to minutes.
-    - A flow of 2 couplings by 200 steps, where codes have 2 to 16 units and there are at least
-      1,000 data points. It takes 1 to 3 seconds, whatever their number; with more units a flow
-      needs more steps than that to be of use: ask for ``Flow(1000)``.
+    - Averages of fits of 100 and 400 diagonal components, and of 50 and 200 full ones: eight fits
+      each, or two for more than 20,000 data points, so that it takes minutes at most.
+    - A flow of 2 couplings and 200 steps, if codes have 2 to 16 units and there are at least 1,000
+      data points. It takes 1 to 3 seconds, whatever their number; with more units a flow needs more
+      steps to be of use: try ``Flow(1000)``.
 
-    Reductions leave at least three data points to a component. Full covariances are shrunk by
-    three data points for every four units, less where fits are averaged, which smooths too (amounts
-    found on codes of silhouettes). Of components that are not normal, the mixture as it is alone.
+    Reductions have at least three data points for each component. Full covariances are shrunk by
+    three data points for every four units, less if fits are averaged, which also smooths (amounts
+    chosen on codes of silhouettes). If components are not normal, only the mixture as it is.
     """
     if not is_normal(agg.component_distribution):
         return (Inflated(),)
-    found: list[Recipe] = [Inflated(amount) for amount in INFLATIONS]
+    recipes: list[Recipe] = [Inflated(amount) for amount in INFLATIONS]
     if len(agg.event_shape) != 1:
-        return tuple(found)
+        return tuple(recipes)
     if families.diagonal_normal(agg.component_distribution) is not None and agg.size > 1:
-        found.append(InflatedByUnit())
+        recipes.append(InflatedByUnit())
     dim = agg.event_shape.numel()
-    tried = [Reduced(size, shrinkage=3.0) for size in REDUCTIONS]
-    tried += [Reduced(size, "full", 0.75 * dim) for size in FULL_REDUCTIONS]
+    reductions = [Reduced(size, shrinkage=3.0) for size in REDUCTIONS]
+    reductions += [Reduced(size, "full", 0.75 * dim) for size in FULL_REDUCTIONS]
     starts = STARTS if agg.size <= MANY else STARTS_OF_MANY
-    tried += [Reduced(size, shrinkage=1.0, starts=starts) for size in AVERAGED]
-    tried += [Reduced(size, "full", 0.4 * dim, starts) for size in FULL_AVERAGED]
-    found += [recipe for recipe in tried if 3 * recipe.components <= agg.size]
+    reductions += [Reduced(size, shrinkage=1.0, starts=starts) for size in AVERAGED]
+    reductions += [Reduced(size, "full", 0.4 * dim, starts) for size in FULL_AVERAGED]
+    recipes += [recipe for recipe in reductions if 3 * recipe.components <= agg.size]
     if 2 <= dim <= FLOW_UNITS and agg.size >= FLOW_POINTS:
-        found.append(Flow())
-    return tuple(found)
+        recipes.append(Flow())
+    return tuple(recipes)
 
 
 def _held_out_codes(
@@ -215,49 +216,50 @@ def _held_out_codes(
     """Codes of the held-out data, shape ``(draws, M, *event_shape)``.
 
     Raises:
-        InputError: for what cannot be scored.
+        InputError: if they can't be scored.
     """
     if not isinstance(agg, Mixture):
         raise InputError(
             f"expected an aggregated posterior; got {type(agg).__name__}. Use aggregate(guide, "
             "train), or AggregatedPosterior(encoding)."
         )
-    how = "Use encode(guide, validation), on data that the guide was not trained on."
+    remedy = "Use encode(guide, validation), on data that the guide was not trained on."
     if not isinstance(held_out, torch.distributions.Distribution):
         raise InputError(
-            f"expected held_out to be an encoding; got {type(held_out).__name__}. {how}"
+            f"expected held_out to be an encoding; got {type(held_out).__name__}. {remedy}"
         )
     batch, event = tuple(held_out.batch_shape), tuple(held_out.event_shape)
     if len(batch) != 1 or batch[0] < 2 or event != tuple(agg.event_shape):
         raise InputError(
             "expected held_out to be the encoding of at least 2 data points, batch shape (M,), "
             f"with event shape {tuple(agg.event_shape)} as the mixture's; got batch shape {batch} "
-            f"and event shape {event}. {how}"
+            f"and event shape {event}. {remedy}"
         )
     if not isinstance(draws, Integral) or draws < 1:
         raise InputError(f"expected draws of at least 1, a whole number; got {draws!r}. Try 4.")
     with torch.no_grad(), seeded(seed, "codes to choose on"):
         codes: Tensor = held_out.sample(torch.Size([draws]))
-    bad = ~codes.isfinite().flatten(2).all(2).all(0)
-    if bad.any():
+    faults = ~codes.isfinite().flatten(2).all(2).all(0)
+    if faults.any():
         raise InputError(
-            f"expected finite held-out codes; got others at {int(bad.sum())} of {len(bad)} data "
-            f"points, the first in row {int(bad.nonzero()[0])}. Check these data and the guide."
+            f"expected finite held-out codes; got others at {int(faults.sum())} of {len(faults)} "
+            f"data points, the first in row {int(faults.nonzero()[0])}. Check these data and the "
+            "guide."
         )
     return codes
 
 
 def _recipes(candidates: Sequence[Recipe] | None, agg: AggregatedPosterior) -> tuple[Recipe, ...]:
-    """What is to be tried.
+    """The candidates to try, checked.
 
     Raises:
-        InputError: before any fit, if there is nothing, or something that cannot be fitted.
+        InputError: before any fit, if there are none, or some that can't be fitted.
     """
     if candidates is None:
         return default_candidates(agg)
     if not isinstance(candidates, Sequence) or not candidates:
-        given = repr(candidates) if candidates else "none"
-        raise InputError(f"expected at least one candidate; got {given}. Try [Inflated(0.2)].")
+        value = repr(candidates) if candidates else "none"
+        raise InputError(f"expected at least one candidate; got {value}. Try [Inflated(0.2)].")
     for recipe in candidates:
         if not isinstance(recipe, Recipe):
             raise InputError(
@@ -282,7 +284,7 @@ def _fit(
 
 def _mean_log_density(density: dist.Distribution, codes: Tensor, recipe: Recipe) -> Tensor:
     """For each held-out data point the mean over its codes, shape ``(M,)``."""
-    density = copy(density)  # with an evaluator of its own, which is not held on to
+    density = copy(density)  # so that what evaluation caches goes away with the copy
     value: Tensor = density.log_prob(codes).double().mean(0)
     if value.isnan().any():
         raise InputError(
@@ -292,14 +294,14 @@ def _mean_log_density(density: dist.Distribution, codes: Tensor, recipe: Recipe)
     return value
 
 
-class _Tried(NamedTuple):
-    """What a row of the table is made of, and mean log densities by data point, ``(M,)``."""
+class _Score(NamedTuple):
+    """The columns of a table row, and mean log densities by data point, shape ``(M,)``."""
 
     row: dict[str, Any]
     values: Tensor
 
 
-def _score(recipe: Recipe, density: dist.Distribution, amount: float, codes: Tensor) -> _Tried:
+def _score(recipe: Recipe, density: dist.Distribution, amount: float, codes: Tensor) -> _Score:
     family = {Inflated: "inflated", InflatedByUnit: "inflated", Reduced: "reduced"}
     full = isinstance(recipe, Reduced) and recipe.covariance == "full"
     row = {
@@ -309,24 +311,24 @@ def _score(recipe: Recipe, density: dist.Distribution, amount: float, codes: Ten
         "components": density.size if isinstance(density, Mixture) else 0,
         "parameters": _parameters(density),
     }
-    return _Tried(row, _mean_log_density(density, codes, recipe))
+    return _Score(row, _mean_log_density(density, codes, recipe))
 
 
-def _table(tried: Sequence[_Tried]) -> tuple[Candidate, ...]:
-    """Candidates beside the best of them."""
-    best = max((values for _, values in tried), key=lambda values: float(values.mean()))
+def _table(scores: Sequence[_Score]) -> tuple[Candidate, ...]:
+    """Candidates, compared with the best of them."""
+    best = max((values for _, values in scores), key=lambda values: float(values.mean()))
     return tuple(
         Candidate(**row, held_out=mean_estimate(values), difference=mean_estimate(values - best))
-        for row, values in tried
+        for row, values in scores
     )
 
 
 def _parameters(density: dist.Distribution) -> int:
-    """How many numbers describe a density; of components that are not normal, their means."""
+    """How many numbers describe a density; components that are not normal count as their means."""
     if isinstance(density, torch.distributions.TransformedDistribution):
         modules = [t for t in density.transforms if isinstance(t, torch.nn.Module)]
-        own = sum(p.numel() for module in modules for p in module.parameters())
-        return own + _parameters(density.base_dist)
+        in_transforms = sum(p.numel() for module in modules for p in module.parameters())
+        return in_transforms + _parameters(density.base_dist)
     if not isinstance(density, Mixture):
         return 0  # the fixed base of a flow
     dim = density.event_shape.numel()
