@@ -44,10 +44,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: dict[str, list[float]]) ->
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_what_is_returned_is_what_was_scored(recipe: Recipe) -> None:
     agg, held_out = AggregatedPosterior(encoding(60)), encoding(20)
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=[recipe], seed=3)
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out, candidates=[recipe], seed=3)
     codes = selection._held_out_codes(agg, held_out, draws=4, seed=3)
-    score = float(found.distribution.log_prob(codes).double().mean())
-    assert score == pytest.approx(found.table[0].held_out.value, rel=1e-12)
+    score = float(ex_post_prior.distribution.log_prob(codes).double().mean())
+    assert score == pytest.approx(ex_post_prior.table[0].held_out.value, rel=1e-12)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -70,20 +70,20 @@ def test_a_choice_that_is_brought_back_is_fitted_as_before(
     back = fit_ex_post_prior(agg, held_out=held_out, candidates=[recipe, *later])
     assert led.choice == later[0].name and back.choice == recipe.name
     z = torch.randn(9, 3)
-    one, other = (found.distribution.log_prob(z) for found in (alone, back))
-    torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+    first, second = (prior.distribution.log_prob(z) for prior in (alone, back))
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
 
 
 def test_one_candidate_is_held_beside_the_one_that_is_fitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fit, alive = selection._fit, []
-    made: list[weakref.ref[Any]] = []
+    references: list[weakref.ref[Any]] = []
 
     def counting(*arguments: Any) -> Any:
-        alive.append(sum(one() is not None for one in made))
+        alive.append(sum(reference() is not None for reference in references))
         density, amount = fit(*arguments)
-        made.append(weakref.ref(density))
+        references.append(weakref.ref(density))
         return density, amount
 
     monkeypatch.setattr(selection, "_fit", counting)
@@ -102,7 +102,9 @@ def evaluators() -> int:
 def test_what_evaluation_leaves_behind_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)  # as with many components
     agg, held_out, before = AggregatedPosterior(encoding(60)), encoding(20), evaluators()
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=[Inflated(), Inflated(0.2)])
+    ex_post_prior = fit_ex_post_prior(
+        agg, held_out=held_out, candidates=[Inflated(), Inflated(0.2)]
+    )
     assert evaluators() == before
-    found.distribution.log_prob(torch.zeros(3))
+    ex_post_prior.distribution.log_prob(torch.zeros(3))
     assert evaluators() > before  # the count would have told

@@ -46,23 +46,25 @@ def test_inflation_adds_variance() -> None:
 def test_memorised_density_is_smoothed() -> None:
     """The held-out density of what is chosen beats the raw mixture's by many standard errors."""
     agg, held_out = AggregatedPosterior(narrow_kernels(300)), narrow_kernels(300)
-    found = fit_ex_post_prior(agg, held_out=held_out)
-    assert len(found.table) == len(default_candidates(agg))
-    raw = found.table[0]
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out)
+    assert len(ex_post_prior.table) == len(default_candidates(agg))
+    raw = ex_post_prior.table[0]
     assert raw.amount == 0.0 and raw.difference.value < -4 * raw.difference.standard_error
-    best = max(found.table, key=lambda row: row.held_out.value)
+    best = max(ex_post_prior.table, key=lambda row: row.held_out.value)
     assert best.difference.value == 0.0 and best.difference.standard_error == 0.0
     fresh = narrow_kernels(300).sample()
-    assert found.distribution.log_prob(fresh).mean() > agg.log_prob(fresh).mean() + 10
-    assert isinstance(found.distribution, Mixture) and found.choice in {r.name for r in found.table}
+    assert ex_post_prior.distribution.log_prob(fresh).mean() > agg.log_prob(fresh).mean() + 10
+    assert isinstance(ex_post_prior.distribution, Mixture) and ex_post_prior.choice in {
+        r.name for r in ex_post_prior.table
+    }
 
 
 def test_choice_is_the_smoothest_within_one_standard_error() -> None:
     agg, held_out = AggregatedPosterior(narrow_kernels(500)), narrow_kernels(30)
     recipes = [Inflated(h) for h in torch.linspace(0.1, 0.5, 30).tolist()]
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
-    close = [r for r in found.table if -r.difference.value <= r.difference.standard_error]
-    chosen = next(r for r in found.table if r.name == found.choice)
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
+    close = [r for r in ex_post_prior.table if -r.difference.value <= r.difference.standard_error]
+    chosen = next(r for r in ex_post_prior.table if r.name == ex_post_prior.choice)
     assert len(close) > 1 and chosen.amount == max(r.amount for r in close)
 
 
@@ -72,10 +74,10 @@ def test_errors_are_of_differences_paired_by_data_point() -> None:
     loc = torch.linspace(1, 30, 12).unsqueeze(-1) * torch.randn(12, D)
     held_out = dist.Normal(loc, 1e-9).to_event(1)
     recipes = [Reduced(1, "full"), Inflated(0.5), Inflated(0.45)]
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
     values = torch.stack([recipe.fit(agg, seed=0).log_prob(loc) for recipe in recipes])
     best = values[values.mean(1).argmax()]
-    for row, value in zip(found.table, values, strict=True):
+    for row, value in zip(ex_post_prior.table, values, strict=True):
         paired = (value - best).std() / math.sqrt(12)
         assert row.difference.value == pytest.approx(float((value - best).mean()), rel=1e-4)
         assert row.difference.standard_error == pytest.approx(float(paired), rel=1e-4)
@@ -91,23 +93,23 @@ def test_ties_go_to_the_smoother_with_amounts_by_unit_among_them() -> None:
     loc = torch.stack([agg.encoding.mean[0], torch.full((D,), 2.5)])
     held_out = dist.Normal(loc, 1e-6).to_event(1)
     recipes: list[Recipe] = [Inflated(0.0), Inflated(0.001), InflatedByUnit()]
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
     amount = leave_one_out_amounts(agg, steps=40, codes=128, seed=0).log().mean().exp()
-    assert [row.amount for row in found.table] == [0.0, 0.001, pytest.approx(float(amount))]
-    assert found.choice == recipes[2].name and amount > 0.001
+    assert [row.amount for row in ex_post_prior.table] == [0.0, 0.001, pytest.approx(float(amount))]
+    assert ex_post_prior.choice == recipes[2].name and amount > 0.001
     wider = Inflated(2 * float(amount))
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=[wider, *recipes])
-    assert found.choice == wider.name
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out, candidates=[wider, *recipes])
+    assert ex_post_prior.choice == wider.name
 
 
 @pytest.mark.parametrize("rows", [2, 5])
 def test_few_held_out_points_make_simple_choices(rows: int) -> None:
     agg, held_out = AggregatedPosterior(narrow_kernels(60)), narrow_kernels(rows)
-    found = fit_ex_post_prior(agg, held_out=held_out)
-    chosen = next(row for row in found.table if row.name == found.choice)
-    assert chosen.parameters == min(row.parameters for row in found.table)
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out)
+    chosen = next(row for row in ex_post_prior.table if row.name == ex_post_prior.choice)
+    assert chosen.parameters == min(row.parameters for row in ex_post_prior.table)
     assert chosen.held_out.size == rows
-    assert all(row.held_out.unresolved == "too few rows to tell" for row in found.table)
+    assert all(row.held_out.unresolved == "too few rows to tell" for row in ex_post_prior.table)
 
 
 def test_reduced_mixtures_are_candidates_and_fewer_numbers_are_simpler() -> None:
@@ -121,11 +123,15 @@ def test_reduced_mixtures_are_candidates_and_fewer_numbers_are_simpler() -> None
     agg = AggregatedPosterior(encoding(300))
     recipes: list[Recipe] = [Inflated(h) for h in (0.01, 0.1, 1.0)]
     recipes += [Reduced(3), Reduced(30), Reduced(3, covariance="full", starts=2)]
-    found = fit_ex_post_prior(agg, held_out=encoding(300), candidates=recipes)
-    assert [row.components for row in found.table] == [300] * 3 + [3, 30, 6]
-    assert [row.parameters for row in found.table] == [300 * 9 - 1] * 3 + [26, 269, 6 * 15 - 1]
-    assert found.choice == "reduced to 3 components"
-    assert isinstance(found.distribution, Mixture) and found.distribution.size == 3
+    ex_post_prior = fit_ex_post_prior(agg, held_out=encoding(300), candidates=recipes)
+    assert [row.components for row in ex_post_prior.table] == [300] * 3 + [3, 30, 6]
+    assert [row.parameters for row in ex_post_prior.table] == [300 * 9 - 1] * 3 + [
+        26,
+        269,
+        6 * 15 - 1,
+    ]
+    assert ex_post_prior.choice == "reduced to 3 components"
+    assert isinstance(ex_post_prior.distribution, Mixture) and ex_post_prior.distribution.size == 3
 
 
 def test_averages_of_shrunk_full_covariances_win_on_a_curved_surface() -> None:
@@ -137,17 +143,17 @@ def test_averages_of_shrunk_full_covariances_win_on_a_curved_surface() -> None:
         return dist.Normal(loc, 0.02).to_event(1)
 
     agg, held_out = AggregatedPosterior(encoding(600)), encoding(1000)
-    one = Reduced(60, covariance="full", shrinkage=6.0)
-    recipes = [Reduced(60), one, Reduced(60, covariance="full", shrinkage=6.0, starts=4)]
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
-    diagonal, full, averaged = (row.difference for row in found.table)
-    assert found.choice == "reduced to 60 components of full covariance, 4 averaged"
+    single = Reduced(60, covariance="full", shrinkage=6.0)
+    recipes = [Reduced(60), single, Reduced(60, covariance="full", shrinkage=6.0, starts=4)]
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
+    diagonal, full, averaged = (row.difference for row in ex_post_prior.table)
+    assert ex_post_prior.choice == "reduced to 60 components of full covariance, 4 averaged"
     assert averaged.value == 0
     assert diagonal.value < full.value < -4 * full.standard_error
-    average = found.distribution
+    average = ex_post_prior.distribution
     assert isinstance(average, Mixture) and average.size == 240
     parts = average.component_distribution.mean.split(60)
-    assert torch.equal(one.fit(agg, seed=0).component_distribution.mean, parts[0])
+    assert torch.equal(single.fit(agg, seed=0).component_distribution.mean, parts[0])
     torch.testing.assert_close(average.weights.view(4, 60).sum(-1), torch.full((4,), 0.25))
 
 
@@ -173,8 +179,10 @@ def test_amounts_by_unit_follow_the_units() -> None:
     amount = leave_one_out_amounts(agg, steps=40, codes=128, seed=0)
     assert amount[0] < 0.5 * amount[1:].min() and (amount[1:] > 0.02).all()
     recipes: list[Recipe] = [Inflated(h) for h in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)]
-    found = fit_ex_post_prior(agg, held_out=encoding(500), candidates=[*recipes, InflatedByUnit()])
-    assert found.table[-1].difference.value == 0
+    ex_post_prior = fit_ex_post_prior(
+        agg, held_out=encoding(500), candidates=[*recipes, InflatedByUnit()]
+    )
+    assert ex_post_prior.table[-1].difference.value == 0
     alike = AggregatedPosterior(dist.Normal(torch.zeros(5, 2), torch.ones(5, 2)).to_event(1))
     assert leave_one_out_amounts(alike, steps=2, codes=5, seed=0).isfinite().all()
 
@@ -185,17 +193,20 @@ def test_a_flow_is_a_candidate() -> None:
     loc = torch.stack([3 * angle.cos() + 20, 0.3 * angle.sin()], -1)
     agg = AggregatedPosterior(dist.Normal(loc, torch.tensor([0.3, 0.03])).to_event(1))
     recipes = [Reduced(1, covariance="full"), Flow(150, layers=2, hidden=(16,), learning_rate=0.02)]
-    found = fit_ex_post_prior(agg, held_out=agg.encoding, candidates=recipes)
-    normal, flow = found.table
-    assert found.choice == "a flow of 2 couplings, 150 steps" == flow.name and flow.components == 0
+    ex_post_prior = fit_ex_post_prior(agg, held_out=agg.encoding, candidates=recipes)
+    normal, flow = ex_post_prior.table
+    assert (
+        ex_post_prior.choice == "a flow of 2 couplings, 150 steps" == flow.name
+        and flow.components == 0
+    )
     assert flow.parameters > normal.parameters
     grid = torch.cartesian_prod(torch.linspace(10, 30, 400), torch.linspace(-1, 1, 400))
-    total = found.distribution.log_prob(grid).exp().sum() * 20 / 399 * 2 / 399
+    total = ex_post_prior.distribution.log_prob(grid).exp().sum() * 20 / 399 * 2 / 399
     torch.testing.assert_close(total, torch.tensor(1.0), atol=0.02, rtol=0)
-    z = found.distribution.sample((4000,))
+    z = ex_post_prior.distribution.sample((4000,))
     assert ((z.mean(0) - loc.mean(0)).abs() < 0.3 * loc.std(0)).all()
     again = fit_ex_post_prior(agg, held_out=agg.encoding, candidates=recipes)
-    assert again.table == found.table
+    assert again.table == ex_post_prior.table
 
 
 @pytest.mark.parametrize("dim", [2, 8])
@@ -223,19 +234,19 @@ def test_the_flow_of_the_defaults_bends(dim: int) -> None:
     agg, held_out = AggregatedPosterior(encoding(1000)), encoding(500)
     assert default_candidates(agg)[-1] == Flow()
     recipes: list[Recipe] = [Reduced(1), Reduced(1, "full"), Flow()]
-    found = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
-    for normal in found.table[:2]:
+    ex_post_prior = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
+    for normal in ex_post_prior.table[:2]:
         assert -normal.difference.value > dim / 2 * 0.4 + 4 * normal.difference.standard_error
-    assert found.choice == Flow().name
+    assert ex_post_prior.choice == Flow().name
 
 
 @pytest.mark.parametrize(
-    ("size", "dim", "tried"),
+    ("size", "dim", "is_default"),
     [(1000, 2, True), (1000, 16, True), (999, 2, False), (1000, 17, False), (1000, 1, False)],
 )
-def test_a_flow_is_tried_where_it_costs_little(size: int, dim: int, tried: bool) -> None:
+def test_a_flow_is_tried_where_it_costs_little(size: int, dim: int, is_default: bool) -> None:
     agg = AggregatedPosterior(dist.Normal(torch.randn(size, dim), 0.1).to_event(1))
-    assert (Flow() in default_candidates(agg)) == tried
+    assert (Flow() in default_candidates(agg)) == is_default
 
 
 def test_defaults_fit_the_data_there_are() -> None:
@@ -353,7 +364,7 @@ def test_bad_requests_say_what_to_do(arguments: dict[str, Any], message: str) ->
 def test_components_that_are_not_normal_are_left_as_they_are() -> None:
     encoding = dist.LogNormal(torch.randn(40, 2), 0.3).to_event(1)
     agg = AggregatedPosterior(encoding)
-    found = fit_ex_post_prior(agg, held_out=encoding)
-    assert [row.name for row in found.table] == ["as it is"]
+    ex_post_prior = fit_ex_post_prior(agg, held_out=encoding)
+    assert [row.name for row in ex_post_prior.table] == ["as it is"]
     with pytest.raises(ValueError, match="LogNormal"):
         fit_ex_post_prior(agg, held_out=encoding, candidates=[Inflated(0.1)])

@@ -24,8 +24,8 @@ def test_a_level_s_mass_is_that_of_its_bin(scale: float, level: float) -> None:
     likelihood = DiscretizedLogistic(torch.tensor(3.2), torch.tensor(scale), levels=8)
     upper = torch.tensor((level + 0.5 - 3.2) / scale).sigmoid() if level < 7 else torch.tensor(1.0)
     lower = torch.tensor((level - 0.5 - 3.2) / scale).sigmoid() if level > 0 else torch.tensor(0.0)
-    found = likelihood.log_prob(torch.tensor(level)).exp()
-    assert float(found) == pytest.approx(float(upper - lower), abs=1e-12)
+    mass = likelihood.log_prob(torch.tensor(level)).exp()
+    assert float(mass) == pytest.approx(float(upper - lower), abs=1e-12)
 
 
 def test_gradients_stay_finite_far_from_the_data() -> None:

@@ -35,9 +35,9 @@ def pair(**options: int) -> pv.VAE:
 @pytest.mark.parametrize("index", [NUMBERS, torch.full((ROWS,), -1), NUMBERS.flip(0)])
 def test_it_is_the_mixture_without_the_row_itself(index: Tensor) -> None:
     prior, z = exemplars(), torch.randn(ROWS, LATENT)
-    whole = prior.eval()()
+    mixture = prior.eval()()
     expected = torch.where(
-        index >= 0, whole.leave_one_out_log_prob(z, index.clamp(min=0)), whole.log_prob(z)
+        index >= 0, mixture.leave_one_out_log_prob(z, index.clamp(min=0)), mixture.log_prob(z)
     )
     assert torch.allclose(prior.leaving_out(index).log_prob(z), expected.detach())
 
@@ -71,7 +71,7 @@ def test_draws_leave_the_row_out_too() -> None:
 def test_neighbours_are_a_bound_that_all_of_them_attain() -> None:
     z, index = torch.randn(ROWS, LATENT), NUMBERS
     exact = exemplars().leaving_out(index).log_prob(z)
-    found = [
+    by_neighbours = [
         torch.cat(
             [
                 exemplars(neighbours=k).leaving_out(index[i : i + 1]).log_prob(z[i : i + 1])
@@ -80,12 +80,12 @@ def test_neighbours_are_a_bound_that_all_of_them_attain() -> None:
         )
         for k in (1, 3, 7, ROWS - 1)
     ]
-    for fewer, more in zip(found, [*found[1:], exact], strict=True):
+    for fewer, more in zip(by_neighbours, [*by_neighbours[1:], exact], strict=True):
         assert bool((fewer <= more + 1e-12).all())
-    assert torch.allclose(found[-1], exact)
-    assert bool((found[0] < exact - 0.01).all())
+    assert torch.allclose(by_neighbours[-1], exact)
+    assert bool((by_neighbours[0] < exact - 0.01).all())
     together = exemplars(neighbours=3).leaving_out(index).log_prob(z)
-    assert bool(((together >= found[1] - 1e-12) & (together <= exact + 1e-12)).all())
+    assert bool(((together >= by_neighbours[1] - 1e-12) & (together <= exact + 1e-12)).all())
 
 
 def test_an_old_cache_makes_the_bound_looser_not_wrong() -> None:
@@ -127,9 +127,9 @@ def test_a_subsample_has_the_density_for_its_mean() -> None:
 @pytest.mark.parametrize("options", [{}, {"neighbours": 4}, {"subsample": 6}])
 def test_evaluation_does_not_depend_on_rows_or_options(options: dict[str, int]) -> None:
     vae, x, z = pair(**options).eval(), data().round(), torch.randn(ROWS, LATENT)
-    found = Pair(vae.model, vae.guide).prior((x, NUMBERS))
-    assert torch.allclose(found.log_prob(z), exemplars().eval()().log_prob(z), rtol=1e-12)
-    assert not found.log_prob(z).requires_grad
+    prior = Pair(vae.model, vae.guide).prior((x, NUMBERS))
+    assert torch.allclose(prior.log_prob(z), exemplars().eval()().log_prob(z), rtol=1e-12)
+    assert not prior.log_prob(z).requires_grad
 
 
 def test_constants_are_kept_until_a_parameter_changes() -> None:
@@ -156,10 +156,10 @@ def test_constants_are_kept_until_a_parameter_changes() -> None:
 def test_the_elbo_of_minibatches_is_unbiased() -> None:
     # The same draw for each row, wherever it stands: without options no row knows of its batch.
     prior, z = exemplars(), torch.randn(ROWS, LATENT)
-    whole = prior.leaving_out(NUMBERS).log_prob(z)
+    at_once = prior.leaving_out(NUMBERS).log_prob(z)
     order = torch.randperm(ROWS)
     parts = [prior.leaving_out(NUMBERS[rows]).log_prob(z[rows]) for rows in order.split(4)]
-    assert torch.allclose(torch.cat(parts), whole[order])
+    assert torch.allclose(torch.cat(parts), at_once[order])
 
 
 @pytest.mark.filterwarnings("ignore:(.|\\n)*k̂:UserWarning")
@@ -177,8 +177,8 @@ def test_it_trains_with_rows_binarised_anew(options: dict[str, int]) -> None:
         optimizer=pv.adam(0.01),
     )
     assert run.history.train[-1] > run.history.train[0]
-    found = pv.log_evidence(vae.model, vae.guide, validation.round(), draws=50, method="prior")
-    assert bool(found.values.isfinite().all())
+    evidence = pv.log_evidence(vae.model, vae.guide, validation.round(), draws=50, method="prior")
+    assert bool(evidence.values.isfinite().all())
 
 
 def test_an_interrupted_run_goes_on_as_it_would_have(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_an_interrupted_run_goes_on_as_it_would_have(tmp_path: Path) -> None:
         return vae.state_dict()
 
     train(3, "interrupted")
-    resumed, whole = train(6, "interrupted"), train(6, "whole")
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    resumed, uninterrupted = train(6, "interrupted"), train(6, "uninterrupted")
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
 
 
 def test_leaving_out_keeps_the_prior_from_memorising() -> None:

@@ -61,8 +61,8 @@ def density(request: pytest.FixtureRequest) -> dist.Distribution:
     return DENSITIES[request.param]()
 
 
-def close(one: Tensor, other: Tensor, tolerance: float = 1e-12) -> bool:
-    return torch.allclose(one.detach().double(), other.detach().double(), tolerance, tolerance)
+def close(first: Tensor, second: Tensor, tolerance: float = 1e-12) -> bool:
+    return torch.allclose(first.detach().double(), second.detach().double(), tolerance, tolerance)
 
 
 def nudged(fixed: Fixed) -> Fixed:
@@ -124,13 +124,13 @@ def test_a_vae_with_a_found_prior_is_cast_and_saved_as_a_whole() -> None:
     x = torch.rand(40, 6)
     vae = pv.VAE(pv.mlp_encoder((6,), 2), pv.mlp_decoder(2, (6,), "normal"), pv.StandardNormal(2))
     agg = pv.aggregate(vae.guide, x)
-    found = pv.fit_ex_post_prior(
+    ex_post_prior = pv.fit_ex_post_prior(
         agg,
         held_out=pv.encode(vae.guide, x[:9]),
         candidates=[pv.Inflated(0.2), pv.Inflated(0.5)],
         progress=False,
     )
-    other = vae.with_prior(found)
+    other = vae.with_prior(ex_post_prior)
     _, expected = Pair(other.model, other.guide).log_joint(x[:7], Z)
     single = copy.deepcopy(other).float()
     _, log_prior = Pair(single.model, single.guide).log_joint(x[:7].float(), Z.float())

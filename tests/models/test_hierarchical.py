@@ -61,22 +61,22 @@ def test_the_objective_of_fit_is_log_p_less_the_divergence_of_each_layer() -> No
     lost = lost + kl_divergence(other.inner_encoder(DATA, z2), exact.inner_encoder(DATA, z2))
     expected = float((EXACT.log_prob(DATA) - lost).mean())
     rows = DATA.repeat(500, 1)
-    found = torch.stack([elbo(other.model, other.guide, rows) for _ in range(30)]) / len(rows)
-    assert abs(float(found.mean()) - expected) < 4.5 * float(found.std()) / math.sqrt(30)
+    values = torch.stack([elbo(other.model, other.guide, rows) for _ in range(30)]) / len(rows)
+    assert abs(float(values.mean()) - expected) < 4.5 * float(values.std()) / math.sqrt(30)
 
 
 @pytest.mark.parametrize("site", ["z2", "z1", BOTH, ("z1", "z2")])
 def test_importance_under_the_exact_guide_is_exact(site: Any) -> None:
     pair = EXACT.pair()
-    found = pv.log_evidence(pair.model, pair.guide, DATA, site=site, draws=5)
-    assert torch.allclose(found.values, EXACT.log_prob(DATA), rtol=0, atol=1e-9)
+    evidence = pv.log_evidence(pair.model, pair.guide, DATA, site=site, draws=5)
+    assert torch.allclose(evidence.values, EXACT.log_prob(DATA), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("site", ["z2", BOTH])
 def test_importance_under_another_guide(site: Any) -> None:
     pair = EXACT.pair(widen=1.3, shift=0.2)
-    found = pv.log_evidence(pair.model, pair.guide, DATA, site=site, draws=4000)
-    z = (found.values - EXACT.log_prob(DATA)) / found.standard_error
+    evidence = pv.log_evidence(pair.model, pair.guide, DATA, site=site, draws=4000)
+    z = (evidence.values - EXACT.log_prob(DATA)) / evidence.standard_error
     assert float(z.abs().max()) < 4.5
     assert float(z.abs().max()) > 0.1  # its errors are not those of the exact guide
 
@@ -104,22 +104,22 @@ def test_another_prior_stands_at_the_top() -> None:
 def test_annealing_takes_both_layers_as_one() -> None:
     pair = EXACT.pair(widen=1.5, shift=0.3)
     short = Annealing(temperatures=40, leapfrog=2, progress=False)
-    found = pv.sandwich(
+    bounds = pv.sandwich(
         pair.model, pair.guide, like=DATA[:3], site=BOTH, annealing=short, chains=200, seed=1
     )
-    truth = EXACT.log_prob(found.x)
-    z = (found.lower.values - truth) / found.lower.standard_error
+    truth = EXACT.log_prob(bounds.x)
+    z = (bounds.lower.values - truth) / bounds.lower.standard_error
     assert float(z.abs().max()) < 4.5
     # backward chains of one row start from one point, so that their errors are not independent
-    assert float((found.upper.values - truth).abs().max()) < 0.6
+    assert float((bounds.upper.values - truth).abs().max()) < 0.6
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda of: pv.log_evidence(*of, DATA, site="z2", method="annealed", draws=4),
-        lambda of: pv.log_evidence(*of, DATA, site="z2", method="prior", draws=4),
-        lambda of: pv.sandwich(*of, like=DATA, site="z2", chains=4),
+        lambda pair: pv.log_evidence(*pair, DATA, site="z2", method="annealed", draws=4),
+        lambda pair: pv.log_evidence(*pair, DATA, site="z2", method="prior", draws=4),
+        lambda pair: pv.sandwich(*pair, like=DATA, site="z2", chains=4),
     ],
 )
 def test_what_needs_both_layers_says_so(call: Callable[[Any], object]) -> None:
@@ -133,10 +133,10 @@ def test_what_needs_both_layers_says_so(call: Callable[[Any], object]) -> None:
 
 def test_the_top_latent_is_encoded_and_aggregated() -> None:
     pair = EXACT.pair()
-    top = EXACT.given(Z2, X, DATA)
-    found = pv.encode(pair.guide, DATA, site="z2", batch_size=4)
-    assert torch.allclose(found.mean, top.mean, atol=1e-12)
-    assert torch.allclose(found.covariance_matrix, top.covariance_matrix, atol=1e-12)
+    top = EXACT.conditional(Z2, X, DATA)
+    encoding = pv.encode(pair.guide, DATA, site="z2", batch_size=4)
+    assert torch.allclose(encoding.mean, top.mean, atol=1e-12)
+    assert torch.allclose(encoding.covariance_matrix, top.covariance_matrix, atol=1e-12)
     agg = pv.aggregate(pair.guide, DATA, site="z2")
     z = agg.sample((20,))
     assert torch.allclose(agg.log_prob(z), brute_force(top, z), atol=1e-12)
@@ -148,14 +148,14 @@ def test_the_top_latent_is_diagnosed() -> None:
         codes=64, evidence_rows=4, evidence_draws=30, export_rows=3, export_draws=30, pictures=4
     )
     held_out = EXACT.sample(12)
-    found = pv.diagnose(pair.model, pair.guide, DATA, held_out=held_out, site="z2", effort=tiny)
-    truth = float(EXACT.log_prob(held_out[found.evidence["prior"].rows]).mean())
-    assert found.evidence["prior"].mean().value == pytest.approx(truth, abs=1e-9)
+    diagnosis = pv.diagnose(pair.model, pair.guide, DATA, held_out=held_out, site="z2", effort=tiny)
+    truth = float(EXACT.log_prob(held_out[diagnosis.evidence["prior"].rows]).mean())
+    assert diagnosis.evidence["prior"].mean().value == pytest.approx(truth, abs=1e-9)
     # The exact guide: elbo = log p(x) at every draw, where the inner layer counts as observed.
-    assert found.held_out.elbo.value == pytest.approx(
-        float(EXACT.log_prob(held_out[found.measured]).mean()), abs=1e-9
+    assert diagnosis.held_out.elbo.value == pytest.approx(
+        float(EXACT.log_prob(held_out[diagnosis.measured]).mean()), abs=1e-9
     )
-    assert found.to_arviz() is not None
+    assert diagnosis.to_arviz() is not None
 
 
 # -- both layers as one ----------------------------------------------------------------------------
@@ -167,28 +167,28 @@ def test_both_layers_are_diagnosed_as_one() -> None:
         codes=200, evidence_rows=4, evidence_draws=30, export_rows=3, export_draws=30,
         simulations=100, two_sample=100, gap_rows=2,
     )  # fmt: skip
-    found = pv.diagnose(
+    diagnosis = pv.diagnose(
         pair.model, pair.guide, x, held_out=held_out, site=BOTH, effort=effort, progress=False
     )
     # The exact guide: elbo = log p(x) at every draw.
-    truth = EXACT.log_prob(held_out[found.measured])
-    exact_of_rows = EXACT.log_prob(held_out[found.evidence["prior"].rows])
-    assert found.held_out.elbo.value == pytest.approx(float(truth.mean()), abs=1e-9)
-    assert torch.allclose(found.evidence["prior"].values, exact_of_rows, atol=1e-9)
-    rate, terms = kl_divergence(EXACT.posterior(x), EXACT.prior()).mean(), found.training
+    truth = EXACT.log_prob(held_out[diagnosis.measured])
+    exact_of_rows = EXACT.log_prob(held_out[diagnosis.evidence["prior"].rows])
+    assert diagnosis.held_out.elbo.value == pytest.approx(float(truth.mean()), abs=1e-9)
+    assert torch.allclose(diagnosis.evidence["prior"].values, exact_of_rows, atol=1e-9)
+    rate, terms = kl_divergence(EXACT.posterior(x), EXACT.prior()).mean(), diagnosis.training
     assert abs(terms.rate.value - float(rate)) < 4.5 * terms.rate.standard_error
     assert terms.rate.value == pytest.approx(terms.index_code_mi.value + terms.marginal_kl.value)
     exact = EXACT.posterior(x)
-    by_hand = (brute_force(exact, found.codes.z) + math.log(ROWS) - math.log(200)).mean()
-    assert float(by_hand) == pytest.approx(found.memorisation.training["q_agg"].value)
+    by_hand = (brute_force(exact, diagnosis.codes.z) + math.log(ROWS) - math.log(200)).mean()
+    assert float(by_hand) == pytest.approx(diagnosis.memorisation.training["q_agg"].value)
     # Units are neither independent given x nor of a known density.
-    assert terms.total_correlation is terms.unit_kl is found.collapse.unit_rate is None
+    assert terms.total_correlation is terms.unit_kl is diagnosis.collapse.unit_rate is None
     spread = exact.mean.var(0)
     error = exact.mean.std(0) * 2 * exact.stddev.mean(0) / math.sqrt(64 * len(x))
-    assert float(((found.collapse.variance_of_means - spread) / error).abs().max()) < 4.5
-    assert torch.allclose(found.collapse.mean_scale, exact.stddev.mean(0), rtol=0.05)
-    assert "beside_nuts" in found.guide.refused["gaps of the ELBO"]
-    page = render(found, facts={"data": "drawn"})
+    assert float(((diagnosis.collapse.variance_of_means - spread) / error).abs().max()) < 4.5
+    assert torch.allclose(diagnosis.collapse.mean_scale, exact.stddev.mean(0), rtol=0.05)
+    assert "beside_nuts" in diagnosis.guide.refused["gaps of the ELBO"]
+    page = render(diagnosis, facts={"data": "drawn"})
     assert "of which some depend on others" in page
 
 
@@ -207,30 +207,32 @@ def test_what_would_take_hours_is_said_first(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nuts_stands_beside_the_guide_of_both_layers() -> None:
     pair = EXACT.pair()
-    found = pv.beside_nuts(
+    comparison = pv.beside_nuts(
         pair.model, pair.guide, DATA[:2], site=BOTH, draws=80, warmup=60, chains=2, progress=False
     )
     exact = EXACT.posterior(DATA[:2])
-    assert float(((found.guide_mean - exact.mean) / exact.stddev).abs().max()) < 4.5 / 1000**0.5
-    error = exact.stddev / found.ess.sqrt()
-    assert float(((found.mean - exact.mean) / error).abs().max()) < 4.5
-    assert float(((found.kl / found.kl_error).abs()).max()) < 4.5
+    assert (
+        float(((comparison.guide_mean - exact.mean) / exact.stddev).abs().max()) < 4.5 / 1000**0.5
+    )
+    error = exact.stddev / comparison.ess.sqrt()
+    assert float(((comparison.mean - exact.mean) / error).abs().max()) < 4.5
+    assert float(((comparison.kl / comparison.kl_error).abs()).max()) < 4.5
 
 
 @pytest.mark.parametrize("widen", [1.0, 1.4])
 def test_the_joint_encoding_is_the_joint_posterior(widen: float) -> None:
     pair = EXACT.pair(widen=widen)
-    found = pv.encode(pair.guide, DATA, site=BOTH, batch_size=4)
-    assert isinstance(found, Ancestral)
-    assert (found.batch_shape, found.event_shape) == ((ROWS,), (TOP + INNER,))
-    z = found.sample(torch.Size([3]))
+    encoding = pv.encode(pair.guide, DATA, site=BOTH, batch_size=4)
+    assert isinstance(encoding, Ancestral)
+    assert (encoding.batch_shape, encoding.event_shape) == ((ROWS,), (TOP + INNER,))
+    z = encoding.sample(torch.Size([3]))
     if widen == 1.0:
-        assert torch.allclose(found.log_prob(z), EXACT.posterior(DATA).log_prob(z), atol=1e-10)
-    top = EXACT.given(Z2, X, DATA)
+        assert torch.allclose(encoding.log_prob(z), EXACT.posterior(DATA).log_prob(z), atol=1e-10)
+    top = EXACT.conditional(Z2, X, DATA)
     wide = dist.MultivariateNormal(top.mean, widen**2 * top.covariance_matrix)
     inner = pair.inner_encoder(DATA, z[0][:, :TOP])
     by_hand = wide.log_prob(z[0][:, :TOP]) + inner.log_prob(z[0][:, TOP:])
-    assert torch.allclose(found.log_prob(z[0]), by_hand, atol=1e-10)
+    assert torch.allclose(encoding.log_prob(z[0]), by_hand, atol=1e-10)
 
 
 def test_draws_of_the_joint_encoding_have_its_moments() -> None:
@@ -269,11 +271,11 @@ def test_the_joint_aggregated_posterior_is_brute_force() -> None:
 
 def test_the_joint_prior_is_exact() -> None:
     pair = EXACT.pair()
-    found = Pair(pair.model, pair.guide, BOTH).prior(DATA)
+    prior = Pair(pair.model, pair.guide, BOTH).prior(DATA)
     z = EXACT.prior().sample(torch.Size([7]))
-    assert torch.allclose(found.log_prob(z), EXACT.prior().log_prob(z), atol=1e-12)
-    assert found.expand((7,)).log_prob(z).shape == (7,)
-    assert found.sample(torch.Size([3, 4])).shape == (3, 4, 1, TOP + INNER)
+    assert torch.allclose(prior.log_prob(z), EXACT.prior().log_prob(z), atol=1e-12)
+    assert prior.expand((7,)).log_prob(z).shape == (7,)
+    assert prior.sample(torch.Size([3, 4])).shape == (3, 4, 1, TOP + INNER)
 
 
 def test_the_terms_of_the_joint_are_those_of_the_normals() -> None:
@@ -295,9 +297,9 @@ def test_the_terms_of_the_joint_are_those_of_the_normals() -> None:
         kl.append(agg.log_prob(codes.z) - prior.log_prob(codes.z))
         log_prior.append(codes.log_guide - prior.log_prob(codes.z))
     for values, truth in ((mi, by_draw["mi"]), (kl, by_draw["kl"])):
-        found = two_stage_mean(torch.cat(values, 1), population=ROWS)
-        error = math.hypot(found.standard_error, float(truth.std()) / math.sqrt(len(truth)))
-        assert abs(found.value - float(truth.mean())) < 4.5 * error
+        estimate = two_stage_mean(torch.cat(values, 1), population=ROWS)
+        error = math.hypot(estimate.standard_error, float(truth.std()) / math.sqrt(len(truth)))
+        assert abs(estimate.value - float(truth.mean())) < 4.5 * error
     rate = two_stage_mean(torch.cat(log_prior, 1), population=ROWS)
     expected = float(kl_divergence(posterior, exact_prior).mean())
     assert abs(rate.value - expected) < 4.5 * rate.standard_error
@@ -390,18 +392,20 @@ def test_an_ex_post_prior_of_the_joint_is_kept(tmp_path: Path) -> None:
     agg = pv.aggregate(pair.guide, data[:200], site=BOTH)
     held_out = pv.encode(pair.guide, data[200:], site=BOTH)
     recipes = [pv.Inflated(0.0), pv.Reduced(1, "full"), pv.Flow(20, layers=2, hidden=(8,))]
-    found = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=recipes, progress=False)
+    ex_post_prior = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=recipes, progress=False)
     # The aggregated posterior of the exact pair is the prior, up to the sample: one normal.
-    assert found.choice == "reduced to 1 component of full covariance"
+    assert ex_post_prior.choice == "reduced to 1 component of full covariance"
     codes = EXACT.posterior(EXACT.sample(2000, seed=1)).sample()
-    lost = EXACT.prior().log_prob(codes) - found.distribution.log_prob(codes)
+    lost = EXACT.prior().log_prob(codes) - ex_post_prior.distribution.log_prob(codes)
     # of a fitted normal: half its number of parameters for each data point it was fitted to
     assert float(lost.mean()) < 2 * 0.5 * 20 / 200
-    pv.save(found, tmp_path / "found.pt")
-    again = pv.load(tmp_path / "found.pt")
-    assert torch.equal(again.distribution.log_prob(codes), found.distribution.log_prob(codes))
+    pv.save(ex_post_prior, tmp_path / "ex_post_prior.pt")
+    again = pv.load(tmp_path / "ex_post_prior.pt")
+    assert torch.equal(
+        again.distribution.log_prob(codes), ex_post_prior.distribution.log_prob(codes)
+    )
     with pytest.raises(ValueError, match=r"expected one latent site.*prior= to log_evidence"):
-        found.in_model(pair.model, site=BOTH)
+        ex_post_prior.in_model(pair.model, site=BOTH)
     flow = pv.fit_ex_post_prior(
         agg, held_out=held_out, candidates=recipes[2:], progress=False
     ).distribution
@@ -452,8 +456,8 @@ def test_fit_improves_the_elbo(pseudo_inputs: int) -> None:
     )
     assert run.history.train[-1] > run.history.train[0] + 0.2
     assert not any(torch.equal(*both) for both in zip(before, vae.parameters(), strict=True))
-    found = pv.log_evidence(vae.model, vae.guide, IMAGES[128:], site="z2", draws=200)
-    assert found.mean().value > run.history.train[0]
+    evidence = pv.log_evidence(vae.model, vae.guide, IMAGES[128:], site="z2", draws=200)
+    assert evidence.mean().value > run.history.train[0]
 
 
 def test_gradients_reach_every_parameter() -> None:
@@ -465,11 +469,11 @@ def test_gradients_reach_every_parameter() -> None:
 def test_a_vamp_prior_is_the_top_prior() -> None:
     vae = small(pseudo_inputs=4)
     with torch.no_grad():
-        found = Pair(vae.model, vae.guide, "z2").prior(IMAGES[:3])
+        prior = Pair(vae.model, vae.guide, "z2").prior(IMAGES[:3])
         z = torch.randn(6, 2)
         components = vae.encoder(vae.prior.inputs)
         expected = components.log_prob(z.unsqueeze(1)).logsumexp(-1) - math.log(4)
-    assert torch.allclose(found.log_prob(z), expected, atol=1e-12)
+    assert torch.allclose(prior.log_prob(z), expected, atol=1e-12)
 
 
 def test_an_exemplar_prior_is_the_top_prior() -> None:
@@ -482,11 +486,11 @@ def test_an_exemplar_prior_is_the_top_prior() -> None:
     assert all(math.isfinite(value) for value in run.history.train)
     assert float(vae.prior.log_scale.detach()) != 0.0
     with measuring(vae.model, vae.guide):
-        found = Pair(vae.model, vae.guide, "z2").prior(rows)
+        prior = Pair(vae.model, vae.guide, "z2").prior(rows)
     z = torch.randn(5, 2)
     components = dist.Normal(vae.encoder(rows).mean, vae.prior.log_scale.exp()).to_event(1)
     expected = components.log_prob(z.unsqueeze(1)).logsumexp(-1) - math.log(20)
-    assert torch.allclose(found.log_prob(z), expected, atol=1e-9)
+    assert torch.allclose(prior.log_prob(z), expected, atol=1e-9)
 
 
 def test_two_pairs_keep_their_own_parameters() -> None:
@@ -549,9 +553,11 @@ def test_a_result_is_a_top_prior_too() -> None:
     vae = small()
     agg = pv.aggregate(vae.guide, IMAGES, site="z2")
     held_out = pv.encode(vae.guide, IMAGES[:10], site="z2")
-    found = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=[pv.Reduced(3)], progress=False)
+    ex_post_prior = pv.fit_ex_post_prior(
+        agg, held_out=held_out, candidates=[pv.Reduced(3)], progress=False
+    )
     z = torch.randn(5, TOP)
-    own, density = vae.with_prior(found).prior(), found.distribution
+    own, density = vae.with_prior(ex_post_prior).prior(), ex_post_prior.distribution
     assert torch.equal(own.log_prob(z), density.log_prob(z))
     with pytest.raises(ValueError, match="expected a prior that is a module"):
         vae.with_prior(None)

@@ -148,9 +148,9 @@ def test_log_evidence_is_that_of_the_likelihood(name: str) -> None:
         log_p = likelihood_of(vae.decoder, z, x=x).log_prob(x)
         brute = log_p.logsumexp(0) - torch.tensor(1e5).log()
         brute_error = (log_p - brute).exp().std(0) / 1e5**0.5
-    found = pv.log_evidence(vae.model, vae.guide, x, draws=10_000)
-    error = (found.standard_error.square() + brute_error.square()).sqrt()
-    assert bool(((found.values - brute).abs() <= 4 * error).all())
+    evidence = pv.log_evidence(vae.model, vae.guide, x, draws=10_000)
+    error = (evidence.standard_error.square() + brute_error.square()).sqrt()
+    assert bool(((evidence.values - brute).abs() <= 4 * error).all())
 
 
 def test_normal_scale_is_shared_unless_it_is_one_per_unit() -> None:

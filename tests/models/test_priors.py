@@ -117,9 +117,9 @@ def test_draws_are_of_the_law_of_the_density(name: str) -> None:
     ]
     with torch.no_grad():
         for statistic in statistics:
-            found, expected = statistic(z), (mass * statistic(points)).sum()
-            error = 4.5 * float(found.std()) / DRAWS**0.5
-            assert float(found.mean()) == pytest.approx(
+            observed, expected = statistic(z), (mass * statistic(points)).sum()
+            error = 4.5 * float(observed.std()) / DRAWS**0.5
+            assert float(observed.mean()) == pytest.approx(
                 float(expected), abs=error + 4 * slack(name) + 1e-6
             )
 
@@ -188,8 +188,10 @@ def test_log_evidence_is_the_integral(name: str) -> None:
     with torch.no_grad():
         log_p = vae.decoder(points.unsqueeze(1)).log_prob(x)
         exact = (log_p + mass.log().unsqueeze(1)).logsumexp(0)
-    found = pv.log_evidence(vae.model, vae.guide, x, draws=5000)
-    assert bool(((found.values - exact).abs() <= 4 * found.standard_error + slack(name)).all())
+    evidence = pv.log_evidence(vae.model, vae.guide, x, draws=5000)
+    assert bool(
+        ((evidence.values - exact).abs() <= 4 * evidence.standard_error + slack(name)).all()
+    )
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -218,13 +220,13 @@ EFFORT = Effort(
 @pytest.mark.parametrize("name", ["VampPrior", "exemplars"])  # tests/report has the others
 def test_the_report_takes_it(name: str) -> None:
     vae, x = in_a_pair(name), data(60)
-    found = pv.diagnose(
+    diagnosis = pv.diagnose(
         vae.model, vae.guide, x[:30], held_out=x[30:50], validation=x[50:], effort=EFFORT
     )
     z = torch.randn(5, LATENT)
-    assert torch.allclose(found.prior.log_prob(z), vae.prior().log_prob(z))
-    assert found.training.marginal_kl is not None
-    assert "</html>" in html.render(found, facts={})
+    assert torch.allclose(diagnosis.prior.log_prob(z), vae.prior().log_prob(z))
+    assert diagnosis.training.marginal_kl is not None
+    assert "</html>" in html.render(diagnosis, facts={})
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -181,13 +181,15 @@ def test_other_failures_of_a_decoder_are_its_own() -> None:
 def test_a_prior_is_a_module_a_density_or_what_was_found() -> None:
     vae = small()
     held_out = pv.encode(vae.guide, X[:10])
-    found = pv.fit_ex_post_prior(pv.aggregate(vae.guide, X), held_out=held_out, progress=False)
+    ex_post_prior = pv.fit_ex_post_prior(
+        pv.aggregate(vae.guide, X), held_out=held_out, progress=False
+    )
     z = torch.randn(7, 2)
-    for prior in (found, found.distribution):
+    for prior in (ex_post_prior, ex_post_prior.distribution):
         other = vae.with_prior(prior).prior()
-        assert torch.equal(other.log_prob(z), found.distribution.log_prob(z))
-        made = pv.VAE(vae.encoder, vae.decoder, prior)
-        assert torch.equal(made.prior().log_prob(z), found.distribution.log_prob(z))
+        assert torch.equal(other.log_prob(z), ex_post_prior.distribution.log_prob(z))
+        other_vae = pv.VAE(vae.encoder, vae.decoder, prior)
+        assert torch.equal(other_vae.prior().log_prob(z), ex_post_prior.distribution.log_prob(z))
     assert vae.with_prior(vae.prior).prior is vae.prior
 
 

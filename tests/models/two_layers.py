@@ -55,16 +55,16 @@ class TwoLayers:
         factor = torch.cat([first, second, third])
         return mean, factor @ factor.T
 
-    def given(self, wanted: slice, known: slice, values: Tensor) -> dist.MultivariateNormal:
-        """The exact conditional of a part of (z2, z1, x) given another, one for each row."""
+    def conditional(self, part: slice, known: slice, values: Tensor) -> dist.MultivariateNormal:
+        """The exact conditional of one part of (z2, z1, x) given another, one for each row."""
         mean, covariance = self.joint()
-        gain = torch.linalg.solve(covariance[known, known], covariance[known, wanted]).T
-        left = covariance[wanted, wanted] - gain @ covariance[known, wanted]
-        return dist.MultivariateNormal(mean[wanted] + (values - mean[known]) @ gain.T, left)
+        gain = torch.linalg.solve(covariance[known, known], covariance[known, part]).T
+        left = covariance[part, part] - gain @ covariance[known, part]
+        return dist.MultivariateNormal(mean[part] + (values - mean[known]) @ gain.T, left)
 
-    def marginal(self, wanted: slice) -> dist.MultivariateNormal:
+    def marginal(self, part: slice) -> dist.MultivariateNormal:
         mean, covariance = self.joint()
-        return dist.MultivariateNormal(mean[wanted], covariance[wanted, wanted])
+        return dist.MultivariateNormal(mean[part], covariance[part, part])
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.marginal(X).log_prob(x)
@@ -75,7 +75,7 @@ class TwoLayers:
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z2, z1 | x)."""
-        return self.given(LATENT, X, x)
+        return self.conditional(LATENT, X, x)
 
     def prior(self) -> dist.MultivariateNormal:
         """p(z2, z1)."""
@@ -100,7 +100,7 @@ class TwoLayers:
 
         s, t = self.deviations
         return pv.HierarchicalVAE(
-            Function(lambda x: distorted(self.given(Z2, X, x))),
+            Function(lambda x: distorted(self.conditional(Z2, X, x))),
             Function(
                 lambda z1, z2: dist.Normal(
                     z1 @ self.b_matrix.T + z2 @ self.c_matrix.T + self.offsets[2], t

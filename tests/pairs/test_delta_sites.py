@@ -40,7 +40,7 @@ def posterior(x: Tensor) -> dist.Distribution:
     return dist.Normal(x[:, :1] / 2, math.sqrt(0.5)).to_event(1)
 
 
-def given(u: Tensor | float) -> Tensor:
+def log_prob_given(u: Tensor | float) -> Tensor:
     """log p(x | u) in closed form."""
     return dist.Normal(0.0, math.sqrt(2)).log_prob(X[:, 0]) + dist.Normal(u, 1.0).log_prob(X[:, 1])
 
@@ -79,11 +79,11 @@ POINTS = [delta_of_an_event, delta_with_event_dim, delta_with_a_density, masked_
 @pytest.mark.parametrize("width", [0.01, 100.0])
 def test_the_prior_of_a_point_is_left_out_and_that_is_said(guide: Any, width: float) -> None:
     with pytest.warns(UserWarning, match="point at u and no density"):
-        found = pv.log_evidence(model_with(width), guide, X, draws=4)
-    assert torch.allclose(found.values, given(AT), rtol=0, atol=1e-9)
-    assert found.bound is None
-    assert found.mean().bound is None
-    assert any("prior is left out" in concern for concern in found.concerns())
+        evidence = pv.log_evidence(model_with(width), guide, X, draws=4)
+    assert torch.allclose(evidence.values, log_prob_given(AT), rtol=0, atol=1e-9)
+    assert evidence.bound is None
+    assert evidence.mean().bound is None
+    assert any("prior is left out" in concern for concern in evidence.concerns())
 
 
 def test_a_point_that_depends_on_the_code() -> None:
@@ -93,8 +93,8 @@ def test_a_point_that_depends_on_the_code() -> None:
             pyro.sample("u", dist.Delta(AT + 0 * z, event_dim=1))
 
     with pytest.warns(UserWarning, match="point at u"):
-        found = pv.log_evidence(model_with(3.0), guide, X, draws=4)
-    assert torch.allclose(found.values, given(AT), rtol=0, atol=1e-9)
+        evidence = pv.log_evidence(model_with(3.0), guide, X, draws=4)
+    assert torch.allclose(evidence.values, log_prob_given(AT), rtol=0, atol=1e-9)
 
 
 def test_points_of_autoguides() -> None:
@@ -105,9 +105,9 @@ def test_points_of_autoguides() -> None:
     guide(X)
     set_exactly(guide[0], "z", X[:, :1] / 2)
     with pytest.warns(UserWarning, match="point at u"):
-        found = pv.log_evidence(model, guide, X, draws=4)
+        evidence = pv.log_evidence(model, guide, X, draws=4)
     u = guide[1](X)["u"][:, 0].detach()
-    assert torch.allclose(found.values, given(u), rtol=0, atol=1e-9)
+    assert torch.allclose(evidence.values, log_prob_given(u), rtol=0, atol=1e-9)
 
 
 def set_exactly(guide: AutoNormal, site: str, loc: Tensor) -> None:
@@ -139,10 +139,10 @@ def test_deltas_inside_autoguides_are_no_points() -> None:
 
     for guide in (auto, Grouped(positive_model)):
         guide(X)
-        found = pv.log_evidence(positive_model, guide, X, draws=4)
-        assert found.bound == "lower"
-        assert not found.notes
-        assert torch.allclose(found.values, truth, rtol=0, atol=1e-9)
+        evidence = pv.log_evidence(positive_model, guide, X, draws=4)
+        assert evidence.bound == "lower"
+        assert not evidence.notes
+        assert torch.allclose(evidence.values, truth, rtol=0, atol=1e-9)
 
 
 def test_a_discrete_value_has_a_probability_which_counts() -> None:
@@ -160,10 +160,10 @@ def test_a_discrete_value_has_a_probability_which_counts() -> None:
             pyro.sample("y", dist.Delta(torch.ones(len(x))))
             pyro.sample("z", posterior(x))
 
-    found = pv.log_evidence(model, guide, X, draws=4)
-    assert torch.allclose(found.values, given(1.0) + math.log(0.8), rtol=0, atol=1e-9)
-    assert found.bound == "lower"
-    assert not found.concerns()
+    evidence = pv.log_evidence(model, guide, X, draws=4)
+    assert torch.allclose(evidence.values, log_prob_given(1.0) + math.log(0.8), rtol=0, atol=1e-9)
+    assert evidence.bound == "lower"
+    assert not evidence.concerns()
 
 
 def test_a_point_at_the_site_itself_is_refused() -> None:

@@ -49,7 +49,7 @@ def test_encodings_stay_as_they_were_when_training_goes_on(site: str, fused: boo
     torch.optim.Adam([loc], lr=0.5, fused=fused).step()
     loc.data.add_(1.0)
     after = [agg.log_prob(z), encoding.log_prob(z[0]), agg.mean]
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert not torch.allclose(pv.aggregate(guide, X, batch_size=50).log_prob(z), before[0])
 
 

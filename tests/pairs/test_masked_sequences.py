@@ -80,17 +80,17 @@ each_style = pytest.mark.parametrize("style", ["handler", "method"])
 @each_style
 @pytest.mark.parametrize("site", ["z_0", "z_2", SITES, SITES[::-1]])
 def test_padded_sequences(style: str, site: str | tuple[str, ...]) -> None:
-    found = pv.log_evidence(*markov_pair(style), (X, STEP_MASK), site=site, draws=4)
+    evidence = pv.log_evidence(*markov_pair(style), (X, STEP_MASK), site=site, draws=4)
     truth = markov_evidence(X, STEP_MASK)
-    assert torch.allclose(found.values, truth, rtol=0, atol=1e-9)
+    assert torch.allclose(evidence.values, truth, rtol=0, atol=1e-9)
 
 
 @each_style
 def test_padded_sequences_annealed(style: str) -> None:
     batch = (X[:6], STEP_MASK[:6])
     short = Annealing(temperatures=3, leapfrog=1, progress=False)
-    found = pv.log_evidence(*markov_pair(style), batch, site=SITES, method=short, draws=30)
-    assert torch.allclose(found.values, markov_evidence(*batch), rtol=0, atol=1e-9)
+    evidence = pv.log_evidence(*markov_pair(style), batch, site=SITES, method=short, draws=30)
+    assert torch.allclose(evidence.values, markov_evidence(*batch), rtol=0, atol=1e-9)
 
 
 @each_style
@@ -121,12 +121,12 @@ def test_a_step_that_what_is_left_out_feeds_into() -> None:
     model, guide = markov_pair("handler", (0.0, 1.0))
     with pytest.raises(pv.InputError, match=r"to have no effect on what it leaves in.*single site"):
         pv.encode(guide, (X, gap), site=SITES, model=model).sample()
-    found = pv.log_evidence(model, guide, (X, gap), site="z_0", draws=4000)
+    evidence = pv.log_evidence(model, guide, (X, gap), site="z_0", draws=4000)
     # the middle step is there, and unobserved
     chain = torch.linalg.inv(torch.eye(STEPS) - PULL * torch.diag(torch.ones(STEPS - 1), -1))
     covariance = (chain @ chain.T + NOISE**2 * torch.eye(STEPS))[::2, ::2]
     truth = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(X[:, ::2])
-    usable = found.pareto_k < 0.7
-    z = ((found.values - truth) / found.standard_error)[usable]
+    usable = evidence.pareto_k < 0.7
+    z = ((evidence.values - truth) / evidence.standard_error)[usable]
     assert len(z) > ROWS / 2
     assert z.abs().max() < 5

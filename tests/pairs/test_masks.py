@@ -124,9 +124,9 @@ def log_evidence_of(x: Tensor, mask: Tensor, loc: float = 0.0, scale: float = 1.
 @styles
 def test_log_evidence(draw: Draw, mask: Tensor) -> None:
     model, guide = pair_of(draw)
-    found = pv.log_evidence(model, guide, (X, mask), draws=4)
-    assert torch.allclose(found.values, log_evidence_of(X, mask), rtol=0, atol=1e-9)
-    assert not found.concerns()
+    evidence = pv.log_evidence(model, guide, (X, mask), draws=4)
+    assert torch.allclose(evidence.values, log_evidence_of(X, mask), rtol=0, atol=1e-9)
+    assert not evidence.concerns()
 
 
 @styles
@@ -134,8 +134,8 @@ def test_annealing_and_the_prior_as_proposal(draw: Draw, mask: Tensor) -> None:
     model, guide = pair_of(draw)
     short = Annealing(temperatures=3, leapfrog=1, progress=False)
     batch = (X[:6], mask[:6])
-    found = pv.log_evidence(model, guide, batch, method=short, draws=30)
-    assert torch.allclose(found.values, log_evidence_of(*batch), rtol=0, atol=1e-9)
+    evidence = pv.log_evidence(model, guide, batch, method=short, draws=30)
+    assert torch.allclose(evidence.values, log_evidence_of(*batch), rtol=0, atol=1e-9)
     with_prior = pv.log_evidence(model, guide, (X[:3] / 4, mask[:3]), method="prior", draws=4000)
     truth = log_evidence_of(X[:3] / 4, mask[:3])
     assert ((with_prior.values - truth).abs() <= 4.5 * with_prior.standard_error + 1e-9).all()
@@ -149,9 +149,9 @@ def test_another_prior_is_integrated_over_what_is_left_out(draw: Draw, mask: Ten
     if draw not in (in_plates, rows_trail):  # where a row is one event, as UnderPrior wants it
         plans.append((UnderPrior(model, other), None))
     for changed, prior in plans:
-        found = pv.log_evidence(changed, guide, (X / 2, mask), prior=prior, draws=2000)
-        error = found.standard_error.clamp_min(1e-12)
-        z = (found.values - log_evidence_of(X / 2, mask, 0.3, 0.8)) / error
+        evidence = pv.log_evidence(changed, guide, (X / 2, mask), prior=prior, draws=2000)
+        error = evidence.standard_error.clamp_min(1e-12)
+        z = (evidence.values - log_evidence_of(X / 2, mask, 0.3, 0.8)) / error
         assert z.abs().max() < 5.5  # 1 in 10⁵ over all rows, plans and styles
 
 
@@ -163,10 +163,10 @@ def test_the_elbo_taken_apart(draw: Draw, mask: Tensor) -> None:
     codes = draw_codes(encoding, size=2 * ROWS)
     likelihood = torch.stack([pair.log_likelihood((X, mask), z) for z in codes.z.unbind(1)], 1)
     agg = pv.aggregate(guide, (X, mask), model=model)
-    found = surgery(codes, likelihood, agg, pair.prior((X, mask)))
-    assert found.elbo.value == pytest.approx(float(log_evidence_of(X, mask).mean()), abs=1e-9)
-    rate = found.index_code_mi.value + found.marginal_kl.value
-    assert found.rate.value == pytest.approx(rate, abs=1e-9)
+    terms = surgery(codes, likelihood, agg, pair.prior((X, mask)))
+    assert terms.elbo.value == pytest.approx(float(log_evidence_of(X, mask).mean()), abs=1e-9)
+    rate = terms.index_code_mi.value + terms.marginal_kl.value
+    assert terms.rate.value == pytest.approx(rate, abs=1e-9)
 
 
 @styles
@@ -188,19 +188,21 @@ def test_encodings_have_the_prior_where_nothing_is(draw: Draw, mask: Tensor) -> 
         return
     with pytest.raises(pv.InputError, match=r"got none.*model=, or leave out the rows"):
         pv.aggregate(guide, (X, mask))
-    whole = mask.all(1)
-    if whole.any():
-        assert len(pv.aggregate(guide, (X[whole], mask[whole]))) == int(whole.sum())
+    unmasked_rows = mask.all(1)
+    if unmasked_rows.any():
+        assert len(pv.aggregate(guide, (X[unmasked_rows], mask[unmasked_rows]))) == int(
+            unmasked_rows.sum()
+        )
 
 
 def test_the_gaps_of_an_exact_guide_are_zero() -> None:
     model, guide = pair_of(in_the_event)
     batch = (X[:6], STEP_MASK[:6])
-    found = inference_gaps(model, guide, batch, steps=2, draws=30, progress=False)
+    gaps = inference_gaps(model, guide, batch, steps=2, draws=30, progress=False)
     truth = log_evidence_of(*batch)
-    for values in (found.guide.values, found.evidence.values):
+    for values in (gaps.guide.values, gaps.evidence.values):
         assert torch.allclose(values, truth, rtol=0, atol=0.2)
-    assert torch.allclose(found.guide.values, truth, rtol=0, atol=1e-9)
+    assert torch.allclose(gaps.guide.values, truth, rtol=0, atol=1e-9)
 
 
 def test_simulated_codes_are_calibrated() -> None:
@@ -216,11 +218,11 @@ def test_diagnose(draw: Draw) -> None:
         simulations=0,
     )  # fmt: skip
     held_out = (data(1), STEP_MASK)
-    found = pv.diagnose(model, guide, (X, STEP_MASK), held_out=held_out, effort=effort)
-    assert found.training.elbo.value == pytest.approx(
+    diagnosis = pv.diagnose(model, guide, (X, STEP_MASK), held_out=held_out, effort=effort)
+    assert diagnosis.training.elbo.value == pytest.approx(
         float(log_evidence_of(X, STEP_MASK).mean()), abs=1e-9
     )
-    assert found.evidence["prior"].values.isfinite().all()
+    assert diagnosis.evidence["prior"].values.isfinite().all()
 
 
 def test_what_the_data_depend_on_is_integrated_out_under_the_prior() -> None:
@@ -232,9 +234,9 @@ def test_what_the_data_depend_on_is_integrated_out_under_the_prior() -> None:
 
     _, guide = pair_of(in_the_event)
     x = X / 4
-    found = pv.log_evidence(model, guide, (x, STEP_MASK), draws=4000)
+    evidence = pv.log_evidence(model, guide, (x, STEP_MASK), draws=4000)
     truth = log_evidence_of(x, torch.ones_like(STEP_MASK))
-    z = (found.values - truth) / found.standard_error.clamp_min(1e-9)
+    z = (evidence.values - truth) / evidence.standard_error.clamp_min(1e-9)
     assert z.abs().max() < 5
 
 
@@ -281,14 +283,14 @@ def test_rows_left_out_where_guide_and_prior_are_of_two_families() -> None:
 
     standard = dist.Normal(torch.zeros(STEPS), 1.0).to_event(1)
     model, guide = make(standard)
-    found = pv.log_evidence(model, guide, (X, seen), draws=4)
-    assert torch.allclose(found.values, log_evidence_of(X, ROW_MASK), rtol=0, atol=1e-9)
+    evidence = pv.log_evidence(model, guide, (X, seen), draws=4)
+    assert torch.allclose(evidence.values, log_evidence_of(X, ROW_MASK), rtol=0, atol=1e-9)
     filled = pv.encode(guide, (X, seen), model=model)
     assert torch.allclose(filled.variance[~seen], torch.ones(()))
 
     model, guide = make(bimodal)
-    found = pv.log_evidence(model, guide, (X / 4, seen), draws=2000)
-    assert torch.equal(found.values[~seen], torch.zeros(int((~seen).sum())))
+    evidence = pv.log_evidence(model, guide, (X / 4, seen), draws=2000)
+    assert torch.equal(evidence.values[~seen], torch.zeros(int((~seen).sum())))
     mixed = pv.encode(guide, (X, seen), model=model, batch_size=7)  # runs guide and model
     z = mixed.sample((2,))
     own = dist.MultivariateNormal(X / 2, 0.5 * torch.eye(STEPS)).log_prob(z)
@@ -303,8 +305,8 @@ def test_under_a_prior_without_units_of_its_own() -> None:
     agg = pv.aggregate(guide, (X, STEP_MASK), model=model)
     with pytest.raises(pv.InputError, match=r"independent units at site 'z'.*prior= to log_ev"):
         pv.log_evidence(UnderPrior(model, agg), guide, (X, STEP_MASK), draws=4)
-    found = pv.log_evidence(model, guide, (X, STEP_MASK), prior=agg, draws=30)
-    assert found.values.isfinite().all()
+    evidence = pv.log_evidence(model, guide, (X, STEP_MASK), prior=agg, draws=30)
+    assert evidence.values.isfinite().all()
 
 
 def test_masks_are_found_wherever_they_stand() -> None:

@@ -62,8 +62,8 @@ def test_every_form_gives_the_numbers_of_its_tensors(name: str) -> None:
     model, guide, rows = pv.with_arguments(*pair(read), lay(X + SHIFT, SHIFT))
     data = rows(lay(X + SHIFT, SHIFT))
     assert isinstance(data, tuple)
-    found = pv.encode(guide, data, batch_size=7)
-    assert torch.allclose(found.mean, EXACT.posterior(X).mean, atol=1e-9)
+    encoding = pv.encode(guide, data, batch_size=7)
+    assert torch.allclose(encoding.mean, EXACT.posterior(X).mean, atol=1e-9)
     evidence = pv.log_evidence(model, guide, rows(lay(X[:9] + SHIFT[:9], SHIFT[:9])), draws=3)
     assert torch.allclose(evidence.values, EXACT.log_prob(X[:9]), atol=1e-9)
 
@@ -80,8 +80,8 @@ def test_a_dataset_of_dicts() -> None:
     model, guide, rows = pv.with_arguments(
         *pair(lambda b: (b["x"], b["s"].unsqueeze(-1))), {"x": X, "s": SHIFT[:, 0]}
     )
-    found = pv.log_evidence(model, guide, rows(Items()), draws=3)
-    assert torch.allclose(found.values, EXACT.log_prob(X), atol=1e-9)
+    evidence = pv.log_evidence(model, guide, rows(Items()), draws=3)
+    assert torch.allclose(evidence.values, EXACT.log_prob(X), atol=1e-9)
 
 
 def test_modules_behind_the_wrapper_are_found_and_fitted() -> None:
@@ -91,7 +91,7 @@ def test_modules_behind_the_wrapper_are_found_and_fitted() -> None:
     )
     before = [p.clone() for p in vae.parameters()]
     pv.fit(model, guide, rows({"x": (X > 0).double()}), epochs=1, progress=False)
-    assert all(not torch.equal(one, two) for one, two in zip(before, vae.parameters(), strict=True))
+    assert all(not torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,10 @@ def data_kinds() -> dict[str, Callable[[Tensor], Any]]:
 def test_encoding_does_not_depend_on_how_data_come(kind: str, batch_size: int) -> None:
     exact = linear_gaussian_vae()
     x = exact.sample(20)
-    found = pv.encode(exact.vae().guide, data_kinds()[kind](x), batch_size=batch_size)
-    assert found.batch_shape == (20,)
-    assert torch.allclose(found.mean, exact.posterior(x).mean, atol=1e-12)
-    assert torch.allclose(found.stddev, exact.posterior(x).stddev, atol=1e-12)
+    encoding = pv.encode(exact.vae().guide, data_kinds()[kind](x), batch_size=batch_size)
+    assert encoding.batch_shape == (20,)
+    assert torch.allclose(encoding.mean, exact.posterior(x).mean, atol=1e-12)
+    assert torch.allclose(encoding.stddev, exact.posterior(x).stddev, atol=1e-12)
 
 
 def test_encoding_leaves_no_trace() -> None:

@@ -90,8 +90,8 @@ def through_a_helper() -> tuple[Any, list[nn.Module]]:
 
 def in_containers() -> tuple[Any, list[nn.Module]]:
     nets = [nn.Linear(2, 2) for _ in range(4)]
-    held = {"a": [nets[0]], "b": (nets[1], deque([nets[2]])), "c": {"d": {nets[3]}}}
-    return (lambda x: held["a"][0](x)), nets
+    containers = {"a": [nets[0]], "b": (nets[1], deque([nets[2]])), "c": {"d": {nets[3]}}}
+    return (lambda x: containers["a"][0](x)), nets
 
 
 def of_an_object() -> tuple[Any, list[nn.Module]]:
@@ -99,8 +99,8 @@ def of_an_object() -> tuple[Any, list[nn.Module]]:
 
 
 def of_slots() -> tuple[Any, list[nn.Module]]:
-    held = Slots(nn.Linear(2, 2), nn.Linear(2, 2))
-    return (lambda x: held.net(x)), [held.net]
+    owner = Slots(nn.Linear(2, 2), nn.Linear(2, 2))
+    return (lambda x: owner.net(x)), [owner.net]
 
 
 def of_a_method() -> tuple[Any, list[nn.Module]]:
@@ -114,8 +114,8 @@ def of_a_callable() -> tuple[Any, list[nn.Module]]:
 
 
 def by_a_made_up_name() -> tuple[Any, list[nn.Module]]:
-    held = SimpleNamespace(net0=nn.Linear(2, 2), net1=nn.Linear(2, 2))
-    return (lambda x, i=0: getattr(held, f"net{i}")(x)), [held.net0, held.net1]
+    owner = SimpleNamespace(net0=nn.Linear(2, 2), net1=nn.Linear(2, 2))
+    return (lambda x, i=0: getattr(owner, f"net{i}")(x)), [owner.net0, owner.net1]
 
 
 def of_an_imported_module() -> tuple[Any, list[nn.Module]]:
@@ -210,9 +210,9 @@ def test_all_networks_and_no_others_are_reached(
     kind: Callable[[], tuple[Any, list[nn.Module]]],
 ) -> None:
     function, expected = kind()
-    found = modules_of(function)
-    assert set(found) == set(expected)
-    assert UNUSED not in found and HOLDER.other not in found
+    modules = modules_of(function)
+    assert set(modules) == set(expected)
+    assert UNUSED not in modules and HOLDER.other not in modules
 
 
 def test_what_is_inside_of_another_network_is_not_named_again() -> None:
@@ -221,9 +221,9 @@ def test_what_is_inside_of_another_network_is_not_named_again() -> None:
 
 
 def test_the_order_is_that_of_the_functions() -> None:
-    one, two = small(), small()
-    assert modules_of(one.model, two.guide) == (one, two)
-    assert modules_of(two.guide, one.model) == (two, one)
+    first, second = small(), small()
+    assert modules_of(first.model, second.guide) == (first, second)
+    assert modules_of(second.guide, first.model) == (second, first)
 
 
 def test_a_pair_over_rows_is_seen_through() -> None:

@@ -88,8 +88,8 @@ def test_calls_from_eight_threads_are_those_of_one(door: str) -> None:
     pyro.clear_param_store()
     expected = THREADED[door](vae)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: THREADED[door](vae), range(8)))
-    assert all(torch.equal(one, expected) for one in found)
+        results = list(pool.map(lambda _: THREADED[door](vae), range(8)))
+    assert all(torch.equal(result, expected) for result in results)
     assert modes(vae) == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -294,16 +294,16 @@ def test_attributes_and_containers_are_put_back() -> None:
 
     module = Keeping()
     seen, last = module.seen, module.last
-    found = AsFound([module])
+    before = AsFound([module])
     module.seen.append(2)
     module.last["b"] = 3
     module.new, module.training = object(), False
     module.seen = [9]
-    assert found.changed
-    found.put_back()
+    assert before.changed
+    before.put_back()
     assert module.seen is seen and module.last is last and not hasattr(module, "new")
     assert (seen, last, module.training) == ([1], {"a": 1}, False)
-    assert not found.changed
+    assert not before.changed
 
 
 # -- parameters of a place and of a row ------------------------------------------------------------
@@ -311,8 +311,8 @@ def test_attributes_and_containers_are_put_back() -> None:
 
 def places(guide: Any, model: Any = model, x: Tensor = X) -> list[tuple[int, ...]]:
     with measuring(model, guide):
-        found = by_place(Reader(model, "model"), Reader(guide, "guide"), (x,))
-    return [tuple(parameter.shape) for parameter in found]
+        parameters = by_place(Reader(model, "model"), Reader(guide, "guide"), (x,))
+    return [tuple(parameter.shape) for parameter in parameters]
 
 
 BY_PLACE = [name for name in GUIDES if name not in ("EasyGuide, amortised", "lazy network")]

@@ -43,8 +43,8 @@ def by_hand() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def vae() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    made = EXACT.vae()
-    return made.model, made.guide
+    exact_vae = EXACT.vae()
+    return exact_vae.model, exact_vae.guide
 
 
 PAIRS = pytest.mark.parametrize(("make", "site"), [(vae, "z"), (by_hand, "code")])
@@ -57,11 +57,11 @@ def test_log_evidence_is_that_of_the_prior_in_the_place_of_the_model_s(
 ) -> None:
     model, guide = make()
     agg = pv.aggregate(guide, X, site=site)
-    found = pv.fit_ex_post_prior(agg, held_out=pv.encode(guide, X, site=site))
-    under = found.in_model(model, site=site)
+    ex_post_prior = pv.fit_ex_post_prior(agg, held_out=pv.encode(guide, X, site=site))
+    under = ex_post_prior.in_model(model, site=site)
     new = pv.log_evidence(under, guide, X, method="importance", draws=50, site=site, seed=3)
     pair = Pair(model, guide, site)
-    expected = compare_priors(pair, X, {"": found.distribution}, draws=50, seed=3)[""]
+    expected = compare_priors(pair, X, {"": ex_post_prior.distribution}, draws=50, seed=3)[""]
     torch.testing.assert_close(new.values, expected.values)
     own = compare_priors(pair, X, {"": None}, draws=50, seed=3)[""]
     assert not torch.allclose(new.values, own.values, atol=1e-2)
@@ -81,11 +81,12 @@ def test_pair_reads_the_prior_and_the_same_likelihood(
 
 
 def test_vae_with_prior_is_the_same_model() -> None:
-    made = EXACT.vae()
-    one, other = made.with_prior(PRIOR).model, UnderPrior(made.model, PRIOR)
+    exact_vae = EXACT.vae()
+    by_method, by_wrapper = exact_vae.with_prior(PRIOR).model, UnderPrior(exact_vae.model, PRIOR)
     z = PRIOR.sample((len(X),))
     traces = [
-        poutine.trace(poutine.condition(m, {"z": z})).get_trace(X, size=90) for m in (one, other)
+        poutine.trace(poutine.condition(m, {"z": z})).get_trace(X, size=90)
+        for m in (by_method, by_wrapper)
     ]
     sums = [trace.log_prob_sum() for trace in traces]
     torch.testing.assert_close(sums[1], sums[0])  # scaled by 90/30, both
@@ -107,8 +108,8 @@ def test_masks_stay() -> None:
 
     def model() -> Tensor:
         with pyro.plate("data", 3):
-            one = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-            return pyro.sample("z", one.expand([3]).mask(mask))
+            density = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            return pyro.sample("z", density.expand([3]).mask(mask))
 
     node = poutine.trace(UnderPrior(model, PRIOR)).get_trace().nodes["z"]
     expected = torch.where(mask, PRIOR.log_prob(node["value"]), 0.0)
