@@ -1,4 +1,4 @@
-"""One candidate is held beside the one that is fitted, and what is returned is what was scored."""
+"""Two candidates at most are in memory at once, and the density returned is the one scored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encoding(size: int) -> dist.Distribution:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, values: dict[str, list[float]]) -> None:
-    """Scores by name of candidate, in place of log densities."""
+    """Put scores in the place of log densities, by name of the candidate."""
 
     def score(_: dist.Distribution, codes: Tensor, recipe: Recipe) -> Tensor:
         return torch.tensor(values[recipe.name])
@@ -54,7 +54,7 @@ def test_what_is_returned_is_what_was_scored(recipe: Recipe) -> None:
 def test_a_choice_that_is_brought_back_is_fitted_as_before(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The second beats the first beyond doubt, the third beats both and leaves all in doubt.
+    # The second clearly beats the first; the third beats both, by less than its error.
     later: list[Recipe] = [Flow(steps=2, hidden=(64, 64)), Flow(steps=3, hidden=(64, 64))]
     scripted(
         monkeypatch,
@@ -107,4 +107,4 @@ def test_what_evaluation_leaves_behind_is_not_held(monkeypatch: pytest.MonkeyPat
     )
     assert evaluators() == before
     ex_post_prior.distribution.log_prob(torch.zeros(3))
-    assert evaluators() > before  # the count would have told
+    assert evaluators() > before  # so the count does see them

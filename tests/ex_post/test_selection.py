@@ -44,7 +44,7 @@ def test_inflation_adds_variance() -> None:
 
 
 def test_memorised_density_is_smoothed() -> None:
-    """The held-out density of what is chosen beats the raw mixture's by many standard errors."""
+    """The choice has a higher held-out density than the raw mixture, by many standard errors."""
     agg, held_out = AggregatedPosterior(narrow_kernels(300)), narrow_kernels(300)
     ex_post_prior = fit_ex_post_prior(agg, held_out=held_out)
     assert len(ex_post_prior.table) == len(default_candidates(agg))
@@ -69,7 +69,7 @@ def test_choice_is_the_smoothest_within_one_standard_error() -> None:
 
 
 def test_errors_are_of_differences_paired_by_data_point() -> None:
-    """The spread that all candidates share, here from points far away, has no part in them."""
+    """The spread that all candidates share, here from points far away, does not count."""
     agg = AggregatedPosterior(narrow_kernels(100))
     loc = torch.linspace(1, 30, 12).unsqueeze(-1) * torch.randn(12, D)
     held_out = dist.Normal(loc, 1e-9).to_event(1)
@@ -85,9 +85,9 @@ def test_errors_are_of_differences_paired_by_data_point() -> None:
 
 
 def test_ties_go_to_the_smoother_with_amounts_by_unit_among_them() -> None:
-    """Of two points, whoever is at least as good at one is within one standard error of the best.
+    """With two points, a candidate as good as the best at one is within one standard error of it.
 
-    Narrow kernels are best at a mean of their own, and wide ones at a point off all means.
+    Narrow kernels are best at one of their means, and wide ones at a point far from all means.
     """
     agg = AggregatedPosterior(narrow_kernels(200))
     loc = torch.stack([agg.encoding.mean[0], torch.full((D,), 2.5)])
@@ -135,7 +135,7 @@ def test_reduced_mixtures_are_candidates_and_fewer_numbers_are_simpler() -> None
 
 
 def test_averages_of_shrunk_full_covariances_win_on_a_curved_surface() -> None:
-    """Each step up, full covariance, shrinkage, averaging, gains on fresh codes of a surface."""
+    """Full covariance, shrinkage and averaging each gain on fresh codes of a curved surface."""
     bend = torch.randn(3, 8)
 
     def encoding(size: int) -> dist.Distribution:
@@ -158,7 +158,7 @@ def test_averages_of_shrunk_full_covariances_win_on_a_curved_surface() -> None:
 
 
 def test_no_start_is_shared_between_seeds() -> None:
-    """Of seed + start, neighbours would share all but one of their starts."""
+    """With seed + start, neighbouring seeds would share all but one of their starts."""
     agg = AggregatedPosterior(narrow_kernels(200))
     fits = [Reduced(5, starts=3).fit(agg, seed=seed) for seed in (0, 0, 1, 2)]
     first, again, *others = [fit.component_distribution.mean for fit in fits]
@@ -188,7 +188,7 @@ def test_amounts_by_unit_follow_the_units() -> None:
 
 
 def test_a_flow_is_a_candidate() -> None:
-    """It is a normalised density, and learns a ring, which no single normal is."""
+    """It is a normalised density, and learns a ring, which a single normal can't."""
     angle = 6.28 * torch.rand(400)
     loc = torch.stack([3 * angle.cos() + 20, 0.3 * angle.sin()], -1)
     agg = AggregatedPosterior(dist.Normal(loc, torch.tensor([0.3, 0.03])).to_event(1))
@@ -213,7 +213,7 @@ def test_a_flow_is_a_candidate() -> None:
 def test_a_flow_starts_at_the_normal_with_the_moments_of_the_mixture(dim: int) -> None:
     """Exact for a single component: the flow's log density is that of the component.
 
-    Of its moments, taken from 2,000 draws, D/2,000 nats are lost; slopes of 1.001 are 2D of them.
+    Moments from 2,000 draws lose D/2,000 nats, and slopes of 1.001 some more.
     """
     component = dist.Normal(torch.randn(1, dim), torch.rand(1, dim) + 0.5).to_event(1)
     agg = AggregatedPosterior(component)
@@ -224,7 +224,7 @@ def test_a_flow_starts_at_the_normal_with_the_moments_of_the_mixture(dim: int) -
 
 @pytest.mark.parametrize("dim", [2, 8])
 def test_the_flow_of_the_defaults_bends(dim: int) -> None:
-    """Codes on parabolas: it gains over the normal it starts at, and over one with correlations."""
+    """Codes on parabolas: it gains over the normal it starts from, and over a full one."""
 
     def encoding(size: int) -> dist.Distribution:
         x = torch.randn(size, dim)

@@ -1,4 +1,4 @@
-"""The discretised logistic: normalised at any scale, and drawn from by its own law."""
+"""The discretised logistic: normalised at any scale, with draws from the same distribution."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_it_is_normalised_and_drawn_from(scale: float) -> None:
 @pytest.mark.parametrize("scale", [1e-3, 0.3, 5.0, 1e4])
 @pytest.mark.parametrize("level", [0.0, 3.0, 4.0, 7.0])
 def test_a_level_s_mass_is_that_of_its_bin(scale: float, level: float) -> None:
-    # By the plain difference of sigmoids, which is right where it does not cancel.
+    # The plain difference of sigmoids is right as long as it does not cancel.
     likelihood = DiscretizedLogistic(torch.tensor(3.2), torch.tensor(scale), levels=8)
     upper = torch.tensor((level + 0.5 - 3.2) / scale).sigmoid() if level < 7 else torch.tensor(1.0)
     lower = torch.tensor((level - 0.5 - 3.2) / scale).sigmoid() if level > 0 else torch.tensor(0.0)

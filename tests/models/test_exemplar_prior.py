@@ -51,7 +51,7 @@ def test_all_components_are_equal_normals_around_the_encoder_s_means() -> None:
 
 
 def test_draws_leave_the_row_out_too() -> None:
-    # Far apart, each draw shows which exemplar it is of; each of the others as often as the rest.
+    # The components are far apart, so each draw shows its exemplar; all others are equally likely.
     prior = exemplars()
     with torch.no_grad():
         prior.log_scale.fill_(-20.0)
@@ -121,7 +121,7 @@ def test_a_subsample_has_the_density_for_its_mean() -> None:
     relative = (logs - exact).exp()
     error = 4.5 * relative.std(0) / 1000**0.5
     assert bool(((relative.mean(0) - 1).abs() < error).all())
-    assert bool((logs.mean(0) < exact).all())  # so that its log is a lower bound on average
+    assert bool((logs.mean(0) < exact).all())  # its log is a lower bound on average
 
 
 @pytest.mark.parametrize("options", [{}, {"neighbours": 4}, {"subsample": 6}])
@@ -140,7 +140,7 @@ def test_constants_are_kept_until_a_parameter_changes() -> None:
     state = copy.deepcopy(vae.state_dict())
     optimizer = torch.optim.Adam(vae.parameters(), lr=0.1, fused=True)
     vae.encoder(data()).mean.sum().backward()
-    optimizer.step()  # a fused step leaves no other mark on a parameter than its value
+    optimizer.step()  # a fused step changes a parameter's value without a trace of it
     moved = prior()
     assert moved is not first
     assert torch.equal(moved.component_distribution.mean, vae.encoder(data()).mean)
@@ -154,7 +154,7 @@ def test_constants_are_kept_until_a_parameter_changes() -> None:
 
 
 def test_the_elbo_of_minibatches_is_unbiased() -> None:
-    # The same draw for each row, wherever it stands: without options no row knows of its batch.
+    # Without options a row's density does not depend on the other rows of its batch.
     prior, z = exemplars(), torch.randn(ROWS, LATENT)
     at_once = prior.leaving_out(NUMBERS).log_prob(z)
     order = torch.randperm(ROWS)

@@ -1,4 +1,4 @@
-"""A fixed density is as any module: moved, cast, copied, saved and loaded, whatever its family."""
+"""A fixed density of any family can be moved, cast, copied, saved and loaded as any module."""
 
 import copy
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def close(first: Tensor, second: Tensor, tolerance: float = 1e-12) -> bool:
 
 
 def nudged(fixed: Fixed) -> Fixed:
-    """A copy with other numbers, written in a way that torch does not count."""
+    """A copy with other numbers, written so that torch's version counters do not show it."""
     other = copy.deepcopy(fixed)
     for tensor in (*other.buffers(), *other.parameters()):
         if tensor.is_floating_point():
@@ -78,7 +78,7 @@ def test_it_is_the_density_that_was_given(density: dist.Distribution) -> None:
     fixed = Fixed(density)
     assert close(fixed().log_prob(Z), density.log_prob(Z))
     assert type(fixed()) is type(density) and fixed().batch_shape == density.batch_shape
-    assert fixed() is fixed()  # so that what a mixture makes once is made once
+    assert fixed() is fixed()  # so that a mixture's caches are of use
 
 
 def test_it_is_cast(density: dist.Distribution) -> None:
@@ -141,7 +141,7 @@ def test_a_vae_with_a_found_prior_is_cast_and_saved_as_a_whole() -> None:
 
 
 class Opaque(dist.TorchDistribution):
-    """A density that keeps nothing that it could be built from."""
+    """A density without attributes that it could be rebuilt from."""
 
     arg_constraints: ClassVar[dict[str, object]] = {}
     support = dist.constraints.real_vector
@@ -161,7 +161,7 @@ class Opaque(dist.TorchDistribution):
 
 def test_a_density_that_cannot_be_taken_apart_is_not_moved_in_silence() -> None:
     vae = pv.VAE(pv.mlp_encoder((6,), 2), pv.mlp_decoder(2, (6,), "normal"), Opaque())
-    assert vae.double() is vae and isinstance(vae.prior, Fixed)  # it is double
+    assert vae.double() is vae and isinstance(vae.prior, Fixed)  # already float64
     with pytest.raises(ValueError, match=r"prior made of parameter tensors.*Opaque"):
         vae.float()
     assert close(copy.deepcopy(vae).prior().log_prob(Z), -Z.square().sum(-1))

@@ -39,7 +39,7 @@ DATA = EXACT.sample(ROWS)
 
 
 def brute_force(components: dist.Distribution, z: Tensor) -> Tensor:
-    """log density of an equal mixture, all of it at once."""
+    """log density of an equally weighted mixture, computed in one go."""
     return components.log_prob(z.unsqueeze(-2)).logsumexp(-1) - math.log(ROWS)
 
 
@@ -56,7 +56,7 @@ def test_the_elbo_of_the_exact_guide_is_log_p(size: int | None) -> None:
 
 def test_the_objective_of_fit_is_log_p_less_the_divergence_of_each_layer() -> None:
     other, exact = EXACT.pair(widen=1.3, shift=0.2), EXACT.pair()
-    z2 = torch.zeros(ROWS, TOP)  # both inner posteriors are shifted alike by it
+    z2 = torch.zeros(ROWS, TOP)  # any value does: it shifts both inner posteriors alike
     lost = kl_divergence(other.encoder(DATA), exact.encoder(DATA))
     lost = lost + kl_divergence(other.inner_encoder(DATA, z2), exact.inner_encoder(DATA, z2))
     expected = float((EXACT.log_prob(DATA) - lost).mean())
@@ -78,7 +78,7 @@ def test_importance_under_another_guide(site: Any) -> None:
     evidence = pv.log_evidence(pair.model, pair.guide, DATA, site=site, draws=4000)
     z = (evidence.values - EXACT.log_prob(DATA)) / evidence.standard_error
     assert float(z.abs().max()) < 4.5
-    assert float(z.abs().max()) > 0.1  # its errors are not those of the exact guide
+    assert float(z.abs().max()) > 0.1  # the exact guide would have no errors
 
 
 def test_another_prior_stands_at_the_top() -> None:
@@ -261,7 +261,7 @@ def test_the_joint_aggregated_posterior_is_brute_force() -> None:
     assert torch.equal(best.index[..., 0], shares.argmax(-1))
     parts = [agg[:4], agg[4:]]
     assert torch.allclose(pv.AggregatedPosterior.merge(parts).log_prob(z), agg.log_prob(z))
-    assert not agg.log_prob(z).requires_grad  # though the guide's parameters ask for one
+    assert not agg.log_prob(z).requires_grad  # though the guide's parameters require one
     z = z.requires_grad_()
     (gradient,) = torch.autograd.grad(agg.log_prob(z).sum(), z)
     (expected,) = torch.autograd.grad(brute_force(posterior, z).sum(), z)
@@ -451,7 +451,7 @@ def test_fit_improves_the_elbo(pseudo_inputs: int) -> None:
         validation=IMAGES[128:],
         epochs=12,
         batch_size=16,
-        optimizer=adam(1e-2),
+        optimizer=pv.adam(1e-2),
         progress=False,
     )
     assert run.history.train[-1] > run.history.train[0] + 0.2

@@ -93,7 +93,7 @@ def test_it_is_normalised(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_draws_are_of_the_law_of_the_density(name: str) -> None:
     # The mean of log p over draws is the negative entropy, known exactly by enumeration, and draws
-    # fall below the law's median as often as it says: each within 4 standard errors, so that a
+    # fall below the median as often as they should: each within 4 standard errors, so that a
     # right likelihood fails for 6 of 100,000 seeds.
     case = CASES[name]
     likelihood = likelihood_of(case.make((1,)), torch.randn(1, LATENT), x=rows_for(case, (1,), 1))
@@ -165,7 +165,7 @@ def test_normal_scale_is_shared_unless_it_is_one_per_unit() -> None:
 
 
 class Zero(nn.Module):
-    """A network that has nothing to say."""
+    """A network whose outputs are all zero."""
 
     def forward(self, z: Tensor) -> Tensor:
         return torch.zeros(*z.shape[:-1], 3)
@@ -180,9 +180,9 @@ def test_scales_per_unit_are_learned() -> None:
         pv.mlp_decoder(1, (3,), "normal", hidden=(), per_unit=True),
         pv.StandardNormal(1),
     )
-    vae.decoder.network = Zero()  # nothing is said by z, so the scales are the data's own
+    vae.decoder.network = Zero()  # x does not depend on z, so the scales are those of the data
     pv.fit(vae.model, vae.guide, x, epochs=80, optimizer=pv.adam(0.1))
-    # The last gradient steps of 0.1 on a log scale; the data's own scales are exact maxima.
+    # Up to the last gradient steps of 0.1 on a log scale; the scales of the data are the maximum.
     assert torch.allclose(vae.decoder.log_scale.exp(), x.square().mean(0).sqrt(), rtol=0.1)
 
 
@@ -300,7 +300,7 @@ def test_a_logistic_scale_has_a_floor_and_a_gradient(output: float) -> None:
 
 
 def rows_seen(grey: Tensor, **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """What the model gets in each of three epochs of one batch: in training, and in validation."""
+    """The rows that the model gets in each of three epochs of one batch: training, validation."""
     vae = pv.VAE(
         pv.mlp_encoder((20,), 2, hidden=(6,)),
         pv.mlp_decoder(2, (20,), hidden=(6,)),
@@ -326,6 +326,6 @@ def test_grey_data_are_binarised_anew_in_training_and_once_for_validation() -> N
     totals = [x.sum(0) for x in trained]
     assert not any(torch.equal(totals[i], totals[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     assert all(torch.equal(x, validated[0]) for x in validated)
-    once, _ = rows_seen(torch.bernoulli(grey))  # what is binarised beforehand is only shuffled
+    once, _ = rows_seen(torch.bernoulli(grey))  # rows binarised beforehand are only shuffled
     assert all(torch.equal(x.sum(0), once[0].sum(0)) for x in once)
     assert not torch.equal(once[0], once[1])

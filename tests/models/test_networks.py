@@ -1,4 +1,4 @@
-"""Recipes for networks: every one makes a pair of modules that fit each other and the data."""
+"""Recipes for networks: encoder and decoder of each recipe fit each other and the data."""
 
 from collections.abc import Callable
 

@@ -55,7 +55,7 @@ PLAIN = ("standard normal", "mixture", "VampPrior", "exemplars", "flow")
 
 
 def shaken(name: str, latent: int = LATENT) -> nn.Module:
-    """A prior whose parameters are nowhere special, in evaluation mode."""
+    """A prior with random parameters, in evaluation mode."""
     torch.manual_seed(0)
     prior, size = PRIORS[name](latent), 0.1 if name == "flow" else 0.4
     with torch.no_grad():
@@ -79,11 +79,11 @@ def grid(name: str) -> tuple[Tensor, Tensor]:
 
 
 def slack(name: str) -> float:
-    """What the grid itself may be wrong by."""
+    """The error of the grid itself."""
     return 5e-3 if name == "flow" else 1e-6
 
 
-# -- one law ---------------------------------------------------------------------------------------
+# -- draws and density -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -180,7 +180,7 @@ class Wide(nn.Module):
         return dist.Normal(torch.zeros(len(x), LATENT), 3.0).to_event(1)
 
 
-@pytest.mark.filterwarnings("ignore:For . of 2 data points k̂:UserWarning")  # as noisy as it is
+@pytest.mark.filterwarnings("ignore:For . of 2 data points k̂:UserWarning")  # the weights are noisy
 @pytest.mark.parametrize("name", EVALUATED)
 def test_log_evidence_is_the_integral(name: str) -> None:
     vae, x = in_a_pair(name, guide=Wide()), data(2)
@@ -285,7 +285,7 @@ def test_pseudo_inputs_keep_their_bounds_and_their_gradients() -> None:
 
 def test_pseudo_inputs_at_random_are_like_the_data() -> None:
     like = 3 + torch.tensor([0.0, 0.1, 1.0, 5.0]) * torch.randn(200, 2, 4)
-    prior = pv.VampPrior.at_random(encoder(), like, 5000)  # more than there are rows
+    prior = pv.VampPrior.at_random(encoder(), like, 5000)  # more than rows
     error = 4 * like.std(0) / 5000**0.5
     assert bool(((prior.inputs.mean(0) - like.mean(0)).abs() <= error + 1e-12).all())
     # The standard error of a normal's standard deviation is σ/√(2K).
@@ -314,7 +314,7 @@ STARTS = {
 
 @pytest.mark.parametrize("start", STARTS)
 def test_the_unit_of_an_entry_does_not_matter(start: str) -> None:
-    # Pseudo-inputs of a·x + b are a·u + b, if the bounds are of each entry.
+    # The pseudo-inputs of a·x + b are a·u + b, if each entry has its own bounds.
     x = torch.rand(30, *SHAPE)
     unit, shift = 10.0 ** torch.arange(-4.0, 4.0).view(SHAPE), torch.linspace(-5.0, 5.0, 4)
     prior = STARTS[start](unit * x + shift, (shift.expand(SHAPE), unit + shift))

@@ -1,4 +1,4 @@
-"""The pair: an ELBO that is right for the whole data set, and parameters that stay its own."""
+"""The VAE: an ELBO that is right for the whole data set, and parameters of its own."""
 
 import pyro
 import pyro.distributions as dist
@@ -129,7 +129,7 @@ RUNS = {
 
 
 class Returns(nn.Module):
-    """A prior that returns what it is given."""
+    """A prior module that returns a fixed value."""
 
     def __init__(self, value: object) -> None:
         super().__init__()

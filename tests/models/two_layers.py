@@ -1,4 +1,4 @@
-"""A linear-Gaussian pair of two latent layers, in which everything is known in closed form."""
+"""A linear-Gaussian pair with two latent layers, for which everything has a closed form."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TwoLayers:
         return self.marginal(LATENT)
 
     def pair(self, *, widen: float = 1.0, shift: float = 0.0) -> pv.HierarchicalVAE:
-        """The exact pair, with the guide's covariances and means distorted if told so."""
+        """The exact pair; the guide's covariances and means can be distorted."""
 
         def distorted(exact: dist.MultivariateNormal) -> dist.Distribution:
             tril = widen * exact.scale_tril

@@ -1,4 +1,4 @@
-"""Points in a guide, such as MAP estimates: no density of a point counts as one of the data's."""
+"""Points in a guide, such as MAP estimates: the density at a point is not part of log p(x)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def delta_with_event_dim(x: Tensor) -> None:
 
 
 def delta_with_a_density(x: Tensor) -> None:
-    """An unnormalised one, which is no reason to count it."""
+    """A point with an unnormalised density of its own, which does not count either."""
     with pyro.plate("data", len(x)):
         log_density = torch.full((len(x),), 3.0)
         pyro.sample("u", dist.Delta(torch.full((len(x), 1), AT), log_density, event_dim=1))
@@ -117,7 +117,7 @@ def set_exactly(guide: AutoNormal, site: str, loc: Tensor) -> None:
 
 
 def positive_model(x: Tensor) -> None:
-    """u is positive, and log u is normal: an autoguide has a transform to make."""
+    """u is positive, and log u is normal: an autoguide needs a transform."""
     with pyro.plate("data", len(x)):
         u = pyro.sample("u", dist.LogNormal(torch.zeros(1), 1.0).to_event(1))
         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))

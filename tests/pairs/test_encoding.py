@@ -1,4 +1,4 @@
-"""What a guide makes of the data: a copy, of numbers, or the row that is none."""
+"""Encodings are copies with finite numbers; a row without them is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X = torch.rand(50, 3)
 
 
 def of_parameter(site: Callable[[Tensor], dist.Distribution]) -> Callable[[Tensor], None]:
-    """A guide with parameters by row."""
+    """A guide with parameters for each row."""
 
     def guide(x: Tensor) -> None:
         loc = pyro.param("loc", torch.zeros(len(X), 2))
@@ -68,7 +68,7 @@ def test_encodings_do_not_share_the_data() -> None:
 
 
 def spoiled(row: int, bad: float) -> Callable[[Tensor], None]:
-    """A guide that makes nothing of the row in which the first entry is −1."""
+    """A guide whose mean is ``bad`` for a row whose first entry is −1."""
 
     def guide(x: Tensor) -> None:
         loc = torch.where(x[:, :1] == -1, bad, x[:, :2])
@@ -93,7 +93,7 @@ def test_a_row_that_is_encoded_as_no_number_is_named(
             pytest.raises(ValueError, match=rf"for row {row} of the data"),
         ):
             ask(guide, x, batch_size=batch_size)
-    rest = torch.cat([x[:row], x[row + 1 :]])  # as the message says
+    rest = torch.cat([x[:row], x[row + 1 :]])  # the remedy in the message
     assert pv.encode(guide, rest, batch_size=batch_size).mean.isfinite().all()
 
 

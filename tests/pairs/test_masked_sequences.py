@@ -18,7 +18,7 @@ from pyrovae.pairs.pair import Pair
 
 ROWS, STEPS = 24, 3
 STEP_MASK = torch.arange(STEPS) < (torch.arange(ROWS) % STEPS + 1)[:, None]
-JUNK = (7.0, 0.1)  # location and scale of what the guide adds beyond the end
+JUNK = (7.0, 0.1)  # location and scale of what the guide adds after the end
 X = 2 * torch.randn(ROWS, STEPS, generator=torch.Generator().manual_seed(0)).double()
 PULL, NOISE = 0.8, 0.5
 
@@ -44,7 +44,7 @@ def markov_pair(style: str, junk: tuple[float, float] = JUNK) -> tuple[Any, Any]
                 step(style, f"x_{t}", dist.Normal(z, noise), there, x[:, t])
 
     def guide(x: Tensor, mask: Tensor) -> None:
-        """q(z_t | z_{t-1}, x_{t:T}) by the backward information filter; junk beyond the end."""
+        """q(z_t | z_{t-1}, x_{t:T}) by the backward information filter; junk after the end."""
         precision, linear = x.new_zeros(len(x)), x.new_zeros(len(x))
         messages = []
         for t in reversed(range(STEPS)):
@@ -98,7 +98,7 @@ def test_padded_sequences_as_one_code(style: str) -> None:
     model, guide = markov_pair(style)
     encoding = pv.encode(guide, (X, STEP_MASK), site=SITES, model=model, batch_size=7)
     z = encoding.sample((500,))
-    # Beyond the end the chain goes on as the prior does.
+    # After the end the chain goes on under the prior.
     steps = z[..., 1:] - PULL * z[..., :-1]
     beyond = steps[:, ~STEP_MASK[:, 1:]]
     error = 4 / beyond.numel() ** 0.5
@@ -122,7 +122,7 @@ def test_a_step_that_what_is_left_out_feeds_into() -> None:
     with pytest.raises(pv.InputError, match=r"to have no effect on what it leaves in.*single site"):
         pv.encode(guide, (X, gap), site=SITES, model=model).sample()
     evidence = pv.log_evidence(model, guide, (X, gap), site="z_0", draws=4000)
-    # the middle step is there, and unobserved
+    # the middle step is part of the chain, and unobserved
     chain = torch.linalg.inv(torch.eye(STEPS) - PULL * torch.diag(torch.ones(STEPS - 1), -1))
     covariance = (chain @ chain.T + NOISE**2 * torch.eye(STEPS))[::2, ::2]
     truth = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(X[:, ::2])

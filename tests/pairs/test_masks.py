@@ -1,4 +1,4 @@
-"""Masks at latent sites: what they leave out counts alike in p and in q, whatever is measured."""
+"""Masks at latent sites: what they leave out counts the same in p and in q, for every measure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS, STEPS = 24, 3
 LENGTHS = torch.arange(ROWS) % STEPS + 1
 STEP_MASK = torch.arange(STEPS) < LENGTHS[:, None]
 ROW_MASK = (torch.arange(ROWS) % 2 == 0)[:, None].expand(-1, STEPS)
-JUNK = (7.0, 0.1)  # location and scale of what the guide draws where there is nothing
+JUNK = (7.0, 0.1)  # location and scale of what the guide draws in the masked parts
 
 # z_t ~ N(0, 1), x_t ~ N(z_t, 1): the exact guide is N(x/2, 1/2), and x_t ~ N(0, 2).
 
@@ -97,7 +97,7 @@ styles = pytest.mark.parametrize(("draw", "mask"), STYLES.values(), ids=list(STY
 def pair_of(
     draw: Draw, *, model_mask: bool = True, guide_mask: bool = True, exact: bool = True
 ) -> tuple[Any, Any]:
-    """The pair, whose guide draws junk where there is nothing; a mask may be forgotten."""
+    """The pair, whose guide draws junk in the masked parts; a mask may be forgotten."""
 
     def prior(x: Tensor) -> dist.Distribution:
         return dist.Normal(torch.zeros_like(x), 1.0)
@@ -146,7 +146,7 @@ def test_another_prior_is_integrated_over_what_is_left_out(draw: Draw, mask: Ten
     model, guide = pair_of(draw)
     other = dist.Normal(torch.full((STEPS,), 0.3), 0.8).to_event(1)
     plans: list[tuple[Any, Any]] = [(model, other)]
-    if draw not in (in_plates, rows_trail):  # where a row is one event, as UnderPrior wants it
+    if draw not in (in_plates, rows_trail):  # each row is one event, as UnderPrior needs it
         plans.append((UnderPrior(model, other), None))
     for changed, prior in plans:
         evidence = pv.log_evidence(changed, guide, (X / 2, mask), prior=prior, draws=2000)
@@ -226,7 +226,7 @@ def test_diagnose(draw: Draw) -> None:
 
 
 def test_what_the_data_depend_on_is_integrated_out_under_the_prior() -> None:
-    """A mask around z alone: the rows where z is left out have data all the same."""
+    """A mask around z only: rows in which z is left out still have data."""
 
     def model(x: Tensor, mask: Tensor) -> None:
         z = in_the_event("z", dist.Normal(torch.zeros_like(x), 1.0), mask, None)
@@ -252,7 +252,7 @@ def test_a_mask_in_one_of_both_is_refused(draw: Draw, forgotten: str) -> None:
         lambda: pv.aggregate(guide, (X, mask), model=model),
     ):
         if forgotten == "guide" and "aggregate" in measure.__code__.co_names:
-            continue  # the guide's densities are then whole
+            continue  # nothing is masked in the guide's densities
         with pytest.raises(pv.InputError, match=r"latent site .z. in model and guide"):
             measure()
     with_both = pv.log_evidence(*pair_of(draw), (X, mask), draws=4)

@@ -1,4 +1,4 @@
-"""A pair of lists and dicts is the pair of their tensors."""
+"""A pair of lists and dicts gives the same numbers as the pair of their tensors."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Any Pyro pair as functions: exact log densities, and errors that say where to look."""
+"""Any Pyro pair: exact log densities, and errors that say where to look."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which networks a function can run, read off the function: all of them, and no others."""
+"""The networks that a function can run, read from its code: all of them, and no others."""
 
 import functools
 import sys
@@ -37,7 +37,7 @@ class Slots:
 
 @dataclass
 class Experiment:
-    """A person's own object that holds more than the pair."""
+    """A user's object that holds more than the pair."""
 
     encoder: nn.Module = field(default_factory=lambda: nn.Linear(2, 2))
     teacher: nn.Module = field(default_factory=lambda: nn.Linear(2, 2))

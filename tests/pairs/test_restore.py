@@ -1,4 +1,4 @@
-"""A measure leaves no trace: in modes, in guides that keep something of a run, in other threads."""
+"""A measure leaves no trace: in modes, in guides with state, in other threads."""
 
 import copy
 import threading
@@ -156,7 +156,7 @@ def test_an_error_of_the_pair_keeps_its_traceback_and_leaves_the_modes() -> None
     assert all(modes(vae))
 
 
-# -- guides that keep something of a run -----------------------------------------------------------
+# -- guides with state of their own ----------------------------------------------------------------
 
 AUTOGUIDES = [
     AutoNormal, AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal,
@@ -194,7 +194,7 @@ class Holder(nn.Module):
 
 
 class Lazy:
-    """A guide that makes its network when it first sees rows."""
+    """A guide that makes its network when it is first called."""
 
     def __init__(self) -> None:
         self.holder = Holder()
@@ -207,7 +207,7 @@ class Lazy:
 
 
 def statement(x: Tensor) -> None:
-    """Parameters by row, made for as many rows as come first."""
+    """Parameters for each row, for the number of rows in the first call."""
     loc = pyro.param("loc", lambda: torch.zeros(len(x), 2))
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
@@ -233,7 +233,7 @@ DOORS: dict[str, Callable[[Any], object]] = {
 
 
 def description(guide: Any) -> object:
-    """What a module holds, by identity; the parameter store too."""
+    """The state of a guide and of the parameter store, by identity."""
     roots = [m for m in (guide, getattr(guide, "holder", None)) if isinstance(m, nn.Module)]
     return (
         [
@@ -255,7 +255,7 @@ def test_a_guide_that_has_not_run_is_as_it_was(name: str, door: str) -> None:
         pytest.skip("takes its time, as it goes through")
     guide = GUIDES[name]()
     before = description(guide)
-    with suppress(pv.InputError, RuntimeError):  # what is asked is what a refusal leaves
+    with suppress(pv.InputError, RuntimeError):  # a refusal must leave no trace either
         DOORS[door](guide)
     assert description(guide) == before
     loss = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(X)
@@ -327,14 +327,14 @@ def test_parameters_by_row_are_found(name: str) -> None:
 
 
 def windowed(x: Tensor) -> None:
-    """Takes any number of rows, and gives them the parameters of the first."""
+    """Takes any number of rows, and gives them the parameters of the first places."""
     loc = pyro.param("loc", torch.zeros(100, 2))
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(loc[: len(x)], 1.0).to_event(1))
 
 
 def at_random(x: Tensor) -> None:
-    """The plate chooses rows of the parameters that have nothing to do with those of x."""
+    """The plate chooses rows of the parameters at random, whatever the rows of x are."""
     loc = pyro.param("loc", torch.zeros(100, 2))
     with pyro.plate("data", 100, subsample_size=len(x)) as index:
         pyro.sample("z", dist.Normal(loc[index], 1.0).to_event(1))
@@ -363,14 +363,14 @@ def test_parameters_by_row_of_a_model_are_found() -> None:
 
 
 def looked_up(x: Tensor) -> None:
-    """Parameters by row, by the number of the row that comes with the data."""
+    """Parameters for each row, looked up by the row's number, which is part of the data."""
     table = pyro.param("table", torch.zeros(ROWS, 2))
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(table[x[:, 0].long()], 1.0).to_event(1))
 
 
 def by_label(x: Tensor) -> None:
-    """Parameters by a label that is drawn."""
+    """Parameters for each label; the label is drawn."""
     table = pyro.param("table", torch.zeros(3, 2))
     with pyro.plate("data", len(x)):
         label = pyro.sample("label", dist.Categorical(torch.ones(3)))

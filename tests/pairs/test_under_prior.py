@@ -1,4 +1,4 @@
-"""A model under another prior is that model, but for its latent site."""
+"""A model under another prior is the same model except at its latent site."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_vae_with_prior_is_the_same_model() -> None:
         for m in (by_method, by_wrapper)
     ]
     sums = [trace.log_prob_sum() for trace in traces]
-    torch.testing.assert_close(sums[1], sums[0])  # scaled by 90/30, both
+    torch.testing.assert_close(sums[1], sums[0])  # both are scaled by 90/30
 
 
 def test_draws_come_from_the_prior() -> None:
