@@ -44,17 +44,17 @@ class SiteDensity:
         """
         readings, second = self._twice(batch, {})
         labels = supports(readings[0], self._above(readings[0]))
-        density: dist.Distribution | None = None
+        distribution: dist.Distribution | None = None
         if labels:
-            density = self._over_labels(batch, labels, parts)
+            distribution = self._over_labels(batch, labels, parts)
         elif self._same_in_both(readings[0], second):
-            density = self._rows(readings[:parts])
-        if density is None and len(self.sites) > 1:
+            distribution = self._rows(readings[:parts])
+        if distribution is None and len(self.sites) > 1:
             joint = Ancestral.read(self.reader, batch, self.sites)
             conditioned = [joint.condition(values) for values in _assignments(labels)]
             if settled([joint, *conditioned], self.codes(readings[0])):
                 return joint
-        return density
+        return distribution
 
     def _over_labels(
         self, batch: Batch, labels: Mapping[str, Sequence[Tensor]], parts: int | None

@@ -80,7 +80,7 @@ class _Replacing(Messenger):
             raise InputError(
                 f"expected a prior of the event shape at site {self.site!r}, "
                 f"{tuple(old.event_shape)}; got {tuple(new.event_shape)}. Both have to be over one "
-                "vector a row: declare its units with .to_event(1)."
+                "vector for each row: declare its units with .to_event(1)."
             )
         if tuple(new.batch_shape) not in ((), (1,), tuple(old.batch_shape)):
             raise InputError(
