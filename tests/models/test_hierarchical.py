@@ -29,7 +29,6 @@ from pyrovae.pairs.joint_sites import Ancestral
 from pyrovae.pairs.pair import Pair, measuring
 from pyrovae.randomness import seeded
 from pyrovae.report.html import render
-from pyrovae.training.fit import adam
 from pyrovae.training.objectives import elbo
 
 BOTH = ("z2", "z1")
