@@ -165,7 +165,7 @@ def _show(analysis: Analysis) -> None:
     console = Console(highlight=False)
     console.print(_table(analysis.diagnosis.summary()))
     console.print(analysis.diagnosis.advice, markup=False)
-    if (calibration := analysis.diagnosis.guide.calibration) is not None:
+    if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
         console.print(f"The guide: {calibration.statement}", markup=False)
     for concern in analysis.diagnosis.concerns:
         console.print(f"Careful: {concern}", markup=False, style="yellow")

@@ -142,7 +142,7 @@ class Diagnosis:
         information: I(x; z) of the population, from below and from above.
         holes: shares of draws from prior and q_agg that fall where the other has no mass.
         two_sample: how well a classifier tells codes of the training data from prior draws.
-        guide: how good the guide is: its calibration, its gaps, NUTS beside it.
+        guide_check: how good the guide is: its calibration, its gaps, its comparison with NUTS.
         bits: held-out bits per dimension under each density, if the data are grey levels of a
             discretised logistic; empty otherwise, and without ``evidence``.
         measured: numbers of the held-out rows that the measures speak of, rising: all, or the
@@ -163,7 +163,7 @@ class Diagnosis:
     information: Information
     holes: Holes
     two_sample: TwoSample
-    guide: GuideCheck
+    guide_check: GuideCheck
     bits: dict[str, Estimate]
     measured: Tensor | None = None
 
@@ -190,7 +190,7 @@ class Diagnosis:
             for name, result in self.evidence.items()
             for concern in result.concerns()
         ]
-        return (*saturated, *untold, *evidence, *self.guide.concerns)
+        return (*saturated, *untold, *evidence, *self.guide_check.concerns)
 
     def summary(self) -> pd.DataFrame:
         """All estimates as a table, a row each.
@@ -246,7 +246,7 @@ class Diagnosis:
                 yield "held-out", f"log p(x) | {name} − prior", change
         for name, estimate in self.bits.items():
             yield "held-out", f"bits per dimension | {name}", estimate
-        for name, estimate in self.guide.estimates():
+        for name, estimate in self.guide_check.estimates():
             yield "simulated" if name == "calibrated units" else "held-out", name, estimate
 
 
@@ -338,7 +338,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             information=information(test_codes, test_aggregated, fitted),
             holes=holes(test_codes, aggregated, prior, draws=size, seed=seed),
             two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
-            guide=checked,
+            guide_check=checked,
             bits=_bits(pair, x, evidence),
             measured=measured,
         )

@@ -11,7 +11,7 @@ import torch
 from pyrovae.data import Batch, take_rows
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
-from pyrovae.diagnostics.nuts import Beside, beside_nuts
+from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.pairs import Pair
@@ -34,7 +34,7 @@ class GuideCheck:
 
     calibration: Calibration | None
     gaps: Gaps | None
-    beside: Beside | None
+    beside: NutsComparison | None
     refused: dict[str, str]
 
     @property

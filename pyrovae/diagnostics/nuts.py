@@ -32,7 +32,7 @@ WIDENING = 1.3  # factor on the covariance of the Gaussian that log p(x) is samp
 
 
 @dataclass(frozen=True)
-class Beside:
+class NutsComparison:
     """Guide and NUTS side by side at N data points with D latent units.
 
     Args:
@@ -123,7 +123,7 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     data_plate: str | None = None,
     seed: int = 0,
     progress: bool | None = None,
-) -> Beside:
+) -> NutsComparison:
     """Draw from p(z|x) of a few data points by NUTS and compare the guide with it.
 
     All data points are drawn together: their joint posterior is the product of their own, and one
@@ -162,7 +162,7 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     codes = found.view(chains, draws, *found.shape[1:])
     r_hat, ess = (torch.as_tensor(a.copy()) for a in convergence(codes.cpu().numpy()))
     error = weights.std(1) / math.sqrt(weights.shape[1])
-    return Beside(
+    return NutsComparison(
         mean=found.mean(0),
         sd=found.std(0),
         guide_mean=guided.mean,

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyrovae.diagnostics import ALARM, Beside, Calibration, Gaps
+from pyrovae.diagnostics import ALARM, Calibration, Gaps, NutsComparison
 from pyrovae.plots.style import COLOURS, FURTHER, MUTED, TRAINING, legend_above, panels, styled
 
 MOST_UNITS = 10  # drawn for each data point, at most
@@ -67,7 +67,7 @@ def gaps(result: Gaps) -> Figure:
 
 
 @styled
-def beside(nuts: Beside) -> Figure:
+def beside(nuts: NutsComparison) -> Figure:
     """Mean and two standard deviations of each unit by NUTS and by the guide."""
     count, units = nuts.mean.shape[0], min(nuts.mean.shape[1], MOST_UNITS)
     columns = min(2, count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyrovae.diagnostics import Beside, Diagnosis, Gaps
+from pyrovae.diagnostics import Diagnosis, Gaps, NutsComparison
 from pyrovae.report.numbers import count, number, plain, show
 from pyrovae.report.tables import Cell, Row, cell
 
@@ -15,7 +15,7 @@ COMMAND = "pyrovae analyze … --check-guide"
 
 def missing(diagnosis: Diagnosis) -> bool:
     """Whether neither gaps nor NUTS were measured or tried."""
-    check = diagnosis.guide
+    check = diagnosis.guide_check
     return check.gaps is None and check.beside is None and not set(check.refused) & {
         "gaps of the ELBO", "comparison with NUTS",
     }  # fmt: skip
@@ -23,7 +23,7 @@ def missing(diagnosis: Diagnosis) -> bool:
 
 def calibration(diagnosis: Diagnosis) -> str:
     """The verdict on calibration, and how it was reached."""
-    result = diagnosis.guide.calibration
+    result = diagnosis.guide_check.calibration
     if result is None:
         return "No data were simulated to test the guide's calibration."
     return (
@@ -71,7 +71,7 @@ def gap_table(result: Gaps) -> list[Row]:
     return [Row(name, (cell(value, signed=signed),)) for name, value, signed in rows]
 
 
-def beside(nuts: Beside) -> str:
+def beside(nuts: NutsComparison) -> str:
     """How the guide compares with NUTS, in a sentence."""
     shift = ((nuts.guide_mean - nuts.mean).abs() / nuts.sd).amax()
     ratio = nuts.guide_sd / nuts.sd
@@ -83,7 +83,7 @@ def beside(nuts: Beside) -> str:
     )
 
 
-def beside_table(nuts: Beside) -> list[Row]:
+def beside_table(nuts: NutsComparison) -> list[Row]:
     """One row for each data point: KL, k̂, the guide's errors, and how well NUTS has mixed."""
     rows = []
     for datum in range(len(nuts.kl)):

@@ -136,7 +136,7 @@ def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
         figures["marginals"] = plots.unit_marginals(diagnosis)
     if diagnosis.evidence:
         figures |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
-    figures |= _data_figures(diagnosis) | _guide_figures(diagnosis.guide)
+    figures |= _data_figures(diagnosis) | _guide_figures(diagnosis.guide_check)
     if run is not None:
         figures["training"] = plots.training_curve(run)
     return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in figures.items()}

@@ -319,7 +319,7 @@ def test_labels_are_summed_over_in_guide_and_model(one_hot: bool) -> None:
     right = dist.MixtureSameFamily(dist.Categorical(WEIGHTS), components).log_prob(z)
     assert torch.allclose(prior.log_prob(z), right)
     found = pv.diagnose(model, guide, X, held_out=X[:8], effort=TINY)
-    assert found.guide.calibration is not None  # of an exact guide
+    assert found.guide_check.calibration is not None  # of an exact guide
 
 
 def test_two_labels_and_one_that_only_the_guide_has() -> None:

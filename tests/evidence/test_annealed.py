@@ -266,7 +266,7 @@ def test_a_vae_of_counts_is_not_simulated(total: float) -> None:
             simulations=100, two_sample=20,
         ),
     )  # fmt: skip
-    assert found.guide.calibration is None
+    assert found.guide_check.calibration is None
     said = [c for c in found.concerns if c.startswith("Simulation-based calibration could not")]
     assert len(said) == 1 and "as a row's total" in said[0]
 

@@ -60,7 +60,7 @@ def test_the_objective_of_fit_is_log_p_less_the_divergence_of_each_layer() -> No
     lost = lost + kl_divergence(other.inner_encoder(DATA, z2), exact.inner_encoder(DATA, z2))
     expected = float((EXACT.log_prob(DATA) - lost).mean())
     rows = DATA.repeat(500, 1)
-    values = torch.stack([elbo(other.model, other.guide, rows) for _ in range(30)]) / len(rows)
+    values = torch.stack([elbo(other.model, other.guide_check, rows) for _ in range(30)]) / len(rows)
     assert abs(float(values.mean()) - expected) < 4.5 * float(values.std()) / math.sqrt(30)
 
 
@@ -186,7 +186,7 @@ def test_both_layers_are_diagnosed_as_one() -> None:
     error = exact.mean.std(0) * 2 * exact.stddev.mean(0) / math.sqrt(64 * len(x))
     assert float(((diagnosis.collapse.variance_of_means - spread) / error).abs().max()) < 4.5
     assert torch.allclose(diagnosis.collapse.mean_scale, exact.stddev.mean(0), rtol=0.05)
-    assert "beside_nuts" in diagnosis.guide.refused["gaps of the ELBO"]
+    assert "beside_nuts" in diagnosis.guide_check.refused["gaps of the ELBO"]
     page = render(diagnosis, facts={"data": "drawn"})
     assert "of which some depend on others" in page
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyrovae.diagnostics.gaps import Gaps
-from pyrovae.diagnostics.nuts import Beside
+from pyrovae.diagnostics.nuts import NutsComparison
 from pyrovae.evidence.result import Evidence
 from pyrovae.plots import samples
 from pyrovae.report import guide_words, html, tables
@@ -28,10 +28,10 @@ def gaps(amortization: float, approximation: float) -> Gaps:
     return Gaps(evidence(family - amortization * lost), evidence(family), None, evidence(x))
 
 
-def beside() -> Beside:
+def beside() -> NutsComparison:
     mean = torch.randn(3, 4)
     ones = torch.ones(3)
-    return Beside(
+    return NutsComparison(
         mean, ones[:, None].expand(3, 4), mean + 0.25, 0.5 * ones[:, None].expand(3, 4),
         torch.full((3, 4), 1.001), torch.full((3, 4), 400.0), 0.7 * ones, 0.1 * ones,
         torch.tensor([0.1, 0.9, 0.3]), evidence(-ones), torch.randn(2, 5, 3, 4),
@@ -46,15 +46,15 @@ def section(page: str) -> str:
 def test_calibration_is_shown_and_further_checks_are_offered(case) -> None:
     diagnosis = case("image", 2, "mixture")
     text = section(html.render(diagnosis, facts={}))
-    assert diagnosis.guide.calibration.statement in text
+    assert diagnosis.guide_check.calibration.statement in text
     assert "--check-guide" in text and "Where the ELBO is lost</h3>" not in text
     assert text.count("<img") == 1
 
 
 def test_gaps_and_nuts_are_shown_once_they_are_measured(case) -> None:
     diagnosis = case("image", 2, "mixture")
-    guide = replace(diagnosis.guide, gaps=gaps(3.0, 1.0), beside=beside())
-    text = section(html.render(replace(diagnosis, guide=guide), facts={}))
+    guide = replace(diagnosis.guide_check, gaps=gaps(3.0, 1.0), beside=beside())
+    text = section(html.render(replace(diagnosis, guide_check=guide), facts={}))
     assert "--check-guide" not in text and text.count("<img") == 3
     assert "75 % of it is amortization" in text
     assert "standard deviations are 0.50 to 0.50 times" in text
@@ -79,7 +79,7 @@ def test_a_loss_within_its_error_is_not_called_one() -> None:
 def test_a_check_that_failed_is_explained_at_the_top(case) -> None:
     diagnosis = case("image", 2, "mixture")
     guide = replace(
-        diagnosis.guide, calibration=None, refused={"comparison with NUTS": "it broke."}
+        diagnosis.guide_check, calibration=None, refused={"comparison with NUTS": "it broke."}
     )
     page = html.render(replace(diagnosis, guide=guide), facts={})
     top = page.split("<main>")[0]
