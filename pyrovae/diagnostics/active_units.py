@@ -1,4 +1,4 @@
-"""Which latent units carry information, and which fell back to the prior."""
+"""Which latent units carry information, and which have collapsed to the prior."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Collapse:
         standard_error: of each variance, over data points, shape ``(D,)``.
         mean_scale: mean over x of the standard deviation of q(z_d | x), shape ``(D,)``.
         active: whether the variance exceeds 0.01, shape ``(D,)``.
-        active_units: their number; its standard error is that of how many variances a new sample
-            of data would put above the threshold.
+        active_units: how many are active; the standard error says how much that number would vary
+            from one sample of data to another.
         unit_rate: mean over x of KL(q(z_d|x)‖p(z_d)) of each unit, in nats, or ``None`` where the
-            marginals of q(z|x) or prior are not known. A unit with almost none carries nothing.
+            marginals of q(z|x) or of the prior are not known. A unit whose rate is almost 0
+            carries no information.
     """
 
     variance_of_means: Tensor
@@ -54,48 +55,51 @@ class Collapse:
         return torch.tensor([rate.value > ACTIVE for rate in self.unit_rate])
 
 
-def collapse(of: Moments, unit_rates: Tensor | None = None) -> Collapse:
+def collapse(posterior: Moments, unit_rates: Tensor | None = None) -> Collapse:
     """Activity of the latent units from the encoding of a data set.
 
     Args:
-        of: means and standard deviations of q(z | x_n), N ≥ 2.
+        posterior: means and standard deviations of q(z | x_n), N ≥ 2.
         unit_rates: KL(q(z_d|x_n)‖p(z_d)) at some of the data points, shape ``(m, D)``.
     """
-    first, second = of.first.double(), of.second.double()
+    first, second = posterior.first.double(), posterior.second.double()
     squares = (first - first.mean(0)) * (second - second.mean(0))
     n = len(squares)
     variance = squares.sum(0) / (n - 1)
     error = squares.std(0) / math.sqrt(n)
     active = variance > ACTIVE
-    active_units = _count(squares, variance, error, active)
+    active_units = _count_active(squares, variance, error, active)
     return Collapse(
         variance,
         error,
-        of.stddev.double().mean(0),
+        posterior.stddev.double().mean(0),
         active,
         active_units if n >= FEW else active_units.unresolve(TOO_FEW["data"]),
-        None if unit_rates is None else tuple(mean_estimate(u) for u in unit_rates.unbind(-1)),
+        None
+        if unit_rates is None
+        else tuple(mean_estimate(rates) for rates in unit_rates.unbind(-1)),
     )
 
 
-def _count(squares: Tensor, variance: Tensor, error: Tensor, active: Tensor) -> Estimate:
-    """The number of active units, with what a new sample of data would make of it.
+def _count_active(squares: Tensor, variance: Tensor, error: Tensor, active: Tensor) -> Estimate:
+    """The number of active units, and how it would vary from one sample of data to another.
 
-    Each unit is above the limit with a probability, from its variance's distance to it with the
-    skewness removed, as in `mean_estimate`: of few rows more variances lie too low than too high.
+    The probability that a unit is above the threshold comes from the distance of its variance, with
+    the skewness removed as in `mean_estimate`: with few rows more variances are too low than too
+    high.
     """
     n = len(squares)
     centred = squares - squares.mean(0)
     scale = centred.square().mean(0).sqrt().clamp_min(torch.finfo(error.dtype).tiny)
-    skewed = (centred / scale).pow(3).mean(0)
+    skewness = (centred / scale).pow(3).mean(0)
     distance = (variance - ACTIVE) / error.clamp_min(torch.finfo(error.dtype).tiny)
-    distance = distance.clamp(-40, 40)  # where the probability is 0 or 1 already
-    bend = skewed / (3 * math.sqrt(n))
-    bent = distance + bend * distance.square() + bend.square() * distance.pow(3) / 3 + bend / 2
-    above = torch.special.ndtr(bent)
-    count, likely = float(active.sum()), float(above.sum())
-    count_error = float((above * (1 - above)).sum().sqrt())
-    ends = min(likely - 1.96 * count_error, count), max(likely + 1.96 * count_error, count)
+    distance = distance.clamp(-40, 40)  # beyond these the probability is 0 or 1
+    bend = skewness / (3 * math.sqrt(n))
+    corrected = distance + bend * distance.square() + bend.square() * distance.pow(3) / 3 + bend / 2
+    probability = torch.special.ndtr(corrected)
+    count, expected = float(active.sum()), float(probability.sum())
+    count_error = float((probability * (1 - probability)).sum().sqrt())
+    ends = min(expected - 1.96 * count_error, count), max(expected + 1.96 * count_error, count)
     return Estimate(count, count_error, n, "data", ends=ends)
 
 
@@ -118,9 +122,11 @@ def unit_rates(
     if log_prior is None or not families.has_marginals(encoding):
         return None
     if families.factorised(encoding) and families.factorised(prior):
-        with suppress(NotImplementedError):  # families without a closed form
+        with suppress(NotImplementedError):  # raised for families without a closed form
             return kl_divergence(encoding.base_dist, prior.base_dist)
-    at = families.take(encoding, codes.index)
+    encodings = families.take(encoding, codes.index)
     units = codes.z.shape[-1]
-    log_guide = [families.marginal(at, d).log_prob(codes.z[..., d].T).T for d in range(units)]
+    log_guide = [
+        families.marginal(encodings, d).log_prob(codes.z[..., d].T).T for d in range(units)
+    ]
     return (torch.stack(log_guide, -1) - log_prior).mean(1)

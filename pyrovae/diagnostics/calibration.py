@@ -25,7 +25,7 @@ DRAWS = 99  # guide draws for each data set: BINS divides the 100 possible ranks
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where the codes that made the data lie among draws of the guide.
+    """Where the true codes of simulated data lie among draws of the guide.
 
     Args:
         ranks: number of guide draws below the true code, from 0 to 99, shape ``(N, D)``; uniform
@@ -44,32 +44,32 @@ class Calibration:
 
     @property
     def calibrated(self) -> bool:
-        """Whether no unit is rejected; an exact guide is in at most 1 % of the cases."""
+        """Whether no unit is rejected; an exact guide is rejected in at most 1 % of cases."""
         return bool((self.adjusted >= ALARM).all())
 
     @property
     def statement(self) -> str:
-        """One sentence on what was found."""
+        """One sentence on which units are calibrated, and how the others depart from it."""
         n, units = self.ranks.shape
-        wrong = (self.adjusted < ALARM).nonzero().flatten().tolist()
+        rejected = (self.adjusted < ALARM).nonzero().flatten().tolist()
         rate = f"with a false-alarm rate of {ALARM:.0%} over all units"
-        if not wrong:
-            return f"No unit of {units} departs from calibration in {n} simulations, {rate}."
+        if not rejected:
+            return f"None of {units} units departs from calibration in {n} simulations, {rate}."
         faults: dict[str, list[str]] = {}
-        for unit in wrong:
-            faults.setdefault(self._fault(unit), []).append(str(unit))
-        named = "; ".join(f"{fault}: {', '.join(at)}" for fault, at in faults.items())
-        start = f"{len(wrong)} of {units} units are not calibrated in {n} simulations, {rate}"
-        return f"{start} ({named})."
+        for unit in rejected:
+            faults.setdefault(self._name_fault(unit), []).append(str(unit))
+        details = "; ".join(f"{fault}: {', '.join(numbers)}" for fault, numbers in faults.items())
+        start = f"{len(rejected)} of {units} units are not calibrated in {n} simulations, {rate}"
+        return f"{start} ({details})."
 
-    def _fault(self, unit: int) -> str:
+    def _name_fault(self, unit: int) -> str:
         """How the transforms of a unit depart from a mean of 1/2 and a variance of 1/12."""
         u = self.pit[:, unit].double()
         n = len(u)
         spread = float((u - 0.5).square().mean() - 1 / 12) / (180 * n) ** -0.5
         shift = float(u.mean() - 0.5) / (12 * n) ** -0.5
         if max(abs(spread), abs(shift)) < 3:
-            return "of another shape"
+            return "another shape"
         if abs(shift) > abs(spread):
             return "too low" if shift > 0 else "too high"
         return "too narrow" if spread > 0 else "too wide"
@@ -122,19 +122,19 @@ def calibrate(
     among 99 of them is uniform on 0 … 99. An amortized guide needs no refitting. Ranks of each unit
     are tested with a χ² test over 20 bins, at 1 % over all units together (Holm's correction).
 
-    The guide is tried on data of the model's own making: where these differ from the real data, the
-    result says nothing of the guide there.
+    The guide is tested on data that the model simulates: where real data differ from them, the
+    result says nothing about the guide.
 
     Args:
         model, guide: any Pyro pair.
-        like: rows that say of what shape the data are; arguments that are not observed, such as
-            labels, stay as they are.
+        like: rows of the shape to simulate; arguments that are not observed, such as labels, are
+            kept as they are.
         simulations: N, data points to simulate; at least 100, so that the χ² test holds.
         site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names the draws.
 
     Raises:
-        InputError: with fewer than 100 simulations, or where data cannot be simulated, as where
+        InputError: with fewer than 100 simulations, or where data cannot be simulated, as when
             the likelihood takes a row's total from the row.
     """
     check_seed(seed)
@@ -148,18 +148,19 @@ def calibrate(
         chosen = torch.arange(simulations, device=rows[0].device) % len(rows[0])
         if not pair.takes_any_number_of_rows(rows):
             raise InputError(
-                "expected a pair that takes any number of rows, to simulate as many as are asked "
-                "for; got one with a plate or parameters of fixed size. Write an amortized guide."
+                "expected a pair that takes any number of rows, so that as many can be "
+                "simulated as requested; got one with a plate or parameters of fixed size. Write "
+                "an amortized guide."
             )
         x, z = simulate(pair, take_rows(rows, chosen), seed=derived_seed(seed, "calibration"))
         with seeded(seed, "ranks"):
             ranks = (pair.encode(x).sample(torch.Size([DRAWS])) < z).sum(0)
             pit = (ranks + torch.rand_like(z)) / (DRAWS + 1)
-    p_values = _uniformity(ranks)
-    return Calibration(ranks, pit.cpu(), p_values, _holm(p_values), pair.name)
+    p_values = _test_uniformity(ranks)
+    return Calibration(ranks, pit.cpu(), p_values, _adjust(p_values), pair.name)
 
 
-def _uniformity(ranks: Tensor) -> Tensor:
+def _test_uniformity(ranks: Tensor) -> Tensor:
     """p values of the χ² test of uniform ranks, one for each column."""
     from scipy.stats import chi2
 
@@ -170,8 +171,8 @@ def _uniformity(ranks: Tensor) -> Tensor:
     return torch.as_tensor(chi2.sf(statistic.cpu().numpy(), BINS - 1))
 
 
-def _holm(p_values: Tensor) -> Tensor:
-    """p values adjusted for their number (Holm 1979)."""
+def _adjust(p_values: Tensor) -> Tensor:
+    """p values adjusted for the number of tests (Holm 1979)."""
     count = len(p_values)
     order = p_values.argsort()
     factors = torch.arange(count, 0, -1)

@@ -1,4 +1,4 @@
-"""Whether the aggregated posterior knows the data to come, or only the data it is made of."""
+"""Whether the aggregated posterior fits new data, or has only memorised the data it is made of."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pyrovae.estimates import TOO_FEW, Estimate, mean_estimate, skewness, two_st
 from pyrovae.mixture import Mixture
 from pyrovae.randomness import seeded
 
-ENOUGH = 4.0  # rows for each squared unit of skewness: fewer miss the mean too often
-DRAWS = 8192  # that the skewness is taken from
+ENOUGH = 4.0  # rows per squared skewness: intervals of fewer miss the mean too often
+DRAWS = 8192  # from which the skewness is estimated
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Memorisation:
     Args:
         training: name of the density → mean log density of codes of the training data; standard
             errors over draws, since the densities were made from these data.
-        held_out: the same for codes of data not seen; standard errors over data.
+        held_out: the same for codes of data not seen in training; standard errors over data.
         advantage: mean of log q_agg − log p at the held-out codes, paired; it can't be told where
-            most of it would come from codes so rare that so few rows need not hold one.
+            most of it would come from codes so rare that so few rows may not contain one.
         components: effective number of components of q_agg at a code, exp of the entropy of its
             responsibilities, for ``"training"`` and ``"held-out"`` codes: 1 where each code belongs
             to one data point alone.
-        needed: how many rows it takes to tell such a mean; see `rows_needed`.
+        needed: how many rows such a mean takes; see `rows_needed`.
         log_aggregated, log_prior: their values at the held-out codes, each ``(m,)``, means over the
             draws of a data point.
     """
@@ -61,28 +61,33 @@ def memorisation(
         held_out: codes of other data.
         densities: by name; ``"prior"`` and ``"q_agg"`` must be among them.
         aggregated: q_agg of the training data.
-        fitted: a density over codes to come, as the ex-post prior is; see `rows_needed`.
+        fitted: a density fitted to codes, such as the ex-post prior; see `rows_needed`.
         seed: names its draws.
     """
     needed = 0.0
     if fitted is not None:
         needed = rows_needed(densities["q_agg"], densities["prior"], fitted, seed=seed)
-    seen = {
+    training_means = {
         name: two_stage_mean(
             density.log_prob(training.z), population=training.population, rows=training.rows
         )
         for name, density in densities.items()
     }
-    unseen = {name: density.log_prob(held_out.z).mean(1) for name, density in densities.items()}
+    held_out_values = {
+        name: density.log_prob(held_out.z).mean(1) for name, density in densities.items()
+    }
     return Memorisation(
-        training=seen,
+        training=training_means,
         held_out={
-            name: mean_estimate(values, rows=held_out.rows) for name, values in unseen.items()
+            name: mean_estimate(values, rows=held_out.rows)
+            for name, values in held_out_values.items()
         },
-        advantage=_of_enough(unseen["q_agg"] - unseen["prior"], needed, held_out.rows),
+        advantage=_mean_if_enough(
+            held_out_values["q_agg"] - held_out_values["prior"], needed, held_out.rows
+        ),
         needed=needed,
-        log_aggregated=unseen["q_agg"],
-        log_prior=unseen["prior"],
+        log_aggregated=held_out_values["q_agg"],
+        log_prior=held_out_values["prior"],
         components={
             "training": two_stage_mean(
                 aggregated.effective_components(training.z), population=training.population
@@ -99,32 +104,32 @@ def rows_needed(
     *,
     seed: int = 0,
 ) -> float:
-    """How many rows it takes to tell the mean of log q_agg − log p over codes to come: 4γ².
+    """How many rows it takes to tell the mean of log q_agg − log p over codes of new data: 4γ².
 
     γ is the skewness of this difference over draws of a density fitted to codes, or over draws of
-    the prior, whichever is greater: beyond its data q_agg falls without bound, and few codes need
-    not hold one of the rare ones that decide the mean. With fewer than 4γ² its intervals miss the
-    mean up to 24 % of the time, with more at most 10 %.
+    the prior, whichever is greater: away from its data q_agg falls without bound, and a few codes
+    may not include one of the rare ones that decide the mean. With fewer than 4γ² rows its
+    intervals miss the mean up to 24 % of the time, with more at most 10 %.
 
     Args:
         aggregated, prior: q_agg and p(z).
-        fitted: a density over codes that is wider than q_agg, as the ex-post prior is.
+        fitted: a density over codes that is wider than q_agg, such as the ex-post prior.
         seed: names the draws.
 
     Returns:
-        that number; infinite if one of the two gives draws no density.
+        the number of rows; infinite if q_agg or the prior has no density at some of the draws.
     """
-    skewed = []
+    skewnesses = []
     for number, source in enumerate((fitted, prior)):
         with seeded(seed, "codes beyond the held-out ones", number):
             z = source.sample(torch.Size([DRAWS])).reshape(DRAWS, -1)
-        skewed.append(abs(skewness(aggregated.log_prob(z) - prior.log_prob(z))))
-    needed = ENOUGH * max(skewed) ** 2
-    return needed if math.isfinite(sum(skewed)) else math.inf
+        skewnesses.append(abs(skewness(aggregated.log_prob(z) - prior.log_prob(z))))
+    needed = ENOUGH * max(skewnesses) ** 2
+    return needed if math.isfinite(sum(skewnesses)) else math.inf
 
 
-def _of_enough(values: Tensor, needed: float, rows: Tensor | None) -> Estimate:
-    """Their mean, unless they are too few."""
+def _mean_if_enough(values: Tensor, needed: float, rows: Tensor | None) -> Estimate:
+    """The mean of the values, which can't be told if they are too few."""
     estimate = mean_estimate(values, rows=rows)
     enough = len(values) >= needed
     return estimate if enough or estimate.unresolved else estimate.unresolve(TOO_FEW["data"])

@@ -1,4 +1,4 @@
-"""What is decoded from draws of each density over z, beside the data."""
+"""Data beside what is decoded from draws of each density over z."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DRAWS = 101  # from which a mean without a closed form is estimated
 class Pictures:
     """Rows of data beside the means of p(x | z) for z from each density.
 
-    A mean that has no closed form is that of draws; where there is none, as a Cauchy
-    distribution has none, their median stands in its place.
+    A mean without a closed form is estimated from draws; where there is no mean, as for a Cauchy
+    distribution, their median takes its place.
 
     Args:
         data: shape ``(n, ...)``.
@@ -36,13 +36,13 @@ class Pictures:
 
 
 def pictures(
-    whole: Pair, pair: Pair, x: Tensor, densities: dict[str, dist.Distribution], *, seed: int
+    original: Pair, pair: Pair, x: Tensor, densities: dict[str, dist.Distribution], *, seed: int
 ) -> Pictures:
     """Data beside what is decoded from as many draws of each density.
 
     Args:
-        whole: model and guide as they were given, in whose modules a VampPrior is looked for.
-        pair: the same as a pair of rows.
+        original: model and guide as the user passed them, whose modules may hold a VampPrior.
+        pair: the same, called with rows alone.
         x: rows, shape ``(n, ...)``.
         densities: over z.
         seed: names the draws.
@@ -52,13 +52,15 @@ def pictures(
         with seeded(seed, "decoded draws", number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
             samples[name] = expected(pair.decode(x, z))
-    return Pictures(pair.observe(x), samples, _pseudo_inputs(whole, pair, x, seed))
+    return Pictures(pair.observe(x), samples, _pseudo_inputs(original, pair, x, seed))
 
 
-def _pseudo_inputs(whole: Pair, pair: Pair, x: Tensor, seed: int) -> Tensor | None:
-    """Those of the one VampPrior that the model draws from; another may stand in its place."""
-    owned = dict.fromkeys(m for owner in modules_of(whole.model) for m in owner.modules())
-    priors = [module for module in owned if isinstance(module, VampPrior)]
+def _pseudo_inputs(original: Pair, pair: Pair, x: Tensor, seed: int) -> Tensor | None:
+    """Those of the model's one VampPrior, unless another prior has taken its place."""
+    modules = dict.fromkeys(
+        module for owner in modules_of(original.model) for module in owner.modules()
+    )
+    priors = [module for module in modules if isinstance(module, VampPrior)]
     if len(priors) != 1:
         return None
     with seeded(seed, "pseudo-inputs in force"):
@@ -67,14 +69,14 @@ def _pseudo_inputs(whole: Pair, pair: Pair, x: Tensor, seed: int) -> Tensor | No
     for site in reading.latent:
         z = reading.code(site)
         if z.shape[1:] == density.event_shape:
-            in_force = reading.distribution(site).log_prob(z)
-            if torch.allclose(in_force, density.log_prob(z)):
+            log_prior = reading.distribution(site).log_prob(z)
+            if torch.allclose(log_prior, density.log_prob(z)):
                 return priors[0].inputs[: len(x)]
     return None
 
 
 def expected(distribution: dist.Distribution) -> Tensor:
-    """E[x] of a likelihood, from draws where its family knows no ``mean``; else their median."""
+    """E[x] of a likelihood, from draws if it has no ``mean``; their median if there is no E[x]."""
     base = distribution
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist

@@ -1,4 +1,4 @@
-"""Everything that is measured of a trained pair, in one call."""
+"""All measures of a trained pair, in one call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyrovae.diagnostics.code_densities import Memorisation, memorisation
 from pyrovae.diagnostics.decoded_samples import Pictures, pictures
 from pyrovae.diagnostics.draws import Codes, draw_codes, moments
 from pyrovae.diagnostics.elbo_terms import Surgery, surgery
-from pyrovae.diagnostics.guide_check import GuideCheck, check_guide
+from pyrovae.diagnostics.guide_check import GuideCheck, check_guide, lower_first
 from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
@@ -47,11 +47,11 @@ COLUMNS = (
     "data", "measure", "value", "standard_error", "size", "over", "bound", "low", "high",
     "unresolved",
 )  # fmt: skip
-STAGES = 2  # of a diagnosis beside the estimates of log p(x), which take most of the time
-MANY_PAIRS = 1e8  # of datum and code: minutes of a small guide
-#: What each number of an `Effort` has to be at least, and whether it may be 0.
+STAGES = 2  # of a diagnosis besides the estimates of log p(x), which take most of the time
+MANY_PAIRS = 1e8  # of data point and code: minutes even for a small guide
+#: The least value of each number of an `Effort`, and whether 0 is allowed as well.
 LEAST = {
-    "codes": (20, False),  # two of as many data points as a classifier needs
+    "codes": (20, False),  # two at each of the ten data points that a classifier needs
     "evidence_rows": (2, True),
     "evidence_draws": (2, False),
     "export_rows": (1, True),
@@ -62,9 +62,7 @@ LEAST = {
     "gap_rows": (2, True),
     "nuts_rows": (1, True),
 }
-UNADVISED = (
-    "No density to sample from is advised: log p(x) under them was left out, by evidence_rows=0."
-)
+UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -72,27 +70,27 @@ NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-
 class Effort:
     """How much is computed; more of it makes standard errors smaller.
 
-    Where fewer data points are there than are asked for, all of them are taken; every estimate says
+    Where there are fewer data points than requested, all of them are used; every estimate states
     its size.
 
     Args:
         codes: latent draws, at least, for the terms of the ELBO and the density of codes: two at
-            each of as many data points, or more where the data points are fewer.
+            each of half as many data points, or more at each where there are fewer of these.
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
-        export_rows, export_draws: data points and draws handed to ArviZ; no rows for no export.
+        export_rows, export_draws: data points, and draws at each, for ArviZ; 0 rows for no export.
         pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
-        two_sample: codes, each of a data point of its own, and as many draws from the prior, that a
-            classifier has to tell apart.
+        two_sample: codes, one for each data point, that a classifier has to tell from as many draws
+            from the prior.
         simulations: data points to simulate for the calibration of the guide; 0 for none.
-        gap_rows: held-out data points for which the guide is held against the best of its family;
+        gap_rows: held-out data points at which the guide is compared with the best of its family;
             0, the default, for none: 16 take about half a minute.
-        nuts_rows: held-out data points for which it is held against NUTS; 0 for none: 4 take
+        nuts_rows: held-out data points at which it is compared with NUTS; 0 for none: 4 take
             minutes.
 
     Raises:
-        InputError: for a number that is not whole, or too small to estimate anything with.
+        InputError: for a number that is not whole or too small to estimate anything.
     """
 
     codes: int = 8192
@@ -107,25 +105,19 @@ class Effort:
     nuts_rows: int = 0
 
     def __post_init__(self) -> None:
-        for name, (least, none) in LEAST.items():
+        for name, (least, zero_allowed) in LEAST.items():
             value = getattr(self, name)
-            whole = isinstance(value, Integral) and not isinstance(value, bool)
-            if not whole or not (value >= least or (none and value == 0)):
-                or_none = ", or 0 to leave that part out" if none else ""
+            is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+            if not is_integer or not (value >= least or (zero_allowed and value == 0)):
+                or_zero = ", or 0 to leave that part out" if zero_allowed else ""
                 raise InputError(
-                    f"expected {name} of at least {least}, a whole number{or_none}; got {value!r}."
+                    f"expected {name} of at least {least}, a whole number{or_zero}; got {value!r}."
                 )
-
-    @property
-    def of_guide(self) -> dict[str, int]:
-        """What is spent on the guide."""
-        names = ("simulations", "gap_rows", "nuts_rows")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is known of a trained pair; every number with its standard error.
+    """What was measured of a trained pair; every number with its standard error.
 
     Args:
         training, held_out: the terms of the ELBO on each data set.
@@ -139,14 +131,15 @@ class Diagnosis:
         codes: draws from the encodings of the training data.
         pictures: decoded draws from each density, if there are any.
         labelled: draws for ArviZ, if there are any.
-        information: I(x; z) of the population, from below and from above.
+        information: bounds of I(x; z) in the population.
         holes: shares of draws from prior and q_agg that fall where the other has no mass.
         two_sample: how well a classifier tells codes of the training data from prior draws.
         guide_check: how good the guide is: its calibration, its gaps, its comparison with NUTS.
         bits: held-out bits per dimension under each density, if the data are grey levels of a
             discretised logistic; empty otherwise, and without ``evidence``.
-        measured: numbers of the held-out rows that the measures speak of, rising: all, or the
-            random half that the ex-post prior was not chosen on; not known of a file of 0.1.0.
+        measured: numbers of the held-out rows that were measured, in rising order: all, or the
+            random half that the ex-post prior was not chosen on; ``None`` if read from a file of
+            0.1.0.
     """
 
     training: Surgery
@@ -178,26 +171,26 @@ class Diagnosis:
 
     @property
     def concerns(self) -> tuple[str, ...]:
-        """What should not be believed of the numbers, and why, a sentence each."""
+        """Sentences on which numbers should not be trusted, and why."""
         saturated = [s.statement for s in (self.training, self.information) if s.saturated]
         reasons: dict[str, list[str]] = {}
         for data, measure, estimate in self._estimates():
             if estimate.unresolved:
                 reasons.setdefault(f"{data} data: {estimate.unresolved}", []).append(measure)
-        untold = [f"{reason}: {', '.join(measures)}." for reason, measures in reasons.items()]
+        unresolved = [f"{reason}: {', '.join(measures)}." for reason, measures in reasons.items()]
         evidence = [
-            f"log p(x) under {NAMES.get(name, name)}: {concern[0].lower()}{concern[1:]}"
+            f"log p(x) under {NAMES.get(name, name)}: {lower_first(concern)}"
             for name, result in self.evidence.items()
             for concern in result.concerns()
         ]
-        return (*saturated, *untold, *evidence, *self.guide_check.concerns)
+        return (*saturated, *unresolved, *evidence, *self.guide_check.concerns)
 
     def summary(self) -> pd.DataFrame:
-        """All estimates as a table, a row each.
+        """All estimates as a table, one row each.
 
         Columns: data, measure, value, standard_error, size, over, bound, low and high, the ends of
-        the 95 % interval, and unresolved, which says why a number can't be told, as "too few rows
-        to tell"; it is empty where it can.
+        the 95 % interval, and unresolved, which says why a number can't be told, such as "too few
+        rows to tell"; it is empty where it can.
         """
         import pandas as pd
 
@@ -251,16 +244,16 @@ class Diagnosis:
 
 
 def left_out_of(part: str, setting: str) -> InputError:
-    """What to raise where a part of a diagnosis is asked for that an effort of 0 left out."""
+    """The error for a request of what a diagnosis with an effort of 0 left out."""
     return InputError(
-        f"expected a diagnosis with {part}; got one of an effort with {setting}=0. Diagnose with "
+        f"expected a diagnosis with {part}; got one from an effort with {setting}=0. Diagnose with "
         f"effort=pyrovae.Effort({setting}=100)."
     )
 
 
 @torch.no_grad()
 @plain()
-def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are called has defaults
+def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have defaults
     model: PyroFunction,
     guide: PyroFunction,
     train: Data,
@@ -285,47 +278,47 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
         validation: rows on whose codes the ex-post prior is chosen; by default a random half of
             ``held_out``, which is then not used for the measures.
         site: name of the latent site, or of several as one vector.
-        observed: name of the observed site to decode; found by itself if there is just one.
-        data_plate: name of the plate over the data; found by its number of rows if not given.
-        prior: p(z) to compare with where the model's own is not one density for all rows, as
-            where it depends on labels. The terms of the ELBO are then with it in the place of the
-            model's p(z); log p(x) stays that of the model.
+        observed: name of the observed site to decode; by default the only one.
+        data_plate: name of the plate over the data; by default the one with as many rows.
+        prior: p(z) to compare with where the model's own is not the same for all rows, as when it
+            depends on labels. The terms of the ELBO then use it in place of the model's p(z);
+            log p(x) stays that of the model.
         effort: how much is computed.
         seed: names all draws.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InputError: if the pair lacks the sites named, or the data have too few rows.
+        InputError: if the pair lacks a named site, or the data have too few rows.
     """
     check_seed(seed)
     effort = effort or Effort()
-    whole = Pair(model, guide, site, observed, data_plate)
-    pair, seen, choosing, unseen, measured = _parts(whole, train, held_out, validation, seed)
-    steps = STAGES + -(-min(effort.evidence_rows, len(unseen)) // BLOCK)
+    original = Pair(model, guide, site, observed, data_plate)
+    parts = _split_rows(original, train, held_out, validation, seed)
+    pair, train_x, validation_x, test_x, numbers = parts
+    steps = STAGES + -(-min(effort.evidence_rows, len(test_x)) // BLOCK)
     with measuring(model, guide):
-        check_pair(pair, seen, prior=prior)
-        of_guide = take_rows(all_rows(held_out), measured[_order(len(measured), seed)])
-        checked = check_guide(whole, of_guide, **effort.of_guide, seed=seed, progress=progress)
-        encoding, chooser = _encode(pair, seen), _encode(pair, choosing)
+        check_pair(pair, train_x, prior=prior)
+        guide_check = _check_guide(original, held_out, numbers, effort, seed, progress)
+        encoding, validation_q = _encode(pair, train_x), _encode(pair, validation_x)
         aggregated = _aggregate(encoding, effort)
-        ex_post = fit_ex_post_prior(aggregated, held_out=chooser, seed=seed, progress=progress)
+        ex_post = fit_ex_post_prior(aggregated, held_out=validation_q, seed=seed, progress=progress)
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
-        prior = pair.prior(seen) if prior is None else declared(prior)
-        test_encoding, size, fitted = _encode(pair, unseen), effort.codes, ex_post.distribution
+        prior = pair.prior(train_x) if prior is None else declared(prior)
+        test_encoding, size, fitted = _encode(pair, test_x), effort.codes, ex_post.distribution
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": fitted}
         codes = draw_codes(encoding, size=size, seed=derived_seed(seed, "training codes"))
-        of_test = derived_seed(seed, "held-out codes")
-        test_codes = draw_codes(test_encoding, size=size, rows=measured, seed=of_test)
+        test_seed = derived_seed(seed, "held-out codes")
+        test_codes = draw_codes(test_encoding, size=size, rows=numbers, seed=test_seed)
         test_aggregated = AggregatedPosterior(test_encoding)
-        seen_terms = _terms(pair, seen, codes, aggregated, prior, bar)
-        unseen_terms = _terms(pair, unseen, test_codes, test_aggregated, prior, bar, unseen=True)
+        train_terms = _terms(pair, train_x, codes, aggregated, prior, bar)
+        test_terms = _terms(pair, test_x, test_codes, test_aggregated, prior, bar, unseen=True)
         memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
-        chosen = _some(len(measured), effort.evidence_rows, seed)
-        x, numbers, needed = unseen[chosen], measured[chosen], memorised.needed
-        evidence = _evidence(pair, x, numbers, densities, needed, effort, seed, bar)
+        chosen = _choose_rows(len(numbers), effort.evidence_rows, seed)
+        x, needed = test_x[chosen], memorised.needed
+        evidence = _evidence(pair, x, numbers[chosen], densities, needed, effort, seed, bar)
         return Diagnosis(
-            training=seen_terms,
-            held_out=unseen_terms,
+            training=train_terms,
+            held_out=test_terms,
             collapse=_collapse(encoding, prior, codes, seed),
             memorisation=memorised,
             ex_post=ex_post,
@@ -333,49 +326,68 @@ def diagnose(  # noqa: PLR0913 - a flat front door; what the pair's sites are ca
             aggregated=aggregated,
             prior=prior,
             codes=codes,
-            pictures=_pictures(whole, pair, seen, densities, effort, seed),
-            labelled=_label(pair, unseen, measured, prior, effort, seed),
+            pictures=_pictures(original, pair, train_x, densities, effort, seed),
+            labelled=_label(pair, test_x, numbers, prior, effort, seed),
             information=information(test_codes, test_aggregated, fitted),
             holes=holes(test_codes, aggregated, prior, draws=size, seed=seed),
-            two_sample=_against_prior(codes, prior, size=effort.two_sample, seed=seed),
-            guide_check=checked,
+            two_sample=_compare_with_prior(codes, prior, size=effort.two_sample, seed=seed),
+            guide_check=guide_check,
             bits=_bits(pair, x, evidence),
-            measured=measured,
+            measured=numbers,
         )
 
 
 def _collapse(
     encoding: dist.Distribution, prior: dist.Distribution, codes: Codes, seed: int
 ) -> Collapse:
-    of = moments(encoding, seed=derived_seed(seed, "activity"))
-    return collapse(of, unit_rates(encoding, prior, codes))
+    posterior = moments(encoding, seed=derived_seed(seed, "activity"))
+    return collapse(posterior, unit_rates(encoding, prior, codes))
 
 
-def _parts(
+def _check_guide(
+    original: Pair,
+    held_out: Data,
+    numbers: Tensor,
+    effort: Effort,
+    seed: int,
+    progress: bool | None,
+) -> GuideCheck:
+    return check_guide(
+        original,
+        take_rows(all_rows(held_out), numbers[_shuffle(len(numbers), seed)]),
+        simulations=effort.simulations,
+        gap_rows=effort.gap_rows,
+        nuts_rows=effort.nuts_rows,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _split_rows(
     pair: Pair, train: Data, held_out: Data, validation: Data | None, seed: int
 ) -> tuple[Pair, Tensor, Tensor, Tensor, Tensor]:
-    """Rows seen in training, rows to choose on, rows to measure on, and the numbers of these."""
+    """The pair over rows; rows for training, validation and test; and the numbers of the last."""
     data = (train, held_out) if validation is None else (train, held_out, validation)
-    pair, (seen, unseen, *rest) = over_rows(pair, *data)
-    numbers = torch.arange(len(unseen), device=unseen.device)
+    pair, (train_x, held_out_x, *rest) = over_rows(pair, *data)
     if rest:
-        return pair, seen, rest[0], unseen, numbers
+        numbers = torch.arange(len(held_out_x), device=held_out_x.device)
+        return pair, train_x, rest[0], held_out_x, numbers
     with seeded(seed, "halves of the held-out rows"):
-        order = torch.randperm(len(unseen)).to(unseen.device)
-    half = len(unseen) // 2
-    choosing, measured = order[:half].sort().values, order[half:].sort().values
-    return pair, seen, unseen[choosing], unseen[measured], measured
+        order = torch.randperm(len(held_out_x)).to(held_out_x.device)
+    half = len(held_out_x) // 2
+    validation_numbers, test_numbers = order[:half].sort().values, order[half:].sort().values
+    return pair, train_x, held_out_x[validation_numbers], held_out_x[test_numbers], test_numbers
 
 
-def _order(rows: int, seed: int) -> Tensor:
-    """Numbers of rows in a random order, of which those that are wanted come first."""
+def _shuffle(rows: int, seed: int) -> Tensor:
+    """Numbers of rows in a random order, of which as many as needed are taken from the start."""
     with seeded(seed, "order of the held-out rows"):
         return torch.randperm(rows)
 
 
-def _some(rows: int, size: int, seed: int) -> Tensor:
-    """Numbers of some of the rows, at random, rising."""
-    return _order(rows, seed)[:size].sort().values
+def _choose_rows(rows: int, size: int, seed: int) -> Tensor:
+    """Numbers of a random choice of rows, in rising order."""
+    return _shuffle(rows, seed)[:size].sort().values
 
 
 def _evidence(
@@ -388,7 +400,7 @@ def _evidence(
     seed: int,
     bar: Bar,
 ) -> dict[str, Evidence]:
-    """log p(x) of some rows under each density, named by their numbers; nothing of no rows."""
+    """log p(x) of some rows under each density, with the rows' numbers; empty without rows."""
     if not len(x):
         return {}
     results = compare_priors(
@@ -404,9 +416,9 @@ def _evidence(
 
 
 def _pictures(
-    whole: Pair,
+    original: Pair,
     pair: Pair,
-    seen: Tensor,
+    x: Tensor,
     densities: dict[str, dist.Distribution],
     effort: Effort,
     seed: int,
@@ -414,46 +426,53 @@ def _pictures(
     if not effort.pictures:
         return None
     with seeded(seed, "rows to show"):
-        shown = seen[torch.randperm(len(seen))[: effort.pictures].sort().values]
-    return pictures(whole, pair, shown, densities, seed=seed)
+        shown = x[torch.randperm(len(x))[: effort.pictures].sort().values]
+    return pictures(original, pair, shown, densities, seed=seed)
 
 
 def _label(
     pair: Pair,
-    unseen: Tensor,
-    measured: Tensor,
+    x: Tensor,
+    numbers: Tensor,
     prior: dist.Distribution,
     effort: Effort,
     seed: int,
 ) -> Labelled | None:
     if not effort.export_rows:
         return None
-    chosen = _some(len(measured), effort.export_rows, seed)
-    numbers = measured[chosen].tolist()
-    draws = effort.export_draws
-    return label(pair, unseen[chosen], draws=draws, prior=prior, numbers=numbers, seed=seed)
+    chosen = _choose_rows(len(numbers), effort.export_rows, seed)
+    return label(
+        pair,
+        x[chosen],
+        draws=effort.export_draws,
+        prior=prior,
+        numbers=numbers[chosen].tolist(),
+        seed=seed,
+    )
 
 
 def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosterior:
-    """q_agg; with a warning where its density is the guide, run for every datum and code."""
+    """q_agg, with a warning where its density runs the guide for every data point and code."""
     codes = effort.codes + effort.evidence_rows * effort.evidence_draws
     pairs = encoding.batch_shape[0] * codes
     if isinstance(encoding, families.Editable) and pairs > MANY_PAIRS:
         warnings.warn(
-            f"q_agg is the guide itself, which each of {pairs:.1g} pairs of datum and code goes "
-            "through; that may take hours. Give fewer rows, or a smaller effort= (codes, "
+            f"The density of q_agg runs the guide for each of {pairs:.1g} pairs of data point and "
+            "code, which may take hours. Pass fewer rows, or a smaller effort= (codes, "
             "evidence_rows, evidence_draws).",
             stacklevel=4,
         )
     return AggregatedPosterior(encoding)
 
 
-def _against_prior(codes: Codes, prior: dist.Distribution, *, size: int, seed: int) -> TwoSample:
+def _compare_with_prior(
+    codes: Codes, prior: dist.Distribution, *, size: int, seed: int
+) -> TwoSample:
     """A classifier between one code of each data point and draws from the prior."""
     with seeded(seed, "codes against prior"):
-        chosen = codes.z[torch.randperm(len(codes.z)), 0]  # they lie in the order of the data
-        draws = prior.sample(torch.Size([len(chosen)])).reshape(chosen.shape)
-    return two_sample_test(chosen, draws, size=size, seed=seed)
+        shuffled = codes.z[torch.randperm(len(codes.z)), 0]  # they lie in the order of the data
+        draws = prior.sample(torch.Size([len(shuffled)])).reshape(shuffled.shape)
+    return two_sample_test(shuffled, draws, size=size, seed=seed)
 
 
 def _encode(pair: Pair, x: Tensor) -> dist.Distribution:
@@ -461,7 +480,7 @@ def _encode(pair: Pair, x: Tensor) -> dist.Distribution:
 
 
 def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None) -> None:
-    """Raise unless all that a diagnosis reads of a pair is there, by reading it for two rows.
+    """Raise unless a pair has all that a diagnosis needs, by trying it on two rows.
 
     Args:
         pair: model and guide.
@@ -469,15 +488,15 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
         prior: as :func:`diagnose` takes it.
 
     Raises:
-        InputError: naming the site or the plate that is missing or cannot be told, or if the
-            guide's support is not the prior's.
+        InputError: naming the site or the plate that is missing or ambiguous, or if the guide's
+            support is not the prior's.
     """
     if not pair.takes_any_number_of_rows(x):
         raise InputError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "
-            "got one with a plate or parameters of fixed size. Write an amortized guide; where "
-            "there are parameters for each row, as in AutoNormal, pyrovae.aggregate with "
-            "batch_size= their number and pyrovae.log_evidence take just these rows."
+            "got one with a plate or parameters of fixed size. Write an amortized guide. "
+            "Where there are parameters for each row, as in AutoNormal, just these rows can go to "
+            "pyrovae.aggregate, with batch_size= their number, and to pyrovae.log_evidence."
         )
     rows = x[:2]
     guide = pair.encode(rows)
@@ -489,15 +508,15 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
     except NotImplementedError as error:
         raise InputError(
             "expected a likelihood that can be drawn from, for pictures and predictive draws; got "
-            f"{families.family(likelihood)}, which has no sample. Add one to its class, or take "
-            "pyrovae.log_evidence, which needs none."
+            f"{families.family(likelihood)}, which has no sample(). Add it to its class, or use "
+            "pyrovae.log_evidence, which does without."
         ) from error
     source = pair.prior(rows) if prior is None else prior
     if share := left_out(guide, source):
         raise InputError(
             f"expected a guide whose support is the prior's; got one that leaves out {share:.0%} "
-            "of the prior's draws. There q_agg has no density to compare with, and posterior mass "
-            "is missed without a sign. Use a guide such as a Normal, or transform it to the "
+            "of the prior's draws. There q_agg has no density, and posterior mass is missed "
+            "unnoticed. Use a guide such as a Normal, or transform it to the "
             "prior's support."
         )
 
@@ -519,11 +538,11 @@ def _terms(
 
 
 def _bits(pair: Pair, x: Tensor, evidence: dict[str, Evidence]) -> dict[str, Estimate]:
-    """Bits per dimension under each density; none where p(x | z) is not one over grey levels."""
+    """Bits per dimension under each density; empty unless p(x | z) is over grey levels."""
     if not evidence:
         return {}
     likelihood = pair.decode(x[:2], pair.encode(x[:2]).sample())
     if not isinstance(families.innermost(likelihood), DiscretizedLogistic):
         return {}
     shape = likelihood.event_shape
-    return {name: bits_per_dimension(found.mean(), shape) for name, found in evidence.items()}
+    return {name: bits_per_dimension(result.mean(), shape) for name, result in evidence.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.randomness import seeded
 
-DRAWS = 2  # at a data point at least: the fewest from which the variance within it can be told
+DRAWS = 2  # at each data point, at least: the fewest that tell the variance within it
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Codes:
         z: draws, shape ``(m, S, D)``.
         log_guide: log q(z | x_n) of each draw under its own data point, shape ``(m, S)``.
         population: number N of data points they were chosen from.
-        rows: number of each data point in the user's own data set, shape ``(m,)``; not known of
-            those in a file of version 0.1.0.
+        rows: number of each data point in the user's own data set, shape ``(m,)``; ``None`` if
+            read from a file of version 0.1.0.
     """
 
     index: Tensor
@@ -37,16 +37,16 @@ class Codes:
 def draw_codes(
     encoding: dist.Distribution, *, size: int, rows: Tensor | None = None, seed: int = 0
 ) -> Codes:
-    """As many codes at each of min(N, size / 2) data points, chosen without replacement.
+    """Draw equally many codes at each of min(N, size / 2) data points, chosen without replacement.
 
-    There are two at each, or more where the data points are few.
+    That is two at each, or more where there are few data points.
 
     Args:
         encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
-        size: number of codes at least, as near as it can be.
-        rows: number of each data point in the user's own data set, shape ``(N,)``; 0, …, N − 1 if
-            not given.
-        seed: names choice and draws.
+        size: least number of codes; no more are drawn than equal numbers take.
+        rows: number of each data point in the user's own data set, shape ``(N,)``; by default
+            0, …, N − 1.
+        seed: names the choice and the draws.
 
     Raises:
         InputError: if ``size`` leaves fewer than two data points.
@@ -86,7 +86,7 @@ class Moments:
 
 
 def moments(encoding: dist.Distribution, *, draws: int = 64, seed: int = 0) -> Moments:
-    """Those of an encoding, in closed form where there is one, else from draws.
+    """Means and standard deviations of an encoding, in closed form or else from draws.
 
     Args:
         encoding: q(z | x_n), batch shape ``(N,)``, event shape ``(D,)``.
@@ -97,8 +97,10 @@ def moments(encoding: dist.Distribution, *, draws: int = 64, seed: int = 0) -> M
         return Moments(encoding.mean, encoding.mean, encoding.stddev)
     except NotImplementedError:
         with seeded(seed, "moments"):
-            like = encoding.sample()
-            first, second, squares = (torch.zeros_like(like, dtype=torch.float64) for _ in range(3))
+            template = encoding.sample()
+            first, second, squares = (
+                torch.zeros_like(template, dtype=torch.float64) for _ in range(3)
+            )
             for total in (first, second):
                 for _ in range(draws // 2):
                     z = encoding.sample().double()

@@ -1,4 +1,4 @@
-"""The ELBO taken apart (Hoffman & Johnson 2016; Chen et al. 2018), exact in the number of data."""
+"""The terms of the ELBO (Hoffman & Johnson 2016; Chen et al. 2018), with q_agg over all data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyrovae.diagnostics.draws import Codes
 from pyrovae.estimates import Estimate, mean_estimate, two_stage_mean
 from pyrovae.mixture import Mixture, families
 
-SATURATION = 0.05  # share of log N within which index-code MI says nothing but log N
+SATURATION = 0.05  # share of log N: index-code MI this close to log N says nothing else
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Surgery:
     """The terms of the ELBO on one data set of N points, in nats per data point.
 
     All are means over the same draws z ~ q(z | x_n), so that elbo = −distortion − rate and
-    rate = index_code_mi + marginal_kl hold in the numbers, and, where the prior factorises over
-    units, marginal_kl = total_correlation + dimension_wise_kl.
+    rate = index_code_mi + marginal_kl hold exactly, and, where the prior factorises over units,
+    marginal_kl = total_correlation + dimension_wise_kl too.
 
     Args:
         elbo: E[log p(x|z)] − rate.
@@ -31,9 +31,10 @@ class Surgery:
         index_code_mi: I(n; z) = E[log q(z|x_n) − log q_agg(z)], at most ``log_n``.
         marginal_kl: KL(q_agg‖p).
         total_correlation: KL(q_agg‖Π_d q_agg,d), or ``None`` where the marginals of single units
-            are not known, as where one latent site depends on another.
-        dimension_wise_kl: Σ_d KL(q_agg,d‖p_d), or ``None`` where those of q_agg or p are not known.
-        unit_kl: KL(q_agg,d‖p_d) of each latent unit, or ``None`` likewise.
+            are not known, as when one latent site depends on another.
+        dimension_wise_kl: Σ_d KL(q_agg,d‖p_d), or ``None`` where the marginals of q_agg or p are
+            not known.
+        unit_kl: KL(q_agg,d‖p_d) of each latent unit, or ``None`` as before.
         log_n: log N.
     """
 
@@ -72,16 +73,16 @@ def surgery(
     *,
     unseen: bool = False,
 ) -> Surgery:
-    """Take the ELBO of a data set apart.
+    """Split the ELBO of a data set into its terms.
 
     Args:
         codes: draws from the encodings of the data set.
         log_likelihood: log p(x_n | z) of each draw, shape ``(m, S)``.
         aggregated: q_agg of the same data set.
         prior: p(z), batch shape ``()`` or ``(1,)``.
-        unseen: the data are a sample of those to come, so that the standard errors of elbo, rate
-            and distortion are over data points; those of the terms with q_agg, which is itself made
-            of these data, remain over draws.
+        unseen: whether the data stand for new data: the standard errors of elbo, rate and
+            distortion are then over data points; those of the terms with q_agg, which is itself
+            made of these data, remain over draws.
     """
     log_aggregated = aggregated.log_prob(codes.z)
     log_prior = prior.log_prob(codes.z)
@@ -120,6 +121,6 @@ def unit_log_densities(density: dist.Distribution, z: Tensor) -> Tensor | None:
         units = range(z.shape[-1])
         return torch.stack([density.marginal(d).log_prob(z[..., d]) for d in units], -1)
     if families.factorised(density):
-        found: Tensor = density.base_dist.log_prob(z)
-        return found
+        log_densities: Tensor = density.base_dist.log_prob(z)
+        return log_densities
     return None

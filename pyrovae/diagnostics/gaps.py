@@ -1,4 +1,4 @@
-"""Where the ELBO of a data point is lost: to the guide's family, or to its being amortized."""
+"""What the ELBO of a data point loses to the guide's family, and what to amortization."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 
 LEARNING_RATE = 0.05  # at the first step; falls to 0 along a cosine
-PART = 16  # draws in one step of the optimisation
+STEP_DRAWS = 16  # in one step of the optimisation
 
 Family = Callable[[list[Tensor]], dist.Distribution]
 
@@ -34,7 +34,7 @@ class Gaps:
 
     Args:
         guide: under the amortized q(z|x).
-        family: under the best member of the guide's family, found for each data point by itself.
+        family: under the best member of the guide's family, optimised for each data point alone.
         full: under the best Gaussian with full covariance; ``None`` where codes are constrained.
         evidence: log p(x), importance-weighted with the best of these distributions.
     """
@@ -45,11 +45,11 @@ class Gaps:
     evidence: Evidence
 
     def amortization(self) -> Estimate:
-        """Mean loss from the encoder's not finding the best member of its family."""
+        """Mean loss because the encoder misses the best member of its family."""
         return self.family.minus(self.guide)
 
     def approximation(self) -> Estimate:
-        """Mean loss from the posterior's not being in the family."""
+        """Mean loss because the posterior is not in the family."""
         return self.evidence.minus(self.family)
 
     def inference(self) -> Estimate:
@@ -61,7 +61,7 @@ class Gaps:
         return None if self.full is None else self.evidence.minus(self.full)
 
     def concerns(self) -> tuple[str, ...]:
-        """Why log p(x), and with it the gaps, should not be believed, in sentences."""
+        """Sentences on why log p(x), and so the gaps, should not be trusted."""
         return self.evidence.concerns()
 
 
@@ -85,20 +85,20 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
               + \underbrace{L(q^*) - L(q)}_\text{amortization}
 
     q* maximises the ELBO of that data point within the family. An optimiser that stops early makes
-    the first too large and the second too small, never their sum.
+    the first gap too large and the second too small; their sum stays right.
 
     Args:
         model, guide: any Pyro pair whose guide can be drawn from with gradients.
         data: a few rows, shape ``(N, ...)`` with N ≥ 2.
         steps: of Adam, for all data points together.
-        draws: fresh draws with which each ELBO is estimated.
+        draws: from each distribution, to estimate its ELBO.
         site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names the draws.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InputError: if the guide's distribution has no gradients after its parameters, or the pair
-            takes one number of rows only.
+        InputError: if the guide's draws have no gradients in its parameters, or the pair takes
+            one number of rows only.
 
     Cremer et al. 2018, "Inference suboptimality in variational autoencoders"; Roeder et al. 2017
     for the gradient.
@@ -109,41 +109,43 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
         if not pair.takes_any_number_of_rows(x):
             raise InputError(
                 "expected a model and guide that take any number of rows, so that many draws go "
-                "through them at once; got a pair that takes all data or none. Write an amortized "
-                "guide."
+                "through them at once; got a pair that takes only all data together. Write an "
+                "amortized guide."
             )
         with torch.no_grad(), seeded(seed, "guide to climb from"):
             start = families.convert(pair.encode(x), torch.Tensor.detach)
         if isinstance(start, families.Editable):
             raise InputError(
-                "expected a density of its own for each code, with parameters to optimise; got "
-                "the guide itself, run for all data. Compare it with NUTS instead: beside_nuts."
+                "expected a q(z|x) with parameters to optimise; got one whose density is known "
+                "only by running the guide. Compare it with NUTS instead: beside_nuts."
             )
         if not start.has_rsample:
             raise InputError(
                 "expected a guide with reparametrised draws; got "
-                f"{families.family(start)}. Its ELBO cannot be climbed along gradients."
+                f"{families.family(start)}. Its ELBO has no gradients to follow."
             )
-        paired = derived_seed(seed, "ELBO")  # one stream for all, so that differences are paired
+        elbo_seed = derived_seed(seed, "ELBO")  # shared, so that differences are paired
         gaussian = families.family(start) in ("Normal", "MultivariateNormal")
         with progress_bar("optimising q(z|x)", steps * (1 + gaussian), progress=progress) as bar:
-            climbing = derived_seed(seed, "best of the family")
-            best = _climb(pair, x, start, steps=steps, seed=climbing, tick=bar.tick)
+            climb_seed = derived_seed(seed, "best of the family")
+            best = _maximise_elbo(pair, x, start, steps=steps, seed=climb_seed, tick=bar.tick)
             wide, full = best, None
             if gaussian:
                 diagonal = torch.diag_embed(best.stddev)
                 wide = dist.MultivariateNormal(best.mean, scale_tril=diagonal)
-                climbing = derived_seed(seed, "best of full covariance")
-                wide = _climb(pair, x, wide, steps=steps, seed=climbing, tick=bar.tick)
-                full = _elbo(pair, x, wide, draws, seed=paired)
-        guided, family = (_elbo(pair, x, q, draws, seed=paired) for q in (start, best))
-        weights = _log_weights(
+                climb_seed = derived_seed(seed, "best of full covariance")
+                wide = _maximise_elbo(pair, x, wide, steps=steps, seed=climb_seed, tick=bar.tick)
+                full = _estimate_elbo(pair, x, wide, draws, seed=elbo_seed)
+        amortized, family = (
+            _estimate_elbo(pair, x, q, draws, seed=elbo_seed) for q in (start, best)
+        )
+        log_weights = _log_weights(
             pair, x, wide, draws, seed=derived_seed(seed, "log p(x) beside ELBO")
         )
-    return Gaps(guided, family, full, summarise(weights.T))
+    return Gaps(amortized, family, full, summarise(log_weights.T))
 
 
-def _climb(
+def _maximise_elbo(
     pair: Pair,
     x: Tensor,
     start: dist.Distribution,
@@ -153,7 +155,7 @@ def _climb(
     tick: Callable[[], None],
 ) -> dist.Distribution:
     """The member of a family with the highest ELBO, for every data point at once."""
-    parameters, build = _free(start)
+    parameters, build = _unconstrain(start)
     with torch.enable_grad(), seeded(seed, "climb"):
         for parameter in parameters:
             parameter.requires_grad_()
@@ -162,8 +164,8 @@ def _climb(
             optimizer.param_groups[0]["lr"] = (
                 LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
             )
-            z = build(parameters).rsample(torch.Size([PART]))
-            # log q at fixed parameters: the gradient's noise vanishes where q is exact
+            z = build(parameters).rsample(torch.Size([STEP_DRAWS]))
+            # with log q at fixed parameters the gradient's noise vanishes where q is exact
             log_q = build([p.detach() for p in parameters]).log_prob(z)
             elbo = sum(log_joint_of_draws(pair, x, z)) - log_q
             gradients = torch.autograd.grad(-elbo.mean(0).sum(), parameters)
@@ -174,29 +176,29 @@ def _climb(
     return build([p.detach() for p in parameters])
 
 
-def _free(distribution: dist.Distribution) -> tuple[list[Tensor], Family]:
-    """Unconstrained parameters of a distribution, and the way from them back to it."""
+def _unconstrain(distribution: dist.Distribution) -> tuple[list[Tensor], Family]:
+    """Unconstrained parameters of a distribution, and the function that rebuilds it from them."""
     if isinstance(distribution, torch.distributions.Independent):
-        parameters, build = _free(distribution.base_dist)
+        parameters, build = _unconstrain(distribution.base_dist)
         dims = distribution.reinterpreted_batch_ndims
         return parameters, lambda values: dist.Independent(build(values), dims)
     if isinstance(distribution, Pushed) or type(distribution) is dist.TransformedDistribution:
-        parameters, build = _free(distribution.base_dist)
-        kind, steps = type(distribution), distribution.transforms
-        return parameters, lambda values: kind(build(values), steps)
+        parameters, build = _unconstrain(distribution.base_dist)
+        pushed, steps = type(distribution), distribution.transforms
+        return parameters, lambda values: pushed(build(values), steps)
     state, family = families.to_state(distribution), type(distribution)
     names = list(state["parameters"])
     transforms = [transform_to(_constraint(distribution, name)) for name in names]
-    free = [
+    unconstrained = [
         transform.inv(state["parameters"][name]).clone()
         for name, transform in zip(names, transforms, strict=True)
     ]
 
     def build_from(values: list[Tensor]) -> dist.Distribution:
-        found = [transform(value) for transform, value in zip(transforms, values, strict=True)]
-        return family(**dict(zip(names, found, strict=True)), **state["with"])
+        parameters = [transform(value) for transform, value in zip(transforms, values, strict=True)]
+        return family(**dict(zip(names, parameters, strict=True)), **state["with"])
 
-    return free, build_from
+    return unconstrained, build_from
 
 
 def _constraint(distribution: dist.Distribution, name: str) -> constraints.Constraint:
@@ -212,7 +214,9 @@ def _log_weights(pair: Pair, x: Tensor, q: dist.Distribution, draws: int, *, see
     return likelihood + prior - q.log_prob(z)
 
 
-def _elbo(pair: Pair, x: Tensor, q: dist.Distribution, draws: int, *, seed: int) -> Evidence:
+def _estimate_elbo(
+    pair: Pair, x: Tensor, q: dist.Distribution, draws: int, *, seed: int
+) -> Evidence:
     """Mean of the log weights of each data point, and k̂ of the weights (Yao et al. 2018)."""
     log_weights = _log_weights(pair, x, q, draws, seed=seed).T.double()
     error = log_weights.std(1) / math.sqrt(draws)

@@ -1,4 +1,4 @@
-"""The guide itself, checked: its gaps, the exact posterior beside it, its simulations."""
+"""Checks of the guide: its gaps, its comparison with NUTS, its calibration on simulations."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NUTS_DRAWS, NUTS_WARMUP, NUTS_CHAINS = 300, 200, 4
 
 @dataclass(frozen=True)
 class GuideCheck:
-    """What was found of the guide; ``None`` where it was not asked for, or could not be had.
+    """Results of checks of the guide; ``None`` for a check not requested, or not possible.
 
     Args:
         calibration: ranks of the codes of simulated data among the guide's draws.
         gaps: where the ELBO of a few data points is lost.
-        beside: the guide beside NUTS at a few data points.
-        refused: why a check could not be had, by its name.
+        beside: the guide compared with NUTS at a few data points.
+        refused: name of a check that was not possible → why.
     """
 
     calibration: Calibration | None
@@ -39,17 +39,17 @@ class GuideCheck:
 
     @property
     def concerns(self) -> tuple[str, ...]:
-        """What should not be believed of these checks, and which could not be had, in sentences."""
+        """Sentences on which checks were not possible, and what not to trust in the others."""
         missing = [
-            f"{name[0].upper()}{name[1:]} could not be had: {reason}"
+            f"{name[0].upper()}{name[1:]} could not be computed: {reason}"
             for name, reason in self.refused.items()
         ]
         gaps = () if self.gaps is None else self.gaps.concerns()
         beside = () if self.beside is None else self.beside.concerns()
         return (
             *missing,
-            *(f"Gaps: {_lower(concern)}" for concern in gaps),
-            *(f"Guide beside NUTS: {_lower(concern)}" for concern in beside),
+            *(f"Gaps: {lower_first(concern)}" for concern in gaps),
+            *(f"Guide beside NUTS: {lower_first(concern)}" for concern in beside),
         )
 
     def estimates(self) -> Iterator[tuple[str, Estimate]]:
@@ -62,7 +62,7 @@ class GuideCheck:
                 yield "gap beyond any Gaussian", beyond
         if self.beside is not None:
             kl, size = self.beside.kl, len(self.beside.kl)
-            # of these few data points, not of all to come
+            # over the draws at these few data points, not over new data
             error = float(self.beside.kl_error.square().sum().sqrt()) / size
             measure = "KL(q(z|x)‖p(z|x)) beside NUTS"
             yield measure, Estimate(float(kl.mean()), error, size, "draws")
@@ -82,7 +82,7 @@ def check_guide(
     seed: int = 0,
     progress: bool | None = None,
 ) -> GuideCheck:
-    """Check a guide on held-out rows; what the pair does not allow is said in words.
+    """Check a guide on held-out rows; a check that the pair does not allow says why.
 
     Args:
         pair: model and guide.
@@ -93,7 +93,7 @@ def check_guide(
         seed: names the draws.
         progress: show progress bars; by default if stderr is a terminal.
     """
-    both = (pair.model, pair.guide)
+    functions = (pair.model, pair.guide)
     sites: dict[str, Any] = {
         "site": pair.site, "observed": pair.observed, "data_plate": pair.data_plate,
     }  # fmt: skip
@@ -115,18 +115,18 @@ def check_guide(
     calibration = attempt(
         "simulation-based calibration",
         simulations,
-        lambda: calibrate(*both, batch, simulations=simulations, seed=seed, **sites),
+        lambda: calibrate(*functions, batch, simulations=simulations, seed=seed, **sites),
     )
     gaps = attempt(
         "gaps of the ELBO",
         gap_rows,
-        lambda: inference_gaps(*both, gap_batch, seed=seed, progress=progress, **sites),
+        lambda: inference_gaps(*functions, gap_batch, seed=seed, progress=progress, **sites),
     )
     beside = attempt(
         "comparison with NUTS",
         nuts_rows,
         lambda: beside_nuts(
-            *both,
+            *functions,
             nuts_batch,
             draws=NUTS_DRAWS,
             warmup=NUTS_WARMUP,
@@ -139,5 +139,6 @@ def check_guide(
     return GuideCheck(calibration, gaps, beside, refused)
 
 
-def _lower(sentence: str) -> str:
+def lower_first(sentence: str) -> str:
+    """The sentence without its capital, to stand after a colon."""
     return sentence[0].lower() + sentence[1:]

@@ -15,7 +15,7 @@ from pyrovae.estimates import CONFIDENCE, TOO_FEW, Estimate, Over
 from pyrovae.mixture import Mixture
 from pyrovae.randomness import seeded
 
-LEVEL = 0.01  # share of a density's own draws that fall where it is said to have next to no mass
+LEVEL = 0.01  # share of a density's own draws where it is said to have next to no mass
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Holes:
     """Shares of draws from one density that fall where the other has next to no mass.
 
     A density has *next to no mass* where its log density is below the 1 % quantile of its log
-    density at draws of its own. So both shares are 1 % if prior and aggregated posterior agree. For
-    q_agg the draws of its own are *held-out* codes: at draws from its components a memorised q_agg
-    is higher than anywhere else, and everything would look like a hole.
+    density at its own draws. So both shares are 1 % if prior and aggregated posterior agree. For
+    q_agg its own draws are *held-out* codes: at draws from its components a memorised q_agg is
+    higher than anywhere else, and everything would look like a hole.
 
     Args:
         prior_outside: share of prior draws where log q_agg is below its quantile: holes, from which
@@ -43,7 +43,7 @@ class Holes:
 def holes(
     held_out: Codes, aggregated: Mixture, prior: dist.Distribution, *, draws: int, seed: int = 0
 ) -> Holes:
-    """Shares of prior draws outside of q_agg, and of held-out codes outside of the prior.
+    """Shares of prior draws outside q_agg, and of held-out codes outside the prior.
 
     Args:
         held_out: codes of data that q_agg is not made of; one draw of each data point is used.
@@ -66,20 +66,20 @@ def share_below(
 ) -> Estimate:
     r"""Share of values below the ``level`` quantile of the reference, both independent samples.
 
-    Of how many reference values lie below the quantile it is known that they are binomial, whatever
-    the density: two of them, in order, hold it between them in 95 % of cases. The shares of values
-    below these two, joined with the interval of a binomial share, are the ends of the interval
-    (Zou & Donner 2008). All binomial tails count half of what is just reached (mid-P, Lancaster
-    1961), so that an end is wrong in at most 5 % of cases, and in about 2.5 % on average.
+    The number of reference values below the quantile is binomial, whatever the density: so two of
+    the ordered values enclose it in 95 % of cases. The shares of values below these two, combined
+    with the interval of a binomial share, give the ends of the interval (Zou & Donner 2008). All
+    binomial tails give half weight to the count itself (mid-P, Lancaster 1961), so that an end is
+    wrong in at most 5 % of cases, and in about 2.5 % on average.
 
-    With fewer than 299 reference values none of them is below the quantile beyond doubt, so that
-    the share could be anything up to its upper end: it can't be told.
+    With fewer than 299 reference values none of them is below the quantile beyond doubt, and the
+    share, which could be anything up to its upper end, can't be told.
 
     Args:
         values: shape ``(n,)``.
         reference: shape ``(m,)``.
         level: α, the share of the reference's own density that lies below the quantile.
-        over: what the reference consists of, data points or draws.
+        over: whether the reference values are of data points or of draws.
     """
     n, m = len(values), len(reference)
     ordered = reference.double().sort().values
@@ -91,9 +91,9 @@ def share_below(
     def count_below(threshold: Tensor) -> int:
         return int((values < threshold).sum())
 
-    position = level * (m + 1) - 1  # below this one a new draw falls with probability ``level``
-    below = int(position)
-    quantile = torch.lerp(ordered[below], ordered[below + 1], position - below)
+    position = level * (m + 1) - 1  # a new draw falls below it with probability ``level``
+    index = int(position)
+    quantile = torch.lerp(ordered[index], ordered[index + 1], position - index)
     count = count_below(quantile)
     share = count / n
     least, most = binomial_interval(count, n)
@@ -108,7 +108,7 @@ def share_below(
 
 
 def _ranks(size: int, level: float) -> tuple[int, int]:
-    """Ranks, from 1, of the order statistics that hold the ``level`` quantile between them.
+    """Ranks, counted from 1, of the order statistics that enclose the ``level`` quantile.
 
     0 or ``size`` + 1 where there is none.
     """
@@ -123,7 +123,7 @@ def _ranks(size: int, level: float) -> tuple[int, int]:
 
 
 def binomial_interval(count: int, size: int) -> tuple[float, float]:
-    """The 95 % mid-P interval of a share of which ``count`` of ``size`` were seen (Lancaster 1961).
+    """The 95 % mid-P interval of a share, from ``count`` of ``size`` cases (Lancaster 1961).
 
     >>> [round(end, 3) for end in binomial_interval(0, 30)]
     [0.0, 0.095]
@@ -131,11 +131,11 @@ def binomial_interval(count: int, size: int) -> tuple[float, float]:
     from scipy.optimize import brentq
     from scipy.special import bdtrc
 
-    def more(share: float, probability: float) -> float:
+    def excess(share: float, probability: float) -> float:
         """By how much P(B > count) + P(B = count) / 2 exceeds a probability."""
         return float(bdtrc(count, size, share) + bdtrc(count - 1, size, share)) / 2 - probability
 
     tail = (1 - CONFIDENCE) / 2
-    low = brentq(more, 0.0, count / size, (tail,)) if count else 0.0
-    high = brentq(more, count / size, 1.0, (1 - tail,)) if count < size else 1.0
+    low = brentq(excess, 0.0, count / size, (tail,)) if count else 0.0
+    high = brentq(excess, count / size, 1.0, (1 - tail,)) if count < size else 1.0
     return float(low), float(high)

@@ -17,7 +17,7 @@ from pyrovae.mixture import AggregatedPosterior, Mixture
 
 @dataclass(frozen=True)
 class Information:
-    """I(x; z) between data to come and their codes under the fixed encoder, in nats, bracketed.
+    """Bounds on I(x; z) of new data and their codes under the fixed encoder, in nats.
 
     Args:
         lower: a bound from below, at most log N.
@@ -36,43 +36,43 @@ class Information:
 
     @property
     def statement(self) -> str:
-        """One sentence on what is known of I(x; z)."""
+        """One sentence on the bounds of I(x; z)."""
         if reason := self.lower.unresolved or self.upper.unresolved:
-            return f"Between which bounds I(x; z) lies: {reason}."
-        found = f"I(x; z) lies between {self.lower.value:.2f} and {self.upper.value:.2f} nats"
+            return f"Bounds of I(x; z): {reason}."
+        bounds = f"I(x; z) lies between {self.lower.value:.2f} and {self.upper.value:.2f} nats"
         if self.saturated:
             return (
-                f"{found}, but the lower bound is saturated: it cannot exceed log N = "
+                f"{bounds}, but the lower bound is saturated: it cannot exceed log N = "
                 f"{self.log_n:.2f}, and says nothing else."
             )
-        return f"{found}."
+        return f"{bounds}."
 
 
 def information(codes: Codes, aggregated: AggregatedPosterior, fitted: Mixture) -> Information:
-    r"""Bracket I(x; z) with data that neither encoder nor ``fitted`` were made from.
+    r"""Bound I(x; z) on both sides with data that neither encoder nor ``fitted`` were made from.
 
     .. math:: E\Big[\log \frac{q(z_i|x_i)}{\tfrac1N \sum_j q(z_i|x_j)}\Big] \le I(x; z)
               \le E\Big[\log \frac{q(z|x)}{r(z)}\Big]
 
     The lower bound is InfoNCE with the conditional density known, j = i included; the upper bound
-    holds for every fixed density r, and is off by KL(q‖r) for the population's aggregated q.
+    holds for every fixed density r, and is too high by KL(q‖r) for the population's aggregated q.
 
     Args:
         codes: draws from the encodings of N held-out data points.
         aggregated: q_agg of the same N data points, of equal weights.
-        fitted: r, a density over codes made from other data, as the ex-post prior is.
+        fitted: r, a density over codes made from other data, such as the ex-post prior.
 
     Poole et al. 2019, "On variational bounds of mutual information".
     """
     rate = (codes.log_guide - fitted.log_prob(codes.z)).mean(1)
     return Information(
-        lower=_lower(codes, aggregated),
+        lower=_lower_bound(codes, aggregated),
         upper=mean_estimate(rate, bound="upper"),
         log_n=math.log(codes.population),
     )
 
 
-def _lower(codes: Codes, aggregated: AggregatedPosterior) -> Estimate:
+def _lower_bound(codes: Codes, aggregated: AggregatedPosterior) -> Estimate:
     """Mean of log q(z_i|x_i) − log q_agg(z_i), with its error over data sets.
 
     A data point counts twice, with its own value and as a component that raises q_agg at all codes:
@@ -82,14 +82,14 @@ def _lower(codes: Codes, aggregated: AggregatedPosterior) -> Estimate:
     values = (codes.log_guide - aggregated.log_prob(codes.z)).mean(1).double()
     influence = 1 - n / m * _total_responsibility(codes.z, aggregated)
     influence[codes.index] += n / m * (values - values.mean())
-    # Influences sum to 0: with the mean added, they are as values of their own to be averaged.
+    # Influences sum to 0; with the mean added they are averaged like independent values.
     return replace(mean_estimate(values.mean() + influence, bound="lower"), size=m)
 
 
 def _total_responsibility(z: Tensor, aggregated: AggregatedPosterior) -> Tensor:
     """Σ_i r_n(z_i), averaged over the draws at a data point, for every component, shape ``(N,)``.
 
-    It is the derivative of Σ_i log q_agg(z_i) after log w_n, and one pass of the mixture gives it.
+    It is the derivative of Σ_i log q_agg(z_i) in log w_n, from one pass through the mixture.
     """
     log_weights = aggregated.log_weights.detach().clone()
     with torch.enable_grad():

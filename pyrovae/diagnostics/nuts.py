@@ -1,4 +1,4 @@
-"""The guide beside the exact posterior of a few data points, drawn by NUTS."""
+"""The guide compared with the exact posterior of a few data points, drawn by NUTS."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 CONVERGED = 1.01  # r-hat above which chains have not mixed (Vehtari et al. 2021)
 ENOUGH = 100  # effective draws of a unit below which its mean and sd are rough
-WIDENING = 1.3  # factor on the covariance of the Gaussian that log p(x) is sampled with
+WIDENING = 1.3  # of the covariance of the Gaussian proposal for log p(x)
 
 
 @dataclass(frozen=True)
 class NutsComparison:
-    """Guide and NUTS side by side at N data points with D latent units.
+    """The guide compared with NUTS at N data points with D latent units.
 
     Args:
         mean, sd: of the posterior by NUTS, each ``(N, D)``.
@@ -76,25 +76,25 @@ class NutsComparison:
         return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
     def concerns(self) -> tuple[str, ...]:
-        """Why some of the numbers should not be believed, in sentences."""
-        n, found = len(self.kl), []
-        if mixed := int((~(self.r_hat <= CONVERGED)).any(1).sum()):
-            found.append(
-                f"For {mixed} of {n} data points r-hat exceeds {CONVERGED}: the chains have not "
+        """Sentences on why some of the numbers should not be trusted."""
+        n, sentences = len(self.kl), []
+        if unmixed := int((~(self.r_hat <= CONVERGED)).any(1).sum()):
+            sentences.append(
+                f"For {unmixed} of {n} data points r-hat exceeds {CONVERGED}: the chains have not "
                 "mixed, and the posterior may have several modes. Take more warm-up and draws."
             )
         if few := int((~(self.ess >= ENOUGH)).any(1).sum()):
-            found.append(
+            sentences.append(
                 f"For {few} of {n} data points NUTS has fewer than {ENOUGH} effective draws of a "
                 "unit: its means and standard deviations are rough. Take more draws."
             )
         limit = self.evidence.k_limit
         if poor := int((~(self.pareto_k <= limit)).sum()):
-            found.append(
+            sentences.append(
                 f"For {poor} of {n} data points k̂ > {limit:.2g}: the guide is too far from the "
                 "posterior for importance weights to repair it."
             )
-        return (*found, *self.evidence.concerns())
+        return (*sentences, *self.evidence.concerns())
 
     def to_arviz(self) -> Any:
         """The draws of NUTS as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x)."""
@@ -133,7 +133,8 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
         model, guide: any Pyro pair.
         data: a few rows, shape ``(N, ...)``.
         draws, warmup: of each chain.
-        chains: at least 2, each from a draw of the prior's own, so that r-hat can tell.
+        chains: at least 2, each started at its own draw from the prior, so that r-hat can tell
+            whether they have mixed.
         site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names all draws.
         progress: show a progress bar; by default if stderr is a terminal.
@@ -149,31 +150,31 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
         path = path_for(pair, x, Annealing(start="prior"), None)
         with progress_bar("NUTS", chains * (warmup + draws), progress=progress) as bar:
             u = torch.stack(
-                [_chain(path, draws, warmup, seed, chain, bar.tick) for chain in range(chains)]
+                [_run_chain(path, draws, warmup, seed, chain, bar.tick) for chain in range(chains)]
             )
         _check_moved(u)
         with torch.no_grad(), seeded(seed, "guide beside NUTS"):
-            evidence = _evidence(path, u.flatten(0, 1))
+            evidence = _estimate_evidence(path, u.flatten(0, 1))
             q = pair.encode(x)
-            guided = moments(q, draws=1000, seed=derived_seed(seed, "moments beside NUTS"))
+            guide_moments = moments(q, draws=1000, seed=derived_seed(seed, "moments beside NUTS"))
             z = q.sample(torch.Size([evidence.draws]))
-            weights = (path.log_joint(z) - q.log_prob(z)).T.double()
-            found, _ = path.constrained(u.flatten(0, 1))
-    codes = found.view(chains, draws, *found.shape[1:])
-    r_hat, ess = (torch.as_tensor(a.copy()) for a in convergence(codes.cpu().numpy()))
-    error = weights.std(1) / math.sqrt(weights.shape[1])
+            log_weights = (path.log_joint(z) - q.log_prob(z)).T.double()
+            codes, _ = path.constrained(u.flatten(0, 1))
+    by_chain = codes.view(chains, draws, *codes.shape[1:])
+    r_hat, ess = (torch.as_tensor(array.copy()) for array in convergence(by_chain.cpu().numpy()))
+    error = log_weights.std(1) / math.sqrt(log_weights.shape[1])
     return NutsComparison(
-        mean=found.mean(0),
-        sd=found.std(0),
-        guide_mean=guided.mean,
-        guide_sd=guided.stddev,
+        mean=codes.mean(0),
+        sd=codes.std(0),
+        guide_mean=guide_moments.mean,
+        guide_sd=guide_moments.stddev,
         r_hat=r_hat,
         ess=ess,
-        kl=evidence.values - weights.mean(1),
+        kl=evidence.values - log_weights.mean(1),
         kl_error=(error.square() + evidence.standard_error.square()).sqrt(),
-        pareto_k=smooth(weights)[1],
+        pareto_k=smooth(log_weights)[1],
         evidence=evidence,
-        draws=codes,
+        draws=by_chain,
         site=pair.name,
     )
 
@@ -185,12 +186,12 @@ def _check_moved(u: Tensor) -> None:
         raise InputError(
             f"expected NUTS to move; got {still} of {len(u)} chains in which no move was ever "
             "accepted. The warm-up was too short, or log p(x, z) jumps, or its gradient in z is "
-            "wrong or not a number: take 100 steps of warm-up or more, and check the decoder for "
+            "wrong or NaN: take 100 steps of warm-up or more, and check the decoder for "
             "rounding, sampling or detached tensors."
         )
 
 
-def _chain(
+def _run_chain(
     path: Path, draws: int, warmup: int, seed: int, chain: int, tick: Callable[[], None]
 ) -> Tensor:
     """One chain of NUTS over the positions of all data points, shape ``(draws, N, D)``."""
@@ -213,11 +214,11 @@ def _chain(
             hook_fn=lambda *_: tick(),
         )
         sampler.run()
-        found: Tensor = sampler.get_samples()["u"]
-    return found
+        positions: Tensor = sampler.get_samples()["u"]
+    return positions
 
 
-def _evidence(path: Path, u: Tensor, draws: int = 2000) -> Evidence:
+def _estimate_evidence(path: Path, u: Tensor, draws: int = 2000) -> Evidence:
     """log p(x) from a Gaussian with the mean and 1.3 times the covariance of posterior draws."""
     centred = u - u.mean(0)
     covariance = torch.einsum("snd,sne->nde", centred, centred) / (len(u) - 1)

@@ -15,7 +15,7 @@ from pyrovae.estimates import TOO_FEW, Estimate
 from pyrovae.randomness import derived_seed
 
 FOLDS = 5
-FEWEST = 30  # points of each sample, so that trees with 20 to a leaf can part them
+FEWEST = 30  # points of each sample, so that trees with 20 to a leaf can split them
 CORRECTION = math.sqrt(1 + FOLDS / (FOLDS - 1))
 
 Floats = NDArray[np.float64]
@@ -50,33 +50,34 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
 
     Args:
         first, second: independent draws, shapes ``(n, D)`` and ``(m, D)``.
-        size: points used of each at most; as many are used of both.
+        size: most points used of each sample; as many are used of both.
         seed: names the folds.
 
     Raises:
-        InputError: with fewer than ten points in either sample. With fewer than 30 its trees can't
-            tell apart anything: accuracy and AUC can't be told.
+        InputError: with fewer than ten points in either sample. With fewer than 30 the trees can't
+            split them, and accuracy and AUC can't be told.
 
     Lopez-Paz & Oquab 2017, "Revisiting classifier two-sample tests"; DeLong et al. 1988.
     """
     count = min(len(first), len(second), size)
     if count < 2 * FOLDS:
         raise InputError(
-            f"expected at least {2 * FOLDS} points in each sample; got {count}. Draw more: the "
-            "two_sample= of an effort says how many."
+            f"expected at least {2 * FOLDS} points in each sample; got {count}. Take more: "
+            "Effort(two_sample=…) says how many."
         )
     points = torch.cat([first[:count], second[:count]]).double().cpu().numpy()
     scores = _scores(points, np.repeat([0, 1], count), seed)
-    right = np.concatenate([scores[:count] < 0.5, scores[count:] >= 0.5])
-    share = float(right.mean())
-    likely = (right.sum() + 1) / (len(right) + 2)  # a share of 1 is not taken for certain
-    error = CORRECTION * math.sqrt(likely * (1 - likely) / len(right))
+    correct = np.concatenate([scores[:count] < 0.5, scores[count:] >= 0.5])
+    share = float(correct.mean())
+    cautious = (correct.sum() + 1) / (len(correct) + 2)  # so that a share of 1 has an error too
+    error = CORRECTION * math.sqrt(cautious * (1 - cautious) / len(correct))
     result = TwoSample(
-        Estimate(share, error, len(right), bound="lower"), _auc(scores[:count], scores[count:])
+        Estimate(share, error, len(correct), bound="lower"), _auc(scores[:count], scores[count:])
     )
     if count >= FEWEST:
         return result
-    return TwoSample(*(e.unresolve(TOO_FEW["draws"]) for e in (result.accuracy, result.auc)))
+    reason = TOO_FEW["draws"]
+    return TwoSample(result.accuracy.unresolve(reason), result.auc.unresolve(reason))
 
 
 def _scores(points: Floats, labels: NDArray[np.int64], seed: int) -> Floats:
@@ -91,8 +92,8 @@ def _scores(points: Floats, labels: NDArray[np.int64], seed: int) -> Floats:
         random_state=derived_seed(seed, "trees", bits=32),
     )
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=derived_seed(seed, "folds", bits=32))
-    found = cross_val_predict(classifier, points, labels, cv=folds, method="predict_proba")
-    return np.asarray(found)[:, 1]
+    probabilities = cross_val_predict(classifier, points, labels, cv=folds, method="predict_proba")
+    return np.asarray(probabilities)[:, 1]
 
 
 def _auc(first: Floats, second: Floats) -> Estimate:

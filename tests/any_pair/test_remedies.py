@@ -542,8 +542,9 @@ for kind in ("DiagonalNormal", "MultivariateNormal", "LowRankMultivariateNormal"
 case(
     "a diagnosis of a guide with parameters by row",
     lambda: diagnose(model, laid_out(autoguide.AutoNormal))(),
-    "Write an amortized guide; where there are parameters for each row, as in AutoNormal, "
-    "pyrovae.aggregate with batch_size= their number and pyrovae.log_evidence take just these rows",
+    "Write an amortized guide. Where there are parameters for each row, as in AutoNormal, just "
+    "these rows can go to pyrovae.aggregate, with batch_size= their number, and to "
+    "pyrovae.log_evidence",
     diagnose(model),
     lambda: all_at_once(laid_out(autoguide.AutoNormal)),
     lambda: by_importance(laid_out(autoguide.AutoNormal)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.diagnostics.calibration import _holm, _uniformity, calibrate
+from pyrovae.diagnostics.calibration import _adjust, _test_uniformity, calibrate
 from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.nuts import beside_nuts
 from pyrovae.testing import linear_gaussian_vae
@@ -106,7 +106,7 @@ def test_exact_guide_is_calibrated_and_halved_scales_are_caught(simulated: Tenso
     good = exact.vae()
     result = calibrate(good.model, good.guide, simulated)
     assert result.calibrated
-    assert result.statement.startswith("No unit of 3 departs")
+    assert result.statement.startswith("None of 3 units departs")
     for distortion, fault in (({"scale": 0.5}, "narrow"), ({"scale": 1.5}, "wide")):
         bad = exact.vae(**distortion)
         result = calibrate(bad.model, bad.guide, simulated)
@@ -121,12 +121,12 @@ def test_false_alarm_rate_is_the_stated_one() -> None:
     # 2,000 calibrations of an exact guide of 3 units: at most 1 % alarms, 4 standard errors on top.
     alarms = 0
     for _ in range(2000):
-        alarms += bool((_holm(_uniformity(torch.randint(0, 100, (200, 3)))) < 0.01).any())
+        alarms += bool((_adjust(_test_uniformity(torch.randint(0, 100, (200, 3)))) < 0.01).any())
     assert alarms / 2000 < 0.01 + 4 * (0.01 * 0.99 / 2000) ** 0.5
 
 
 def test_holm_adjusts_as_in_the_textbook() -> None:
-    adjusted = _holm(torch.tensor([0.04, 0.01, 0.03, 0.5]))
+    adjusted = _adjust(torch.tensor([0.04, 0.01, 0.03, 0.5]))
     assert torch.allclose(adjusted, torch.tensor([0.09, 0.04, 0.09, 0.5]))
 
 
