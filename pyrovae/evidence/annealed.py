@@ -24,8 +24,8 @@ CHAINS_AT_ONCE = 2048  # chains that go through the model together
 PILOT_CHAINS = 8  # at each data point; enough to tell 60 % from 90 % acceptance
 GAIN = 0.5  # of the pilot's control of the step, in log step per unit of acceptance
 MEMORY = 0.9  # share of the old estimate in the pilot's running variance
-PROBES = 1000  # draws from the prior that the guide's support is tried on
-NEVER = 1e-3  # share of accepted moves below which nothing moved at all
+PROBES = 1000  # draws from the prior that the guide's support is tested on
+STUCK = 1e-3  # share of accepted moves below which the chains have not moved at all
 STEEPNESS = 4.0  # of the sigmoid schedule (Wu et al. 2017)
 
 Tick = Callable[[], None]
@@ -81,7 +81,7 @@ class Annealing:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Step sizes found by a pilot run, and frozen since.
+    """Step sizes from a pilot run, fixed from then on.
 
     Args:
         steps: length of a leapfrog step at each β, T + 1 tensors of shape ``(B,)``.
@@ -105,16 +105,16 @@ def annealed_evidence(
 
     Chains start at draws from q, and pass through f_β for rising β by moves that leave f_β
     invariant. With :math:`\log w = \sum_t (β_t - β_{t-1}) \log p(x, z_{t-1}) / q(z_{t-1})` the mean
-    of w is p(x), however well the chains mix; its logarithm errs to the low side. Step sizes are
+    of w is p(x), however well the chains mix; its logarithm is too low on average. Step sizes are
     tuned for each data point and each β in a pilot run whose chains are then thrown away: tuning
-    within the chains that are counted would break this.
+    on the chains that count would break this.
 
     Args:
         pair: model and guide.
         x: rows, shape ``(N, ...)``.
         chains: C ≥ 2 at each data point; 25 or more give a k̂.
-        annealing: how; by default from the guide in 200 steps.
-        prior: stands in the place of the model's own p(z).
+        annealing: settings of the path; by default from the guide in 200 steps.
+        prior: takes the place of the model's own p(z).
         seed: names all draws; the result depends on it and not on how the data are batched.
 
     Raises:
@@ -144,7 +144,7 @@ def annealed_evidence(
 
 
 def split_blocks(x: Tensor, chains: int) -> tuple[Tensor, ...]:
-    """Data points whose chains run together; how many depends on the number of chains only."""
+    """Blocks of data points whose chains run together, of a size set by the number of chains."""
     return x.split(max(1, min(64, CHAINS_AT_ONCE // chains)))
 
 
@@ -155,13 +155,13 @@ def path_for(
     """The path at some data points, with the pair checked there.
 
     Raises:
-        InputError: if the guide has another support than the prior, or the pair takes one number of
-            rows only.
+        InputError: if the guide has another support than the prior, the pair takes one number of
+            rows only, or log p(x, z) is not a function of z.
     """
     if not pair.takes_any_number_of_rows(rows):
         raise InputError(
             "expected a model and guide that take any number of rows, so that many chains go "
-            "through them at once; got a pair that takes all data or none. Use "
+            "through them at once; got a pair that takes only all data together. Use "
             "method='importance'."
         )
     with seeded(0, "probes of a path"):
@@ -170,40 +170,40 @@ def path_for(
         easy = target.expand((len(rows),))
         if annealing.start == "guide":
             easy = pair.encode(rows)
-            wanted = target.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
-            inside = easy.support.check(wanted.expand(PROBES, len(rows), -1))
+            prior_draws = target.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
+            inside = easy.support.check(prior_draws.expand(PROBES, len(rows), -1))
             if not (inside.all() and target.support.check(easy.sample()).all()):
                 raise InputError(
                     f"expected a guide with the prior's support, {target.support}; got "
                     f"{easy.support}. Anneal from the prior: Annealing(start='prior')."
                 )
         z = easy.sample()
-        # Here validation is still on: shapes and values are checked.
-        once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
-        if not torch.allclose(once, again, equal_nan=True):
+        # Validation is still on here, so shapes and values are checked.
+        first, second = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
+        if not torch.allclose(first, second, equal_nan=True):
             raise InputError(
                 "expected log p(x, z) to be a function of z; got two values at one z: the model "
-                "draws other latent sites too. Fix what is one for all rows with "
+                "draws other latent sites too. Fix those that all rows share with "
                 "pyro.poutine.condition, or use log_evidence's method='importance', which weighs "
-                "all of them."
+                "all sites."
             )
     return Path(pair, rows, easy, prior, target.support)
 
 
 def _check_bijection(prior: dist.Distribution) -> None:
-    """Raise unless chains can be moved through the prior's support."""
+    """Raise unless the prior's support has a bijection, for chains to move in."""
     try:
         torch.distributions.biject_to(prior.support)
     except NotImplementedError as error:
         raise InputError(
-            f"expected a prior with a support that chains can be moved through; got "
-            f"{families.family(prior)}, supported {prior.support}. Give its class a support such "
+            f"expected a prior with a support that chains can move in; got "
+            f"{families.family(prior)} with support {prior.support}. Give its class a support such "
             "as constraints.real_vector, or use method='importance'."
         ) from error
 
 
 def tune(path: Path, annealing: Annealing, *, seed: int, tick: Tick) -> Tuning:
-    """Step sizes and units of length at every β, from a pilot run that goes the way once."""
+    """Step sizes and units of length at every β, from one pilot run along the path."""
     with seeded(seed, "pilot"), pyro.validation_enabled(False):
         u, variance = path.sample(PILOT_CHAINS), path.sample(64).var(0)
         step = torch.full_like(variance[:, 0], variance.shape[-1] ** -0.25)
@@ -231,7 +231,7 @@ def anneal(
     tick: Tick,
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log weights of chains that go from β = 0 to 1, or ``backwards`` through the same moves.
+    """Log weights of chains that go from β = 0 to 1, or ``backwards`` by the same moves.
 
     Args:
         u: where the chains start, shape ``(C, B, D)``: draws from q, or, backwards, from p(z|x).
@@ -245,13 +245,13 @@ def anneal(
     accepted, order = torch.zeros_like(log_weights[0]), range(1, last + 1)
     with pyro.validation_enabled(False):
         for t in reversed(order) if backwards else order:
-            now = t - 1 if backwards else t
-            point = path.at(u, betas[now])
+            level = t - 1 if backwards else t
+            point = path.at(u, betas[level])
             log_weights += (betas[t] - betas[t - 1]) * (point.joint - point.easy).double()
-            if 0 < now < last:
-                step, scale = tuning.steps[now], tuning.scales[now]
+            if 0 < level < last:
+                step, scale = tuning.steps[level], tuning.scales[level]
                 point, probability = move(
-                    path, point, betas[now], step=step, scale=scale, leapfrog=annealing.leapfrog
+                    path, point, betas[level], step=step, scale=scale, leapfrog=annealing.leapfrog
                 )
                 accepted += probability.mean(0) / (last - 1)
             u = point.u
@@ -260,16 +260,16 @@ def anneal(
 
 
 def check_moved(result: Evidence) -> Evidence:
-    """The result, unless not a single chain ever moved.
+    """The result, if any chain moved.
 
     Raises:
         InputError: if less than one move in a thousand was accepted.
     """
     accepted = float("nan") if result.acceptance is None else float(result.acceptance.mean())
-    if accepted < NEVER:
+    if accepted < STUCK:
         raise InputError(
             f"expected Hamiltonian moves to be accepted; got a share of {accepted:.4f} after "
-            "tuning. log p(x, z) jumps, or its gradient in z is wrong or not a number: check the "
+            "tuning. log p(x, z) jumps, or its gradient in z is wrong or NaN: check the "
             "decoder for rounding, sampling or detached tensors, or use method='importance'."
         )
     return result

@@ -14,7 +14,7 @@ from pyrovae.pairs import Pair
 
 @dataclass(frozen=True)
 class Point:
-    """Where the chains are, and what is known there at one inverse temperature.
+    """Positions of the chains, and the densities there at one inverse temperature.
 
     Args:
         u: positions, shape ``(C, B, D)``: C chains at each of B data points, unconstrained.
@@ -40,8 +40,8 @@ class Path:
         pair: model and guide.
         rows: B data points, shape ``(B, ...)``.
         easy: q, batch shape ``(B,)``, that can be sampled and has the prior's support.
-        prior: p(z) in the place of the model's own, if given.
-        support: the prior's support; positions are moved through its standard bijection.
+        prior: p(z) that takes the place of the model's own, or ``None``.
+        support: the prior's support, onto which its bijection maps the positions.
     """
 
     pair: Pair
@@ -59,10 +59,10 @@ class Path:
         return torch.distributions.biject_to(self.support).inv(z)
 
     def inside(self, u: Tensor) -> Tensor:
-        """Whether positions are numbers and their codes lie in the support, shape ``(C, B)``."""
-        numbers = u.isfinite().all(-1)
+        """Whether positions are finite and their codes lie in the support, shape ``(C, B)``."""
+        finite = u.isfinite().all(-1)
         z = torch.distributions.biject_to(self.support)(u.nan_to_num())
-        return numbers & self.support.check(z) & self.easy.support.check(z)
+        return finite & self.support.check(z) & self.easy.support.check(z)
 
     def at(self, u: Tensor, beta: float) -> Point:
         """Densities and gradient at positions of shape ``(C, B, D)``."""
@@ -71,7 +71,7 @@ class Path:
             z, jacobian = self.constrained(u)
             easy, joint = self.easy.log_prob(z), self.log_joint(z)
             density = jacobian
-            if beta < 1:  # a term with weight 0 counts for nothing, also where it is infinite
+            if beta < 1:  # a term of weight 0 counts for nothing, even where it is infinite
                 density = density + (1 - beta) * easy
             if beta > 0:
                 density = density + beta * joint
@@ -86,8 +86,8 @@ class Path:
 
     def log_joint(self, z: Tensor) -> Tensor:
         """log p(x, z) of codes of shape ``(C, B, D)``, shape ``(C, B)``."""
-        likelihood, own = log_joint_of_draws(self.pair, self.rows, z)
-        return likelihood + (own if self.prior is None else self.prior.log_prob(z))
+        likelihood, log_prior = log_joint_of_draws(self.pair, self.rows, z)
+        return likelihood + (log_prior if self.prior is None else self.prior.log_prob(z))
 
 
 def move(
@@ -100,37 +100,37 @@ def move(
 
     Args:
         path: the densities.
-        start: present positions, evaluated at ``beta``.
+        start: where the chains are, evaluated at ``beta``.
         step: length of a leapfrog step at each data point, shape ``(B,)``.
         scale: unit of length of each latent unit, shape ``(B, D)``.
         leapfrog: steps in a trajectory.
 
     Returns:
         the new positions, and the probabilities with which they were accepted, shape ``(C, B)``;
-        a trajectory that leaves the numbers is not accepted.
+        a trajectory that leaves the support, or diverges, is rejected.
     """
     length = step.unsqueeze(-1) * scale * (0.8 + 0.4 * torch.rand_like(start.u[..., :1]))
     momentum = torch.randn_like(start.u)
     energy = start.density - 0.5 * momentum.square().sum(-1)
     momentum = momentum + 0.5 * length * start.gradient
-    end, lost = start, torch.zeros_like(start.density, dtype=torch.bool)
+    end, outside = start, torch.zeros_like(start.density, dtype=torch.bool)
     for number in range(leapfrog):
         u = end.u + length * momentum
-        lost = lost | ~path.inside(u)
-        end = path.at(torch.where(lost.unsqueeze(-1), start.u, u), beta)
+        outside = outside | ~path.inside(u)
+        end = path.at(torch.where(outside.unsqueeze(-1), start.u, u), beta)
         momentum = momentum + (1.0 if number < leapfrog - 1 else 0.5) * length * end.gradient
     change = end.density - 0.5 * momentum.square().sum(-1) - energy
     probability = change.exp().clamp_max(1.0)
-    probability = torch.where(lost | change.isnan(), 0.0, probability)
+    probability = torch.where(outside | change.isnan(), 0.0, probability)
     return _choose(torch.rand_like(probability) < probability, end, start), probability
 
 
-def _choose(first: Tensor, one: Point, other: Point) -> Point:
-    wide = first.unsqueeze(-1)
+def _choose(accepted: Tensor, end: Point, start: Point) -> Point:
+    by_unit = accepted.unsqueeze(-1)
     return Point(
-        torch.where(wide, one.u, other.u),
-        torch.where(first, one.easy, other.easy),
-        torch.where(first, one.joint, other.joint),
-        torch.where(first, one.density, other.density),
-        torch.where(wide, one.gradient, other.gradient),
+        torch.where(by_unit, end.u, start.u),
+        torch.where(accepted, end.easy, start.easy),
+        torch.where(accepted, end.joint, start.joint),
+        torch.where(accepted, end.density, start.density),
+        torch.where(by_unit, end.gradient, start.gradient),
     )

@@ -1,4 +1,4 @@
-"""log p(x) from both sides, on data that the model itself has made."""
+"""log p(x) bounded from both sides, on data that the model simulates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows, simulate
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 
-SPREAD = 10  # moves at β = 1 that part the backward chains of one data point from each other
+SPREAD = 10  # moves at β = 1 that separate the backward chains of a data point
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Sandwich:
         return mean_estimate(self.upper.values - self.lower.values, over="data", bound="upper")
 
     def concerns(self) -> tuple[str, ...]:
-        """Why some of the values should not be believed, in sentences; empty if none is known."""
+        """Sentences on why some of the values should not be trusted; empty if none is known."""
         return tuple(dict.fromkeys((*self.lower.concerns(), *self.upper.concerns())))
 
     def __str__(self) -> str:
@@ -82,19 +82,19 @@ def sandwich(  # noqa: PLR0913 - a flat front door
 
     .. math:: E[\text{lower}] \le \log p(x) \le E[\text{upper}]
 
-    An upper bound needs a draw from p(z | x), which a row of real data does not come with: this
-    says nothing of the rows it is given, which only show what to simulate. For those take
-    ``log_evidence(model, guide, data, method=annealing)``, which errs low, and the gap found here,
-    with the same settings, for how far that can be trusted, as far as the model resembles the data.
+    An upper bound needs a draw from p(z | x), which a row of real data does not come with. So the
+    rows in ``like`` only show what to simulate, and nothing is said about them. For their own
+    log p(x) use ``log_evidence(model, guide, data, method=annealing)``, which errs low; the gap
+    here, with the same settings, says how far to trust it, as far as the model resembles the data.
 
     Args:
         model, guide: any Pyro pair.
         like: rows, shape ``(N, ...)``: as many data points are simulated, of that shape. Arguments
             that are not observed, such as labels, stay as they are, and the data are drawn given
             them.
-        annealing: how chains go, forwards and backwards; by default from the guide in 200 steps.
+        annealing: settings of the path, both ways; by default from the guide in 200 steps.
         chains: at each data point, at least 2; 25 or more give a k̂.
-        prior: stands in the place of the model's p(z), also to simulate.
+        prior: takes the place of the model's p(z), in the simulation too.
         site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names the data and the chains.
 
@@ -102,12 +102,12 @@ def sandwich(  # noqa: PLR0913 - a flat front door
         the data with their codes, ``lower``, ``upper`` and ``gap()``.
 
     Warns:
-        UserWarning: in words, where k̂ > 0.7 or chains hardly move.
+        UserWarning: where k̂ > 0.7 or chains hardly move.
 
     Raises:
-        InputError: where data can't be simulated, for a pair without the sites named, a ``prior``
-            that is not over as many units as they have, fewer than 2 chains, or chains that never
-            move.
+        InputError: if data can't be simulated, the pair lacks a named site, the ``prior`` has
+            another number of units than the sites, there are fewer than 2 chains, or chains
+            never move.
 
     Grosse et al. 2015, "Sandwiching the marginal likelihood using bidirectional Monte Carlo"; Wu et
     al. 2017, "On the quantitative analysis of decoder-based generative models".
@@ -160,8 +160,8 @@ def sandwich_evidence(
         like: rows, shape ``(N, ...)``, that say how many data points to simulate and of what shape.
             Arguments that are not observed, such as labels, stay as they are.
         chains, annealing, prior, seed: as :func:`~pyrovae.evidence.annealed.annealed_evidence`.
-            The backward chains of one data point share their starting point; ten moves at β = 1
-            part them.
+            The backward chains of a data point share their starting point; ten moves at β = 1
+            separate them.
     """
     if chains < 2:
         raise InputError(f"expected at least 2 chains for a standard error; got {chains}.")
@@ -181,18 +181,18 @@ def sandwich_evidence(
                 tick=bar.tick,
             )
             with seeded(seed, "annealing forwards", index):
-                weights, accepted = anneal(
+                log_weights, accepted = anneal(
                     path, path.sample(chains), annealing, tuning, tick=bar.tick
                 )
-            block = summarise(weights.T, first=index * len(blocks[0][0]))
+            block = summarise(log_weights.T, first=index * len(blocks[0][0]))
             lower.append(replace(block, acceptance=accepted))
             with seeded(seed, "annealing backwards", index):
-                upper.append(_backwards(path, codes, chains, annealing, tuning, bar.tick))
-    made = simulated[0] if len(simulated) == 1 else simulated
-    return Sandwich(made, z, check_moved(join(lower)), join(upper))
+                upper.append(_anneal_backwards(path, codes, chains, annealing, tuning, bar.tick))
+    simulated_x = simulated[0] if len(simulated) == 1 else simulated
+    return Sandwich(simulated_x, z, check_moved(join(lower)), join(upper))
 
 
-def _backwards(
+def _anneal_backwards(
     path: Path, codes: Tensor, chains: int, annealing: Annealing, tuning: Tuning, tick: Tick
 ) -> Evidence:
     """Upper bound −log mean 1/w, with chains that start at the codes the data were made from."""
@@ -208,8 +208,8 @@ def _backwards(
                 scale=tuning.scales[-1],
                 leapfrog=annealing.leapfrog,
             )
-    weights, accepted = anneal(path, point.u, annealing, tuning, tick=tick, backwards=True)
-    inverse = summarise(-weights.T)
+    log_weights, accepted = anneal(path, point.u, annealing, tuning, tick=tick, backwards=True)
+    inverse = summarise(-log_weights.T)
     return replace(
         inverse, values=-inverse.values, bound="upper", smoothed=None, acceptance=accepted
     )

@@ -1,7 +1,7 @@
-"""What Pyro inferred, as ArviZ data.
+"""Results of Pyro as ArviZ data.
 
-The groups are those of ArviZ's schema, under the user's own names of sites, rows and units.
-ArviZ's two dialects are told apart in ``pyrovae/arviz_adapter.py`` alone. Start with
+The groups are those of ArviZ's schema, with the user's own names of sites, rows and units. Which
+version of ArviZ is installed matters only in ``pyrovae/arviz_adapter.py``. Start with
 ``groups.py``.
 """
 

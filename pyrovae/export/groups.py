@@ -17,27 +17,28 @@ from pyrovae.pairs import Pair, Weighted
 from pyrovae.randomness import derived_seed, seeded
 
 EVENT_DIMS = {0: (), 1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
-OURS = ("log_weight", "log_p_x_given_z")  # variables beside those of the sites
-ESTIMATES, OF_DRAWS = 25, 40  # of log p(x) for each row, as many as give a k̂, and draws of each
+RESERVED = ("log_weight", "log_p_x_given_z")  # names of variables that are no sites
+ESTIMATES = 25  # of log p(x) for each row: the fewest that give a k̂
+DRAWS = 40  # importance draws in each of these estimates
 NOTE = (
-    "log p(x) of each row with the model's parameters as they are, estimated anew for each draw "
-    f"from {OF_DRAWS} importance draws of its own. As there is one draw of the parameters, "
-    "leave-one-out and WAIC are the sum of log p(x) over the rows, less the noise of the "
-    "estimates: they compare models on data not seen in training, and say nothing of what a row "
-    "that was seen has taught. log p(x | z) is log_p_x_given_z of sample_stats."
+    "log p(x) of each row with the model's parameters as they are, estimated for each draw from "
+    f"{DRAWS} importance draws of its own. As there is one draw of the parameters, leave-one-out "
+    "and WAIC are the sum of log p(x) over the rows, less the noise of the estimates: they compare "
+    "models on data not seen in training, and say nothing about how much a training row has taught "
+    "the model. log p(x | z) is log_p_x_given_z of sample_stats."
 )
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Arrays of one pair on some rows of data, ready to be labelled.
+    """Draws of one pair at some rows of data, with all that ArviZ labels them by.
 
     Args:
         groups: ArviZ group → variable → array.
         dims: variable → names of the dimensions after ``(chain, draw)``.
         coords: dimension → labels.
         attrs: what the draws are.
-        notes: group → what its reader has to know.
+        notes: group → what a reader has to know about it.
     """
 
     groups: Mapping[str, Mapping[str, Array]]
@@ -67,25 +68,27 @@ def label(
 
     The draws from the guide are independent, so there is one chain. ``sample_stats`` holds the log
     importance weights log p(x|z) p(z) / q(z|x) that turn them into draws from p(z | x), and
-    log p(x | z) itself. ``log_likelihood`` is log p(x) of each row, which is what leaving a row out
-    is about: given its own code a row is not left out.
+    log p(x | z) itself. ``log_likelihood`` is log p(x) of each row, as leaving a row out requires:
+    log p(x | z) is given the row's own code, which leaves nothing out.
 
-    Variables have the names of the pair's sites. One that ArviZ has a use for itself, such as
-    "draw", ends in ``_site``, and a slash, which would make a group of its own in a file, becomes a
-    point. A dimension that has the name of a site ends in ``_dim``.
+    Variables have the names of the pair's sites. A name that ArviZ itself uses, such as "draw",
+    gets ``_site`` at its end, and a slash, which would make a group of its own in a file, becomes a
+    dot. A dimension with the name of a site gets ``_dim`` at its end.
 
     Args:
         pair: model and guide.
         x: rows, shape ``(N, ...)``.
-        draws: draws S for each row.
-        prior: what to draw from where the pair's p(z) is not one density for all rows.
-        numbers: what the rows are called, as their numbers in a larger data set; by default they
-            are counted from 0.
+        draws: S, for each row.
+        prior: p(z) to draw from where the pair's own is not the same for all rows.
+        numbers: of the rows in a larger data set, to label them by; by default 0, …, N − 1.
         seed: names the draws.
     """
     blocks = list(weighted_draws(pair, x, draws=draws, seed=derived_seed(seed, "exported codes")))
     posterior = Weighted(
-        *(torch.cat([getattr(b, field) for b in blocks], 1) for field in Weighted.__annotations__)
+        *(
+            torch.cat([getattr(block, name) for block in blocks], 1)
+            for name in Weighted.__annotations__
+        )
     )
     with seeded(seed, "exported predictions"):
         source = pair.prior(x) if prior is None else prior
@@ -93,10 +96,10 @@ def label(
         predictive = _predict(pair, x, posterior.z)
         prior_predictive = _predict(pair, x, codes)
     log_weight = posterior.log_likelihood + posterior.log_prior - posterior.log_guide
-    estimates = _estimates(pair, x, seed)
+    estimates = _estimate_log_p(pair, x, seed)
     data = pair.observe(x)
     sites = (pair.name, pair.observed_name(x))
-    z, observed = variable_names(sites, reserved=OURS)
+    z, observed = variable_names(sites, reserved=RESERVED)
     datum, unit, *event = dimension_names(
         ("datum", "unit", *_event_dims(data.dim() - 1)), (z, observed)
     )
@@ -129,16 +132,16 @@ def label(
     )
 
 
-def _estimates(pair: Pair, x: Tensor, seed: int) -> Tensor:
+def _estimate_log_p(pair: Pair, x: Tensor, seed: int) -> Tensor:
     """Independent estimates of log p(x) of each row, shape ``(ESTIMATES, N)``."""
     blocks = weighted_draws(
-        pair, x, draws=ESTIMATES * OF_DRAWS, seed=derived_seed(seed, "exported log p(x)")
+        pair, x, draws=ESTIMATES * DRAWS, seed=derived_seed(seed, "exported log p(x)")
     )
     columns = []
     for block in blocks:
         log_weight = block.log_likelihood + block.log_prior - block.log_guide
-        of_draws = log_weight.unflatten(0, (ESTIMATES, OF_DRAWS))
-        columns.append(of_draws.logsumexp(1) - math.log(OF_DRAWS))
+        by_estimate = log_weight.unflatten(0, (ESTIMATES, DRAWS))
+        columns.append(by_estimate.logsumexp(1) - math.log(DRAWS))
     return torch.cat(columns, 1)
 
 
