@@ -13,14 +13,14 @@ from pyrovae.errors import InputError
 
 Array = NDArray[Any]
 
-LEAST_DRAWS = 5  # a tail is a fifth of them, and ArviZ 1.x stumbles where that is none
+LEAST_DRAWS = 5  # a tail is a fifth of them, and ArviZ 1.x fails without one
 
 
 def arviz() -> Any:
-    """The library itself, which is imported where it is first needed.
+    """The library itself, imported when it is first needed.
 
     Raises:
-        InputError: if it finds no folder to keep something in, as where HOME is read-only.
+        InputError: if it finds no folder for its cache, as when HOME is read-only.
     """
     try:
         with warnings.catch_warnings():
@@ -30,8 +30,8 @@ def arviz() -> Any:
     except OSError as error:
         raise InputError(
             f"expected a folder in which ArviZ may keep its cache; got {error.strerror or error} "
-            f"at {error.filename!r}. Set the environment variable XDG_CACHE_HOME to a folder that "
-            "may be written to."
+            f"at {error.filename!r}. Set the environment variable XDG_CACHE_HOME to a writable "
+            "folder."
         ) from error
     return arviz
 
@@ -44,27 +44,27 @@ def psis(log_weights: Array) -> tuple[Array, Array]:
 
     Returns:
         log_weights, smoothed and normalised to sum to one in each row, shape ``(N, S)``;
-        pareto_k, shape ``(N,)``; infinite where there is no tail to fit, be it that draws are too
-        few or the largest weights all equal.
+        pareto_k, shape ``(N,)``; infinite where there is no tail to fit, because there are too few
+        draws or the largest weights are all equal.
     """
-    with np.errstate(all="ignore"):  # of very unequal weights
+    with np.errstate(all="ignore"):  # for very unequal weights
         if hasattr(arviz(), "psislw"):
             smoothed, pareto_k = arviz().psislw(log_weights)
         else:  # ArviZ 1.x
-            rows = [_psis_of_row(row) for row in log_weights]
+            rows = [_smooth_row(row) for row in log_weights]
             smoothed, pareto_k = (np.stack(column) for column in zip(*rows, strict=True))
     return smoothed, np.where(np.isnan(pareto_k), np.inf, pareto_k)
 
 
-def _psis_of_row(log_weights: Array) -> tuple[Array, Array]:
-    """ArviZ 1.x: takes log likelihoods, the negatives of log weights, and raises without a tail."""
+def _smooth_row(log_weights: Array) -> tuple[Array, Array]:
+    """One row by ArviZ 1.x, which takes negative log weights and raises without a tail."""
     from arviz_stats.base import array_stats
 
     try:
         if len(log_weights) < LEAST_DRAWS:
             raise ValueError("too few draws")
         smoothed, pareto_k = array_stats.psislw(-log_weights)
-    except ValueError:  # or a tail of equal weights
+    except ValueError:  # raised for a tail of equal weights as well
         return log_weights - np.logaddexp.reduce(log_weights), np.array(np.inf)
     return smoothed, np.asarray(pareto_k)
 
@@ -104,8 +104,8 @@ def to_arviz(
             dimensions ``(chain, draw)``, ``observed_data`` has neither.
         dims: names of a variable's further dimensions.
         coords: labels along each named dimension.
-        attrs: what the whole is about; written on every group.
-        notes: what a reader of one group has to know, by group; written there as ``note``.
+        attrs: facts about all the data, written on every group.
+        notes: group name → what its reader has to know, written there as ``note``.
 
     Returns:
         ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under 1.x.
@@ -120,12 +120,12 @@ def to_arviz(
             name: ((*lead, *dims.get(name, ()))[: array.ndim], array)
             for name, array in variables.items()
         }
-        used = {
-            dim: n
-            for where, array in columns.values()
-            for dim, n in zip(where, array.shape, strict=True)
+        sizes = {
+            dim: size
+            for array_dims, array in columns.values()
+            for dim, size in zip(array_dims, array.shape, strict=True)
         }
-        labels = {dim: list(coords.get(dim, range(n))) for dim, n in used.items()}
+        labels = {dim: list(coords.get(dim, range(size))) for dim, size in sizes.items()}
         note = {} if group not in notes else {"note": notes[group]}
         datasets[group] = xr.Dataset(columns, coords=labels, attrs={**attrs, **note})
     az = arviz()
@@ -135,14 +135,14 @@ def to_arviz(
 
 
 def variable_names(sites: Iterable[str], *, reserved: Iterable[str] = ()) -> tuple[str, ...]:
-    """What the variables of some sites are called: as the sites, where ArviZ and files allow it.
+    """Names of the variables of some sites: the sites' own, where ArviZ and files allow it.
 
-    A slash, which would make a group of its own in a file, becomes a point, and a name that is
-    taken ends in ``_site``.
+    A slash, which would make a group of its own in a file, becomes a dot, and a name that is taken
+    gets ``_site`` at its end.
 
     Args:
         sites: their names.
-        reserved: names that are taken beside ArviZ's own dimensions.
+        reserved: names that are taken besides ArviZ's own dimensions.
 
     >>> variable_names(("encoder/z", "draw"))
     ('encoder.z', 'draw_site')
@@ -157,14 +157,14 @@ def variable_names(sites: Iterable[str], *, reserved: Iterable[str] = ()) -> tup
     return tuple(names)
 
 
-def dimension_names(wanted: Iterable[str], variables: Iterable[str]) -> tuple[str, ...]:
-    """Names of dimensions that are none of the variables'.
+def dimension_names(dims: Iterable[str], variables: Iterable[str]) -> tuple[str, ...]:
+    """Names of dimensions, with ``_dim`` at the end of one that a variable has too.
 
     >>> dimension_names(("datum", "unit"), ("unit", "unit_dim"))
     ('datum', 'unit_dim_dim')
     """
     taken, names = {*variables}, []
-    for dim in wanted:
+    for dim in dims:
         name = dim
         while name in taken:
             name += "_dim"

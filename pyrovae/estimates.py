@@ -1,4 +1,4 @@
-"""A number that says how far it can be trusted."""
+"""Estimates with a standard error, a sample size and a bound."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Over = Literal["draws", "data"]
 Bound = Literal["lower", "upper"]
 
 CONFIDENCE = 0.95  # of every interval
-FEW = 10  # values from which on the interval of a skewed mean holds (Hall 1992)
-NAMED = 3  # rows that a sentence names, at most
+FEW = 10  # the fewest values with which the interval of a skewed mean holds (Hall 1992)
+NAMED = 3  # the most rows that a sentence names
 TOO_FEW: dict[Over, str] = {"data": "too few rows to tell", "draws": "too few draws to tell"}
 
 
@@ -34,10 +34,10 @@ class Estimate:
             data points too, for statements about data that were not seen.
         bound: ``"lower"`` or ``"upper"`` if the *expectation* of ``value`` is a bound on the
             quantity named, ``None`` if it is the quantity itself.
-        ends: of the 95 % interval, where that is not ``value`` ± 1.96 standard errors: of few or
-            skewed values, and of shares.
-        unresolved: why the number can't be told, as ``"too few rows to tell"``; empty if it can.
-            The standard error is then infinite, and the interval has no ends.
+        ends: of the 95 % interval, where that is not ``value`` ± 1.96 standard errors: for few or
+            skewed values, and for shares.
+        unresolved: why the number can't be told, such as ``"too few rows to tell"``, with an
+            infinite standard error and interval; empty if it can.
 
     >>> Estimate(1.5, 0.02, 1000)
     Estimate(1.500 ± 0.020, size=1000)
@@ -55,7 +55,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval; all numbers if it can't be told.
+        """The 95 % interval; the whole real line if the number can't be told.
 
         >>> Estimate(1.0, 0.5, 1000, ends=(0.1, 2.2)).interval
         (0.1, 2.2)
@@ -71,7 +71,7 @@ class Estimate:
         return value < low or value > high
 
     def unresolve(self, reason: str) -> Estimate:
-        """The same as a number that can't be told, with nothing left to build on.
+        """The same estimate, marked as a number that can't be told.
 
         Args:
             reason: why, in a few words that can stand in the number's place.
@@ -101,19 +101,19 @@ def mean_estimate(
     r"""The mean of independent values with its standard error s/√n.
 
     The interval is that of the studentised mean T with its skewness removed: with γ the skewness
-    of the values and a = γ/(3√n), what is taken to follow Student's t is
+    of the values and a = γ/(3√n), this is taken to follow Student's t:
 
     .. math:: \frac{(1 + aT)^3 - 1}{3a} + \frac{γ}{6\sqrt n}
 
-    Of 30 values it covers the mean in 95 % of cases if they are exponential, and in 92 to 93 % if
-    lognormal or normal to the fourth, where ± 1.96 standard errors do in 92, 87 and 79 %. Of fewer
-    than ten values, or where one is infinite, the number can't be told.
+    With 30 values it covers the mean in 95 % of cases if they are exponential, and in 92 to 93 % if
+    they are lognormal or fourth powers of normals; ± 1.96 standard errors do in 92, 87 and 79 %.
+    With fewer than ten values, or an infinite one, the mean can't be told.
 
     Args:
         values: independent values, shape ``(n,)`` with n ≥ 2.
         over, bound: as :class:`Estimate` has them.
-        rows: number of each value's data point in its data set, shape ``(n,)``, by which one that
-            is infinite is named; 0, …, n − 1 if not given.
+        rows: number of each value's data point in its data set, shape ``(n,)``, by which an error
+            names it; by default 0, …, n − 1.
 
     Raises:
         InputError: with fewer than two values, which carry no standard error, or a NaN among them.
@@ -132,30 +132,35 @@ def mean_estimate(
     values = values.double()
     _check_numbers(values, rows)
     if values.isinf().any():
-        return _infinite(values, n, over, bound, rows)
+        return _infinite_mean(values, n, over, bound, rows)
     mean, error = float(values.mean()), float(values.std() / math.sqrt(n))
     estimate = Estimate(mean, error, n, over, bound)
     if n < FEW:
         return estimate.unresolve(TOO_FEW[over])
-    return replace(estimate, ends=_ends(mean, error, n - 1, skewness(values)))
+    return replace(estimate, ends=_interval_ends(mean, error, n - 1, skewness(values)))
 
 
 def _check_numbers(values: Tensor, rows: Tensor | None) -> None:
     """Raise for a NaN among the values of some data points, shape ``(n, ...)``, naming the row."""
-    if (broken := values.isnan().flatten(1).any(1) if values.dim() > 1 else values.isnan()).any():
+    if (broken := _any_by_row(values.isnan())).any():
         raise InputError(
             f"expected numbers to average; got NaN in {name_rows(broken, rows)} (counted from 0). "
-            "Check what model and guide give there."
+            "Check what model and guide return there."
         )
 
 
-def _infinite(
+def _any_by_row(mask: Tensor) -> Tensor:
+    """Whether anything is marked at each data point, shape ``(n,)``."""
+    return mask.flatten(1).any(1) if mask.dim() > 1 else mask
+
+
+def _infinite_mean(
     values: Tensor, size: int, over: Over, bound: Bound | None, rows: Tensor | None
 ) -> Estimate:
-    """A mean that can't be told, as the log density of a data point is infinite."""
-    broken = values.isinf().flatten(1).any(1) if values.dim() > 1 else values.isinf()
+    """A mean that can't be told, because the log density of a data point is infinite."""
+    infinite = _any_by_row(values.isinf())
     estimate = Estimate(float(values.mean()), math.inf, size, over, bound)
-    return estimate.unresolve(f"a log density is infinite in {name_rows(broken, rows)}")
+    return estimate.unresolve(f"a log density is infinite in {name_rows(infinite, rows)}")
 
 
 def name_rows(chosen: Tensor, rows: Tensor | None = None) -> str:
@@ -163,7 +168,7 @@ def name_rows(chosen: Tensor, rows: Tensor | None = None) -> str:
 
     Args:
         chosen: which of them, shape ``(n,)``.
-        rows: their numbers, shape ``(n,)``; 0, …, n − 1 if not given.
+        rows: their numbers, shape ``(n,)``; by default 0, …, n − 1.
 
     >>> import torch
     >>> name_rows(torch.arange(9) == 4), name_rows(torch.arange(7) >= 0)
@@ -176,7 +181,7 @@ def name_rows(chosen: Tensor, rows: Tensor | None = None) -> str:
 
 
 def skewness(values: Tensor) -> float:
-    """E[(v − E v)³] / sd³; 0 of values that do not vary, NaN of infinite ones.
+    """E[(v − E v)³] / sd³; 0 for values that do not vary, NaN for infinite ones.
 
     >>> import torch
     >>> skewness(torch.tensor([0.0, 0.0, 0.0, 1.0]))
@@ -188,31 +193,33 @@ def skewness(values: Tensor) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _student(freedom: int) -> float:
-    """The quantile of Student's t that an interval reaches to."""
+def _student_quantile(freedom: int) -> float:
+    """The upper quantile of Student's t for an interval."""
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
-def _ends(mean: float, error: float, freedom: int, skewed: float = 0.0) -> tuple[float, float]:
-    """Where Student's t, bent back by the skewness, reaches on either side."""
-    quantile = _student(freedom)
-    bend, shift = (skewed / (times * math.sqrt(freedom + 1)) for times in (3, 6))
+def _interval_ends(
+    mean: float, error: float, freedom: int, skew: float = 0.0
+) -> tuple[float, float]:
+    """Ends of the interval by Student's t, with the skewness of the values put back."""
+    quantile = _student_quantile(freedom)
+    bend, shift = (skew / (factor * math.sqrt(freedom + 1)) for factor in (3, 6))
 
-    def bent(u: float) -> float:
-        straight = u - shift
+    def skewed(t: float) -> float:
+        centred = t - shift
         if abs(bend) < 1e-8:
-            return straight
-        return float(np.cbrt(1 + 3 * bend * straight) - 1) / bend
+            return centred
+        return float(np.cbrt(1 + 3 * bend * centred) - 1) / bend
 
-    return mean - error * bent(quantile), mean - error * bent(-quantile)
+    return mean - error * skewed(quantile), mean - error * skewed(-quantile)
 
 
 def two_stage_mean(
     values: Tensor, *, population: int, bound: Bound | None = None, rows: Tensor | None = None
 ) -> Estimate:
-    r"""The mean over a finite data set of which m of N points were taken, S draws at each.
+    r"""The mean over a finite data set, from S draws at each of m of its N points.
 
     The standard error is that of repeating choice and draws with the data set fixed: with f = m/N,
     s_b² the variance between the points' means and s_w² that within a point,
@@ -220,8 +227,8 @@ def two_stage_mean(
     .. math:: se^2 = (1 - f)\, s_b^2 / m + f\, s_w^2 / (m S)
 
     which is unbiased (Cochran 1977, *Sampling Techniques*, ch. 10), and leaves only the noise of
-    the draws when every point was taken. Of fewer than ten degrees of freedom, or where a value is
-    infinite, the number can't be told.
+    the draws if every point was taken. With fewer than nine degrees of freedom, or an infinite
+    value, the mean can't be told.
 
     Args:
         values: shape ``(m, S)`` with S ≥ 2; m ≥ 2 unless all of a single point is taken.
@@ -237,7 +244,7 @@ def two_stage_mean(
     values = values.double()
     _check_numbers(values, rows)
     if values.isinf().any():
-        return _infinite(values, m * draws, "draws", bound, rows)
+        return _infinite_mean(values, m * draws, "draws", bound, rows)
     fraction = m / population
     within = float(values.var(1).mean()) / (m * draws)
     between = float(values.mean(1).var()) / m if fraction < 1 else 0.0
@@ -246,4 +253,4 @@ def two_stage_mean(
     estimate = Estimate(mean, error, m * draws, "draws", bound)
     if freedom < FEW - 1:
         return estimate.unresolve(TOO_FEW["draws"])
-    return replace(estimate, ends=_ends(mean, error, freedom))
+    return replace(estimate, ends=_interval_ends(mean, error, freedom))

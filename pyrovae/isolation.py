@@ -1,4 +1,4 @@
-"""One thread at a time, and outside of the modes that torch is in around a call."""
+"""One thread at a time, and outside torch's inference mode and autocast."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 _lock = threading.RLock()
-_DEVICES = ("cpu", "cuda", "mps", "xpu")  # on which torch may cast in passing
+_DEVICES = ("cpu", "cuda", "mps", "xpu")  # on which torch has autocast
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Hold what torch and Pyro have once for a whole process: no other thread of ours runs.
+    """Lock what torch and Pyro keep once per process: one thread of the library runs at a time.
 
     Pyro's handlers and parameter store, the random state and the argument checks are shared by all
-    threads. Whatever uses them in this library does so in here, so that calls from several threads
-    take turns. A thread may come in again; one that waits in here for another one that wants to
-    come in waits forever.
+    threads. All of this library that uses them holds this lock, so that calls from several threads
+    take turns. A thread may take it again; one that holds it while it waits for another thread that
+    needs it waits forever.
     """
     with _lock:
         yield
@@ -28,10 +28,10 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Leave ``torch.inference_mode`` and autocast, without gradient in the first case.
+    """Leave ``torch.inference_mode``, with gradients off, and autocast.
 
-    In inference mode no gradient can be had, and autocast makes bfloat16 or float16 of numbers that
-    are summed up. A network that is to run in lower precision says so in its own ``forward``.
+    Inference mode allows no gradients, and autocast turns numbers that are summed up into bfloat16
+    or float16. A network that should run in lower precision says so in its own ``forward``.
     """
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
@@ -43,11 +43,11 @@ def plain() -> Iterator[None]:
         yield
 
 
-def _renew() -> None:
-    """A process that is forked while another thread holds the lock would wait forever."""
+def _renew_lock() -> None:
+    """Give a forked process a lock of its own: a thread that it lacks may hold the old one."""
     global _lock
     _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_renew_lock)

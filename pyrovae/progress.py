@@ -1,4 +1,4 @@
-"""A progress bar on stderr that costs the work nothing to speak of."""
+"""A progress bar on stderr that hardly slows the work down."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ _INTERVAL = 0.1  # seconds between two updates of the bar
 
 
 class Bar:
-    """A progress bar, or nothing that takes the same calls."""
+    """A progress bar, or a stand-in for one that shows nothing."""
 
-    def __init__(self, description: str, total: int, done: int, shown: Progress | None) -> None:
-        self._shown, self._pending, self._last = shown, 0, 0.0
+    def __init__(
+        self, description: str, total: int, completed: int, display: Progress | None
+    ) -> None:
+        self._display, self._pending, self._last = display, 0, 0.0
         self._task = (
-            None if shown is None else shown.add_task(description, total=total, completed=done)
+            None
+            if display is None
+            else display.add_task(description, total=total, completed=completed)
         )
 
     def tick(self) -> None:
-        """One step is done."""
+        """Count one step as done."""
         self._pending += 1
         if time.monotonic() - self._last > _INTERVAL:
             self.update()
 
     def update(self, description: str | None = None) -> None:
-        """Show the steps done so far, and from now on another description if one is given."""
-        if self._shown is not None and self._task is not None:
-            self._shown.update(self._task, advance=self._pending, description=description)
+        """Show the steps done so far, and from now on the new description, if any."""
+        if self._display is not None and self._task is not None:
+            self._display.update(self._task, advance=self._pending, description=description)
         self._pending, self._last = 0, time.monotonic()
 
 
@@ -43,9 +47,9 @@ def progress_bar(
     """A bar with the share of the steps that are done and the time left.
 
     Args:
-        description: stands before the bar.
+        description: the text in front of the bar.
         total: number of steps.
-        done: those done before, in a run that is resumed.
+        done: how many were done before, in a resumed run.
         progress: whether to show the bar; ``None`` shows it if stderr is a terminal.
     """
     if not (sys.stderr.isatty() if progress is None else progress):
@@ -60,7 +64,7 @@ def progress_bar(
         TextColumn("{task.percentage:3.0f} %"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
-        bar = Bar(description, total, done, shown)
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        bar = Bar(description, total, done, display)
         yield bar
         bar.update()

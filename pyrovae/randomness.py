@@ -18,7 +18,7 @@ from pyrovae.isolation import alone
 
 @contextmanager
 def seeded(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator[None]:
-    """Draw from the stream that ``seed`` and ``purpose`` name, then put torch's random state back.
+    """Draw from the stream that ``seed`` and ``purpose`` name, then restore torch's random state.
 
     Block ``b`` of a computation draws from ``seeded(seed, "weights", b)``: its draws depend on
     nothing that happened before, and no other seed or purpose shares them. Other threads wait.
@@ -40,7 +40,7 @@ def seeded(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator
 
 @contextmanager
 def seeded_everywhere(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) -> Iterator[None]:
-    """As :func:`seeded`, for code of other people, which may draw from NumPy or Python as well.
+    """As :func:`seeded`, for the user's code, which may draw from NumPy or Python as well.
 
     >>> with seeded_everywhere(0, "rows"):
     ...     first = random.random(), np.random.rand()
@@ -61,17 +61,17 @@ def seeded_everywhere(seed: SupportsIndex, purpose: str, *parts: SupportsIndex) 
 
 
 def derived_seed(seed: SupportsIndex, purpose: str, *parts: SupportsIndex, bits: int = 63) -> int:
-    """A seed for another generator, which no other seed or purpose shares but by chance.
+    """A seed for another generator, shared with no other seed or purpose except by chance.
 
     Args:
         seed: the number that a user chose: an integer ≥ 0, NumPy's too.
-        purpose: what the draws are for, in words that stand at one place in the package. A function
-            that calls another one twice gives it a derived seed each time.
+        purpose: what the draws are for, in words used at one place in the package. A function that
+            calls another one twice passes it a derived seed each time.
         parts: numbers of blocks or epochs.
         bits: size of the result: 32 for NumPy's and scikit-learn's ``random_state``.
 
     Raises:
-        InputError: if the seed is no integer ≥ 0.
+        InputError: if the seed is not an integer ≥ 0.
 
     >>> derived_seed(1, "folds") == derived_seed(2, "folds")
     False
@@ -86,8 +86,8 @@ def check_seed(seed: SupportsIndex) -> None:
     """Raise unless a seed is an integer ≥ 0, before any work begins.
 
     Raises:
-        InputError: saying what it is.
+        InputError: if it is not.
     """
     is_integer = hasattr(seed, "__index__") and not isinstance(seed, bool)
     if not is_integer or operator.index(seed) < 0:
-        raise InputError(f"expected an integer ≥ 0 as seed; got {seed!r}. Use seed=0, say.")
+        raise InputError(f"expected an integer ≥ 0 as seed; got {seed!r}. Use seed=0, for example.")
