@@ -1,4 +1,4 @@
-"""What is shown of a likelihood: its mean, however that can be had, and said early if it can't."""
+"""The mean of a likelihood is shown, in closed form or from draws; without draws it is refused."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def pair_of(likelihood: Any) -> tuple[Any, Any]:
 def test_diagnose_without_a_mean() -> None:
     x = U.sigmoid()
     pair = pair_of(lambda mean: squashed(mean, EXACT.noise))
-    found = pv.diagnose(*pair, x[:30], held_out=x[30:], effort=TINY)
-    for shown in found.pictures.samples.values():
+    diagnosis = pv.diagnose(*pair, x[:30], held_out=x[30:], effort=TINY)
+    for shown in diagnosis.pictures.samples.values():
         assert ((shown > 0) & (shown < 1)).all()
 
 
@@ -85,8 +85,8 @@ class NoSample(dist.TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        found: Tensor = self.base.log_prob(value)
-        return found
+        log_density: Tensor = self.base.log_prob(value)
+        return log_density
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> NoSample:
         return NoSample(self.base.expand(batch_shape))
@@ -99,6 +99,6 @@ def test_a_likelihood_that_cannot_be_drawn_from_is_refused_before_the_work() -> 
         pv.diagnose(*pair, x[:30], held_out=x[30:], effort=TINY)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = pv.log_evidence(*pair, x, draws=4)
+        evidence = pv.log_evidence(*pair, x, draws=4)
     truth = EXACT.log_prob(U) - (x.log() + (1 - x).log()).sum(1)
-    assert torch.allclose(found.values, truth, rtol=0, atol=1e-9)
+    assert torch.allclose(evidence.values, truth, rtol=0, atol=1e-9)

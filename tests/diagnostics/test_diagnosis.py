@@ -75,8 +75,9 @@ def test_summary_has_every_estimate_with_its_error(diagnosis: Diagnosis) -> None
     assert (table.standard_error >= 0).all()
     assert not table.duplicated(["data", "measure"]).any()
     for data in ("training", "held-out"):
-        of = table[table.data == data].set_index("measure").value
-        assert of["rate"] == pytest.approx(of["index_code_mi"] + of["marginal_kl"], abs=1e-9)
+        value = table[table.data == data].set_index("measure").value
+        total = value["index_code_mi"] + value["marginal_kl"]
+        assert value["rate"] == pytest.approx(total, abs=1e-9)
 
 
 def test_arviz_reads_it(diagnosis: Diagnosis, tmp_path: object) -> None:
@@ -130,8 +131,8 @@ def test_grey_images_are_measured_in_bits_too() -> None:
         codes=60, evidence_rows=10, evidence_draws=30, export_rows=3, export_draws=5, simulations=0,
         two_sample=40,
     )  # fmt: skip
-    found = pv.diagnose(vae.model, vae.guide, x[:30], held_out=x[30:], effort=effort)
-    table = found.summary().set_index(["data", "measure"])
+    diagnosis = pv.diagnose(vae.model, vae.guide, x[:30], held_out=x[30:], effort=effort)
+    table = diagnosis.summary().set_index(["data", "measure"])
     for name in ("prior", "q_agg", "ex_post"):
         nats, bits = (
             table.loc[("held-out", f"{measure} | {name}")]
@@ -143,7 +144,7 @@ def test_grey_images_are_measured_in_bits_too() -> None:
     assert table.loc[("held-out", "bits per dimension | prior"), "value"] > 8 - 1e-6
 
 
-def test_pseudo_inputs_are_shown_of_the_prior_that_is_in_force() -> None:
+def test_pseudo_inputs_are_shown_only_of_the_prior_that_the_model_draws_from() -> None:
     x = torch.bernoulli(torch.full((40, 6), 0.4))
     encoder = pv.mlp_encoder((6,), 2, hidden=(8,))
     top = pv.VampPrior.from_data(encoder, x, 5, bounds=(0.0, 1.0))
@@ -156,7 +157,7 @@ def test_pseudo_inputs_are_shown_of_the_prior_that_is_in_force() -> None:
         conditional=pv.mlp_encoder((2,), 3, hidden=(8,)),
     )
     both = ("z2", "z1")
-    found = pv.fit_ex_post_prior(
+    ex_post = pv.fit_ex_post_prior(
         pv.aggregate(vamp.guide, x, site="z2"),
         held_out=pv.encode(vamp.guide, x, site="z2"),
         candidates=[pv.Reduced(3)],
@@ -164,18 +165,18 @@ def test_pseudo_inputs_are_shown_of_the_prior_that_is_in_force() -> None:
     )
 
     def shown(model: Any, site: Any) -> Tensor | None:
-        whole = Pair(model, vamp.guide, site)
+        pair = Pair(model, vamp.guide, site)
         with measuring(model, vamp.guide):
-            return pictures(whole, whole, x[:4], {}, seed=0).pseudo_inputs
+            return pictures(pair, pair, x[:4], {}, seed=0).pseudo_inputs
 
     for site in ("z2", both):
         assert torch.equal(shown(vamp.model, site), top.inputs[:4])
-        assert shown(found.in_model(vamp.model, site="z2"), site) is None
-        assert shown(vamp.with_prior(found).model, site) is None
+        assert shown(ex_post.in_model(vamp.model, site="z2"), site) is None
+        assert shown(vamp.with_prior(ex_post).model, site) is None
     effort = Effort(
         codes=40, evidence_rows=4, evidence_draws=30, export_rows=2, export_draws=5, pictures=4,
         simulations=0, two_sample=20,
     )  # fmt: skip
-    model = found.in_model(vamp.model, site="z2")
-    of_result = pv.diagnose(model, vamp.guide, x, held_out=x, site="z2", effort=effort)
-    assert of_result.pictures.pseudo_inputs is None
+    model = ex_post.in_model(vamp.model, site="z2")
+    diagnosis = pv.diagnose(model, vamp.guide, x, held_out=x, site="z2", effort=effort)
+    assert diagnosis.pictures.pseudo_inputs is None

@@ -1,4 +1,4 @@
-"""What an effort asks for is what is computed, and 0 leaves a part out, wherever it would be."""
+"""An effort sets what is computed; 0 leaves a part out of numbers, page and file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def diagnosis(**other: int) -> Diagnosis:
 
 @pytest.mark.parametrize("size", [4, 7, 100, 101, 150, 5000])
 @pytest.mark.parametrize("population", [2, 3, 50, 400])
-def test_as_many_codes_as_are_asked_for(size: int, population: int) -> None:
+def test_as_many_codes_are_drawn_as_requested(size: int, population: int) -> None:
     codes = draw_codes(dist.Normal(torch.zeros(population, 2), 1.0).to_event(1), size=size)
     points, draws = codes.z.shape[:2]
     assert points == min(population, size // 2) and draws >= 2
@@ -61,26 +61,27 @@ def without() -> dict[str, Diagnosis]:
 
 
 @pytest.mark.parametrize("name", [*OPTIONAL, "all three"])
-def test_nought_leaves_that_part_out_of_numbers_page_and_file(
+def test_zero_leaves_that_part_out_of_numbers_page_and_file(
     name: str, without: dict[str, Diagnosis], tmp_path: Path
 ) -> None:
-    found = without[name]
+    diagnosis = without[name]
     left_out = OPTIONAL if name == "all three" else (name,)
-    assert (found.evidence == {}) == ("evidence_rows" in left_out)
-    assert (found.pictures is None) == ("pictures" in left_out)
-    assert (found.labelled is None) == ("export_rows" in left_out)
-    measures = set(found.summary()["measure"])
+    assert (diagnosis.evidence == {}) == ("evidence_rows" in left_out)
+    assert (diagnosis.pictures is None) == ("pictures" in left_out)
+    assert (diagnosis.labelled is None) == ("export_rows" in left_out)
+    measures = set(diagnosis.summary()["measure"])
     assert any("log p(x) |" in m for m in measures) != ("evidence_rows" in left_out)
-    page = html.render(found, facts={"data": "some"})
+    page = html.render(diagnosis, facts={"data": "some"})
     for part, mark in {
         "evidence_rows": 'section id="reliability"',
         "pictures": "Data beside samples from each density",
         "export_rows": 'section id="arviz"',
     }.items():
         assert (mark in page) != (part in left_out)
-    pv.save(found, tmp_path / "found.pt")
-    again = pv.load(tmp_path / "found.pt")
-    assert again.advice == found.advice and again.summary().equals(found.summary())
+    pv.save(diagnosis, tmp_path / "diagnosis.pt")
+    loaded = pv.load(tmp_path / "diagnosis.pt")
+    assert loaded.advice == diagnosis.advice
+    assert loaded.summary().equals(diagnosis.summary())
 
 
 def test_nothing_is_advised_without_evidence(without: dict[str, Diagnosis]) -> None:
@@ -89,7 +90,7 @@ def test_nothing_is_advised_without_evidence(without: dict[str, Diagnosis]) -> N
 
 
 @pytest.mark.parametrize(
-    ("ask", "setting"),
+    ("request", "setting"),
     [
         (curves.evidence, "evidence_rows"),
         (curves.pareto_k, "evidence_rows"),
@@ -99,11 +100,11 @@ def test_nothing_is_advised_without_evidence(without: dict[str, Diagnosis]) -> N
         (Diagnosis.to_arviz, "export_rows"),
     ],
 )
-def test_what_was_left_out_says_how_to_have_it(
-    ask: Any, setting: str, without: dict[str, Diagnosis]
+def test_the_error_says_how_to_compute_what_was_left_out(
+    request: Any, setting: str, without: dict[str, Diagnosis]
 ) -> None:
     with pytest.raises(pv.InputError, match=rf"effort with {setting}=0.*Effort\({setting}=100\)"):
-        ask(without["all three"])
+        request(without["all three"])
 
 
 def test_an_analysis_writes_and_shows_what_there_is(
@@ -147,5 +148,6 @@ def test_too_little_is_refused_before_the_work(setting: dict[str, Any], message:
 
 
 def test_each_least_effort_is_enough() -> None:
-    found = diagnosis(**{name: least for name, (least, _) in LEAST.items() if "_rows" not in name})
-    assert len(found.summary()) > 30 and found.labelled is not None
+    least = {name: least for name, (least, _) in LEAST.items() if "_rows" not in name}
+    result = diagnosis(**least)
+    assert len(result.summary()) > 30 and result.labelled is not None

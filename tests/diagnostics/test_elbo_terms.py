@@ -111,7 +111,7 @@ def test_codes_are_drawn_at_distinct_points_and_scored_under_their_own() -> None
     codes = draw_codes(q, size=20)
     assert codes.z.shape == (10, 2, 2)
     assert len(codes.index.unique()) == 10
-    one = dist.Normal(q.mean[codes.index[3]], q.stddev[codes.index[3]]).to_event(1)
-    assert torch.allclose(codes.log_guide[3], one.log_prob(codes.z[3]))
+    component = dist.Normal(q.mean[codes.index[3]], q.stddev[codes.index[3]]).to_event(1)
+    assert torch.allclose(codes.log_guide[3], component.log_prob(codes.z[3]))
     with pytest.raises(ValueError, match="at least 4 codes"):
         draw_codes(q, size=3)

@@ -1,4 +1,4 @@
-"""Few held-out rows, in any order: intervals that hold, or a word that they are too few."""
+"""Few held-out rows, in any order: intervals that hold, or a statement that rows are too few."""
 
 import math
 from collections import Counter
@@ -76,13 +76,13 @@ def test_shares_below_a_quantile_are_covered(rows: int, spread: float) -> None:
     # −χ² of five units, values from a wider normal; 400 intervals: 4 errors of 1.1 % below 90 %
     # of the rougher ones and 5 % of alarms where the densities are equal
     truth = float(chi2.sf(chi2.ppf(0.99, 5) / spread**2, 5))
-    held, alarms = 0, 0
+    covered, alarms = 0, 0
     for _ in range(400):
         values, reference = torch.randn(4000, 5), torch.randn(rows, 5)
         share = share_below(-(spread * values).square().sum(1), -reference.square().sum(1))
-        held += share.interval[0] <= truth <= share.interval[1]
+        covered += share.interval[0] <= truth <= share.interval[1]
         alarms += share.interval[0] > truth
-    assert held / 400 > 0.90 - 4 * 0.015
+    assert covered / 400 > 0.90 - 4 * 0.015
     assert alarms / 400 < 0.05 + 4 * 0.011
 
 
@@ -99,12 +99,12 @@ def test_an_advantage_that_rare_codes_decide_is_not_told() -> None:
     narrow = AggregatedPosterior(exact.posterior(x))
     wide = AggregatedPosterior(dist.Normal(torch.zeros(300, 2), 1.05).to_event(1))
     for q, reason in ((narrow, "too few rows to tell"), (wide, "")):
-        found = memorisation(codes, codes, {"prior": prior, "q_agg": q}, q, fitted=wide)
-        assert found.advantage.unresolved == reason
-        assert not found.held_out["q_agg"].unresolved
+        result = memorisation(codes, codes, {"prior": prior, "q_agg": q}, q, fitted=wide)
+        assert result.advantage.unresolved == reason
+        assert not result.held_out["q_agg"].unresolved
         values = torch.randn(200)
         own = Evidence(values, values.abs(), torch.zeros(200), 100)
-        other = replace(own, values=values - 0.5, needed=found.needed)
+        other = replace(own, values=values - 0.5, needed=result.needed)
         assert own.minus(other).unresolved == other.minus(own).unresolved == reason
         assert not other.mean().unresolved
 
@@ -116,15 +116,15 @@ def test_a_prior_that_gives_codes_no_density_needs_more_rows_than_there_are() ->
 
 
 def test_active_units_near_the_limit_are_counted_with_their_doubt() -> None:
-    # 60 units from closely below the limit to closely above: few rows put more variances too low
+    # 60 units from just below the threshold to just above: with few rows more variances are too low
     # than too high; 300 intervals, four errors of 1.7 % below 90 %
     variance = torch.linspace(0.007, 0.013, 60)
-    held = 0
+    covered = 0
     for _ in range(300):
         means = dist.Normal(variance.sqrt() * torch.randn(30, 60), 1.0).to_event(1)
         low, high = collapse(moments(means)).active_units.interval
-        held += low <= 30 <= high
-    assert held / 300 > 0.90 - 4 * 0.017
+        covered += low <= 30 <= high
+    assert covered / 300 > 0.90 - 4 * 0.017
     clear = dist.Normal(torch.tensor([1.0, 0.0]) * torch.randn(30, 2), 1.0).to_event(1)
     assert collapse(moments(clear)).active_units.interval == pytest.approx((1.0, 1.0), abs=0.01)
 
@@ -148,14 +148,14 @@ def few() -> Diagnosis:
 
 def test_few_rows_are_said_to_be_few_wherever_numbers_stand(few: Diagnosis) -> None:
     table = few.summary()
-    untold = table[table.unresolved != ""]
-    assert np.isinf(untold.standard_error).all() and np.isinf(untold.high).all()
-    told = table[table.unresolved == ""]
-    assert np.isfinite(told[["value", "standard_error", "low", "high"]]).all(axis=None)
-    assert (told.low <= told.value).all() and (told.value <= told.high).all()
-    named = untold.set_index("measure").unresolved
+    unresolved = table[table.unresolved != ""]
+    assert np.isinf(unresolved.standard_error).all() and np.isinf(unresolved.high).all()
+    resolved = table[table.unresolved == ""]
+    assert np.isfinite(resolved[["value", "standard_error", "low", "high"]]).all(axis=None)
+    assert (resolved.low <= resolved.value).all() and (resolved.value <= resolved.high).all()
+    reasons = unresolved.set_index("measure").unresolved
     for measure in ("share of prior draws outside q_agg", "log p(x) | prior", "I(x; z) from above"):
-        assert named[measure] == "too few rows to tell"
+        assert reasons[measure] == "too few rows to tell"
     assert any("too few rows to tell: " in concern for concern in few.concerns)
     assert findings.holes(few)[0].endswith("next to no mass: too few rows to tell.")
     assert few.information.statement.endswith("too few rows to tell.")
@@ -178,21 +178,21 @@ def test_the_order_of_the_held_out_rows_decides_nothing() -> None:
     held_out = exact.sample(600, seed=2)
     truth = exact.log_prob(held_out)
     held_out = held_out[truth.argsort()]
-    found = diagnosis(exact.sample(60, seed=1), held_out, rows=100)
-    mean = found.evidence["prior"].mean()
+    result = diagnosis(exact.sample(60, seed=1), held_out, rows=100)
+    mean = result.evidence["prior"].mean()
     assert abs(mean.value - float(truth.mean())) < 4 * mean.standard_error
     # what was measured is a random half, whose rows are named in rising order
-    weighed = found.evidence["prior"].rows
-    assert weighed is not None and len(found.measured) == 300 and len(weighed) == 100
-    for rows in (found.measured, weighed):
+    weighed = result.evidence["prior"].rows
+    assert weighed is not None and len(result.measured) == 300 and len(weighed) == 100
+    for rows in (result.measured, weighed):
         assert bool((rows.diff() > 0).all())
         assert abs(float(rows.double().mean()) - 299.5) < 4 * 173 / len(rows) ** 0.5
-    assert set(weighed.tolist()) <= set(found.measured.tolist())
+    assert set(weighed.tolist()) <= set(result.measured.tolist())
     exact_values = exact.log_prob(held_out[weighed])
-    assert torch.allclose(found.evidence["prior"].values, exact_values, atol=1e-9)
-    exported = found.to_arviz()
+    assert torch.allclose(result.evidence["prior"].values, exact_values, atol=1e-9)
+    exported = result.to_arviz()
     rows = exported["observed_data"]["datum"].values
-    assert set(rows.tolist()) <= set(found.measured.tolist())
+    assert set(rows.tolist()) <= set(result.measured.tolist())
     assert np.array_equal(exported["observed_data"]["x"].values, held_out.numpy()[rows])
 
 
@@ -228,11 +228,11 @@ def test_no_two_draws_of_a_diagnosis_share_a_stream(monkeypatch: pytest.MonkeyPa
     train, held_out = exact.sample(60, seed=1), exact.sample(60, seed=2)
     streams.clear()
     pv.diagnose(vae.model, vae.guide, train, held_out=held_out, effort=effort, seed=7)
-    # numbers of the house's own, that no result shows, are drawn by seed 0; candidates of the
-    # ex-post prior start alike, to be compared
-    again = {key for key, times in streams.items() if times > 1 and key[0] != 0}
+    # draws that only check a pair, and no result shows, have seed 0; candidates of the ex-post
+    # prior start alike, to be compared
+    repeated = {key for key, times in streams.items() if times > 1 and key[0] != 0}
     alike = {"start of a reduction", "divergence of a reduction", "order of the held-out rows"}
-    assert {key[1] for key in again} <= alike
+    assert {key[1] for key in repeated} <= alike
     assert len(streams) > 15
 
 

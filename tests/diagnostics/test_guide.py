@@ -113,8 +113,8 @@ def test_exact_guide_is_calibrated_and_halved_scales_are_caught(simulated: Tenso
         assert not result.calibrated
         assert f"too {fault}: 0" in result.statement
     shifted = exact.vae(shift=0.5)
-    found = calibrate(shifted.model, shifted.guide, simulated).statement
-    assert "1" in found.partition("too high: ")[2]
+    statement = calibrate(shifted.model, shifted.guide, simulated).statement
+    assert "1" in statement.partition("too high: ")[2]
 
 
 def test_false_alarm_rate_is_the_stated_one() -> None:
@@ -204,17 +204,17 @@ def test_a_diagnosis_says_which_numbers_not_to_believe() -> None:
         validation=exact.sample(50, seed=2),
         effort=effort,
     )
-    said = " ".join(result.concerns)
-    assert "Index-code MI is saturated" in said
-    assert "log p(x) under the model's prior: for " in said and "k̂ > 0." in said
+    concerns = " ".join(result.concerns)
+    assert "Index-code MI is saturated" in concerns
+    assert "log p(x) under the model's prior: for " in concerns and "k̂ > 0." in concerns
 
 
 def two_sites(x: Tensor) -> None:
     """The same model with a site for each of its units, and a second plate of as many rows."""
     with pyro.plate("rows", len(x), dim=-1):
-        one = pyro.sample("one", dist.Normal(torch.zeros(len(x)), 1.0))
-        two = pyro.sample("two", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(one.unsqueeze(-1) + two, 0.5).to_event(1), obs=x)
+        first = pyro.sample("one", dist.Normal(torch.zeros(len(x)), 1.0))
+        second = pyro.sample("two", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(first.unsqueeze(-1) + second, 0.5).to_event(1), obs=x)
 
 
 def two_sites_guide(x: Tensor) -> None:
@@ -229,12 +229,13 @@ def test_several_sites_are_checked_as_one_vector() -> None:
     gaps = inference_gaps(two_sites, two_sites_guide, x, steps=20, draws=200, **pair)
     same = inference_gaps(correlated, diagonal, x, steps=20, draws=200)
     assert torch.allclose(gaps.guide.values, same.guide.values)
-    beside = beside_nuts(
+    comparison = beside_nuts(
         two_sites, two_sites_guide, x, draws=20, warmup=20, chains=2, progress=False, **pair
     )
-    assert beside.mean.shape == (2, 2) and beside.site == "one_two"
-    found = calibrate(two_sites, two_sites_guide, x, simulations=2000, **pair)
-    assert found.ranks.shape == (2000, 2) and not found.calibrated  # 0.9 is too wide
+    assert comparison.mean.shape == (2, 2) and comparison.site == "one_two"
+    calibration = calibrate(two_sites, two_sites_guide, x, simulations=2000, **pair)
+    assert calibration.ranks.shape == (2000, 2)
+    assert not calibration.calibrated  # 0.9 is too wide
 
 
 def test_nuts_that_never_moves_is_an_error_in_words() -> None:

@@ -52,15 +52,15 @@ def test_information_is_bracketed(size: int) -> None:
 
 def test_standard_error_of_the_lower_bound_is_that_over_data_sets() -> None:
     exact = linear_gaussian_vae(3, 1)
-    found = []
+    bounds = []
     for seed in range(60):
         encoding = exact.posterior(exact.sample(200, seed=seed))
         codes = draw_codes(encoding, size=400, seed=seed)
-        found.append(
+        bounds.append(
             information(codes, AggregatedPosterior(encoding), one_component(0.0, 1.0, 1)).lower
         )
-    spread = float(torch.tensor([e.value for e in found]).std())
-    claimed = float(torch.tensor([e.standard_error for e in found]).mean())
+    spread = float(torch.tensor([bound.value for bound in bounds]).std())
+    claimed = float(torch.tensor([bound.standard_error for bound in bounds]).mean())
     assert claimed == pytest.approx(spread, rel=4 / math.sqrt(2 * 60))
 
 
@@ -102,7 +102,7 @@ def test_memorised_codes_belong_to_one_component() -> None:
     narrow = dist.Normal(means, 1e-4).to_event(1)
     other = dist.Normal(torch.randn(100, 2), 1e-4).to_event(1)
     agg = AggregatedPosterior(narrow)
-    codes = [draw_codes(of, size=400) for of in (narrow, other)]
+    codes = [draw_codes(encoding, size=400) for encoding in (narrow, other)]
     result = memorisation(codes[0], codes[1], {"prior": standard_normal(2), "q_agg": agg}, agg)
     assert result.components["training"].value == pytest.approx(1.0, abs=1e-6)
     same = AggregatedPosterior(dist.Normal(torch.zeros(200, 2), 1.0).to_event(1))
@@ -160,7 +160,7 @@ def test_diagnosis_carries_them_all() -> None:
     effort = pv.Effort(
         codes=1000, evidence_rows=20, evidence_draws=20, export_rows=2, export_draws=2, pictures=1
     )
-    found = pv.diagnose(
+    diagnosis = pv.diagnose(
         vae.model,
         vae.guide,
         exact.sample(800),
@@ -169,9 +169,10 @@ def test_diagnosis_carries_them_all() -> None:
         effort=effort,
     )
     truth = exact_information(exact)
-    assert found.information.lower.value - 4 * found.information.lower.standard_error < truth
-    assert found.information.upper.value + 4 * found.information.upper.standard_error > truth
-    assert not found.two_sample.differ  # the exact pair's aggregated posterior is the prior
-    table = found.summary().set_index("measure").value
+    lower, upper = diagnosis.information.lower, diagnosis.information.upper
+    assert lower.value - 4 * lower.standard_error < truth
+    assert upper.value + 4 * upper.standard_error > truth
+    assert not diagnosis.two_sample.differ  # the exact pair's aggregated posterior is the prior
+    table = diagnosis.summary().set_index("measure").value
     for row in ("I(x; z) from below", "share of prior draws outside q_agg"):
         assert row in table

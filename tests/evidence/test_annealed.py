@@ -114,7 +114,7 @@ def test_moves_leave_the_posterior_invariant() -> None:
     assert float((z.var(0) - 1).abs().max()) < 4.5 * (2 / 4000) ** 0.5
 
 
-def test_pilot_reaches_the_acceptance_asked_for_and_its_units() -> None:
+def test_pilot_reaches_the_requested_acceptance_and_finds_the_scales() -> None:
     exact = linear_gaussian_vae(4, 2)
     x = exact.sample(20)
     annealing = Annealing(temperatures=100, acceptance=0.7)
@@ -139,11 +139,11 @@ def test_another_prior_and_a_mixture_prior_are_bracketed() -> None:
     components = dist.MultivariateNormal(loc @ exact.weight.T + exact.bias, covariance)
     truth = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), components)
     own = exact.vae(scale=1.5).with_prior(prior)
-    given = exact.vae(scale=1.5)
+    standard = exact.vae(scale=1.5)
     annealing = Annealing(temperatures=80, leapfrog=3)
     for pair, other in (
         (Pair(own.model, own.guide), None),
-        (Pair(given.model, given.guide), prior()),
+        (Pair(standard.model, standard.guide), prior()),
     ):
         both = sandwich_evidence(
             pair, torch.zeros(48, 4), chains=8, annealing=annealing, prior=other
@@ -232,17 +232,17 @@ def counts(total_is_given: bool) -> tuple[Callable[..., object], ...]:
 
 def test_totals_of_simulated_rows_are_held_or_their_rows_refused() -> None:
     total, like = torch.full((200,), 15.0), torch.full((200, 3), 5.0)
-    for refused in (like, torch.ones(200, 3)):  # of the latter some simulated rows have no counts
+    for rows in (like, torch.ones(200, 3)):  # some rows simulated like the latter have no counts
         for call in (
-            lambda x, of: pv.sandwich(*of, like=x, annealing=SHORT, chains=4),
-            lambda x, of: pv.calibrate(*of, x, simulations=100),
+            lambda x, pair: pv.sandwich(*pair, like=x, annealing=SHORT, chains=4),
+            lambda x, pair: pv.calibrate(*pair, x, simulations=100),
         ):
             with pytest.raises(ValueError, match=r"not to depend on x itself.*model\(x, total\)"):
-                call(refused, counts(total_is_given=False))
+                call(rows, counts(total_is_given=False))
     model, guide = counts(total_is_given=True)
     both = pv.sandwich(model, guide, like=(like, total), annealing=SHORT, chains=4)
-    x, kept = both.x
-    assert torch.equal(kept, total) and not torch.equal(x.sum(-1), total)
+    x, simulated_total = both.x
+    assert torch.equal(simulated_total, total) and not torch.equal(x.sum(-1), total)
     line = torch.linspace(-9.0, 9.0, 2001).unsqueeze(-1)
     shares = (line * torch.tensor([2.0, -1.0, 0.5])).softmax(-1)
     likelihood = dist.NegativeBinomial(2.0, logits=(15 * shares / 2).log()).to_event(1)
@@ -259,16 +259,20 @@ def test_a_vae_of_counts_is_not_simulated(total: float) -> None:
     x = torch.full((20, 6), total / 6).ceil()
     with pytest.raises(ValueError, match="as a row's total"):
         pv.sandwich(vae.model, vae.guide, like=x, chains=4)
-    found = pv.diagnose(
+    diagnosis = pv.diagnose(
         vae.model, vae.guide, x.repeat(3, 1), held_out=x, progress=False,
         effort=pv.Effort(
             codes=40, evidence_rows=4, evidence_draws=20, export_rows=2, export_draws=4, pictures=2,
             simulations=100, two_sample=20,
         ),
     )  # fmt: skip
-    assert found.guide_check.calibration is None
-    said = [c for c in found.concerns if c.startswith("Simulation-based calibration could not")]
-    assert len(said) == 1 and "as a row's total" in said[0]
+    assert diagnosis.guide_check.calibration is None
+    reason, *others = (
+        concern
+        for concern in diagnosis.concerns
+        if concern.startswith("Simulation-based calibration could not")
+    )
+    assert not others and "as a row's total" in reason
 
 
 class Decoder(nn.Module):

@@ -68,22 +68,22 @@ def test_result_depends_on_seed_and_data_alone() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5), exact.sample(40)
     before = torch.get_rng_state()
-    whole = pv.log_evidence(vae.model, vae.guide, x, draws=10, seed=1)
+    first = pv.log_evidence(vae.model, vae.guide, x, draws=10, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    again = pv.log_evidence(vae.model, vae.guide, x.numpy(), draws=10, seed=1)
+    same = pv.log_evidence(vae.model, vae.guide, x.numpy(), draws=10, seed=1)
     other = pv.log_evidence(vae.model, vae.guide, x, draws=10, seed=2)
-    assert torch.equal(whole.values, again.values)
-    assert not torch.equal(whole.values, other.values)
+    assert torch.equal(first.values, same.values)
+    assert not torch.equal(first.values, other.values)
 
 
 def test_rows_scored_in_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5), exact.sample(20)
-    whole = pv.log_evidence(vae.model, vae.guide, x, draws=50)
+    at_once = pv.log_evidence(vae.model, vae.guide, x, draws=50)
     monkeypatch.setattr("pyrovae.pairs.pair.ROWS", 40)
     chunked = pv.log_evidence(vae.model, vae.guide, x, draws=50)
-    assert torch.allclose(whole.values, chunked.values, rtol=1e-12)
+    assert torch.allclose(at_once.values, chunked.values, rtol=1e-12)
 
 
 def test_another_prior_takes_the_place_of_the_models_own() -> None:
@@ -135,17 +135,17 @@ def test_one_data_point_s_weights_do_not_touch_another_s() -> None:
 def test_thousands_of_draws_are_held_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.3), exact.sample(20)
-    held: list[int] = []
+    block_sizes: list[int] = []
     weigh = Pair.weigh
 
-    def noted(pair: Pair, rows: Tensor, draws: int, **rest: object) -> Weighted:
-        held.append(len(rows) * draws)
+    def recorded(pair: Pair, rows: Tensor, draws: int, **rest: object) -> Weighted:
+        block_sizes.append(len(rows) * draws)
         return weigh(pair, rows, draws, **rest)
 
-    monkeypatch.setattr(Pair, "weigh", noted)
+    monkeypatch.setattr(Pair, "weigh", recorded)
     result = pv.log_evidence(vae.model, vae.guide, x, draws=20_000)
-    assert max(held) <= 16 * 1024
-    assert sum(held) == 20 * 20_000
+    assert max(block_sizes) <= 16 * 1024
+    assert sum(block_sizes) == 20 * 20_000
     z = (result.values - exact.log_prob(x)) / result.standard_error
     assert float(z.square().sum()) < 55  # χ² with 20 degrees of freedom: false alarm below 1e-4
 
@@ -202,12 +202,12 @@ def test_mean_and_paired_difference() -> None:
     exact = linear_gaussian_vae()
     x = exact.sample(33)  # not a multiple of the block of data points
     good = exact.vae()
-    one = pv.log_evidence(good.model, good.guide, x, draws=5)
-    assert one.mean().value == pytest.approx(float(exact.log_prob(x).mean()))
-    assert one.mean().bound == "lower"
-    assert one.minus(one).value == 0.0
+    evidence = pv.log_evidence(good.model, good.guide, x, draws=5)
+    assert evidence.mean().value == pytest.approx(float(exact.log_prob(x).mean()))
+    assert evidence.mean().bound == "lower"
+    assert evidence.minus(evidence).value == 0.0
     with pytest.raises(ValueError, match="same data"):
-        one.minus(pv.log_evidence(good.model, good.guide, x[:4], draws=5))
+        evidence.minus(pv.log_evidence(good.model, good.guide, x[:4], draws=5))
 
 
 def test_bad_input() -> None:
@@ -238,8 +238,8 @@ def test_a_prior_of_another_shape_is_named(method: str, prior: object, message: 
         pv.log_evidence(vae.model, vae.guide, x, method=method, draws=4, prior=prior)
     with pytest.raises(ValueError, match=message):
         pv.sandwich(vae.model, vae.guide, like=x, chains=4, prior=prior)  # type: ignore[arg-type]
-    one = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)  # as a diagnosis has it
-    assert pv.log_evidence(vae.model, vae.guide, x, draws=4, prior=one).values.isfinite().all()
+    batched = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)  # as a diagnosis has it
+    assert pv.log_evidence(vae.model, vae.guide, x, draws=4, prior=batched).values.isfinite().all()
 
 
 def test_a_prior_of_another_shape_is_named_in_a_diagnosis() -> None:

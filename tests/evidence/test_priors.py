@@ -26,7 +26,7 @@ PATH = Annealing(temperatures=12, leapfrog=2, progress=False)
 
 @cache
 def pair(name: str) -> pv.VAE:
-    """A pair that is nowhere special: a nonlinear decoder, and a prior far from standard normal."""
+    """A pair of no special structure: a nonlinear decoder, a prior far from standard normal."""
     torch.manual_seed(0)
     encoder = pv.mlp_encoder(SHAPE, LATENT, hidden=(6,)).double()
     prior = PRIORS[name](encoder).double()
@@ -46,7 +46,7 @@ def exact(name: str, x: Tensor) -> Tensor:
 
 
 def rows(name: str, count: int) -> Tensor:
-    """Rows of the pair's own making, on which every method has to do well."""
+    """Rows simulated from the pair, on which every method has to do well."""
     vae = pair(name)
     with torch.no_grad():
         return vae.decoder(vae.prior().sample(torch.Size([count]))).sample()
@@ -58,9 +58,9 @@ def rows(name: str, count: int) -> Tensor:
 def test_every_method_finds_the_integral(name: str, method: object, draws: int) -> None:
     # Each row within 4.5 standard errors: a right estimate fails for 5 of 100,000 seeds.
     vae, x = pair(name), rows(name, 6)
-    found = pv.log_evidence(vae.model, vae.guide, x, method=method, draws=draws)
-    error = (found.values - exact(name, x)).abs()
-    assert bool((error <= 4.5 * found.standard_error + SLACK[name]).all())
+    evidence = pv.log_evidence(vae.model, vae.guide, x, method=method, draws=draws)
+    error = (evidence.values - exact(name, x)).abs()
+    assert bool((error <= 4.5 * evidence.standard_error + SLACK[name]).all())
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -118,10 +118,10 @@ def exported(latent: str, observed: str, scale: float = 1.0) -> object:
             pyro.sample(latent, dist.Normal(q.mean, scale * q.stddev).to_event(1))
 
     x = EXACT.sample(80)
-    found = pv.diagnose(
+    diagnosis = pv.diagnose(
         model, guide, x[:40], held_out=x[40:], validation=x[:20], site=latent, effort=SMALL
     )
-    return found.to_arviz()
+    return diagnosis.to_arviz()
 
 
 @pytest.mark.parametrize(
