@@ -120,7 +120,6 @@ def sandwich(  # noqa: PLR0913 - a flat front door
     True
     """
     check_seed(seed)
-    check_seed(seed)
     pair = Pair(model, guide, site, observed, data_plate)
     rows = all_rows(like, name="like")
     with measuring(model, guide):
