@@ -122,7 +122,8 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
         if not start.has_rsample:
             raise InputError(
                 "expected a guide with reparametrised draws; got "
-                f"{families.family(start)}. Its ELBO has no gradients to follow."
+                f"{families.family(start)}, whose ELBO has no gradients to follow. Compare it with "
+                "NUTS instead: beside_nuts."
             )
         elbo_seed = derived_seed(seed, "ELBO")  # shared, so that differences are paired
         gaussian = families.family(start) in ("Normal", "MultivariateNormal")
