@@ -183,9 +183,9 @@ def path_for(
         if not torch.allclose(first, second, equal_nan=True):
             raise InputError(
                 "expected log p(x, z) to be a function of z; got two values at one z: the model "
-                "draws other latent sites too. Fix those that all rows share with "
-                "pyro.poutine.condition, or use log_evidence's method='importance', which weighs "
-                "all sites."
+                "draws other latent sites too. Fix with pyro.poutine.condition "
+                "those that all rows share, or use log_evidence's method='importance', which "
+                "weighs all sites."
             )
     return Path(pair, rows, easy, prior, target.support)
 

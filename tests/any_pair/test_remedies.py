@@ -571,7 +571,7 @@ for measure in (
     case(
         "chains beside what is drawn for all rows",
         lambda measure=measure: measure(drawn_noise, noisy(in_rows=False)),
-        "Fix those that all rows share with pyro.poutine.condition, or use log_evidence's "
+        "Fix with pyro.poutine.condition those that all rows share, or use log_evidence's "
         "method='importance'",
         lambda measure=measure: measure(
             known_noise(drawn_noise), known_noise(noisy(in_rows=False))
