@@ -49,7 +49,7 @@ class Calibration:
 
     @property
     def statement(self) -> str:
-        """One sentence on which units are calibrated, and how the others depart from it."""
+        """One sentence on whether all units are calibrated, and how those that are not depart."""
         n, units = self.ranks.shape
         rejected = (self.adjusted < ALARM).nonzero().flatten().tolist()
         rate = f"with a false-alarm rate of {ALARM:.0%} over all units"

@@ -92,7 +92,7 @@ def test_gaps_of_positive_codes_and_of_draws_without_gradient() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.VonMises(torch.ones(len(x), 2), 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match="reparametrised draws; got VonMises.*beside_nuts"):
+    with pytest.raises(ValueError, match=r"reparametrised draws; got VonMises.*beside_nuts"):
         inference_gaps(correlated, angle, x)
     assert beside_nuts(correlated, angle, x, draws=20, warmup=20, chains=2).kl.isfinite().all()
 
