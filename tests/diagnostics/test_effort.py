@@ -90,7 +90,7 @@ def test_nothing_is_advised_without_evidence(without: dict[str, Diagnosis]) -> N
 
 
 @pytest.mark.parametrize(
-    ("request", "setting"),
+    ("read_part", "setting"),
     [
         (curves.evidence, "evidence_rows"),
         (curves.pareto_k, "evidence_rows"),
@@ -101,10 +101,10 @@ def test_nothing_is_advised_without_evidence(without: dict[str, Diagnosis]) -> N
     ],
 )
 def test_the_error_says_how_to_compute_what_was_left_out(
-    request: Any, setting: str, without: dict[str, Diagnosis]
+    read_part: Any, setting: str, without: dict[str, Diagnosis]
 ) -> None:
     with pytest.raises(pv.InputError, match=rf"effort with {setting}=0.*Effort\({setting}=100\)"):
-        request(without["all three"])
+        read_part(without["all three"])
 
 
 def test_an_analysis_writes_and_shows_what_there_is(
