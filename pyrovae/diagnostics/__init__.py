@@ -41,6 +41,7 @@ __all__ = [
     "Holes",
     "Information",
     "Memorisation",
+    "NutsComparison",
     "Pictures",
     "Surgery",
     "TwoSample",

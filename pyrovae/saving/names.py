@@ -25,14 +25,14 @@ ROOMS = {
     "pyrovae.export": ("Labelled",),
     "pyrovae.diagnostics": (
         "Calibration", "Codes", "Collapse", "Diagnosis", "Effort", "Gaps", "GuideCheck", "Holes",
-        "Information", "Memorisation", "Beside", "Pictures", "Surgery", "TwoSample",
+        "Information", "Memorisation", "NutsComparison", "Pictures", "Surgery", "TwoSample",
     ),
 }  # fmt: skip
 HOME = {name: room for room, names in ROOMS.items() for name in names}
 #: What results were once called.
-FORMER: dict[str, str] = {}
+FORMER = {"Beside": "NutsComparison"}
 #: What their fields were once called, by the name of the result today.
-FORMER_FIELDS: dict[str, dict[str, str]] = {}
+FORMER_FIELDS = {"Diagnosis": {"guide": "guide_check"}}
 
 
 def name_of(kind: type) -> str | None:
