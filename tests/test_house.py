@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room imports only from rooms before it. Rooms of one line stand on one level.
 ROOMS = (
-    ("errors", "estimates", "randomness", "isolation", "progress", "arviz_adapter"),
+    ("errors", "estimates", "extras", "randomness", "isolation", "progress", "arviz_adapter"),
     ("data",),
     ("mixture.families",),
     ("mixture.kernel",),
@@ -44,10 +44,9 @@ DOORS = {"pyrovae.mixture.families", "pyrovae.mixture.kernel"}
 PAST_A_DOOR: dict[tuple[str, str], str] = {}
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 
-# What `import pyrovae` may load: torch, Pyro and NumPy with what they need themselves, and pandas,
-# in which results are tables.
+# What `import pyrovae` may load: torch, Pyro and NumPy with what they need themselves. All else,
+# core or optional, is imported where it is used.
 ALLOWED = {"torch", "torchgen", "pyro", "numpy", "opt_einsum", "tqdm", "typing_extensions"}
-ALLOWED |= {"pandas", "dateutil", "six"}
 ALLOWED |= {"cuda"}  # which torch's own builds for GPUs bring and load
 
 AT_IMPORT = """

@@ -29,6 +29,7 @@ from pyrovae.data import (
 )
 from pyrovae.diagnostics import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.errors import InputError
+from pyrovae.extras import EXTRAS, check_packages
 from pyrovae.models import (
     VAE,
     Bounds,
@@ -126,7 +127,8 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         options: what to train and how.
 
     Raises:
-        InputError: if the data don't suit the likelihood; the device or the output folder can't be
+        InputError: if a package of the extra ``report`` is not installed; the data don't suit the
+            likelihood; the device or the output folder can't be
             used; another process is writing to the folder; it holds an interrupted run and
             ``resume`` is not set; or the user's own pair can't be made.
     """
@@ -136,6 +138,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check(data, likelihood if options.pair is None else None)
     check_prior_options(options)
     check_device(options.device, "--device")
+    check_packages(*EXTRAS["report"], purpose="an analysis with a report")
     arviz()  # may fail for want of a cache folder: better now than after the training
     start = time.perf_counter()
     with writable(options.out), only_run(options.out):

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrovae.data.arrays import from_numpy, narrowed
 from pyrovae.data.files import Table, listed, read, row_and_column
 from pyrovae.errors import InputError
+from pyrovae.extras import needed_for
 from pyrovae.randomness import check_seed, derived_seed
 
 __all__ = [
@@ -322,7 +323,8 @@ def _require(data: Dataset, valid: Tensor, expected: str, remedy: str) -> None:
 
 
 def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
+    with needed_for("the data set 'digits'"):
+        from sklearn.datasets import load_digits
 
     digits = load_digits()
     values = torch.from_numpy(digits.images / 16.0).to(torch.float32)

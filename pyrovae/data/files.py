@@ -15,6 +15,7 @@ import torch
 
 from pyrovae.data.arrays import column_numbers, from_numpy, narrowed
 from pyrovae.errors import InputError
+from pyrovae.extras import check_packages
 
 Array = np.ndarray[Any, Any]
 
@@ -365,14 +366,8 @@ def _is_number(cell: str) -> bool:
 def _read_parquet(path: Path) -> Table:
     import pandas as pd
 
-    try:
-        frame = pd.read_parquet(path)
-    except ImportError as error:
-        raise InputError(
-            f"expected pyarrow to read {str(path)!r}; got no such package. "
-            "Install it: pip install 'pyrovae[parquet]'"
-        ) from error
-    return _from_frame(path.name, frame, None)
+    check_packages("pyarrow", purpose=f"reading {str(path)!r}")  # pandas' own error names no extra
+    return _from_frame(path.name, pd.read_parquet(path, engine="pyarrow"), None)
 
 
 def _from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from pyrovae.estimates import Estimate
 from pyrovae.evidence import BLOCK, Evidence, compare_priors, left_out
 from pyrovae.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.export import Labelled, label
+from pyrovae.extras import MissingPackage
 from pyrovae.isolation import plain
 from pyrovae.mixture import AggregatedPosterior, families
 from pyrovae.mixture.families import declared
@@ -472,7 +474,11 @@ def _compare_with_prior(
     with seeded(seed, "codes against prior"):
         shuffled = codes.z[torch.randperm(len(codes.z)), 0]  # they lie in the order of the data
         draws = prior.sample(torch.Size([len(shuffled)])).reshape(shuffled.shape)
-    return two_sample_test(shuffled, draws, size=size, seed=seed)
+    try:
+        return two_sample_test(shuffled, draws, size=size, seed=seed)
+    except MissingPackage as error:  # one number among many, which says in its place what it lacks
+        unknown = Estimate(math.nan, math.inf, 0).unresolve(error.remedy)
+        return TwoSample(unknown, unknown)
 
 
 def _encode(pair: Pair, x: Tensor) -> dist.Distribution:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.estimates import TOO_FEW, Estimate
+from pyrovae.extras import needed_for
 from pyrovae.randomness import derived_seed
 
 FOLDS = 5
@@ -56,6 +57,7 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
     Raises:
         InputError: with fewer than ten points in either sample. With fewer than 30 the trees can't
             split them, and accuracy and AUC can't be told.
+        MissingPackage: if scikit-learn is not installed.
 
     Lopez-Paz & Oquab 2017, "Revisiting classifier two-sample tests"; DeLong et al. 1988.
     """
@@ -82,8 +84,9 @@ def two_sample_test(first: Tensor, second: Tensor, *, size: int, seed: int = 0) 
 
 def _scores(points: Floats, labels: NDArray[np.int64], seed: int) -> Floats:
     """Probability of the second sample at each point, from classifiers that did not see it."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    with needed_for("the classifier"):
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     classifier = HistGradientBoostingClassifier(
         max_iter=50,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from pyrovae.diagnostics import Diagnosis, left_out_of
 from pyrovae.estimates import Estimate
@@ -27,8 +25,13 @@ from pyrovae.plots.style import (
     legend_above,
     panels,
     styled,
+    ticks,
 )
 from pyrovae.training import Fit, History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @styled
@@ -48,7 +51,7 @@ def training_curve(fit: Fit) -> Figure:
     for panel in axes:
         panel.axvline(fit.best_epoch, color=MUTED, linewidth=1, linestyle=":")
         panel.set_xlim(0, len(history) + 1)
-        panel.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        ticks(panel.xaxis, 8, integer=True)
     label = f"epoch kept: {fit.best_epoch}"
     axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=label)
     ax.set_ylim(*_range_after_start(history))
@@ -132,7 +135,7 @@ def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
     ax.set_yticks(range(len(estimates)), labels)
     ax.set_ylim(len(estimates) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
-    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ticks(ax.xaxis, 6)
 
 
 @styled

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from pyrovae.diagnostics import ALARM, Calibration, Gaps, NutsComparison
-from pyrovae.plots.style import COLOURS, FURTHER, MUTED, TRAINING, legend_above, panels, styled
+from pyrovae.plots.style import (
+    COLOURS,
+    FURTHER,
+    MUTED,
+    TRAINING,
+    legend_above,
+    panels,
+    styled,
+    ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_UNITS = 10  # drawn for each data point, at most
 
@@ -86,7 +97,7 @@ def beside(nuts: NutsComparison) -> Figure:
                 color=colour, marker=marker, markersize=4, linestyle="none", label=name,
             )  # fmt: skip
         ax.set_title(f"data point {datum}")
-        ax.xaxis.set_major_locator(MaxNLocator(min(units, 6), integer=True))
+        ticks(ax.xaxis, min(units, 6), integer=True)
         ax.grid(visible=False, axis="x")
     for ax in axes[count:]:
         ax.set_axis_off()

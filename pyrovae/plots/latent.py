@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro.distributions as dist
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,8 +22,13 @@ from pyrovae.plots.style import (
     legend_above,
     panels,
     styled,
+    ticks,
 )
 from pyrovae.randomness import seeded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_POINTS = 3000  # codes on the map, at most
 GRID = 128  # points along each axis of the map's contours
@@ -69,6 +70,8 @@ def latent_map(diagnosis: Diagnosis) -> Figure:
 
 
 def _map_legend(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], color=COLOURS["data"], marker="o", markersize=3, linestyle="none")]
     handles += [Line2D([], [], color=COLOURS[n], linestyle=LINES[n]) for n in ("q_agg", "prior")]
     labels = ["codes", f"{label_of('q_agg')}: 50, 90 %", f"{label_of('prior')}: 50, 90 %"]
@@ -131,8 +134,8 @@ def unit_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
         collapsed = "" if bool(diagnosis.collapse.active[unit]) else " (collapsed)"
         ax.set_title(f"unit {unit}{collapsed}")
         ax.set_ylim(bottom=0)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ticks(ax.xaxis, 5)
+        ticks(ax.yaxis, 4)
     for ax in axes[len(units) :]:
         ax.set_axis_off()
     for ax in axes[::columns]:
@@ -173,7 +176,7 @@ def unit_activity(diagnosis: Diagnosis) -> Figure:
     ax.set(xlabel="latent unit", ylabel="variance of means")
     for panel in axes:
         panel.set_xlim(-0.6, len(active) - 0.4)
-        panel.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+        ticks(panel.xaxis, 12, integer=True, min_n_ticks=1)
     legend_above(figure, *axes, columns=2)
     return figure
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyrovae.diagnostics import Diagnosis, Pictures, left_out_of
 from pyrovae.errors import InputError
 from pyrovae.plots.grids import Array
-from pyrovae.plots.style import COLOURS, WIDTH, colour_of, label_of, legend_above, panels, styled
+from pyrovae.plots.style import (
+    COLOURS,
+    WIDTH,
+    colour_of,
+    label_of,
+    legend_above,
+    panels,
+    styled,
+    ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SMALLEST_IMAGE = 3  # an event with fewer rows or columns is not shown as an image
 FEW = 4  # a table of up to so many features is drawn point by point
@@ -115,8 +126,8 @@ def _histograms(ax: Axes, data: Array, draws: Array) -> None:
         draws, edges, density=True, histtype="step", linewidth=1.6, linestyle="--",
         color=COLOURS["prior"], label="draws of x, z from the prior",
     )  # fmt: skip
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ticks(ax.xaxis, 5)
+    ticks(ax.yaxis, 4)
 
 
 def _image_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
@@ -156,7 +167,7 @@ def _table_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
         _row_sheets(axes, standardised)
     for ax in axes[: len(sheets)]:
         ax.set_xlabel("feature")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ticks(ax.xaxis, 6, integer=True)
         ax.grid(visible=False)
 
 

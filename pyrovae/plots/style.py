@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from pyrovae.estimates import Estimate
+from pyrovae.extras import needed_for
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
@@ -56,10 +58,16 @@ WIDTH = 5.0  # inches: narrow enough to be read on a phone
 
 
 def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The plot function with the house style set while it draws, and only then."""
+    """The plot function with the house style set while it draws, and only then.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
 
     @wraps(plot)
     def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with needed_for("a picture"):
+            import matplotlib
         with matplotlib.rc_context(STYLE):
             return plot(*args, **kwargs)
 
@@ -70,9 +78,18 @@ def panels(
     rows: int = 1, columns: int = 1, *, height: float = 3.4, width: float = WIDTH
 ) -> tuple[Figure, list[Axes]]:
     """A figure of this size in inches, and its axes row by row."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
+
+
+def ticks(axis: Axis, most: int, **options: Any) -> None:
+    """At most so many intervals between ticks at round numbers, as ``MaxNLocator`` takes them."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, **options))
 
 
 def legend_above(figure: Figure, *axes: Axes, columns: int = 3) -> None:

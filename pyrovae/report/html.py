@@ -9,17 +9,17 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-
-import jinja2
-import matplotlib
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyrovae import plots
 from pyrovae.diagnostics import Diagnosis, GuideCheck
+from pyrovae.extras import needed_for
 from pyrovae.report import answers, findings, glossary, guide_words, numbers, tables
 from pyrovae.saving import replace
 from pyrovae.training import Fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESOLUTION = 170  # dots per inch of the parts of a vector image that are pixels
 ALTERNATIVES = {
@@ -63,7 +63,12 @@ def render(
             goes into the title. All of it is escaped.
         run: how training went; without it the section on training is left out.
         netcdf: name of the file with the draws for ArviZ.
+
+    Raises:
+        InputError: if jinja2 or matplotlib is not installed.
     """
+    with needed_for("a report"):
+        import jinja2
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyrovae.report", "templates"),
         autoescape=True,
@@ -171,6 +176,8 @@ def _guide_figures(check: GuideCheck) -> dict[str, Figure]:
 
 def _uri(figure: Figure) -> str:
     """A figure as a vector image in a data URI; the same bytes each time."""
+    import matplotlib
+
     buffer = io.BytesIO()
     with matplotlib.rc_context(plots.STYLE):
         figure.savefig(buffer, format="svg", dpi=RESOLUTION, metadata={"Date": None})

@@ -281,20 +281,6 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load(tmp_path / "a.npy")
 
 
-def test_parquet_without_pyarrow_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "t.parquet"
-    pd.DataFrame(TABLE).rename(columns=str).to_parquet(path)
-
-    def fail(*_: object) -> None:
-        raise ImportError("Missing optional dependency 'pyarrow'")
-
-    monkeypatch.setattr(pd, "read_parquet", fail)
-    with pytest.raises(InputError, match=r"pip install 'pyrovae\[parquet\]'"):
-        load(path)
-
-
 # -- likelihoods -----------------------------------------------------------------------------------
 
 
