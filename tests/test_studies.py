@@ -1,4 +1,4 @@
-"""What the benchmarks' figures stand on: their errors, their files, and the rows asked for."""
+"""What the figures of the studies stand on: their errors, their table, and the rows asked for."""
 
 from __future__ import annotations
 
@@ -8,19 +8,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from vampprior.networks import AveragedAdam
-from vampprior.rows import Row, error_of_part, over_all
-from vampprior.table import render
+
+from studies.vampprior import results
+from studies.vampprior.networks import AveragedAdam
+from studies.vampprior.rows import Row, error_of_part, over_all
+from studies.vampprior.table import render
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_tables_are_those_of_the_result_files(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "vampprior.md"
+def test_the_tables_are_those_of_the_results(tmp_path: Path) -> None:
+    page = ROOT / "studies" / "vampprior" / "README.md"
     again = tmp_path / page.name
     again.write_text(page.read_text())
     render(again)
     assert again.read_text() == page.read_text()
+
+
+def test_a_row_written_is_the_row_read_and_takes_the_place_of_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    rows = results.read()
+    results.write(rows, path)
+    assert path.read_bytes() == results.RESULTS.read_bytes()
+    row = next(row for row in rows if row["program"] == "pyrovae")
+    results.add({**row, "best_epoch": 7}, path)
+    assert results.find(row, path) == {**row, "best_epoch": 7}
+    assert len(results.read(path)) == len(rows)
+    results.add({**row, "seed": 99, f"{results.CANDIDATE}another": -1.5}, path)
+    assert len(results.read(path)) == len(rows) + 1
+    found = results.find({**row, "seed": 99}, path)
+    assert found is not None and found[f"{results.CANDIDATE}another"] == -1.5
+    with pytest.raises(ValueError, match=r"got \['no such column'\]"):
+        results.add({**row, "no such column": 1}, path)
 
 
 @pytest.mark.parametrize("part", [False, True], ids=["all images new", "the same images"])

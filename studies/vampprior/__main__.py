@@ -8,29 +8,30 @@ chooses an ex-post prior on validation codes and estimates log p(x) of the test 
 by the same draws.
 
 A row is data, latent layers, prior and seed, and learning rate and initial weights where they are
-others (glorot: as in the first version of the paper's published code). Each is a file in
-benchmarks/results/vampprior, and is resumed where it stopped.
+others (glorot: as in the first version of the paper's published code). Its figures are a row of
+results.csv beside this file, and its training is resumed where it stopped.
 
-    python benchmarks/vampprior_table.py --data DIR --rows caltech:1:standard:0 caltech:1:vamp:0
-    python benchmarks/vampprior_table.py --render docs/vampprior.md
-    python benchmarks/vampprior_table.py --data DIR --picture docs/vampprior.png \\
+    python -m studies.vampprior --data DIR --rows caltech:1:standard:0 caltech:1:vamp:0
+    python -m studies.vampprior --render studies/vampprior/README.md
+    python -m studies.vampprior --data DIR --picture docs/vampprior.png \\
         --rows caltech:1:standard:0:1e-4 caltech:1:vamp:0:1e-4
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from torch import Tensor
-from vampprior.data import SOURCES
-from vampprior.experiments import both_ways, refit
-from vampprior.picture import draw
-from vampprior.rows import (
+
+from pyrovae.estimates import mean_estimate
+from studies.vampprior.data import SOURCES
+from studies.vampprior.experiments import both_ways, refit
+from studies.vampprior.picture import draw
+from studies.vampprior.results import add
+from studies.vampprior.rows import (
     FEW,
-    RESULTS,
     WIDER,
     Row,
     Settings,
@@ -40,15 +41,15 @@ from vampprior.rows import (
     run,
     train,
 )
-from vampprior.table import render
-
-from pyrovae.estimates import mean_estimate
+from studies.vampprior.table import render
 
 
 def main() -> None:
     """Run rows, render the table or draw the picture."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m studies.vampprior",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="folder with the .npz files")
     parser.add_argument(
@@ -117,7 +118,6 @@ def main() -> None:
         "--picture", type=Path, metavar="FILE", help="draw samples of two rows, standard and vamp"
     )
     arguments = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
     names = [field for field in Settings.__dataclass_fields__ if hasattr(arguments, field)]
     settings = Settings(**{name: getattr(arguments, name) for name in names})
     first: dict[str, Tensor] = {}
@@ -150,10 +150,10 @@ def main() -> None:
             more = mean_estimate(both["annealing"] - both["importance"])
             print(f"{settings.model(row):40} annealing finds {more} more", flush=True)
         elif not arguments.picture:
-            result = settings.result(row)
-            if not result.exists():
-                result.write_text(json.dumps(run(row, settings), indent=1) + "\n")
-            print(result.read_text(), flush=True)
+            if settings.result(row) is None:
+                add(run(row, settings))
+            for column, value in (settings.result(row) or {}).items():
+                print(f"{column}: {value}", flush=True)
     if arguments.render:
         render(arguments.render)
     if arguments.picture:

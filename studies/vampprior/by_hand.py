@@ -5,8 +5,9 @@ published code; nothing here is this library's. Heads and gates are layers, and 
 gradients by norms, of their own; biases start uniform; pseudo-inputs start near one grey and are
 clipped to [0, 1]; probabilities of pixels are kept 1e-5 from 0 and 1.
 
-    python benchmarks/vampprior_by_hand.py --data DIR --layers 2 --prior standard --test 500
-    python benchmarks/vampprior_by_hand.py --data DIR --images static-mnist --rate 5e-4 --prior vamp
+    python -m studies.vampprior.by_hand --data DIR --layers 2 --prior standard --test 500
+    python -m studies.vampprior.by_hand --data DIR --images static-mnist --rate 5e-4 \\
+        --prior vamp-random
 
 What else the protocol could have been, and what it is worth, is tried by --rate and by --change;
 the first version of the published code had these, among others, but not torch's weights:
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -31,9 +31,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from vampprior.data import SOURCES, load
 
-RESULTS = Path(__file__).parent / "results" / "vampprior_by_hand"
+from studies.vampprior.data import SOURCES, load
+from studies.vampprior.results import Result, add
+
 PIXELS, HIDDEN, LATENT, PSEUDO_INPUTS = 784, 300, 40, 500
 BATCH, WARMUP, PATIENCE, BLOCK = 100, 100, 50, 1000
 CHANGES = {
@@ -99,7 +100,7 @@ class Model(nn.Module):
         if "unbounded" in changes:
             self.bounds, start = (-math.inf, math.inf), 0.0
             spread = math.sqrt(2 / (PSEUDO_INPUTS + PIXELS))
-        if prior == "vamp":
+        if prior == "vamp-random":
             noise = torch.randn(PSEUDO_INPUTS, PIXELS)
             self.pseudo_inputs = nn.Parameter(start + spread * noise)
 
@@ -231,7 +232,7 @@ def log_evidence(model: Model, x: Tensor, draws: int) -> Tensor:
 
 
 def main() -> None:
-    """Train and measure one row; write its figures to benchmarks/results/vampprior_by_hand."""
+    """Train and measure one model; write its figures into results.csv."""
     changes = "\n".join(f"  {name:12}{what}" for name, what in CHANGES.items())
     parser = argparse.ArgumentParser(
         description=__doc__.replace("CHANGES", changes),
@@ -245,7 +246,7 @@ def main() -> None:
         help="data set (default caltech)",
     )
     parser.add_argument("--layers", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--prior", choices=("standard", "vamp"), default="standard")
+    parser.add_argument("--prior", choices=("standard", "vamp-random"), default="standard")
     parser.add_argument("--rate", default="1e-4", help="learning rate (default 1e-4)")
     parser.add_argument(
         "--change", nargs="+", choices=CHANGES, default=[], metavar="NAME", help="of those above"
@@ -283,34 +284,34 @@ def main() -> None:
     torch.set_float32_matmul_precision("highest")
     test = test[: arguments.test]
     values = log_evidence(model, test, arguments.draws)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    row = [arguments.images, arguments.layers, arguments.prior, arguments.seed, arguments.rate]
-    result = {
-        "images": arguments.images,
+    result: Result = {
+        "program": "by hand",
+        "data": arguments.images,
         "layers": arguments.layers,
         "prior": arguments.prior,
         "seed": arguments.seed,
-        "matmul": arguments.matmul,
         "rate": arguments.rate,
-        "change": change,
+        "changes": " ".join(change) or None,
+        "images_with_all_draws": len(values),
         "best_epoch": best_epoch,
+        "matmul": arguments.matmul,
         "validation_elbo": -best,
-        "log_p": float(values.mean()),
-        "standard_error": float(values.std() / math.sqrt(len(values))),
-        "test_rows": len(values),
+        "test_images": len(values),
         "draws": arguments.draws,
-        "seconds": time.perf_counter() - started,
+        "log_p_own": float(values.mean()),
+        "log_p_own_error": float(values.std() / math.sqrt(len(values))),
+        "seconds_in_all": time.perf_counter() - started,
         "torch": torch.__version__,
     }
     if arguments.refit:
         refit(model, x, arguments.refit, float(arguments.rate))
         gain = log_evidence(model, test, arguments.draws) - values
-        result["refit"] = arguments.refit
-        result["gain_of_refit"] = float(gain.mean())
-        result["standard_error_of_gain"] = float(gain.std() / math.sqrt(len(gain)))
-    text = json.dumps(result, indent=1)
-    (RESULTS / ("-".join(map(str, row + change)) + ".json")).write_text(text + "\n")
-    print(text)
+        result["refit_batches"] = arguments.refit
+        result["refit_gain"] = float(gain.mean())
+        result["refit_gain_error"] = float(gain.std() / math.sqrt(len(gain)))
+    add(result)
+    for column, value in result.items():
+        print(f"{column}: {value}")
 
 
 if __name__ == "__main__":

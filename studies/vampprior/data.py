@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.data.batches import Transform
+from pyrovae.data import Transform
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.training.fit import adam
-from vampprior.rows import Row, Settings, by_annealing, products, train
+from studies.vampprior.rows import Row, Settings, by_annealing, products, train
 
 DRAWS = 100  # for each of all test images, where the first ones have more or are annealed
 

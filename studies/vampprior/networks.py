@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.evidence.importance import BLOCK
-from pyrovae.models.discretized_logistic import DiscretizedLogistic
-from pyrovae.models.hierarchical import Branches
+from pyrovae.evidence import BLOCK
+from pyrovae.models import DiscretizedLogistic, Standardize
 from pyrovae.models.likelihoods import BernoulliDecoder
-from pyrovae.models.networks import GatedLinear, Standardize, gated_mlp
+from pyrovae.models.networks import GatedLinear, gated_mlp
 
 HIDDEN, LATENT, PSEUDO_INPUTS = 300, 40, 500
 INITIAL = {"he": nn.init.kaiming_normal_, "glorot": nn.init.xavier_normal_}
@@ -126,9 +125,9 @@ def build(
     else:
         pair = pv.HierarchicalVAE(
             encoder,
-            Branches((GatedLinear(LATENT, HIDDEN), GatedLinear(LATENT, HIDDEN)), decoder),
+            pv.Branches((GatedLinear(LATENT, HIDDEN), GatedLinear(LATENT, HIDDEN)), decoder),
             standard,
-            inner_encoder=Branches(
+            inner_encoder=pv.Branches(
                 (Once(flat, GatedLinear(pixels, HIDDEN)), GatedLinear(LATENT, HIDDEN)),
                 LimitedNormal(gated_mlp((2 * HIDDEN, HIDDEN, 2 * LATENT))),
             ),

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from pyrovae.randomness import seeded
-from vampprior.rows import CANDIDATES, Row, Settings, ex_post_prior, train
+from studies.vampprior.rows import CANDIDATES, Row, Settings, ex_post_prior, train
 
 COLUMNS = 14
 

@@ -21,15 +21,15 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.estimates import Estimate, mean_estimate
-from pyrovae.evidence.importance import compare_priors
-from pyrovae.evidence.result import UNRELIABLE, Evidence
-from pyrovae.pairs.pair import Pair, measuring
+from pyrovae.evidence import Evidence, compare_priors
+from pyrovae.evidence.result import UNRELIABLE
+from pyrovae.pairs import Pair, measuring
 from pyrovae.training.fit import OptimizerFactory
-from vampprior.data import SOURCES, Images, load
-from vampprior.networks import INITIAL, LATENT, AveragedAdam, NormalizedAdam, build
+from studies.vampprior.data import SOURCES, Images, load
+from studies.vampprior.networks import INITIAL, LATENT, AveragedAdam, NormalizedAdam, build
+from studies.vampprior.results import CANDIDATE, PRIORS, Result, find
 
-RESULTS = Path(__file__).parents[1] / "results" / "vampprior"
-PRIORS = "standard", "vamp", "vamp-random"
+TRAINED_WITH = "standard", "vamp", "vamp-random"
 FEW = 20  # draws for each test image where most have no more
 # What the library tries by default, less what would take hours to weigh millions of draws by.
 CANDIDATES = (
@@ -65,7 +65,7 @@ class Row:
         match text.split(":"):
             case [data, "1" | "2" as layers, prior, seed, *more] if (
                 data in SOURCES
-                and prior in PRIORS
+                and prior in TRAINED_WITH
                 and seed.isdigit()
                 and len(more) < 3
                 and INITIAL.keys() >= set(more[1:])
@@ -73,8 +73,8 @@ class Row:
                 return cls(data, int(layers), prior, int(seed), *more)
         raise argparse.ArgumentTypeError(
             "expected DATA:LAYERS:PRIOR:SEED[:RATE[:WEIGHTS]] with DATA in "
-            f"{', '.join(SOURCES)}, LAYERS 1 or 2, PRIOR in {', '.join(PRIORS)} and WEIGHTS in "
-            f"{', '.join(INITIAL)}; got {text!r}"
+            f"{', '.join(SOURCES)}, LAYERS 1 or 2, PRIOR in {', '.join(TRAINED_WITH)} and WEIGHTS "
+            f"in {', '.join(INITIAL)}; got {text!r}"
         )
 
     @property
@@ -124,10 +124,19 @@ class Settings:
         averaged = f"-averaged{self.average}" if self.average else ""
         return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{weights}{short}{averaged}"
 
-    def result(self, row: Row) -> Path:
-        """Where a row's figures are, by many draws for all test images or for the first."""
-        some = "" if self.test is None else f"-first{self.test}"
-        return RESULTS / f"{self.model(row)}{some}.json"
+    def key(self, row: Row) -> Result:
+        """What tells a row apart from others in the table, but for how many images it is of."""
+        return {
+            "program": "pyrovae",
+            **asdict(row),
+            "most_epochs": self.epochs,
+            "averaged_epochs": self.average,
+        }
+
+    def result(self, row: Row) -> Result | None:
+        """A row's figures, by all the draws for all test images or for the first, if it has any."""
+        images = load(row.data, self.data).test[: self.test]
+        return find({**self.key(row), "images_with_all_draws": len(images)})
 
 
 @contextmanager
@@ -228,8 +237,8 @@ def ex_post_prior(
     return agg, found
 
 
-def run(row: Row, settings: Settings) -> dict[str, Any]:
-    """Train and measure a row: what its file holds."""
+def run(row: Row, settings: Settings) -> Result:
+    """Train and measure a row: its figures, by column of the table."""
     pair, fits, images = train(row, settings)
     fitted = fits[0]
     started = time.perf_counter()
@@ -238,47 +247,53 @@ def run(row: Row, settings: Settings) -> dict[str, Any]:
     test = images.test[: settings.test]
     site = Pair(pair.model, pair.guide, row.site)
     with measuring(pair.model, pair.guide):
-        found = compare_priors(site, test, priors, draws=settings.draws, seed=row.seed)
-        few = found
+        many = compare_priors(site, test, priors, draws=settings.draws, seed=row.seed)
+        few = many
         if len(test) < len(images.test):
             few = compare_priors(site, images.test, priors, draws=FEW, seed=row.seed)
-    values = {name: (found[name].values, few[name].values) for name in priors}
-    above = {
-        name: [a - b for a, b in zip(values[name], values["own"], strict=True)]
-        for name in ("q_agg", "ex_post")
-    }
     return {
-        **asdict(row),
+        **settings.key(row),
+        "images_with_all_draws": len(test),
         "epochs": fitted.epochs,
-        "warmup": settings.warmup,
-        "averaged": settings.average,
-        "matmul": settings.matmul,
+        "warmup_epochs": settings.warmup,
         "best_epoch": fitted.best_epoch,
-        "stopped": fitted.stopped,
+        "stopped_by": fitted.stopped,
+        "matmul": settings.matmul,
         "validation_elbo": _elbo(pair, images.validation),
-        "choice": ex_post.choice,
-        "candidates": {c.name: asdict(c.held_out) for c in ex_post.table},
-        "test_rows": len(test),
+        "chosen": ex_post.choice,
+        "test_images": len(images.test),
         "draws": settings.draws,
-        "unit": _unit(row, images),
-        "log_p": {name: asdict(over_all(*both)) for name, both in values.items()},
-        "gain": {name: asdict(over_all(*both)) for name, both in above.items()},
-        "error_of_part": {name: error_of_part(*both) for name, both in values.items()},
-        "error_of_draws": {
-            name: float(result.standard_error.norm() / len(test)) for name, result in found.items()
-        },
-        "k_above_0.7": {
-            name: float((result.pareto_k > UNRELIABLE).double().mean())
-            for name, result in found.items()
-        },
-        "temperatures": settings.temperatures,
-        "annealed": _annealed(row, settings, pair, test[: settings.annealed], priors, found),
+        **_of_evidence(many, few),
+        **_annealed(row, settings, pair, test[: settings.annealed], priors, many),
         "training_seconds": sum(float(fit.history.seconds.sum()) for fit in fits),
         "measuring_seconds": time.perf_counter() - started,
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
+        **{name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
+        **_columns({f"{CANDIDATE}{c.name}": c.held_out for c in ex_post.table}, error=" error"),
     }
+
+
+def _of_evidence(many: dict[str, Evidence], few: dict[str, Evidence]) -> Result:
+    """log p(x) under each prior by many draws for some images and few for all, by column."""
+    values = {name: (many[name].values, few[name].values) for name in PRIORS}
+    of: Result = _columns({f"log_p_{name}": over_all(*both) for name, both in values.items()})
+    for name in PRIORS[1:]:
+        gain = (a - b for a, b in zip(values[name], values["own"], strict=True))
+        of |= _columns({f"gain_{name}": over_all(*gain)})
+    for name, result in many.items():
+        of[f"error_if_images_are_given_{name}"] = error_of_part(*values[name])
+        of[f"error_of_draws_{name}"] = float(result.standard_error.norm() / len(result.values))
+        of[f"share_k_above_0.7_{name}"] = float((result.pareto_k > UNRELIABLE).double().mean())
+    return of
+
+
+def _columns(estimates: dict[str, Estimate], error: str = "_error") -> Result:
+    """Values and standard errors, each in a column of its own."""
+    of = {}
+    for name, estimate in estimates.items():
+        of |= {name: estimate.value, f"{name}{error}": estimate.standard_error}
+    return of
 
 
 def over_all(many: Tensor, few: Tensor) -> Estimate:
@@ -308,11 +323,6 @@ def _elbo(pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> float:
     return -loss / len(x)
 
 
-def _unit(row: Row, images: Images) -> float:
-    """What a figure in nats is multiplied by: bits per dimension count upwards from 0."""
-    return -1 / (images.shape.numel() * math.log(2)) if SOURCES[row.data].bits else 1.0
-
-
 def _annealed(
     row: Row,
     settings: Settings,
@@ -320,13 +330,15 @@ def _annealed(
     x: Tensor,
     priors: dict[str, Any],
     found: dict[str, Evidence],
-) -> dict[str, Any]:
-    """What annealing finds above importance sampling, on the same images."""
-    gains = {}
-    for name in ("own", "ex_post") if len(x) else ():
+) -> Result:
+    """What annealing finds above importance sampling, on the same images, by column."""
+    if not len(x):
+        return {}
+    gains: Result = {"annealed_images": len(x), "annealing_temperatures": settings.temperatures}
+    for name in ("own", "ex_post"):
         under = pair if priors[name] is None else pair.with_prior(priors[name])
         difference = by_annealing(row, settings, under, x).values - found[name].values[: len(x)]
-        gains[name] = asdict(mean_estimate(difference))
+        gains |= _columns({f"annealing_gain_{name}": mean_estimate(difference)})
     return gains
 
 

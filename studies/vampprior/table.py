@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vampprior.rows import FEW, RESULTS, Row
+from studies.vampprior.data import SOURCES
+from studies.vampprior.results import PRIORS, Result, read
+from studies.vampprior.rows import FEW, Row
 
 MARK = "<!-- {} -->"
 PAPER = {
@@ -18,24 +19,27 @@ PAPER = {
     ("mnist", 1): (-84.50, -82.38), ("mnist", 2): (-82.42, -81.24),
     ("static-mnist", 1): (-88.56, -85.57), ("static-mnist", 2): (-86.05, -83.19),
 }  # fmt: skip
-COLUMNS = ("own", "q_agg", "ex_post")
+FACES = 28 * 20  # pixels
 
-Results = Sequence[dict[str, Any]]
+Results = Sequence[Result]
 
 
 def render(page: Path) -> None:
     """Write the tables of all models there are, by their most test images, into a page."""
-    models: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for file in sorted(RESULTS.glob("*.json")):
-        result = json.loads(file.read_text())
+    models: dict[tuple[Any, ...], Result] = {}
+    for result in read():
+        if result["program"] != "pyrovae":
+            continue
         model = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
-        model += (result["weights"] != Row.weights, _short(result), result.get("averaged", 0))
+        model += (result["weights"] != Row.weights, _short(result), result["averaged_epochs"])
         model += (result["seed"],)
         if model not in models or _images(result) > _images(models[model]):
             models[model] = result
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[Result]] = {}
     for model, result in models.items():
-        groups.setdefault((*model[:-1], result["test_rows"], result["draws"]), []).append(result)
+        groups.setdefault(
+            (*model[:-1], result["images_with_all_draws"], result["draws"]), []
+        ).append(result)
     rows = [group for _, group in sorted(groups.items())]
     text = page.read_text()
     for name, lines in (("figures", _figures(rows)), ("runs", _runs(rows))):
@@ -54,8 +58,8 @@ def _figures(rows: Sequence[Results]) -> list[str]:
         first = group[0]
         paper = PAPER[first["data"], first["layers"]][first["prior"] != "standard"]
         cells = [*_key(first), str(len(group)), f"{paper:.2f}"]
-        cells += [_spread(group, "log_p", name) for name in COLUMNS]
-        cells.append(_spread(group, "gain", "ex_post"))
+        cells += [_spread(group, f"log_p_{name}") for name in PRIORS]
+        cells.append(_spread(group, "gain_ex_post"))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -76,52 +80,57 @@ def _runs(rows: Sequence[Results]) -> list[str]:
             ", ".join(f"{r['validation_elbo']:.1f}" for r in group),
             ", ".join(_share(group, name) for name in ("own", "ex_post")),
             ", ".join(
-                _spread(checked, "annealed", name)
+                _spread(checked, f"annealing_gain_{name}")
                 for name in ("own", "ex_post")
-                if (checked := [r for r in group if r["annealed"]])
+                if (checked := [r for r in group if r["annealed_images"]])
             ),
-            "; ".join(sorted({r["choice"] for r in group})),
+            "; ".join(sorted({r["chosen"] for r in group})),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _key(result: dict[str, Any]) -> list[str]:
+def _key(result: Result) -> list[str]:
     epochs = _short(result)
     short = f", {epochs} epochs" if epochs else ""
-    if averaged := result.get("averaged"):
+    if averaged := result["averaged_epochs"]:
         short += f" and {averaged} averaged"
     names = [str(result[name]) for name in ("layers", "prior", "rate", "weights")]
     return [result["data"] + short, *names]
 
 
-def _short(result: dict[str, Any]) -> int:
+def _short(result: Result) -> int:
     """The number of epochs that cut training short: such a model is not the paper's. Else 0."""
-    return int(result["epochs"]) if result["stopped"] == "epochs" else 0
+    return int(result["epochs"]) if result["stopped_by"] == "epochs" else 0
 
 
-def _images(result: dict[str, Any]) -> tuple[int, int]:
+def _images(result: Result) -> tuple[int, int]:
     """How many test images the figures speak of, and how many of them had all draws."""
-    return result["log_p"]["own"]["size"], result["test_rows"]
+    return result["test_images"], result["images_with_all_draws"]
 
 
-def _draws(result: dict[str, Any]) -> str:
+def _draws(result: Result) -> str:
     everything, rows = _images(result)
     others = f", {FEW} × {everything:,}" if everything > rows else ""
     return f"{result['draws']:,} × {rows:,}{others}"
 
 
 def _share(group: Results, name: str) -> str:
-    return f"{statistics.mean(r['k_above_0.7'][name] for r in group):.1%}"
+    return f"{statistics.mean(r[f'share_k_above_0.7_{name}'] for r in group):.1%}"
 
 
-def _spread(group: Results, kind: str, name: str) -> str:
+def _unit(result: Result) -> float:
+    """What a figure in nats is multiplied by: bits per dimension count upwards from 0."""
+    return -1 / (FACES * math.log(2)) if SOURCES[result["data"]].bits else 1.0
+
+
+def _spread(group: Results, column: str) -> str:
     """Mean over seeds ± its standard error; of one seed, ± that over test images."""
-    unit = group[0]["unit"]
-    values = [unit * r[kind][name]["value"] for r in group]
+    unit = _unit(group[0])
+    values = [unit * r[column] for r in group]
     if len(values) > 1:
         error = statistics.stdev(values) / math.sqrt(len(values))
     else:
-        error = abs(unit) * group[0][kind][name]["standard_error"]
+        error = abs(unit) * group[0][f"{column}_error"]
     digits = 3 if unit < 0 else 2
     return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}"
