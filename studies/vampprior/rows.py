@@ -290,7 +290,7 @@ def _of_evidence(many: dict[str, Evidence], few: dict[str, Evidence]) -> Result:
 
 def _columns(estimates: dict[str, Estimate], error: str = "_error") -> Result:
     """Values and standard errors, each in a column of its own."""
-    of = {}
+    of: Result = {}
     for name, estimate in estimates.items():
         of |= {name: estimate.value, f"{name}{error}": estimate.standard_error}
     return of
