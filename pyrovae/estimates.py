@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 from torch import Tensor
@@ -41,6 +41,8 @@ class Estimate:
 
     >>> Estimate(1.5, 0.02, 1000)
     Estimate(1.500 ± 0.020, size=1000)
+    >>> f"{Estimate(1.5, 0.02, 1000, bound='lower'):.2f}", float(Estimate(1.5, 0.02, 1000))
+    ('≥ 1.50 ± 0.02', 1.5)
     >>> Estimate(1.5, 0.02, 5, "data").unresolve("too few rows to tell")
     Estimate(too few rows to tell, size=5)
     """
@@ -81,11 +83,23 @@ class Estimate:
     def __float__(self) -> float:
         return self.value
 
-    def __str__(self) -> str:
+    def _refuse_order(self, other: object) -> NoReturn:
+        raise TypeError(
+            "expected a comparison that takes the standard error into account; got an order of "
+            "Estimates. Ask estimate.excludes(value), or compare float(estimate)."
+        )
+
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse_order
+
+    def __format__(self, spec: str) -> str:
         if self.unresolved:
             return self.unresolved
         sign = {"lower": "≥ ", "upper": "≤ ", None: ""}[self.bound]
-        return f"{sign}{self.value:.3f} ± {self.standard_error:.3f}"
+        spec = spec or ".3f"
+        return f"{sign}{self.value:{spec}} ± {self.standard_error:{spec}}"
+
+    def __str__(self) -> str:
+        return format(self)
 
     def __repr__(self) -> str:
         return f"Estimate({self}, size={self.size})"

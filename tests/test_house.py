@@ -24,7 +24,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room imports only from rooms before it. Rooms of one line stand on one level.
 ROOMS = (
-    ("errors", "estimates", "extras", "randomness", "isolation", "progress", "arviz_adapter"),
+    (
+        "errors", "estimates", "display", "extras", "randomness", "isolation", "progress",
+        "arviz_adapter",
+    ),
     ("data",),
     ("mixture.families",),
     ("mixture.kernel",),

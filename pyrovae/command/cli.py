@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pyrovae.command.analysis import Analysis
+    from pyrovae.diagnostics import Diagnosis
 
 GAP_ROWS, NUTS_ROWS = 16, 4  # data points that --check-guide measures
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -163,7 +164,7 @@ def _show(analysis: Analysis) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(_table(analysis.diagnosis.summary()))
+    console.print(_table(analysis.diagnosis))
     console.print(analysis.diagnosis.advice, markup=False)
     if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
         console.print(f"The guide: {calibration.statement}", markup=False)
@@ -175,29 +176,26 @@ def _show(analysis: Analysis) -> None:
     console.print(f"report: {analysis.report}", soft_wrap=True, markup=False)
 
 
-def _table(summary: Any) -> Table:
+def _table(diagnosis: Diagnosis) -> Table:
     """A table with a row for each measure and columns for training and held-out data."""
     from rich.table import Table
 
-    from pyrovae.report import measure_name, number
+    from pyrovae.diagnostics import LABELS
+    from pyrovae.report import show
 
-    signs = {"lower": "≥ ", "upper": "≤ "}
     cells: dict[str, dict[str, str]] = {}
-    for row in summary.to_dict("records"):
-        is_difference = " − " in row["measure"]
-        value = number(row["value"], row["standard_error"], signed=is_difference)
-        if row["data"] == "simulated":  # a sentence below the table has these
-            continue
-        text = row["unresolved"] or signs.get(row["bound"], "") + value
-        cells.setdefault(row["measure"], {})[row["data"]] = text
+    for data, measure, estimate in diagnosis.estimates():
+        if data != "simulated":  # a sentence below the table has these
+            is_difference = measure.endswith("_minus_prior")
+            cells.setdefault(LABELS[measure], {})[data] = show(estimate, signed=is_difference)
     table = Table(
         title="What the latent space holds (nats, unless it says bits)", title_justify="left"
     )
     table.add_column("measure")
     for name in ("training", "held-out"):
         table.add_column(name, justify="right", no_wrap=True)
-    for measure, values in cells.items():
-        table.add_row(measure_name(measure), values.get("training", ""), values.get("held-out", ""))
+    for label, values in cells.items():
+        table.add_row(label, values.get("training", ""), values.get("held-out", ""))
     return table
 
 

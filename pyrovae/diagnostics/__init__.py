@@ -24,12 +24,14 @@ from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.guide_check import GuideCheck
 from pyrovae.diagnostics.holes import Holes
 from pyrovae.diagnostics.information import Information
+from pyrovae.diagnostics.labels import LABELS
 from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
 from pyrovae.diagnostics.two_sample import TwoSample
 
 __all__ = [
     "ACTIVE",
     "ALARM",
+    "LABELS",
     "TERMS",
     "Calibration",
     "Codes",

@@ -13,14 +13,15 @@ from torch.distributions import kl_divergence
 
 from pyrovae.diagnostics.draws import Codes, Moments
 from pyrovae.diagnostics.elbo_terms import unit_log_densities
+from pyrovae.display import Result
 from pyrovae.estimates import FEW, TOO_FEW, Estimate, mean_estimate
 from pyrovae.mixture import families
 
 ACTIVE = 0.01  # variance of posterior means above which a unit counts as active (Burda et al. 2016)
 
 
-@dataclass(frozen=True)
-class Collapse:
+@dataclass(frozen=True, repr=False)
+class Collapse(Result):
     """Activity of each latent unit over one data set.
 
     Args:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae.arviz_adapter import to_arviz
 from pyrovae.data import Data, all_rows, take_rows
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.isolation import plain
 from pyrovae.pairs import Pair, PyroFunction, measuring, simulate
@@ -23,8 +24,8 @@ BINS = 20  # of the histogram of ranks
 DRAWS = 99  # guide draws for each data set: BINS divides the 100 possible ranks
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Result):
     """Where the true codes of simulated data lie among draws of the guide.
 
     Args:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.diagnostics.draws import Codes
+from pyrovae.display import Result
 from pyrovae.estimates import TOO_FEW, Estimate, mean_estimate, skewness, two_stage_mean
 from pyrovae.mixture import Mixture
 from pyrovae.randomness import seeded
@@ -18,8 +19,8 @@ ENOUGH = 4.0  # rows per squared skewness: intervals of fewer miss the mean too 
 DRAWS = 8192  # from which the skewness is estimated
 
 
-@dataclass(frozen=True)
-class Memorisation:
+@dataclass(frozen=True, repr=False)
+class Memorisation(Result):
     """Mean log densities of codes under densities over z, in nats.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import as_batch
+from pyrovae.display import Result
 from pyrovae.models import VampPrior
 from pyrovae.pairs import Pair, Reader, modules_of
 from pyrovae.randomness import seeded
@@ -16,8 +17,8 @@ from pyrovae.randomness import seeded
 DRAWS = 101  # from which a mean without a closed form is estimated
 
 
-@dataclass(frozen=True)
-class Pictures:
+@dataclass(frozen=True, repr=False)
+class Pictures(Result):
     """Rows of data beside the means of p(x | z) for z from each density.
 
     A mean without a closed form is estimated from draws; where there is no mean, as for a Cauchy

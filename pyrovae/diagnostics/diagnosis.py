@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from pyrovae.diagnostics.elbo_terms import Surgery, surgery
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide, lower_first
 from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
+from pyrovae.diagnostics.labels import LABELS
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
+from pyrovae.display import Result, table
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import BLOCK, Evidence, compare_priors, left_out
@@ -46,7 +49,7 @@ TERMS = (
     "total_correlation", "dimension_wise_kl",
 )  # fmt: skip
 COLUMNS = (
-    "data", "measure", "value", "standard_error", "size", "over", "bound", "low", "high",
+    "data", "measure", "label", "value", "standard_error", "size", "over", "bound", "low", "high",
     "unresolved",
 )  # fmt: skip
 STAGES = 2  # of a diagnosis besides the estimates of log p(x), which take most of the time
@@ -117,8 +120,8 @@ class Effort:
                 )
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """What was measured of a trained pair; every number with its standard error.
 
     Args:
@@ -176,32 +179,45 @@ class Diagnosis:
         """Sentences on which numbers should not be trusted, and why."""
         saturated = [s.statement for s in (self.training, self.information) if s.saturated]
         reasons: dict[str, list[str]] = {}
-        for data, measure, estimate in self._estimates():
+        for data, measure, estimate in self.estimates():
             if estimate.unresolved:
-                reasons.setdefault(f"{data} data: {estimate.unresolved}", []).append(measure)
+                reason = f"{data} data: {estimate.unresolved}"
+                reasons.setdefault(reason, []).append(LABELS[measure])
         unresolved = [f"{reason}: {', '.join(measures)}." for reason, measures in reasons.items()]
         evidence = [
             f"log p(x) under {NAMES.get(name, name)}: {lower_first(concern)}"
             for name, result in self.evidence.items()
-            for concern in result.concerns()
+            for concern in result.concerns
         ]
         return (*saturated, *unresolved, *evidence, *self.guide_check.concerns)
 
     def summary(self) -> pd.DataFrame:
         """All estimates as a table, one row each.
 
-        Columns: data, measure, value, standard_error, size, over, bound, low and high, the ends of
-        the 95 % interval, and unresolved, which says why a number can't be told, such as "too few
-        rows to tell"; it is empty where it can.
+        Columns: data, measure, its label for people, value, standard_error, size, over, bound, low
+        and high, the ends of the 95 % interval, and unresolved, which says why a number can't be
+        told, such as "too few rows to tell"; it is empty where it can.
         """
         import pandas as pd
 
         rows = [
-            (data, measure, e.value, e.standard_error, e.size, e.over, e.bound or "", *e.interval,
-             e.unresolved)
-            for data, measure, e in self._estimates()
+            (data, measure, LABELS[measure], e.value, e.standard_error, e.size, e.over,
+             e.bound or "", *e.interval, e.unresolved)
+            for data, measure, e in self.estimates()
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def __repr__(self) -> str:
+        rows = "" if self.measured is None else f"{len(self.measured)} held-out rows, "
+        return (
+            f"Diagnosis({rows}{sum(1 for _ in self.estimates())} estimates in .summary(), "
+            f"{len(self.concerns)} in .concerns; {self.advice})"
+        )
+
+    def _repr_html_(self) -> str:
+        concerns = "".join(f"<li>{escape(concern)}</li>" for concern in self.concerns)
+        numbers = [(f"{data}: {LABELS[key]}", str(e)) for data, key, e in self.estimates()]
+        return f"<p>{escape(self.advice)}</p><ul>{concerns}</ul>{table('Diagnosis', numbers)}"
 
     def to_arviz(self) -> Any:
         """Draws for held-out rows as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x).
@@ -213,7 +229,8 @@ class Diagnosis:
             raise left_out_of("draws for ArviZ", "export_rows")
         return self.labelled.to_arviz()
 
-    def _estimates(self) -> Iterator[tuple[str, str, Estimate]]:
+    def estimates(self) -> Iterator[tuple[str, str, Estimate]]:
+        """All numbers: the data they are about, the key of the measure, and the estimate."""
         for data, terms, densities in (
             ("training", self.training, self.memorisation.training),
             ("held-out", self.held_out, self.memorisation.held_out),
@@ -223,26 +240,26 @@ class Diagnosis:
                 if estimate is not None:
                     yield data, term, estimate
             for name, estimate in densities.items():
-                yield data, f"log {name} of codes", estimate
-            yield data, "effective components at codes", self.memorisation.components[data]
+                yield data, f"log_density.{name}", estimate
+            yield data, "effective_components", self.memorisation.components[data]
         yield "training", "active_units", self.collapse.active_units
-        yield "held-out", "log q_agg − log prior", self.memorisation.advantage
-        yield "held-out", "I(x; z) from below", self.information.lower
-        yield "held-out", "I(x; z) from above", self.information.upper
-        yield "held-out", "share of prior draws outside q_agg", self.holes.prior_outside
-        yield "held-out", "share of codes outside the prior", self.holes.aggregated_outside
-        yield "training", "accuracy, codes against prior", self.two_sample.accuracy
-        yield "training", "AUC, codes against prior", self.two_sample.auc
+        yield "held-out", "log_density.q_agg_minus_prior", self.memorisation.advantage
+        yield "held-out", "information.lower", self.information.lower
+        yield "held-out", "information.upper", self.information.upper
+        yield "held-out", "holes.prior_outside", self.holes.prior_outside
+        yield "held-out", "holes.aggregated_outside", self.holes.aggregated_outside
+        yield "training", "two_sample.accuracy", self.two_sample.accuracy
+        yield "training", "two_sample.auc", self.two_sample.auc
         for name, result in self.evidence.items():
-            yield "held-out", f"log p(x) | {name}", result.mean()
+            yield "held-out", f"log_p_x.{name}", result.mean()
         for name, result in self.evidence.items():
             if name != "prior":
                 change = change_from(self.evidence["prior"], result)
-                yield "held-out", f"log p(x) | {name} − prior", change
+                yield "held-out", f"log_p_x.{name}_minus_prior", change
         for name, estimate in self.bits.items():
-            yield "held-out", f"bits per dimension | {name}", estimate
+            yield "held-out", f"bits_per_dimension.{name}", estimate
         for name, estimate in self.guide_check.estimates():
-            yield "simulated" if name == "calibrated units" else "held-out", name, estimate
+            yield "simulated" if name.startswith("calibration.") else "held-out", name, estimate
 
 
 def left_out_of(part: str, setting: str) -> InputError:

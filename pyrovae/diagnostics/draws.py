@@ -8,14 +8,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.randomness import seeded
 
 DRAWS = 2  # at each data point, at least: the fewest that tell the variance within it
 
 
-@dataclass(frozen=True)
-class Codes:
+@dataclass(frozen=True, repr=False)
+class Codes(Result):
     """Draws from the encodings of some of the data points.
 
     Args:

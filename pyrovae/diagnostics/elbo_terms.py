@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from pyrovae.diagnostics.draws import Codes
+from pyrovae.display import Result
 from pyrovae.estimates import Estimate, mean_estimate, two_stage_mean
 from pyrovae.mixture import Mixture, families
 
 SATURATION = 0.05  # share of log N: index-code MI this close to log N says nothing else
 
 
-@dataclass(frozen=True)
-class Surgery:
+@dataclass(frozen=True, repr=False)
+class Surgery(Result):
     """The terms of the ELBO on one data set of N points, in nats per data point.
 
     All are means over the same draws z ~ q(z | x_n), so that elbo = −distortion − rate and

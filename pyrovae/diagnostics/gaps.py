@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pyrovae.data import Data
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence, log_joint_of_draws, smooth, summarise
@@ -28,8 +29,8 @@ STEP_DRAWS = 16  # in one step of the optimisation
 Family = Callable[[list[Tensor]], dist.Distribution]
 
 
-@dataclass(frozen=True)
-class Gaps:
+@dataclass(frozen=True, repr=False)
+class Gaps(Result):
     """ELBOs of some data points under better and better distributions over their codes.
 
     Args:
@@ -60,9 +61,10 @@ class Gaps:
         """Mean loss that no Gaussian recovers."""
         return None if self.full is None else self.evidence.minus(self.full)
 
+    @property
     def concerns(self) -> tuple[str, ...]:
         """Sentences on why log p(x), and so the gaps, should not be trusted."""
-        return self.evidence.concerns()
+        return self.evidence.concerns
 
 
 @plain()

@@ -12,6 +12,7 @@ from pyrovae.data import Batch, take_rows
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.pairs import Pair
@@ -21,8 +22,8 @@ T = TypeVar("T")
 NUTS_DRAWS, NUTS_WARMUP, NUTS_CHAINS = 300, 200, 4
 
 
-@dataclass(frozen=True)
-class GuideCheck:
+@dataclass(frozen=True, repr=False)
+class GuideCheck(Result):
     """Results of checks of the guide; ``None`` for a check not requested, or not possible.
 
     Args:
@@ -44,8 +45,8 @@ class GuideCheck:
             f"{name[0].upper()}{name[1:]} could not be computed: {reason}"
             for name, reason in self.refused.items()
         ]
-        gaps = () if self.gaps is None else self.gaps.concerns()
-        beside = () if self.beside is None else self.beside.concerns()
+        gaps = () if self.gaps is None else self.gaps.concerns
+        beside = () if self.beside is None else self.beside.concerns
         return (
             *missing,
             *(f"Gaps: {lower_first(concern)}" for concern in gaps),
@@ -55,21 +56,20 @@ class GuideCheck:
     def estimates(self) -> Iterator[tuple[str, Estimate]]:
         """Measures and their estimates over the data points that were checked."""
         if self.gaps is not None:
-            yield "log p(x) − ELBO", self.gaps.inference()
-            yield "amortization gap", self.gaps.amortization()
-            yield "approximation gap", self.gaps.approximation()
+            yield "gaps.inference", self.gaps.inference()
+            yield "gaps.amortization", self.gaps.amortization()
+            yield "gaps.approximation", self.gaps.approximation()
             if (beyond := self.gaps.beyond_gaussian()) is not None:
-                yield "gap beyond any Gaussian", beyond
+                yield "gaps.beyond_gaussian", beyond
         if self.beside is not None:
             kl, size = self.beside.kl, len(self.beside.kl)
             # over the draws at these few data points, not over new data
             error = float(self.beside.kl_error.square().sum().sqrt()) / size
-            measure = "KL(q(z|x)‖p(z|x)) beside NUTS"
-            yield measure, Estimate(float(kl.mean()), error, size, "draws")
+            yield "nuts.kl", Estimate(float(kl.mean()), error, size, "draws")
         if self.calibration is not None:
             calibrated = float((self.calibration.adjusted >= ALARM).sum())
             size = len(self.calibration.ranks)
-            yield "calibrated units", Estimate(calibrated, 0.0, size, "draws")
+            yield "calibration.calibrated_units", Estimate(calibrated, 0.0, size, "draws")
 
 
 def check_guide(

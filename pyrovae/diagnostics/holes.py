@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.diagnostics.draws import Codes
+from pyrovae.display import Result
 from pyrovae.estimates import CONFIDENCE, TOO_FEW, Estimate, Over
 from pyrovae.mixture import Mixture
 from pyrovae.randomness import seeded
@@ -18,8 +19,8 @@ from pyrovae.randomness import seeded
 LEVEL = 0.01  # share of a density's own draws where it is said to have next to no mass
 
 
-@dataclass(frozen=True)
-class Holes:
+@dataclass(frozen=True, repr=False)
+class Holes(Result):
     """Shares of draws from one density that fall where the other has next to no mass.
 
     A density has *next to no mass* where its log density is below the 1 % quantile of its log

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pyrovae.diagnostics.draws import Codes
 from pyrovae.diagnostics.elbo_terms import SATURATION
+from pyrovae.display import Result
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture import AggregatedPosterior, Mixture
 
 
-@dataclass(frozen=True)
-class Information:
+@dataclass(frozen=True, repr=False)
+class Information(Result):
     """Bounds on I(x; z) of new data and their codes under the fixed encoder, in nats.
 
     Args:

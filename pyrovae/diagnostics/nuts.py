@@ -16,6 +16,7 @@ from torch import Tensor
 from pyrovae.arviz_adapter import convergence, dimension_names, to_arviz, variable_names
 from pyrovae.data import Data
 from pyrovae.diagnostics.draws import moments
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.evidence import Annealing, Evidence, Path, path_for, smooth, summarise
 from pyrovae.isolation import plain
@@ -31,8 +32,8 @@ ENOUGH = 100  # effective draws of a unit below which its mean and sd are rough
 WIDENING = 1.3  # of the covariance of the Gaussian proposal for log p(x)
 
 
-@dataclass(frozen=True)
-class NutsComparison:
+@dataclass(frozen=True, repr=False)
+class NutsComparison(Result):
     """The guide compared with NUTS at N data points with D latent units.
 
     Args:
@@ -75,6 +76,7 @@ class NutsComparison:
             columns[name] = getattr(self, name).repeat_interleave(units)
         return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
+    @property
     def concerns(self) -> tuple[str, ...]:
         """Sentences on why some of the numbers should not be trusted."""
         n, sentences = len(self.kl), []
@@ -94,7 +96,7 @@ class NutsComparison:
                 f"For {poor} of {n} data points k̂ > {limit:.2g}: the guide is too far from the "
                 "posterior for importance weights to repair it."
             )
-        return (*sentences, *self.evidence.concerns())
+        return (*sentences, *self.evidence.concerns)
 
     def to_arviz(self) -> Any:
         """The draws of NUTS as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x)."""

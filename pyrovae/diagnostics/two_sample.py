@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import TOO_FEW, Estimate
 from pyrovae.extras import needed_for
@@ -22,8 +23,8 @@ CORRECTION = math.sqrt(1 + FOLDS / (FOLDS - 1))
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class TwoSample:
+@dataclass(frozen=True, repr=False)
+class TwoSample(Result):
     """How well a classifier tells two samples apart on points it was not trained on.
 
     Args:

@@ -111,6 +111,6 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                 prior=prior,
                 seed=seed,
             )
-    if concerns := result.concerns():
+    if concerns := result.concerns:
         warnings.warn("\n".join(concerns), stacklevel=3)
     return result

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import psis
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import TOO_FEW, Bound, Estimate, mean_estimate, name_rows
 
@@ -18,8 +19,8 @@ STUCK = 0.1  # share of accepted moves below which a datum's chains hardly moved
 EQUAL = 1e-3  # log weights that all lie this close together, in nats, have no tail
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(Result):
     """log p(x) for each data point, in nats.
 
     Args:
@@ -95,6 +96,7 @@ class Evidence:
         estimate = Estimate(float(values.mean()), math.inf, len(values), "data", bound)
         return estimate.unresolve(f"log p(x) is infinite in {name_rows(broken, self.rows)}")
 
+    @property
     def concerns(self) -> tuple[str, ...]:
         """Why some of the values should not be believed, in sentences; empty if none is known."""
         n = len(self.values)
@@ -142,8 +144,15 @@ class Evidence:
             )
         return (*sentences, *self.notes)
 
+    def __repr__(self) -> str:
+        rejected = int(self.unresolved.sum())
+        return (
+            f"Evidence({self.mean()} nats over {len(self.values)} data points, "
+            f"k̂ > {self.k_limit:.2g} or unknown at {rejected})"
+        )
+
     def __str__(self) -> str:
-        return "\n".join([f"{self.mean()} over {len(self.values)} data points", *self.concerns()])
+        return "\n".join([f"{self.mean()} over {len(self.values)} data points", *self.concerns])
 
 
 def k_limit(draws: int) -> float:

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyrovae.data import Batch, Data, all_rows
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence.annealed import (
@@ -35,8 +36,8 @@ from pyrovae.randomness import check_seed, derived_seed, seeded
 SPREAD = 10  # moves at β = 1 that separate the backward chains of a data point
 
 
-@dataclass(frozen=True)
-class Sandwich:
+@dataclass(frozen=True, repr=False)
+class Sandwich(Result):
     """log p(x) of simulated data, bounded from below and from above.
 
     Args:
@@ -55,13 +56,14 @@ class Sandwich:
         """Mean of upper − lower: in expectation neither is further from log p(x) than this."""
         return mean_estimate(self.upper.values - self.lower.values, over="data", bound="upper")
 
+    @property
     def concerns(self) -> tuple[str, ...]:
         """Sentences on why some of the values should not be trusted; empty if none is known."""
-        return tuple(dict.fromkeys((*self.lower.concerns(), *self.upper.concerns())))
+        return tuple(dict.fromkeys((*self.lower.concerns, *self.upper.concerns)))
 
     def __str__(self) -> str:
         sides = f"{self.lower.mean()}, {self.upper.mean()}; gap {self.gap()}"
-        return "\n".join([f"{sides} over {len(self.z)} simulated data points", *self.concerns()])
+        return "\n".join([f"{sides} over {len(self.z)} simulated data points", *self.concerns])
 
 
 @plain()
@@ -130,7 +132,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
         result = sandwich_evidence(
             pair, rows, chains=chains, annealing=annealing, prior=prior, seed=seed
         )
-    if concerns := result.concerns():
+    if concerns := result.concerns:
         warnings.warn("\n".join(concerns), stacklevel=3)
     return result
 

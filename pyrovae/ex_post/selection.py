@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.ex_post.candidates import (
@@ -42,8 +43,8 @@ FLOW_UNITS = 16  # with more, a flow of so few steps can't come near the best mi
 FLOW_POINTS = 1000  # data points; with fewer, its 1 to 3 seconds would be most of the time
 
 
-@dataclass(frozen=True)
-class Candidate:
+@dataclass(frozen=True, repr=False)
+class Candidate(Result):
     """One density that was tried.
 
     Args:
@@ -67,8 +68,8 @@ class Candidate:
     difference: Estimate
 
 
-@dataclass(frozen=True)
-class ExPostPrior:
+@dataclass(frozen=True, repr=False)
+class ExPostPrior(Result):
     """The density that was chosen, with a table of all candidates.
 
     Args:

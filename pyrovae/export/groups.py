@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import Array, dimension_names, to_arviz, variable_names
+from pyrovae.display import Result
 from pyrovae.evidence import weighted_draws
 from pyrovae.pairs import Pair, Weighted
 from pyrovae.randomness import derived_seed, seeded
@@ -29,8 +30,8 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Labelled:
+@dataclass(frozen=True, repr=False)
+class Labelled(Result):
     """Draws of one pair at some rows of data, with all that ArviZ labels them by.
 
     Args:

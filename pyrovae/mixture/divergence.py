@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, register_kl
 
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture import families
@@ -26,8 +27,8 @@ from pyrovae.randomness import check_seed, seeded
 SCORES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Bounds:
+@dataclass(frozen=True, repr=False)
+class Bounds(Result):
     """Two bounds on a quantity, with standard errors if components were drawn to compute them.
 
     Args:

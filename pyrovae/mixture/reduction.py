@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.conversion import as_mixture
@@ -46,8 +47,8 @@ CHUNK = 1 << 18
 ROWS = 8192
 
 
-@dataclass(frozen=True)
-class Reduction:
+@dataclass(frozen=True, repr=False)
+class Reduction(Result):
     """What `reduce` returns.
 
     Args:

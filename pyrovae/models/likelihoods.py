@@ -184,12 +184,17 @@ def likelihood_of(decoder: nn.Module, *codes: Tensor, x: Tensor) -> dist.Distrib
         InputError: as :func:`check_values`, for rows that have to be counts and are not.
     """
     options: dict[str, Tensor] = {}
-    if any(isinstance(module, NegativeBinomialDecoder) for module in decoder.modules()):
+    if takes_totals(decoder):
         # Before the total is taken: it means nothing for rows that are not counts.
         _check("NegativeBinomial", dist.constraints.nonnegative_integer, x)
         options["total"] = x.flatten(1).sum(1)
     likelihood: dist.Distribution = decoder(*codes, **options)
     return likelihood
+
+
+def takes_totals(decoder: nn.Module) -> bool:
+    """Whether a decoder is one of counts, to be called with the total of each row."""
+    return any(isinstance(module, NegativeBinomialDecoder) for module in decoder.modules())
 
 
 def check_values(likelihood: dist.Distribution, x: Tensor) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pyro
+import torch
+from pyro.distributions import Distribution
 from torch import Tensor, nn
 
+from pyrovae.data import Data, all_rows
+from pyrovae.errors import InputError
 from pyrovae.models.checks import (
     Prior,
     as_prior,
@@ -17,7 +21,9 @@ from pyrovae.models.checks import (
     register,
 )
 from pyrovae.models.exemplar_prior import prior_of
-from pyrovae.models.likelihoods import check_values, likelihood_of
+from pyrovae.models.likelihoods import check_values, likelihood_of, takes_totals
+from pyrovae.pairs import encode, measuring
+from pyrovae.randomness import seeded
 
 
 class VAE(nn.Module):
@@ -89,6 +95,73 @@ class VAE(nn.Module):
         register(self.name, self)
         with data_plate(x, size):
             return pyro.sample("z", encoding_of("encoder", self.encoder, x))
+
+    def encode(self, x: Data, *, batch_size: int = 4096) -> Distribution:
+        """q(z | x) for each row, batch shape ``(N,)``, as :func:`pyrovae.encode` has it."""
+        return encode(self.guide, x, batch_size=batch_size)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, *, total: Tensor | None = None) -> Distribution:
+        """p(x | z) for codes, without gradient; for one, call ``vae.decoder``.
+
+        Args:
+            z: codes, shape ``(S, D)``.
+            total: the total of each row, shape ``(S,)``, for a decoder of counts.
+
+        Returns:
+            batch shape ``(S,)``, event shape that of a row.
+
+        Raises:
+            InputError: without totals for a decoder of counts, or with them for another.
+        """
+        if takes_totals(self.decoder) != (total is not None):
+            expected, got = ("total=", "none") if total is None else ("no total=", "one")
+            raise InputError(
+                f"expected {expected} for this decoder; got {got}. A decoder of counts is "
+                "conditional on the total of each row, shape (S,); others have none."
+            )
+        with measuring(self.decoder):
+            likelihood: Distribution = self.decoder(
+                z, **({} if total is None else {"total": total})
+            )
+        return likelihood
+
+    @torch.no_grad()
+    def sample(self, n: int, *, total: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Rows drawn from the model, z ~ p(z) and then x ~ p(x | z).
+
+        Args:
+            n: number of rows.
+            total: the total of each row, shape ``(n,)``, for a decoder of counts.
+            seed: names the draws.
+
+        Returns:
+            shape ``(n, ...)``.
+        """
+        with seeded(seed, "rows of a VAE"):
+            with measuring(self.prior):
+                z = self.prior().sample(torch.Size([n]))
+            rows: Tensor = self.decode(z, total=total).sample()
+        return rows
+
+    @torch.no_grad()
+    def reconstruct(self, x: Data, *, batch_size: int = 4096) -> Tensor:
+        """The mean of p(x | z) at the mean of q(z | x), for each row, shape ``(N, ...)``.
+
+        Args:
+            x: rows, as :func:`pyrovae.encode` takes them.
+            batch_size: rows that go through the networks at once.
+        """
+        (rows,) = all_rows(x)
+        totals = rows.flatten(1).sum(1) if takes_totals(self.decoder) else None
+        z = self.encode(rows, batch_size=batch_size).mean
+        parts = torch.arange(len(z)).split(batch_size)
+        return torch.cat(
+            [
+                self.decode(z[part], total=None if totals is None else totals[part]).mean
+                for part in parts
+            ]
+        )
 
     def with_prior(self, prior: Prior) -> VAE:
         """The same encoder and decoder, shared, under another prior.

@@ -5,13 +5,11 @@ sentences are in ``answers.py``, ``findings.py``, ``guide_words.py`` and ``gloss
 in ``tables.py``. Start with ``html.py``.
 """
 
-from pyrovae.report.glossary import measure_name
 from pyrovae.report.html import render, write
-from pyrovae.report.numbers import number
+from pyrovae.report.numbers import show
 
 __all__ = [
-    "measure_name",
-    "number",
     "render",
+    "show",
     "write",
 ]

@@ -162,7 +162,7 @@ def _reliability(name: str, result: Evidence) -> str:
     text += f"the largest k̂ is {plain(float(k_values.max()), '.2f')}." if len(k_values) else ""
     if unknown_count:
         text += f" For {count(unknown_count)} there are too few draws to tell."
-    if not result.concerns():
+    if not result.concerns:
         return f"{text} Means and standard errors hold."
     if rejected_count := int((k_values > result.k_limit).sum()):
         limit = plain(result.k_limit, ".2f")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyrovae.diagnostics import LABELS
+
 
 class Term(NamedTuple):
     """A measure in words: its name, its meaning and its paper."""
@@ -15,68 +17,49 @@ class Term(NamedTuple):
 
 MEASURES = {
     "elbo": Term(
-        "ELBO",
+        LABELS["elbo"],
         "E[log p(x|z)] − KL(q(z|x)‖p(z)), a lower bound on log p(x): what training maximises.",
         "Kingma & Welling 2014, Auto-encoding variational Bayes, arXiv:1312.6114",
     ),
     "distortion": Term(
-        "distortion",
+        LABELS["distortion"],
         "−E[log p(x|z)]: what is lost when a data point is decoded from its own code.",
         "Alemi et al. 2018, Fixing a broken ELBO, arXiv:1711.00464",
     ),
     "rate": Term(
-        "rate",
+        LABELS["rate"],
         "Mean KL(q(z|x)‖p(z)): what the codes cost under the prior. ELBO = −distortion − rate.",
         "Alemi et al. 2018, arXiv:1711.00464",
     ),
     "index_code_mi": Term(
-        "index-code MI",
+        LABELS["index_code_mi"],
         "I(n; z), how much a code tells about which of the N data points it belongs to; at most "
         "log N, where the components of q_agg no longer overlap.",
         "Hoffman & Johnson 2016, ELBO surgery, NIPS workshop on approximate inference",
     ),
     "marginal_kl": Term(
-        "marginal KL",
+        LABELS["marginal_kl"],
         "KL(q_agg‖p), how far all codes together lie from the prior. rate = index-code MI + "
         "marginal KL, exactly.",
         "Hoffman & Johnson 2016",
     ),
     "total_correlation": Term(
-        "total correlation",
+        LABELS["total_correlation"],
         "KL(q_agg‖Π q_agg,d), how far the units are from independent in q_agg.",
         "Chen et al. 2018, Isolating sources of disentanglement, arXiv:1802.04942",
     ),
     "dimension_wise_kl": Term(
-        "dimension-wise KL",
+        LABELS["dimension_wise_kl"],
         "Σ KL(q_agg,d‖p_d), how far the units, taken one at a time, lie from the prior. With total "
         "correlation it adds up to the marginal KL where the prior factorises.",
         "Chen et al. 2018, arXiv:1802.04942",
     ),
     "active_units": Term(
-        "active units",
+        LABELS["active_units"],
         "Latent units whose posterior mean has a variance above 0.01 over the data; the others "
         "have collapsed to the prior.",
         "Burda et al. 2016, Importance weighted autoencoders, arXiv:1509.00519",
     ),
-}
-
-NAMES = {
-    "log prior of codes": "log p(z) of codes",
-    "log q_agg of codes": "log q_agg(z) of codes",
-    "log ex_post of codes": "log ex-post prior of codes",
-    "log q_agg − log prior": "log q_agg − log p of codes",
-    "I(x; z) from below": "I(x; z), bound from below",
-    "I(x; z) from above": "I(x; z), bound from above",
-    "accuracy, codes against prior": "classifier's accuracy, codes against prior draws",
-    "AUC, codes against prior": "classifier's AUC, codes against prior draws",
-    "log p(x) | prior": "log p(x), prior p(z)",
-    "log p(x) | q_agg": "log p(x), raw q_agg",
-    "log p(x) | ex_post": "log p(x), ex-post prior",
-    "log p(x) | q_agg − prior": "log p(x), raw q_agg − prior",
-    "log p(x) | ex_post − prior": "log p(x), ex-post prior − prior",
-    "bits per dimension | prior": "bits per dimension, prior p(z)",
-    "bits per dimension | q_agg": "bits per dimension, raw q_agg",
-    "bits per dimension | ex_post": "bits per dimension, ex-post prior",
 }
 
 FURTHER = (
@@ -154,8 +137,3 @@ FURTHER = (
         "Talts et al. 2018, arXiv:1804.06788; Yao et al. 2018, arXiv:1802.02538",
     ),
 )
-
-
-def measure_name(measure: str) -> str:
-    """What a measure is called in a table; its own name if the glossary doesn't have it."""
-    return MEASURES[measure].name if measure in MEASURES else NAMES.get(measure, measure)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from pyrovae.diagnostics import TERMS, Diagnosis, Surgery, change_from
+from pyrovae.diagnostics import LABELS, TERMS, Diagnosis, Surgery, change_from
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence
 from pyrovae.mixture import families
-from pyrovae.report.glossary import measure_name
 from pyrovae.report.numbers import MINUS, count, number, plain, show
 
 MISSING = "–"
@@ -48,7 +47,7 @@ def terms(diagnosis: Diagnosis) -> list[Row]:
     sides = (diagnosis.training, diagnosis.held_out)
     rows = []
     for term in TERMS:
-        rows.append(Row(measure_name(term), tuple(cell(getattr(side, term)) for side in sides)))
+        rows.append(Row(LABELS[term], tuple(cell(getattr(side, term)) for side in sides)))
         if term == "index_code_mi":
             limits = tuple(Cell(f"{side.log_n:.3f}") for side in sides)
             rows.append(Row("log N, its upper limit", limits))
@@ -132,14 +131,10 @@ def against_prior(diagnosis: Diagnosis) -> list[Row]:
 def everything(diagnosis: Diagnosis) -> list[Row]:
     """All rows of ``diagnosis.summary()``."""
     rows = []
-    for row in diagnosis.summary().itertuples():
-        estimate = Estimate(
-            row.value, row.standard_error, row.size, row.over, row.bound or None,
-            unresolved=row.unresolved,
-        )  # fmt: skip
+    for data, measure, estimate in diagnosis.estimates():
         number_cell = cell(estimate)
-        cells = (Cell(row.data), Cell(number_cell.text), Cell(number_cell.sample))
-        rows.append(Row(measure_name(row.measure), cells))
+        cells = (Cell(data), Cell(number_cell.text), Cell(number_cell.sample))
+        rows.append(Row(LABELS[measure], cells))
     return rows
 
 
@@ -168,7 +163,7 @@ class _Equation(NamedTuple):
 
 def _equations(surgery: Surgery, *, factorised: bool) -> list[_Equation]:
     def named(*terms: str) -> tuple[tuple[str, float], ...]:
-        return tuple((measure_name(term), getattr(surgery, term).value) for term in terms)
+        return tuple((LABELS[term], getattr(surgery, term).value) for term in terms)
 
     equations = [
         _Equation(named("rate")[0], named("index_code_mi", "marginal_kl")),

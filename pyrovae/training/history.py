@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrovae.display import Result
+
 UNIT = "nats per datum"
 Stopped = Literal["epochs", "patience"]
 
 
-@dataclass(frozen=True, eq=False)
-class History:
+@dataclass(frozen=True, eq=False, repr=False)
+class History(Result):
     """The course of training, one entry for each epoch; objectives in nats per datum.
 
     Args:
@@ -55,8 +57,8 @@ class History:
         return {name: getattr(self, name) for name in columns}
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit(Result):
     """How a training run went. The trained parameters are in the pair itself.
 
     Args:

@@ -129,7 +129,7 @@ def test_diagnose(case: Case) -> None:
     if not case.exact or case is CASES[0]:  # the exact ones are all the same to the report
         assert "ample from" in html.render(found, facts={"data": case.name})
     if case.exact:
-        value = table.loc[("held-out", "log p(x) | prior"), "value"]
+        value = table.loc[("held-out", "log_p_x.prior"), "value"]
         rows = found.evidence["prior"].rows
         assert value == pytest.approx(float(EXACT.log_prob(HELD_OUT[rows]).mean()), abs=1e-9)
         assert found.pictures.data.shape == (4, DATA)

@@ -107,7 +107,7 @@ def test_outliers_are_measured_in_any_units(tmp_path: Path) -> None:
         rows[int(part.values[3]), 2] = 9999
     effort = replace(TINY, evidence_rows=30, evidence_draws=100)  # all held-out rows
     analysis = analysis_of(rows, tmp_path, effort=effort)
-    estimate = analysis.diagnosis.summary().set_index("measure").loc["log p(x) | prior"]
+    estimate = analysis.diagnosis.summary().set_index("measure").loc["log_p_x.prior"]
     assert -np.inf < estimate["value"] < -1e4  # one row decides it
     assert estimate["standard_error"] > 1e4
     assert analysis.report.exists()

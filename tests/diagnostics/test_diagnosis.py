@@ -141,7 +141,7 @@ def test_grey_images_are_measured_in_bits_too() -> None:
         assert bits.value == pytest.approx(-nats.value / 9 / np.log(2))
         assert (nats.bound, bits.bound) == ("lower", "upper")
     # 256 equally likely levels, not yet learned
-    assert table.loc[("held-out", "bits per dimension | prior"), "value"] > 8 - 1e-6
+    assert table.loc[("held-out", "bits_per_dimension.prior"), "value"] > 8 - 1e-6
 
 
 def test_pseudo_inputs_are_shown_only_of_the_prior_that_the_model_draws_from() -> None:

@@ -154,7 +154,7 @@ def test_few_rows_are_said_to_be_few_wherever_numbers_stand(few: Diagnosis) -> N
     assert np.isfinite(resolved[["value", "standard_error", "low", "high"]]).all(axis=None)
     assert (resolved.low <= resolved.value).all() and (resolved.value <= resolved.high).all()
     reasons = unresolved.set_index("measure").unresolved
-    for measure in ("share of prior draws outside q_agg", "log p(x) | prior", "I(x; z) from above"):
+    for measure in ("holes.prior_outside", "log_p_x.prior", "information.upper"):
         assert reasons[measure] == "too few rows to tell"
     assert any("too few rows to tell: " in concern for concern in few.concerns)
     assert findings.holes(few)[0].endswith("next to no mass: too few rows to tell.")

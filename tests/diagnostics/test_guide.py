@@ -166,7 +166,7 @@ def test_nuts_finds_the_exact_posterior_and_the_guide_s_distance() -> None:
     kl = 2 * float(torch.distributions.kl_divergence(dist.Normal(0.0, 0.5), dist.Normal(0.0, 1.0)))
     assert bool(((result.kl - kl).abs() < 4.5 * result.kl_error).all())
     assert torch.allclose(result.evidence.values, exact.log_prob(x), atol=0.05)
-    assert any("k̂ > 0." in concern for concern in result.concerns())
+    assert any("k̂ > 0." in concern for concern in result.concerns)
     assert len(result.table()) == 6
     assert dict(result.to_arviz()["posterior"].sizes) == {
         "chain": 2, "draw": 200, "datum": 3, "unit": 2,
@@ -188,7 +188,7 @@ def test_nuts_that_does_not_mix_is_named() -> None:
 
     x = torch.full((6, 1), 9.0)
     result = beside_nuts(model, guide, x, draws=30, warmup=30, chains=2)
-    assert any("r-hat exceeds 1.01" in concern for concern in result.concerns())
+    assert any("r-hat exceeds 1.01" in concern for concern in result.concerns)
 
 
 def test_a_diagnosis_says_which_numbers_not_to_believe() -> None:

@@ -174,5 +174,5 @@ def test_diagnosis_carries_them_all() -> None:
     assert upper.value + 4 * upper.standard_error > truth
     assert not diagnosis.two_sample.differ  # the exact pair's aggregated posterior is the prior
     table = diagnosis.summary().set_index("measure").value
-    for row in ("I(x; z) from below", "share of prior draws outside q_agg"):
+    for row in ("information.lower", "holes.prior_outside"):
         assert row in table

@@ -258,7 +258,7 @@ def test_the_limit_of_k_depends_on_the_number_of_draws() -> None:
     few, many = summarise(weights), replace(summarise(weights), draws=10_000)
     assert few.k_limit == pytest.approx(0.5) and many.k_limit == 0.7
     assert int(few.unresolved.sum()) > int(many.unresolved.sum())
-    assert any("k̂ > 0.5" in concern for concern in few.concerns())
+    assert any("k̂ > 0.5" in concern for concern in few.concerns)
 
 
 @pytest.mark.parametrize("draws", [2, 5, 24])
@@ -323,5 +323,5 @@ def test_an_impossible_row_makes_the_mean_untold_and_is_named() -> None:
         assert result.unresolved == "log p(x) is infinite in row 7"
         assert result.standard_error == math.inf
     numbered = replace(base, rows=torch.arange(100, 130))
-    assert "row 107" in numbered.mean().unresolved and "row 107" in numbered.concerns()[0]
-    assert "+∞, in row 7" in replace(base, values=-values).concerns()[0]
+    assert "row 107" in numbered.mean().unresolved and "row 107" in numbered.concerns[0]
+    assert "+∞, in row 7" in replace(base, values=-values).concerns[0]

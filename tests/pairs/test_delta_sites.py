@@ -83,7 +83,7 @@ def test_the_prior_of_a_point_is_left_out_and_that_is_said(guide: Any, width: fl
     assert torch.allclose(evidence.values, log_prob_given(AT), rtol=0, atol=1e-9)
     assert evidence.bound is None
     assert evidence.mean().bound is None
-    assert any("prior is left out" in concern for concern in evidence.concerns())
+    assert any("prior is left out" in concern for concern in evidence.concerns)
 
 
 def test_a_point_that_depends_on_the_code() -> None:
@@ -163,7 +163,7 @@ def test_a_discrete_value_has_a_probability_which_counts() -> None:
     evidence = pv.log_evidence(model, guide, X, draws=4)
     assert torch.allclose(evidence.values, log_prob_given(1.0) + math.log(0.8), rtol=0, atol=1e-9)
     assert evidence.bound == "lower"
-    assert not evidence.concerns()
+    assert not evidence.concerns
 
 
 def test_a_point_at_the_site_itself_is_refused() -> None:

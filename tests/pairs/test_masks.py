@@ -126,7 +126,7 @@ def test_log_evidence(draw: Draw, mask: Tensor) -> None:
     model, guide = pair_of(draw)
     evidence = pv.log_evidence(model, guide, (X, mask), draws=4)
     assert torch.allclose(evidence.values, log_evidence_of(X, mask), rtol=0, atol=1e-9)
-    assert not evidence.concerns()
+    assert not evidence.concerns
 
 
 @styles

@@ -10,12 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.mixture.kernel.group_sums import Sum
 
 
-@dataclass(frozen=True)
-class Responsibilities:
+@dataclass(frozen=True, repr=False)
+class Responsibilities(Result):
     """The k components that explain each point best.
 
     Args:

@@ -112,7 +112,7 @@ def test_log_evidence(kind: Kind) -> None:
     for names in ({"prior": kind}, {"guide": kind}, {"prior": kind, "guide": kind}):
         evidence = pv.log_evidence(*pair_of(**names), X, draws=4)
         assert torch.allclose(evidence.values, truth, rtol=0, atol=1e-9)
-        assert not evidence.concerns()
+        assert not evidence.concerns
     under_named_prior = pv.log_evidence(*pair_of(), X, prior=kind(PRIOR), draws=4)
     assert torch.allclose(under_named_prior.values, truth, rtol=0, atol=1e-9)
     model, guide = pair_of()
