@@ -68,8 +68,8 @@ def test_units_that_carry_nothing_are_named() -> None:
 def test_summary_has_every_estimate_with_its_error(diagnosis: Diagnosis) -> None:
     table = diagnosis.summary()
     assert list(table.columns) == [
-        "data", "measure", "value", "standard_error", "size", "over", "bound", "low", "high",
-        "unresolved",
+        "data", "measure", "label", "value", "standard_error", "size", "over", "bound", "low",
+        "high", "unresolved",
     ]  # fmt: skip
     assert np.isfinite(table.value).all()
     assert (table.standard_error >= 0).all()
@@ -135,8 +135,8 @@ def test_grey_images_are_measured_in_bits_too() -> None:
     table = diagnosis.summary().set_index(["data", "measure"])
     for name in ("prior", "q_agg", "ex_post"):
         nats, bits = (
-            table.loc[("held-out", f"{measure} | {name}")]
-            for measure in ("log p(x)", "bits per dimension")
+            table.loc[("held-out", f"{measure}.{name}")]
+            for measure in ("log_p_x", "bits_per_dimension")
         )
         assert bits.value == pytest.approx(-nats.value / 9 / np.log(2))
         assert (nats.bound, bits.bound) == ("lower", "upper")

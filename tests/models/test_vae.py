@@ -250,3 +250,45 @@ def test_the_remedy_for_a_network_works() -> None:
     vae = small()
     vae.encoder = pv.models.networks.NormalEncoder(nn.Linear(4, 4))
     assert pv.encode(vae.guide, X).event_shape == (2,)
+
+
+def test_a_vae_encodes_decodes_samples_and_reconstructs() -> None:
+    exact = linear_gaussian_vae(data_dim=5, latent=2)
+    vae, x = exact.vae(), exact.sample(50)
+    assert torch.equal(vae.encode(x).mean, pv.encode(vae.guide, x).mean)
+    z = torch.randn(7, 2)
+    assert torch.equal(vae.decode(z).mean, vae.decoder(z).mean)
+    decoded = vae.decode(vae.encode(x).mean).mean
+    assert torch.allclose(vae.reconstruct(x, batch_size=8), decoded, rtol=1e-12, atol=1e-12)
+    assert not vae.decode(z).mean.requires_grad
+
+
+def test_samples_of_a_vae_follow_its_model() -> None:
+    exact = linear_gaussian_vae(data_dim=3, latent=2)
+    vae, n = exact.vae(), 20_000
+    state = torch.get_rng_state()
+    rows = vae.sample(n, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(rows, vae.sample(n, seed=1)) and not torch.equal(rows, vae.sample(n, seed=2))
+    marginal = exact.evidence()
+    error = marginal.variance.sqrt() / n**0.5
+    assert bool(((rows.mean(0) - marginal.mean).abs() < 4.5 * error).all())
+    spread = (rows.var(0) / marginal.variance - 1).abs()
+    assert bool((spread < 4.5 * (2 / n) ** 0.5).all())
+
+
+def test_a_decoder_of_counts_needs_the_totals() -> None:
+    vae = pv.VAE(
+        pv.mlp_encoder((6,), 2), pv.mlp_decoder(2, (6,), "negative_binomial"), pv.StandardNormal(2)
+    )
+    counts = torch.poisson(torch.full((20, 6), 4.0))
+    with pytest.raises(pv.InputError, match="expected total= for this decoder; got none"):
+        vae.decode(torch.zeros(3, 2))
+    total = torch.tensor([10.0, 100.0, 1000.0])
+    mean = vae.decode(torch.zeros(3, 2), total=total).mean
+    assert torch.allclose(mean.sum(-1), total)
+    assert torch.allclose(vae.reconstruct(counts).sum(1), counts.sum(1))
+    assert vae.sample(3, total=total).shape == (3, 6)
+    plain = linear_gaussian_vae(data_dim=3, latent=2).vae()
+    with pytest.raises(pv.InputError, match="expected no total= for this decoder"):
+        plain.decode(torch.zeros(3, 2), total=total)
