@@ -25,7 +25,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room imports only from rooms before it. Rooms of one line stand on one level.
 ROOMS = (
     (
-        "errors", "estimates", "display", "extras", "randomness", "isolation", "progress",
+        "errors",
+        "estimates",
+        "display",
+        "extras",
+        "randomness",
+        "isolation",
+        "progress",
         "arviz_adapter",
     ),
     ("data",),
