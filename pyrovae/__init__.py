@@ -1,5 +1,34 @@
-"""The latent distribution of a variational autoencoder as a thing one can hold and measure."""
+"""The latent distribution of a variational autoencoder as a thing one can hold and measure.
 
+The way of the data, and what does each step::
+
+    data                a tensor, a NumPy array, a DataFrame, an AnnData, a Dataset or a DataLoader
+      pair              VAE(encoder, decoder, prior), HierarchicalVAE, or any Pyro model and guide;
+                        mlp_encoder, conv_decoder, VampPrior, ExemplarPrior, ... to build one
+      fit               stochastic variational inference; adam, elbo, binarise
+      encode            q(z | x_n) for each row, as one batched distribution
+      aggregate         q_agg(z) = 1/N sum q(z | x_n): an AggregatedPosterior, which is a Mixture;
+                        entropy, divergence, reduce
+      fit_ex_post_prior a density fitted to q_agg, to use in the prior's place
+      log_evidence      log p(x) of each row: an Evidence; sandwich bounds it from both sides
+      diagnose          a Diagnosis: .advice, .concerns, .summary(), .to_arviz()
+      calibrate, inference_gaps, beside_nuts    the guide put to the test
+      plots             pictures of a diagnosis
+      save, load        any of these results in a file
+
+Every number is an Estimate, with its standard error and whether it is a bound. Input that can't be
+used is an InputError that says what to do.
+
+>>> import pyrovae as pv, torch
+>>> vae = pv.VAE(pv.mlp_encoder((8,), 2), pv.mlp_decoder(2, (8,)), pv.StandardNormal(2))
+>>> rows = torch.rand(64, 8).round()
+>>> pv.fit(vae.model, vae.guide, rows, epochs=1, progress=False).best_epoch
+1
+>>> pv.aggregate(vae.guide, rows)
+AggregatedPosterior(components=64, event_shape=(2,), family=Normal)
+"""
+
+from pyrovae import plots
 from pyrovae.diagnostics import Diagnosis, Effort, beside_nuts, calibrate, diagnose, inference_gaps
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
@@ -80,6 +109,7 @@ __all__ = [
     "log_evidence",
     "mlp_decoder",
     "mlp_encoder",
+    "plots",
     "reduce",
     "sandwich",
     "save",
