@@ -121,9 +121,9 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def whence(module: str, name: str) -> str:
-    """The module that ``from module import name`` takes: a door's own names come before files."""
+    """The module that ``from module import name`` takes: what a room's door offers comes before files."""
     inner = f"{module}.{name}"
-    offered = getattr(sys.modules.get(module), "__all__", ())
+    offered = () if module == "pyrovae" else getattr(sys.modules.get(module), "__all__", ())
     return inner if inner in MODULES and name not in offered else module
 
 
