@@ -121,7 +121,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def whence(module: str, name: str) -> str:
-    """The module that ``from module import name`` takes: what a room's door offers comes before files."""
+    """The module that ``from module import name`` takes: what a door offers, before a file."""
     inner = f"{module}.{name}"
     offered = () if module == "pyrovae" else getattr(sys.modules.get(module), "__all__", ())
     return inner if inner in MODULES and name not in offered else module
