@@ -18,7 +18,8 @@ from pyrovae.mixture import families
 from pyrovae.mixture.conversion import as_mixture
 from pyrovae.mixture.kernel.bhattacharyya import log_affinities
 from pyrovae.mixture.kernel.diagonal_normals import TOLERANCE, DiagonalNormals
-from pyrovae.mixture.kernel.scalar_product import differences, queries, roundoff
+from pyrovae.mixture.kernel.error_bound import roundoff
+from pyrovae.mixture.kernel.scalar_product import differences, queries
 from pyrovae.mixture.kernel.search import log_prob
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import check_seed, seeded

@@ -18,14 +18,8 @@ from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.conversion import as_mixture
 from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family, take
 from pyrovae.mixture.kernel.attention import block_log_sum_exp, block_log_sums, shares
-from pyrovae.mixture.kernel.scalar_product import (
-    constants,
-    differences,
-    full_keys,
-    keys,
-    queries,
-    roundoff,
-)
+from pyrovae.mixture.kernel.error_bound import roundoff
+from pyrovae.mixture.kernel.scalar_product import constants, differences, full_keys, keys, queries
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import check_seed, seeded
 

@@ -2,7 +2,7 @@
 
 The score of every component is a scalar product. A search in float32 finds the groups of components
 that can matter, and these are summed in float64. The proved bound on the error is in
-``scalar_product.py``. Start with ``search.py``, which runs the pass; docs/mixture.md has the
+``error_bound.py``. Start with ``search.py``, which runs the pass; docs/mixture.md has the
 derivation.
 """
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pyrovae.mixture.kernel.attention import shares
 from pyrovae.mixture.kernel.diagonal_normals import SORTED_GROUPS, DiagonalNormals
+from pyrovae.mixture.kernel.error_bound import roundoff
 from pyrovae.mixture.kernel.group_sums import Sum
-from pyrovae.mixture.kernel.scalar_product import roundoff
 
 #: Largest part of a row's sum that may go unevaluated; this bound is added in its place.
 NEGLECTED = 1e-9

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.mixture.kernel.cache import leave_inference_mode
+from pyrovae.mixture.kernel.error_bound import roundoff
 from pyrovae.mixture.kernel.ordering import locality_order
-from pyrovae.mixture.kernel.scalar_product import constants, differences, keys, queries, roundoff
+from pyrovae.mixture.kernel.scalar_product import constants, differences, keys, queries
 
 #: What evaluation may add to the error of float64 brute force, in nats, by the dtype of the result.
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-9}

@@ -11,7 +11,8 @@ from torch import Tensor
 from pyrovae.mixture.families import convert, take
 from pyrovae.mixture.kernel import torch_transforms
 from pyrovae.mixture.kernel.any_family import BLOCK_BYTES, Components
-from pyrovae.mixture.kernel.scalar_product import full_keys, roundoff
+from pyrovae.mixture.kernel.error_bound import roundoff
+from pyrovae.mixture.kernel.scalar_product import full_keys
 
 #: Numbers that one chunk of work may hold.
 CHUNK = 1 << 22

@@ -19,13 +19,13 @@ from pyrovae.mixture.kernel import torch_transforms
 from pyrovae.mixture.kernel.attention import shares
 from pyrovae.mixture.kernel.cache import leave_inference_mode
 from pyrovae.mixture.kernel.diagonal_normals import BLOCK, TOLERANCE, DiagonalNormals
+from pyrovae.mixture.kernel.error_bound import roundoff
 from pyrovae.mixture.kernel.first_order import forbid_second
 from pyrovae.mixture.kernel.scalar_product import (
     constants,
     differences,
     keys,
     queries,
-    roundoff,
     squared_length,
 )
 from pyrovae.mixture.kernel.search import evaluate, log_prob

@@ -1,4 +1,4 @@
-r"""The scores of diagonal normals as scalar products, and the bound on their rounding errors.
+r"""The scores of diagonal normals as scalar products.
 
 The log density of every component is a scalar product of a *query*, which depends on the point
 only, and a *key*, which depends on the component only:
@@ -6,14 +6,8 @@ only, and a *key*, which depends on the component only:
 .. math:: \log w_n N(z; μ_n, σ_n^2) = ⟨(z^2, z, 1), (-p_n/2, p_n μ_n, c_n)⟩, \qquad p_n = σ_n^{-2}
 
 so log Σ_n is the log-sum-exp of an attention layer and the softmax mean of the keys gives the
-score. The price of this *expanded* form is cancellation, which is bounded for every block of
-components and every query by
-
-.. math:: η = γ \sum_f |q_f| \max_n |k_{nf}|, \qquad γ = (F + 8) u
-
-(in any order of summation; u is the unit roundoff). An error η in a block changes the result by at
-most the block's share times (e^η - 1). Blocks for which that matters are evaluated again, first in
-float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not cancel.
+score. The price of this *expanded* form is cancellation, which ``error_bound.py`` bounds;
+`differences` has none.
 """
 
 from __future__ import annotations
@@ -106,8 +100,3 @@ def squared_length(vectors: Tensor) -> Tensor:
     if square.shape[-1] < SHORT:
         return square @ square.new_ones(square.shape[-1])
     return square.sum(-1)
-
-
-def roundoff(features: int, dtype: torch.dtype) -> float:
-    """γ: the relative error of a scalar product of rounded vectors, in any order of summation."""
-    return (features + 8) * torch.finfo(dtype).eps / 2

@@ -2,7 +2,7 @@ r"""Evaluate a large set of diagonal normals: search in float32, sum in float64.
 
 Codes are concentrated: at most points, most components contribute nothing. So the pass over all
 pairs of point and component takes no exponentials, only the largest score \hat m of every group of
-neighbouring components, in float32. With the error bound η of `scalar_product.py`, a group of M
+neighbouring components, in float32. With the error bound η of `error_bound.py`, a group of M
 components contributes at most M e^{\hat m + η} to the density and the best one at least
 e^{\hat m - η}. Groups whose bounds sum up to less than the tolerance are left out, and every other
 one is evaluated in float64, from differences where even that cancels.
@@ -28,8 +28,8 @@ from pyrovae.mixture.kernel.diagonal_normals import (
     TOLERANCE,
     DiagonalNormals,
 )
+from pyrovae.mixture.kernel.error_bound import roundoff
 from pyrovae.mixture.kernel.group_sums import Moments, Sum, best_of_pairs, evaluate_pairs
-from pyrovae.mixture.kernel.scalar_product import roundoff
 
 #: Scores in memory at once, on a CPU (they fit its cache) and elsewhere.
 TILE, LARGE_TILE = 1 << 17, 1 << 25
