@@ -1,7 +1,8 @@
 """Stochastic variational inference on any Pyro pair.
 
 ``fit`` trains on minibatches, with early stopping and with checkpoints from which a killed run
-resumes as if it had never stopped. The pair is trained in place, both its modules and its
+resumes as if it had never stopped, and with the mean of the parameters over all steps of some
+more epochs if asked. The pair is trained in place, both its modules and its
 parameters in Pyro's store. Start with ``fit.py``; ``loop.py`` has the epochs and steps.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,14 @@ class Checkpoint:
         state: parameters and buffers after that epoch.
         probe: type of the device, and the objective of fixed rows and draws at that state.
         optimizer: the optimizer's ``state_dict()``.
-        best_epoch: epoch with the best validation ELBO so far; the last one without validation.
+        best_epoch: epoch with the best validation ELBO before averaging; the last one of these
+            without validation.
         best: parameters and buffers after the best epoch; empty without validation.
         history: a list of numbers for each column.
+        averaged_epochs: number of finished epochs that are averaged over, the last ones.
+        averaged_steps: number of their steps.
+        mean: mean parameters over these, with their buffers; empty before.
+        lr_factors: factor on the learning rates in each epoch before averaging; empty if all are 1.
     """
 
     fingerprint: dict[str, str]
@@ -40,6 +45,10 @@ class Checkpoint:
     best_epoch: int
     best: dict[str, Tensor]
     history: dict[str, list[float]]
+    averaged_epochs: int = 0
+    averaged_steps: int = 0
+    mean: dict[str, Tensor] = field(default_factory=dict)
+    lr_factors: list[float] = field(default_factory=list)
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,8 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     kl_warmup: int = 0,
     clip_norm: float | None = None,
     patience: int | None = None,
+    average: int = 0,
+    lr_schedule: Callable[[int], float] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     checkpoint: str | Path | None = None,
@@ -63,6 +67,9 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     progress: bool | None = None,
 ) -> Fit:
     """Train a Pyro pair by maximising the mean of an objective, the ELBO, per datum.
+
+    A step is one update of all parameters, by the gradient of one minibatch; an epoch is one pass
+    over the data, ⌈N / batch_size⌉ steps.
 
     The pair is trained in place, both its modules and its parameters in Pyro's store; trained are
     the parameters that it uses on the first batch. Torch's random state, the train/eval modes and
@@ -91,12 +98,24 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         clip_norm: bound on the norm of the gradient; by default it is not clipped.
         patience: stop after so many epochs without a better validation ELBO, counted after the
             warm-up.
+        average: epochs to train on after that, over all of whose steps the parameters are averaged:
+            θ̄ = 1/T Σ_t θ_t (Polyak & Juditsky 1992; Izmailov et al. 2018). They begin at the best
+            epoch's parameters, the last one's without ``validation``, with a new optimizer. Then
+            the pair has θ̄; if its validation ELBO is below that of the best epoch, it has the best
+            epoch's parameters again, and the result says so. Parameters with a constraint are
+            averaged where they have none, positive ones by their logarithms. If buffers change in
+            training, such as BatchNorm's running statistics, another pass over the data without
+            steps brings them up to date with θ̄ in each of these epochs; BatchNorm's begin anew.
+        lr_schedule: factor on the learning rates of the optimizer in an epoch, as a function of the
+            epoch's number 1, …, ``epochs``; all steps of an epoch have the same. In the epochs of
+            ``average`` it stays as it was in the best epoch. ``lambda epoch: 0.99**epoch``, say.
         seed: fixes all random choices: initial values drawn by the pair, shuffling, latent draws.
         device: where to train; by default where the pair's parameters are.
         checkpoint: file to write after each epoch. A ``Dataset`` or ``DataLoader`` is read once
             more for it, as the file holds a digest of the data.
-        resume: go on from ``checkpoint`` if it exists; ``epochs`` may be larger than it was. With
-            other data, other settings or another pair this is refused.
+        resume: go on from ``checkpoint`` if it exists; ``average`` may be larger than it was, and
+            before the first epoch of it ``epochs``, too. With other data, other settings or another
+            pair this is refused.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
@@ -115,7 +134,13 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     """
     check_seed(seed)
     settings = Settings(
-        epochs=epochs, kl_warmup=kl_warmup, clip_norm=clip_norm, patience=patience, seed=seed
+        epochs=epochs,
+        kl_warmup=kl_warmup,
+        clip_norm=clip_norm,
+        patience=patience,
+        seed=seed,
+        average=average,
+        lr_factors=_factors(lr_schedule, epochs),
     )
     if patience is not None and validation is None:
         raise InputError("expected validation data for patience; got none. Pass validation=.")
@@ -134,7 +159,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         trainer = Trainer(
             evaluator=evaluator,
             trainable=trainable,
-            optimizer=make_optimizer(factory, trainable.parameters.values()),
+            new_optimizer=partial(make_optimizer, factory, trainable.parameters.values()),
             train=rows,
             validation=held_out,
             settings=settings,
@@ -145,7 +170,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             trainer.begin(path)
         steps = len(rows)
         with progress_bar(
-            "epoch 1", steps * epochs, done=steps * trainer.epoch, progress=progress
+            "epoch 1", steps * (epochs + average), done=steps * trainer.epoch, progress=progress
         ) as bar:
             return trainer.run(bar, path)
 
@@ -181,6 +206,34 @@ def _set_up(
         evaluator.device = device
         trainable.to(evaluator.device)
     return trainable, in_order
+
+
+def _factors(schedule: Callable[[int], float] | None, epochs: int) -> tuple[float, ...]:
+    """The factor of each epoch; none without a schedule.
+
+    Raises:
+        InputError: unless all of them are finite numbers ≥ 0.
+    """
+    if schedule is None:
+        return ()
+    if not callable(schedule):
+        raise InputError(
+            "expected a function of the epoch's number as lr_schedule; got "
+            f"{type(schedule).__name__}. Pass lr_schedule=lambda epoch: 0.99**epoch, say."
+        )
+    factors = []
+    for epoch in range(1, epochs + 1):
+        factor = schedule(epoch)
+        try:
+            factors.append(float(factor))
+        except (TypeError, ValueError):
+            factors.append(math.nan)
+        if not 0 <= factors[-1] < math.inf:
+            raise InputError(
+                "expected a finite factor ≥ 0 from lr_schedule for each epoch; got "
+                f"{factor!r} for epoch {epoch}. Correct the function."
+            )
+    return tuple(factors)
 
 
 def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None:

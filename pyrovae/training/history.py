@@ -22,21 +22,26 @@ class History(Result):
         train: mean objective over the epoch's training batches, with the epoch's KL weight and
             with parameters that change from step to step, shape ``(E,)``.
         validation: ELBO of the validation data after the epoch, with KL weight 1 and the same
-            draws each time, shape ``(E,)``; NaN without validation data.
+            draws each time, shape ``(E,)``; NaN without validation data. In the last
+            ``averaged_epochs`` it is that of the mean parameters over all their steps so far.
         kl_weight: weight on the latent sites' terms, shape ``(E,)``.
         seconds: wall-clock time of the epoch, shape ``(E,)``; the only entry that differs if the
             run is repeated.
+        averaged_epochs: number of epochs, the last ones, over whose steps the parameters were
+            averaged.
     """
 
     train: NDArray[np.float64]
     validation: NDArray[np.float64]
     kl_weight: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    averaged_epochs: int = 0
 
     @classmethod
-    def from_lists(cls, lists: dict[str, list[float]]) -> History:
+    def from_lists(cls, lists: dict[str, list[float]], averaged_epochs: int = 0) -> History:
         """A history from a list of numbers for each column."""
-        return cls(**{name: np.asarray(values, dtype=np.float64) for name, values in lists.items()})
+        arrays = {name: np.asarray(values, dtype=np.float64) for name, values in lists.items()}
+        return cls(**arrays, averaged_epochs=averaged_epochs)
 
     @property
     def epoch(self) -> NDArray[np.int64]:
@@ -52,9 +57,13 @@ class History(Result):
         return len(self.train)
 
     def to_dict(self) -> dict[str, Any]:
-        """Columns by name, the epoch's number first; ``pandas.DataFrame`` takes it."""
+        """Columns by name, the epoch's number first; ``pandas.DataFrame`` takes it.
+
+        ``averaged_epochs`` counts the epochs in the mean that ``validation`` is of; 0 if of none.
+        """
         columns = ("epoch", "train", "validation", "kl_weight", "seconds")
-        return {name: getattr(self, name) for name in columns}
+        counts = np.maximum(self.epoch - (len(self) - self.averaged_epochs), 0)
+        return {**{name: getattr(self, name) for name in columns}, "averaged_epochs": counts}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,7 +73,10 @@ class Fit(Result):
     Args:
         history: one entry for each epoch.
         best_epoch: the epoch, counted from 1, whose parameters the pair now has: the one with the
-            best validation ELBO, or the last one without validation data.
+            best validation ELBO, or the last one without validation data. If parameters were
+            averaged, it is the last one, and they are the mean over all steps of the last
+            ``history.averaged_epochs``, unless the validation ELBO of that mean is below the best
+            epoch's before; see ``averaged``.
         stopped: ``"epochs"`` if all epochs were run, ``"patience"`` if validation had stalled.
         seed: the seed that reproduces the run.
     """
@@ -86,8 +98,13 @@ class Fit(Result):
 
     @property
     def epochs(self) -> int:
-        """Number of epochs run."""
+        """Number of epochs run, those that were averaged over among them."""
         return len(self.history)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the pair has mean parameters over the last ``history.averaged_epochs`` epochs."""
+        return self.history.averaged_epochs > 0 and self.best_epoch == self.epochs
 
     def __str__(self) -> str:
         ending = {
@@ -95,7 +112,15 @@ class Fit(Result):
             "patience": "stopped because validation no longer improved",
         }[self.stopped]
         validation = "" if np.isnan(self.validation) else f", validation ELBO {self.validation:.3f}"
+        more, mean = self.history.averaged_epochs, ""
+        if more:
+            mean = f", then averaged over {more} more"
+        kept = f"the mean over epochs {self.epochs - more + 1} to {self.epochs}"
+        if not self.averaged:
+            kept = f"epoch {self.best_epoch}"
+            if more:
+                kept += f", as that mean has validation ELBO {self.history.validation[-1]:.3f}"
         return (
-            f"{ending} ({self.epochs}); kept epoch {self.best_epoch}: training objective "
+            f"{ending} ({self.epochs - more}){mean}; kept {kept}: training objective "
             f"{self.train:.3f}{validation} {UNIT}"
         )

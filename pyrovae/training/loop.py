@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from pyrovae.pairs import PyroFunction
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded_everywhere
 from pyrovae.saving import check_room
+from pyrovae.training.averaging import EpochMean, merged, statistics_anew
 from pyrovae.training.checkpoint import Checkpoint, load, save
 from pyrovae.training.fingerprint import described, of_optimizer, of_pair
 from pyrovae.training.history import Fit, History, Stopped
@@ -66,9 +68,11 @@ class Settings:
     clip_norm: float | None
     patience: int | None
     seed: int
+    average: int = 0
+    lr_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("kl_warmup", 0), ("patience", 1)):
+        for name, least in (("epochs", 1), ("kl_warmup", 0), ("patience", 1), ("average", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"expected {name} ≥ {least}; got {value}. Choose a larger number.")
@@ -76,6 +80,11 @@ class Settings:
             raise InputError(
                 f"expected clip_norm > 0; got {self.clip_norm}. Pass None for no clipping."
             )
+
+    def stalled(self, epoch: int, best_epoch: int) -> bool:
+        """Whether validation has not improved for as many epochs as ``patience`` says."""
+        stale_epochs = epoch - max(best_epoch, self.kl_warmup)
+        return self.patience is not None and stale_epochs >= self.patience
 
     def kl_weight(self, epoch: int) -> float:
         """Weight on the latent sites in an epoch: epoch / kl_warmup, at most 1."""
@@ -151,7 +160,7 @@ class Trainer:
 
     evaluator: Evaluator
     trainable: Trainable
-    optimizer: torch.optim.Optimizer
+    new_optimizer: Callable[[], torch.optim.Optimizer]
     train: Batches
     validation: Batches | None
     settings: Settings
@@ -160,26 +169,91 @@ class Trainer:
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in _COLUMNS})
+    averaged_epochs: int = 0
+    averaged_steps: int = 0
+    mean: dict[str, Tensor] = field(default_factory=dict)
     known_names: set[str] = field(default_factory=lambda: set(pyro.get_param_store().keys()))
 
+    def __post_init__(self) -> None:
+        self.optimizer = self.new_optimizer()
+        if self.settings.lr_factors:
+            self.rates = rates_of(self.optimizer)
+
     def run(self, bar: Bar, path: Path | None) -> Fit:
-        """Train until the last epoch or until validation stalls; keep the best parameters."""
-        while not self._stalled() and self.epoch < self.settings.epochs:
-            start = time.perf_counter()
-            self.epoch += 1
-            with alone(), argument_checks(self.epoch == 1):
-                train = self._train_epoch(bar)
-                validation = self._validate()
-            self._note(train, validation, time.perf_counter() - start)
-            held_out = "" if math.isnan(validation) else f" · validation {validation:.2f}"
-            bar.update(f"epoch {self.epoch} · ELBO {train:.2f}{held_out}")
-            if path is not None:
-                save(self._checkpoint(), path)
+        """Train until the last epoch or until validation stalls, average, and keep the best."""
+        while not self._stalled() and self.epoch - self.averaged_epochs < self.settings.epochs:
+            self._run_epoch(self._train_and_validate, bar, path)
+        stopped: Stopped = "patience" if self._stalled() else "epochs"
+        while self.averaged_epochs < self.settings.average:
+            self._run_epoch(self._train_and_average, bar, path)
+        history = History.from_lists(self.columns, self.averaged_epochs)
+        return Fit(history, self._keep_best(), stopped, self.settings.seed)
+
+    def _run_epoch(
+        self, epoch: Callable[[Bar], tuple[float, float]], bar: Bar, path: Path | None
+    ) -> None:
+        start = time.perf_counter()
+        self.epoch += 1
+        with alone(), argument_checks(self.epoch == 1):
+            train, validation = epoch(bar)
+        self._note(train, validation, time.perf_counter() - start)
+        held_out = "" if math.isnan(validation) else f" · validation {validation:.2f}"
+        bar.update(f"epoch {self.epoch} · ELBO {train:.2f}{held_out}")
+        if path is not None:
+            save(self._checkpoint(), path)
+
+    def _train_and_validate(self, bar: Bar) -> tuple[float, float]:
+        self._set_rates(self.epoch)
+        return self._train_epoch(bar), self._validate()
+
+    def _train_and_average(self, bar: Bar) -> tuple[float, float]:
+        """One epoch more for the mean, which is validated; training goes on from the last step."""
+        trainable = self.trainable
+        if not self.averaged_epochs:
+            if self.validation is not None:
+                trainable.load(self.best)
+            self.optimizer = self.new_optimizer()  # what the old one knows is of a later epoch
+        self._set_rates(self.best_epoch)
+        before = {name: buffer.clone() for name, buffer in trainable.buffers.items()}
+        epoch = EpochMean(trainable.parameters)
+        train = self._train_epoch(bar, epoch.add)
+        last = trainable.state()
+        trainable.load(last | merged(self.mean, self.averaged_steps, epoch))
+        if not all(torch.equal(buffer, last[name]) for name, buffer in before.items()):
+            self._renew_buffers()
+        validation = self._validate()
+        self.averaged_epochs += 1
+        self.averaged_steps += epoch.steps
+        self.mean = trainable.state()
+        trainable.load(last)
+        return train, validation
+
+    def _renew_buffers(self) -> None:
+        """Bring the buffers up to date with the parameters by a pass without steps."""
+        draws = seeded_everywhere(self.settings.seed, "pass for the buffers", self.epoch)
+        self.trainable.train(True)
+        weight = self.settings.kl_weight(self.epoch)
+        with torch.no_grad(), draws, statistics_anew(self.trainable.modules):
+            batches = self.train.ordered() if self.in_order else self.train.shuffled()
+            for batch in self.evaluator.prepared(batches):
+                self._evaluate(batch, weight, 0)
+
+    def _keep_best(self) -> int:
+        """Give the pair the mean parameters or those of the best epoch; the epoch they are of."""
+        validation = self.columns["validation"]
+        if self.averaged_epochs and not validation[-1] < validation[self.best_epoch - 1]:
+            self.trainable.load(self.mean)
+            return self.epoch
         if self.validation is not None:
             self.trainable.load(self.best)
-        stopped: Stopped = "patience" if self._stalled() else "epochs"
-        history = History.from_lists(self.columns)
-        return Fit(history, self.best_epoch, stopped, self.settings.seed)
+        return self.best_epoch
+
+    def _set_rates(self, epoch: int) -> None:
+        """Give every group of the optimizer its learning rate times the factor of an epoch."""
+        if self.settings.lr_factors:
+            factor = self.settings.lr_factors[epoch - 1]
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
 
     def begin(self, path: Path) -> None:
         """Check that checkpoints can be written to ``path``, and resume from one that is there.
@@ -204,23 +278,50 @@ class Trainer:
             for tensor in group["params"]
             if "betas" in group
         )
-        return state_bytes * (1 if self.validation is None else 2) + moment_bytes
+        copies = 1 + (self.validation is not None) + (self.settings.average > 0)
+        return state_bytes * copies + moment_bytes
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.epoch > self.settings.epochs:
+        done = checkpoint.epoch - checkpoint.averaged_epochs
+        for name, least in (("epochs", done), ("average", checkpoint.averaged_epochs)):
+            value = getattr(self.settings, name)
+            if value < least:
+                raise InputError(
+                    f"expected {name} ≥ {least}, as many as the checkpoint has; got {value}. "
+                    f"Raise {name}, or name another checkpoint."
+                )
+        stalled = self.settings.stalled(done, checkpoint.best_epoch)
+        if checkpoint.averaged_epochs and not stalled and self.settings.epochs > done:
             raise InputError(
-                f"expected epochs ≥ {checkpoint.epoch}, as many as the checkpoint has; got "
-                f"{self.settings.epochs}. Raise epochs, or name another checkpoint."
+                f"expected epochs={done}, as before the average that the checkpoint has begun; got "
+                f"{self.settings.epochs}. Leave epochs as it was, or train anew into another file."
             )
+        self._check_factors(checkpoint.lr_factors or [1.0] * done)
         self.trainable.load(checkpoint.state)
         self._check_probe(*checkpoint.probe)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.epoch, self.best_epoch = checkpoint.epoch, checkpoint.best_epoch
         self.best, self.columns = checkpoint.best, checkpoint.history
+        self.averaged_epochs, self.mean = checkpoint.averaged_epochs, checkpoint.mean
+        self.averaged_steps = checkpoint.averaged_steps
+
+    def _check_factors(self, before: list[float]) -> None:
+        """Raise if an epoch that is done had another learning rate than it would have now."""
+        now = self.settings.lr_factors[: len(before)] or (1.0,) * len(before)
+        for epoch, (factor, former) in enumerate(zip(now, before, strict=True), 1):
+            if factor != former:
+                raise InputError(
+                    "expected the lr_schedule that the checkpoint was written with; got the factor "
+                    f"{factor:.6g} for epoch {epoch} where it was {former:.6g}. Resume with the "
+                    "same one, or train anew into another file or folder."
+                )
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """What a resumed run must share with the interrupted one; only ``epochs`` may grow."""
+        """What a resumed run must share with the interrupted one, beside the schedule.
+
+        Only ``epochs`` and ``average`` may grow.
+        """
         settings, evaluator = self.settings, self.evaluator
         return {
             "seed": str(settings.seed),
@@ -235,7 +336,7 @@ class Trainer:
             **of_pair(self.trainable),
         }
 
-    def _train_epoch(self, bar: Bar) -> float:
+    def _train_epoch(self, bar: Bar, after_step: Callable[[], None] | None = None) -> float:
         self.trainable.train(True)
         weight = self.settings.kl_weight(self.epoch)
         total, count = 0.0, 0
@@ -244,6 +345,8 @@ class Trainer:
             for step, batch in enumerate(self.evaluator.prepared(batches), 1):
                 total += self._step(batch, weight, step) * row_count(batch)
                 count += row_count(batch)
+                if after_step is not None:
+                    after_step()
                 bar.tick()
         late_names = set(pyro.get_param_store().keys()) - self.known_names
         if late_names:
@@ -304,15 +407,15 @@ class Trainer:
         weight = self.settings.kl_weight(self.epoch)
         for name, value in zip(_COLUMNS, (train, validation, weight, seconds), strict=True):
             self.columns[name].append(value)
+        if self.averaged_epochs:
+            return  # the mean is judged when it is whole
         if self.validation is None:
             self.best_epoch = self.epoch
         elif self.epoch == 1 or validation > self.columns["validation"][self.best_epoch - 1]:
             self.best_epoch, self.best = self.epoch, self.trainable.state()
 
     def _stalled(self) -> bool:
-        patience = self.settings.patience
-        stale_epochs = self.epoch - max(self.best_epoch, self.settings.kl_warmup)
-        return patience is not None and stale_epochs >= patience
+        return self.settings.stalled(self.epoch - self.averaged_epochs, self.best_epoch)
 
     def _checkpoint(self) -> Checkpoint:
         probe = self._probe()
@@ -325,6 +428,10 @@ class Trainer:
             best_epoch=self.best_epoch,
             best=self.best,
             history=self.columns,
+            averaged_epochs=self.averaged_epochs,
+            averaged_steps=self.averaged_steps,
+            mean=self.mean,
+            lr_factors=list(self.settings.lr_factors[: self.epoch - self.averaged_epochs]),
         )
 
     @cached_property
@@ -353,6 +460,20 @@ class Trainer:
                 f"got {now:.6g} nats per datum at its parameters where it was {before:.6g}. Resume "
                 "with the same ones, or train anew into another file or folder."
             )
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The learning rate of every group.
+
+    Raises:
+        InputError: if a group has none.
+    """
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise InputError(
+            f"expected an optimizer with a learning rate for lr_schedule; got "
+            f"{type(optimizer).__name__}, which has none. Leave lr_schedule out."
+        )
+    return [copy(group["lr"]) for group in optimizer.param_groups]  # it may be a tensor
 
 
 def argument_checks(on: bool) -> AbstractContextManager[object]:

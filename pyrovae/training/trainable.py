@@ -75,13 +75,17 @@ class Trainable:
         for module in self.modules:
             module.train(mode)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        buffers = {
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers of the modules by name, themselves and not copies."""
+        return {
             f"{i}.{name}": buffer
             for i, module in enumerate(self.modules)
             for name, buffer in module.named_buffers()
         }
-        return self.parameters | buffers
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.parameters | self.buffers
 
 
 @dataclass(frozen=True)

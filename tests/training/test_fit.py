@@ -466,7 +466,7 @@ def test_history_has_one_number_an_epoch() -> None:
     history = train_plain(epochs=3).history
     assert history.unit == "nats per datum"
     assert {name: len(column) for name, column in history.to_dict().items()} == dict.fromkeys(
-        ("epoch", "train", "validation", "kl_weight", "seconds"), 3
+        ("epoch", "train", "validation", "kl_weight", "seconds", "averaged_epochs"), 3
     )
     assert np.isnan(history.validation).all()
     assert (history.seconds > 0).all()
