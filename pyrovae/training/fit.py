@@ -165,14 +165,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             settings=settings,
             in_order=in_order,
         )
-    with trainable.modes_restored():
-        if path is not None:
-            trainer.begin(path)
-        steps = len(rows)
-        with progress_bar(
-            "epoch 1", steps * (epochs + average), done=steps * trainer.epoch, progress=progress
-        ) as bar:
-            return trainer.run(bar, path)
+    return _run(trainer, path, progress)
 
 
 def _set_up(
@@ -206,6 +199,17 @@ def _set_up(
         evaluator.device = device
         trainable.to(evaluator.device)
     return trainable, in_order
+
+
+def _run(trainer: Trainer, path: Path | None, progress: bool | None) -> Fit:
+    """Train, from a checkpoint if there is one, and leave the modes as they were."""
+    settings, steps = trainer.settings, len(trainer.train)
+    with trainer.trainable.modes_restored():
+        if path is not None:
+            trainer.begin(path)
+        total = steps * (settings.epochs + settings.average)
+        with progress_bar("epoch 1", total, done=steps * trainer.epoch, progress=progress) as bar:
+            return trainer.run(bar, path)
 
 
 def _factors(schedule: Callable[[int], float] | None, epochs: int) -> tuple[float, ...]:

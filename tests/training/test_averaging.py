@@ -262,8 +262,8 @@ def assert_same(first: tuple[Fit, list[Tensor]], second: tuple[Fit, list[Tensor]
 
 
 @pytest.mark.float32
-# The first call is a check. An epoch has 3 for its steps, 2 for validation and 1 for its checkpoint,
-# and 3 in between, for the buffers, if it is averaged over.
+# The first call is a check. An epoch has 3 for its steps, 2 for validation, 1 for its checkpoint,
+# and 3 between the first of these, for the buffers, if it is averaged over.
 @pytest.mark.parametrize("call", [9, 17, 19, 22, 24, 26, 35])
 def test_a_run_stopped_anywhere_in_the_average_resumes_to_the_same_end(
     tmp_path: Path, call: int
