@@ -8,12 +8,14 @@ takes any pair. Start with ``vae.py``.
 from pyrovae.models.discretized_logistic import DiscretizedLogistic, bits_per_dimension
 from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
-from pyrovae.models.likelihoods import NormalDecoder, binarise
+from pyrovae.models.likelihoods import BernoulliDecoder, NormalDecoder, binarise
 from pyrovae.models.networks import (
+    GatedLinear,
     LogCounts,
     Standardize,
     conv_decoder,
     conv_encoder,
+    gated_mlp,
     mlp,
     mlp_decoder,
     mlp_encoder,
@@ -23,11 +25,13 @@ from pyrovae.models.vae import VAE
 
 __all__ = [
     "VAE",
+    "BernoulliDecoder",
     "Bounds",
     "Branches",
     "DiscretizedLogistic",
     "ExemplarPrior",
     "FlowPrior",
+    "GatedLinear",
     "GaussianMixture",
     "HierarchicalVAE",
     "LogCounts",
@@ -39,6 +43,7 @@ __all__ = [
     "bits_per_dimension",
     "conv_decoder",
     "conv_encoder",
+    "gated_mlp",
     "mlp",
     "mlp_decoder",
     "mlp_encoder",

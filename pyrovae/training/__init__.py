@@ -6,7 +6,7 @@ more epochs if asked. The pair is trained in place, both its modules and its
 parameters in Pyro's store. Start with ``fit.py``; ``loop.py`` has the epochs and steps.
 """
 
-from pyrovae.training.checks import check_device
+from pyrovae.training.checks import OptimizerFactory, check_device
 from pyrovae.training.fit import adam, fit
 from pyrovae.training.history import Fit, History
 from pyrovae.training.objectives import elbo
@@ -14,6 +14,7 @@ from pyrovae.training.objectives import elbo
 __all__ = [
     "Fit",
     "History",
+    "OptimizerFactory",
     "adam",
     "check_device",
     "elbo",
