@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from studies.vampprior import results
-from studies.vampprior.networks import AveragedAdam
-from studies.vampprior.rows import Row, error_of_part, over_all
+from studies.vampprior.data import SOURCES
+from studies.vampprior.rows import Row, Settings, error_of_part, over_all, train
 from studies.vampprior.table import render
 
 ROOT = Path(__file__).parents[1]
@@ -67,18 +70,28 @@ def test_a_row_that_there_is_not_is_said_to_be_none(text: str) -> None:
         Row.parse(text)
 
 
-def test_averaged_weights_are_the_mean_over_steps_of_an_interrupted_run_too() -> None:
-    weights = torch.zeros(3, requires_grad=True)
-    optimizer = AveragedAdam([weights], lr=0.1)
-    seen = []
-    for step in range(10):
-        if step == 5:
-            state = optimizer.state_dict()
-            optimizer = AveragedAdam([weights], lr=0.1)
-            optimizer.load_state_dict(state)
-        optimizer.zero_grad()
-        (weights - torch.tensor([1.0, -2.0, 0.2])).square().sum().backward()
-        optimizer.step()
-        seen.append(weights.detach().clone())
-    optimizer.average()
-    torch.testing.assert_close(weights.detach(), torch.stack(seen).mean(0))
+@pytest.mark.float32
+def test_an_averaged_row_goes_on_from_the_plain_one_and_leaves_it(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = {"x_train": 30, "x_val": 10, "x_test": 5}
+    images = {name: torch.rand(n, 3, 4, generator=generator).round() for name, n in rows.items()}
+    np.savez(tmp_path / SOURCES["caltech"].file, **{n: x.numpy() for n, x in images.items()})
+    row = Row.parse("caltech:1:standard:0:1e-4")
+    plain = Settings(tmp_path, tmp_path / "models", epochs=2, warmup=0)
+    averaged = replace(plain, average=3)
+    pair, fits, _ = train(row, averaged)
+    assert [fit.epochs for fit in fits] == [2, 5]
+    assert [fit.history.averaged_epochs for fit in fits] == [0, 3]
+    assert fits[1].averaged
+    before = fits[0].history.train
+    np.testing.assert_array_equal(fits[1].history.train[:2], before)
+    again, (plain_fit,), _ = train(row, plain)
+    np.testing.assert_array_equal(plain_fit.history.train, before)
+    assert not same_weights(pair, again)
+    again, _, _ = train(row, averaged)
+    assert same_weights(pair, again)
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)

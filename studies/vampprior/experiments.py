@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.estimates import Estimate, mean_estimate
-from pyrovae.training.fit import adam
+from pyrovae.estimates import mean_estimate
 from studies.vampprior.rows import Row, Settings, by_annealing, products, train
 
 DRAWS = 100  # for each of all test images, where the first ones have more or are annealed
@@ -31,7 +30,7 @@ def both_ways(row: Row, settings: Settings) -> tuple[dict[str, Tensor], Tensor]:
     return first, _by_importance(row, replace(settings, draws=DRAWS), pair, images.test)
 
 
-def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
+def refit(row: Row, settings: Settings, epochs: int) -> pv.Estimate:
     """What log p(x) gains when the encoder alone is trained on, with images drawn from the model.
 
     Decoder and p(z) stay what they are, a VampPrior too, and so does the model: what importance
@@ -52,7 +51,7 @@ def refit(row: Row, settings: Settings, epochs: int) -> Estimate:
             pair.guide,
             images.train,
             epochs=epochs,
-            optimizer=adam(lr=1e-4),
+            optimizer=pv.adam(lr=1e-4),
             transform=lambda batch, _: drawn(batch),
             seed=row.seed,
         )

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.evidence import BLOCK
-from pyrovae.models import DiscretizedLogistic, Standardize
-from pyrovae.models.likelihoods import BernoulliDecoder
-from pyrovae.models.networks import GatedLinear, gated_mlp
+from pyrovae.models import (
+    BernoulliDecoder,
+    DiscretizedLogistic,
+    GatedLinear,
+    Standardize,
+    gated_mlp,
+)
 
 HIDDEN, LATENT, PSEUDO_INPUTS = 300, 40, 500
 INITIAL = {"he": nn.init.kaiming_normal_, "glorot": nn.init.xavier_normal_}
@@ -73,23 +77,6 @@ class NormalizedAdam(torch.optim.Adam):
                 if parameter.grad is not None:
                     parameter.grad /= parameter.grad.norm() + 1e-10
         super().step()
-
-
-class AveragedAdam(NormalizedAdam):
-    """The same, with the mean of each parameter over all steps in its state."""
-
-    @torch.no_grad()
-    def step(self, closure: object = None) -> None:
-        super().step()
-        for parameter, state in self.state.items():
-            mean = state.setdefault("mean", torch.zeros_like(parameter))
-            mean.lerp_(parameter, 1 / state["step"])
-
-    @torch.no_grad()
-    def average(self) -> None:
-        """Give each parameter its mean."""
-        for parameter, state in self.state.items():
-            parameter.copy_(state["mean"])
 
 
 def build(

@@ -6,8 +6,9 @@ import argparse
 import math
 import os
 import platform
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,13 +21,11 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.estimates import Estimate, mean_estimate
-from pyrovae.evidence import Evidence, compare_priors
-from pyrovae.evidence.result import UNRELIABLE
+from pyrovae.estimates import mean_estimate
+from pyrovae.evidence import compare_priors
 from pyrovae.pairs import Pair, measuring
-from pyrovae.training.fit import OptimizerFactory
 from studies.vampprior.data import SOURCES, Images, load
-from studies.vampprior.networks import INITIAL, LATENT, AveragedAdam, NormalizedAdam, build
+from studies.vampprior.networks import INITIAL, LATENT, NormalizedAdam, build
 from studies.vampprior.results import CANDIDATE, PRIORS, Result, find
 
 TRAINED_WITH = "standard", "vamp", "vamp-random"
@@ -96,7 +95,8 @@ class Settings:
         data: folder with the data sets.
         checkpoints: folder for models, from which a row is resumed.
         epochs, warmup: passes over the data at most, and those of the KL warm-up.
-        average: passes after these, from the best epoch, over whose steps weights are averaged.
+        average: passes after these, from the best epoch, over whose steps weights are averaged;
+            that takes out the noise of the steps (Polyak & Juditsky 1992).
         draws: importance draws for each test image.
         test: test images that have so many draws, the others having ``FEW``; all if not given.
         annealed, temperatures: test images on which annealing, in so many steps, checks importance
@@ -123,6 +123,10 @@ class Settings:
         short = "" if self.epochs == Settings.epochs else f"-{self.epochs}epochs"
         averaged = f"-averaged{self.average}" if self.average else ""
         return f"{row.data}-{row.layers}-{row.prior}-{row.seed}{rate}{weights}{short}{averaged}"
+
+    def checkpoint(self, row: Row) -> Path:
+        """The file of a row's model."""
+        return self.checkpoints / f"{self.model(row)}.pt"
 
     def key(self, row: Row) -> Result:
         """What tells a row apart from others in the table, but for how many images it is of."""
@@ -153,7 +157,11 @@ Trained = tuple[pv.VAE | pv.HierarchicalVAE, list[pv.Fit], Images]
 
 
 def train(row: Row, settings: Settings) -> Trained:
-    """Train a row's model by the paper's protocol, or go on with it."""
+    """Train a row's model by the paper's protocol, or go on with it.
+
+    Returns:
+        the model, how its training went, before the average and with it, and the images.
+    """
     torch.manual_seed(row.seed)
     images, source = load(row.data, settings.data), SOURCES[row.data]
     pair = build(
@@ -166,61 +174,35 @@ def train(row: Row, settings: Settings) -> Trained:
         seed=row.seed,
     )
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
-    fits = [
-        _fit(
-            row,
-            replace(settings, average=0),
-            pair,
-            images,
-            partial(NormalizedAdam, lr=float(row.rate)),
-            epochs=settings.epochs,
-            kl_warmup=settings.warmup,
-            patience=50,
-        )
-    ]
+    plain = replace(settings, average=0)
+    fits = [_fit(row, plain, pair, images)]
     if settings.average:
-        fits.append(_average(row, settings, pair, images))
+        # The plain model keeps its checkpoint, for averages over other numbers of epochs.
+        averaged = settings.checkpoint(row)
+        if not averaged.exists():
+            partly = averaged.with_suffix(".part")
+            shutil.copyfile(plain.checkpoint(row), partly)
+            partly.replace(averaged)
+        fits.append(_fit(row, settings, pair, images))
     return pair, fits, images
 
 
-def _average(
-    row: Row, settings: Settings, pair: pv.VAE | pv.HierarchicalVAE, images: Images
-) -> pv.Fit:
-    """Train a model on from its best epoch, and leave it with the mean of its weights over that.
-
-    Polyak & Juditsky (1992), Izmailov et al. (2018): it takes out the noise of the steps.
-    """
-    made = []
-
-    def optimizer(parameters: Iterable[Tensor]) -> AveragedAdam:
-        made.append(AveragedAdam(parameters, lr=float(row.rate)))
-        return made[-1]
-
-    fitted = _fit(row, settings, pair, images, optimizer, epochs=settings.average)
-    made[0].average()
-    return fitted
-
-
-def _fit(
-    row: Row,
-    settings: Settings,
-    pair: pv.VAE | pv.HierarchicalVAE,
-    images: Images,
-    optimizer: OptimizerFactory,
-    **options: Any,
-) -> pv.Fit:
+def _fit(row: Row, settings: Settings, pair: pv.VAE | pv.HierarchicalVAE, images: Images) -> pv.Fit:
     with products(settings.matmul):
         return pv.fit(
             pair.model,
             pair.guide,
             images.train,
             validation=images.validation,
-            optimizer=optimizer,
+            epochs=settings.epochs,
+            optimizer=partial(NormalizedAdam, lr=float(row.rate)),
             transform=images.transform,
+            kl_warmup=settings.warmup,
+            patience=50,
+            average=settings.average,
             seed=row.seed,
-            checkpoint=settings.checkpoints / f"{settings.model(row)}.pt",
+            checkpoint=settings.checkpoint(row),
             resume=True,
-            **options,
         )
 
 
@@ -265,7 +247,7 @@ def run(row: Row, settings: Settings) -> Result:
         "draws": settings.draws,
         **_of_evidence(many, few),
         **_annealed(row, settings, pair, test[: settings.annealed], priors, many),
-        "training_seconds": sum(float(fit.history.seconds.sum()) for fit in fits),
+        "training_seconds": float(fits[-1].history.seconds.sum()),
         "measuring_seconds": time.perf_counter() - started,
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads",
@@ -274,7 +256,7 @@ def run(row: Row, settings: Settings) -> Result:
     }
 
 
-def _of_evidence(many: dict[str, Evidence], few: dict[str, Evidence]) -> Result:
+def _of_evidence(many: dict[str, pv.Evidence], few: dict[str, pv.Evidence]) -> Result:
     """log p(x) under each prior by many draws for some images and few for all, by column."""
     values = {name: (many[name].values, few[name].values) for name in PRIORS}
     of: Result = _columns({f"log_p_{name}": over_all(*both) for name, both in values.items()})
@@ -284,11 +266,11 @@ def _of_evidence(many: dict[str, Evidence], few: dict[str, Evidence]) -> Result:
     for name, result in many.items():
         of[f"error_if_images_are_given_{name}"] = error_of_part(*values[name])
         of[f"error_of_draws_{name}"] = float(result.standard_error.norm() / len(result.values))
-        of[f"share_k_above_0.7_{name}"] = float((result.pareto_k > UNRELIABLE).double().mean())
+        of[f"share_k_above_0.7_{name}"] = float((result.pareto_k > 0.7).double().mean())
     return of
 
 
-def _columns(estimates: dict[str, Estimate], error: str = "_error") -> Result:
+def _columns(estimates: dict[str, pv.Estimate], error: str = "_error") -> Result:
     """Values and standard errors, each in a column of its own."""
     of: Result = {}
     for name, estimate in estimates.items():
@@ -296,7 +278,7 @@ def _columns(estimates: dict[str, Estimate], error: str = "_error") -> Result:
     return of
 
 
-def over_all(many: Tensor, few: Tensor) -> Estimate:
+def over_all(many: Tensor, few: Tensor) -> pv.Estimate:
     """The mean over all test images, by few draws for each and many for the first ones.
 
     Double sampling (Cochran 1977, ch. 12): images differ much more in log p(x) than in what many
@@ -308,7 +290,7 @@ def over_all(many: Tensor, few: Tensor) -> Estimate:
     """
     value = float(few.mean() + (many - few[: len(many)]).mean())
     error = math.hypot(float(many.std()) / math.sqrt(len(few)), error_of_part(many, few))
-    return Estimate(value, error, len(few), "data")
+    return pv.Estimate(value, error, len(few), "data")
 
 
 def error_of_part(many: Tensor, few: Tensor) -> float:
@@ -329,7 +311,7 @@ def _annealed(
     pair: pv.VAE | pv.HierarchicalVAE,
     x: Tensor,
     priors: dict[str, Any],
-    found: dict[str, Evidence],
+    found: dict[str, pv.Evidence],
 ) -> Result:
     """What annealing finds above importance sampling, on the same images, by column."""
     if not len(x):
@@ -344,7 +326,7 @@ def _annealed(
 
 def by_annealing(
     row: Row, settings: Settings, pair: pv.VAE | pv.HierarchicalVAE, x: Tensor
-) -> Evidence:
+) -> pv.Evidence:
     """log p(x) of each image by annealing, over all latent layers at once."""
     return pv.log_evidence(
         pair.model,
