@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.errors import InputError
 from pyrovae.training import Fit, adam, fit
@@ -165,6 +165,35 @@ def test_batch_norm_has_the_statistics_of_the_mean() -> None:
     torch.testing.assert_close(norm.running_mean, first(pairs.data()).mean(0).detach())
     assert (norm.momentum, decoder.layers[1].momentum) == (0.3, 0.1)
     assert int(norm.num_batches_tracked) == 3
+
+
+class Remembering(nn.Module):
+    """A layer that keeps a number made of its weights whenever it is called in training."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, pairs.COLUMNS)
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.training:
+            self.total = self.linear.weight.detach().sum()
+        return self.linear(z)
+
+
+def test_any_buffer_that_training_changes_is_that_of_the_mean() -> None:
+    decoder = Remembering()
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    fit(model, pairs.plain().guide, pairs.data(), epochs=1, average=2, optimizer=adam(1e-2))
+    assert torch.equal(decoder.total, decoder.linear.weight.detach().sum())
 
 
 def test_a_pass_that_fails_leaves_the_momentum_of_batch_norm() -> None:
