@@ -67,8 +67,7 @@ def main() -> None:
         default=0,
         metavar="EPOCHS",
         help="train each row's model on from its best epoch, and take the mean of its weights over "
-        "all steps of so many epochs, unless the best epoch has the better validation ELBO (default: "
-        "not)",
+        "all steps of so many epochs, unless that has a lower validation ELBO (default: not)",
     )
     parser.add_argument(
         "--matmul",
