@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property, partial
 from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
@@ -73,70 +74,74 @@ class _Walk:
                 value = waiting.pop()
                 if not isinstance(value, _LEAVES) and id(value) not in self.seen:
                     self.seen[id(value)] = value
-                    waiting.extend(reversed(list(self._next(value))))
+                    is_module = isinstance(value, nn.Module)
+                    led = self._of_instance(value) if is_module else self._next(value)
+                    waiting += reversed([*led])
 
-    def _next(self, value: Any) -> Iterator[Any]:
+    def _next(self, value: Any) -> Iterable[Any]:
         """What an object leads to directly."""
         match value:
             case FunctionType():
-                yield from self._of_function(value)
+                return self._of_function(value)
             case MethodType():
-                yield from (value.__self__, value.__func__)
+                return (value.__self__, value.__func__)
             case partial():
-                yield from (value.func, value.args, value.keywords)
+                return (value.func, value.args, value.keywords)
             case dict():
-                yield from value.values()
+                return value.values()
             case list() | tuple() | set() | frozenset() | deque():
-                yield from value
+                return value
             case staticmethod() | classmethod():
-                yield value.__func__
+                return (value.__func__,)
             case property():
-                yield value.fget
+                return (value.fget,)
             case cached_property():
-                yield value.func
+                return (value.func,)
             case weakref.ref():
-                yield value()
+                return (value(),)
             case type() | ModuleType():
                 name = value.__module__ if isinstance(value, type) else value.__name__
-                if not _is_library(name):
-                    self.partly.append(value)
-                    yield from getattr(value, "__bases__", ())
-            case _:
-                yield from self._of_instance(value)
+                if _is_library(name):
+                    return ()
+                self.partly.append(value)
+                return getattr(value, "__bases__", ())
+        return self._of_instance(value)
 
-    def _of_function(self, function: FunctionType) -> Iterator[Any]:
+    def _of_function(self, function: FunctionType) -> list[Any]:
+        led: list[Any] = []
         for cell in function.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # a name that has no value yet
-                continue
-        yield from vars(function).values()
-        yield from (function.__defaults__ or ())
-        yield from (function.__kwdefaults__ or {}).values()
+            with suppress(ValueError):  # a name that has no value yet
+                led.append(cell.cell_contents)
+        led += vars(function).values()
+        led += function.__defaults__ or ()
+        led += (function.__kwdefaults__ or {}).values()
         if _is_library(function.__module__):
-            return
+            return led
         names = dict.fromkeys(_names(function.__code__))
         self.names |= names
         for name in names:
             if name in function.__globals__:
-                yield function.__globals__[name]
+                led.append(function.__globals__[name])
             elif name in sys.modules:  # imported in the body
-                yield sys.modules[name]
+                led.append(sys.modules[name])
+        return led
 
-    def _of_instance(self, value: Any) -> Iterator[Any]:
+    def _of_instance(self, value: Any) -> list[Any]:
+        led: list[Any] = []
         is_module = isinstance(value, nn.Module)
         if is_module:
             self.modules[value] = None
-            yield from value._modules.values()
+            led += value._modules.values()
         root = type(value).__module__.partition(".")[0]
+        attributes = getattr(value, "__dict__", {})
         if root not in _FRAMEWORKS:
             self.partly.append(value)
-            yield type(value)
+            led.append(type(value))
         elif root != "torch" or not is_module:
-            attributes = getattr(value, "__dict__", {})
-            yield from (v for name, v in attributes.items() if name not in _MODULE_ATTRIBUTES)
-        if "__wrapped__" in getattr(value, "__dict__", ()):  # functools.lru_cache and the like
-            yield value.__wrapped__
+            led += [v for name, v in attributes.items() if name not in _MODULE_ATTRIBUTES]
+        if "__wrapped__" in attributes:  # functools.lru_cache and the like
+            led.append(value.__wrapped__)
+        return led
 
     def _named(self, owner: Any) -> Iterator[Any]:
         """The attributes of an object that some body names."""

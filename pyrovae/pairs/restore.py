@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -23,6 +24,7 @@ __all__ = [
     "check_parameters",
     "evaluating",
     "measuring",
+    "modules_in_reach",
     "modules_of",
 ]
 
@@ -30,7 +32,23 @@ _FLAGS = tuple(
     f"validate_{name}" for name in ("distributions_pyro", "distributions_torch", "infer", "poutine")
 )
 _CONTAINERS = (dict, list, set)
-_measured: ContextVar[tuple[PyroFunction, ...] | None] = ContextVar("measured", default=None)
+_FRAMEWORKS = ("torch", "pyrovae")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured just now.
+
+    Args:
+        functions: models and guides.
+        found: by the id of a function, the function with the networks in its reach.
+    """
+
+    functions: tuple[PyroFunction, ...] = ()
+    found: dict[int, tuple[PyroFunction, tuple[nn.Module, ...]]] = field(default_factory=dict)
+
+
+_measured: ContextVar[_Measured | None] = ContextVar("measured", default=None)
 
 
 @contextmanager
@@ -51,11 +69,13 @@ def measuring(*functions: PyroFunction) -> Iterator[None]:
     """
     with alone(), plain():
         outer = _measured.get()
-        new = [f for f in functions if not any(f is measured for measured in outer or ())]
-        modules = modules_of(*new)
+        around = outer or _Measured()
+        new = [f for f in functions if not any(f is measured for measured in around.functions)]
+        modules = modules_of(*new) if new else ()
         check_parameters(modules)
         before = AsFound(modules, store=outer is None)
-        token = _measured.set((*(outer or ()), *new))
+        found = around.found | {id(f): (f, modules) for f in new}
+        token = _measured.set(_Measured((*around.functions, *new), found))
         flags: Any = pyro.settings.context(**{name: pyro.settings.get(name) for name in _FLAGS})
         random_state = pyro.util.get_rng_state()
         try:
@@ -65,6 +85,16 @@ def measuring(*functions: PyroFunction) -> Iterator[None]:
             _measured.reset(token)
             pyro.util.set_rng_state(random_state)
             before.put_back()
+
+
+def modules_in_reach(function: PyroFunction) -> tuple[nn.Module, ...]:
+    """The networks that a function can run, looked for once within one `measuring`."""
+    measured = _measured.get()
+    if measured is None:
+        return modules_of(function)
+    if id(function) not in measured.found:
+        measured.found[id(function)] = (function, modules_of(function))
+    return measured.found[id(function)][1]
 
 
 def check_parameters(modules: Iterable[nn.Module]) -> None:
@@ -110,8 +140,10 @@ class AsFound:
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, store: bool = True) -> None:
-        stateful = dict.fromkeys(m for root in modules for m in root.modules() if _keeps_state(m))
-        self._modules = {module: _Attributes(module) for module in stateful}
+        every = dict.fromkeys(m for root in modules for m in root.modules())
+        # Runs may change the attributes of any but torch's own; ours do so on purpose.
+        kept = [m for m in every if type(m).__module__.partition(".")[0] not in _FRAMEWORKS]
+        self._modules = {module: _Attributes(module) for module in kept}
         self._store = pyro.get_param_store().get_state() if store else None
 
     @property
@@ -167,11 +199,6 @@ class _Attributes:
         for name in [n for n in attributes if n not in self.values and n != "training"]:
             del attributes[name]
         attributes.update(self.values)
-
-
-def _keeps_state(module: nn.Module) -> bool:
-    """Whether runs may change a module's attributes: not torch's own; ours do so on purpose."""
-    return type(module).__module__.partition(".")[0] not in ("torch", "pyrovae")
 
 
 def _same(before: Any, after: Any) -> bool:

@@ -25,7 +25,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import declared
 from pyrovae.pairs.masks import elements, redrawn, unmasked
-from pyrovae.pairs.restore import AsFound, PyroFunction, modules_of
+from pyrovae.pairs.restore import AsFound, PyroFunction, modules_in_reach
 
 Node = Mapping[str, Any]
 Part = Literal["present", "absent", "all"]
@@ -289,7 +289,7 @@ class Reader:
 
     def _takes_others(self, batch: Batch) -> tuple[bool, bool]:
         """Whether it takes other numbers of rows, and whether trying set up state in it."""
-        state = AsFound(modules_of(self.function))
+        state = AsFound(modules_in_reach(self.function))
         takes_others = all(self._takes(batch, rows) for rows in (2, 3))
         changed = state.changed
         state.put_back()
@@ -323,7 +323,7 @@ class Reader:
     @cached_property
     def _guides(self) -> list[nn.Module]:
         """Pyro's modules, which set up state in a run, and half of it if the run is stopped."""
-        roots = modules_of(self.function)
+        roots = modules_in_reach(self.function)
         return [r for r in roots if any(isinstance(m, PyroModule) for m in r.modules())]
 
     def _run(
@@ -421,7 +421,7 @@ class Reader:
         """The sites for one row more, in another order; none if the function can't take it."""
         count = len(batch[0])
         index = (torch.arange(count + 1, device=batch[0].device) + 1) % count
-        state = AsFound(modules_of(self.function))
+        state = AsFound(modules_in_reach(self.function))
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 trace = poutine.trace(self.function).get_trace(*take_rows(batch, index))
