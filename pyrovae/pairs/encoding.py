@@ -67,13 +67,12 @@ def encode(
     with torch.no_grad(), measuring(pair.model, guide):
         for batch in batches.ordered():
             check_arguments(guide, batch, "guide")
-            parts.append(convert(_encode(pair, batch, rows), torch.Tensor.detach))
+            parts.append(_encode(pair, batch, rows))
             rows += len(batch[0])
             if len(parts) == 1 and len(batches) > 1:
                 _check_batches(guide, data_plate, batch)
         try:
-            encoding = snapshot(concatenate(parts))
-            return convert(encoding, torch.Tensor.clone) if len(parts) == 1 else encoding
+            return snapshot(concatenate(parts) if len(parts) > 1 else convert(parts[0], _copy))
         except InputError:  # transforms by row, or masks that only some batches have
             if not any(isinstance(part, Pushed | Ancestral) for part in parts):
                 raise
@@ -137,6 +136,10 @@ def _refused_row(pair: Pair, batch: Batch) -> int | None:
 def _is_of_parameters(error: ValueError) -> bool:
     """Whether this is torch's refusal of a distribution's parameters."""
     return str(error).startswith("Expected parameter")
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _no_model(*batch: Tensor) -> None:

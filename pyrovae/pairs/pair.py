@@ -137,10 +137,11 @@ class Pair:
                 sites that are not named.
         """
         batch = as_batch(x)
-        density = self._in_guide.find(batch)
+        readings = self._read_guide.read(batch)
+        density = self._in_guide.find(batch, readings)
         if density is None:
             raise self._in_guide.undetermined(batch)
-        if filled and self.masked(batch):
+        if filled and self._leaves_out(readings):
             return self._filled(batch, density)
         if isinstance(density, Ancestral):
             return self.run_guide(batch)
@@ -337,8 +338,7 @@ class Pair:
     def masked(self, x: Tensor | Batch) -> bool:
         """Whether a mask leaves something out of the guide's latent sites in these rows."""
         with torch.no_grad(), torch.random.fork_rng():
-            readings = self._read_guide.read(as_batch(x), until=self.sites)
-        return any(site in masked_sites(r) for r in readings for site in self.sites)
+            return self._leaves_out(self._read_guide.read(as_batch(x), until=self.sites))
 
     def points(self, x: Tensor | Batch) -> tuple[str, ...]:
         """Other latent sites at which the guide has a value but no density; see `points_at`."""
@@ -360,17 +360,21 @@ class Pair:
     def _read_guide(self) -> Reader:
         return Reader(self.guide, "guide", self.data_plate)
 
-    @property
+    @cached_property
     def _in_guide(self) -> SiteDensity:
         return SiteDensity(self._read_guide, self.sites)
 
-    @property
+    @cached_property
     def _in_model(self) -> SiteDensity:
         return SiteDensity(self._read_model, self.sites)
 
-    @property
+    @cached_property
     def _scorer(self) -> Scorer:
         return Scorer(self._read_model, self._read_guide, self.sites)
+
+    def _leaves_out(self, readings: Sequence[Reading]) -> bool:
+        """Whether a mask leaves something out of the latent sites in some runs of the guide."""
+        return any(r.present(site) is not None for r in readings for site in self.sites)
 
     def _summed(self, guide: Reading, others: Sequence[str], batch: Batch) -> bool:
         """Whether other sites of the guide can be summed over, there and in the model."""

@@ -34,20 +34,27 @@ class SiteDensity:
     reader: Reader
     sites: tuple[str, ...]
 
-    def find(self, batch: Batch, parts: int | None = None) -> dist.Distribution | None:
+    def find(
+        self, batch: Batch, readings: Sequence[Reading] | None = None, *, parts: int | None = None
+    ) -> dist.Distribution | None:
         """The density at the sites, if it depends on the rows only; else ``None``.
 
         Args:
             batch: the rows.
+            readings: a complete run for these rows; a new one if not given.
             parts: how many runs to use, if a plate takes a part of the rows at a time; all if not
                 given.
         """
-        readings, second = self._twice(batch, {})
-        labels = supports(readings[0], self._above(readings[0]))
+        if readings is None:
+            readings = self.reader.read(batch)
+        above = self._above(readings[0])
+        if not above and len(self.sites) == 1:  # there is nothing that it could depend on
+            return self._rows(readings[:parts])
+        labels = supports(readings[0], above)
         distribution: dist.Distribution | None = None
         if labels:
             distribution = self._over_labels(batch, labels, parts)
-        elif self._same_in_both(readings[0], second):
+        elif self._same_in_both(readings[0], self._second(batch, readings[0], {})):
             distribution = self._rows(readings[:parts])
         if distribution is None and len(self.sites) > 1:
             joint = Ancestral.read(self.reader, batch, self.sites)
@@ -62,7 +69,8 @@ class SiteDensity:
         """The mixture of the densities given each value of some discrete sites, if there is one."""
         components, log_weights, same_weights = [], [], True
         for assignment in _assignments(labels):
-            readings, second = self._twice(batch, assignment)
+            readings = self.reader.read(batch, values=assignment)
+            second = self._second(batch, readings[0], assignment)
             if not self._same_in_both(readings[0], second):
                 return None
             weights_of_two = (total(run, labels) for run in (readings[0], second))
@@ -75,23 +83,21 @@ class SiteDensity:
             return components[0]  # it does not depend on them
         return families.stack(components, torch.stack(log_weights, -1)) if same_weights else None
 
-    def _twice(self, batch: Batch, values: Mapping[str, Tensor]) -> tuple[list[Reading], Reading]:
-        """A run of the function, and a second one where others are drawn before the named sites.
+    def _second(self, batch: Batch, first: Reading, values: Mapping[str, Tensor]) -> Reading:
+        """A second run of the function, where others are drawn before the named sites.
 
-        Discrete draws may be the same by chance: the second run is one in which each such site has
-        other values for some rows, unless twenty runs don't show one.
+        Discrete draws may be the same by chance: it is one in which each such site has other values
+        for some rows than in the first, unless twenty runs don't show one.
         """
-        readings = self.reader.read(batch, values=values)
-        first = readings[0]
         above = [name for name in self._above(first) if name not in values]
         if not above and len(self.sites) == 1:
-            return readings, first
+            return first
         with torch.random.fork_rng():
             for _ in range(TRIES):
                 second = self.reader.read(batch, values=values, until=self.sites)[0]
                 if not any(_same_draws(first, second, name) for name in above):
                     break
-        return readings, second
+        return second
 
     def _above(self, reading: Reading) -> list[str]:
         """The other latent sites that are drawn before the last of the named ones."""
@@ -99,7 +105,8 @@ class SiteDensity:
         return [name for name in reading.latent[:last] if name not in self.sites]
 
     def _rows(self, readings: Sequence[Reading]) -> dist.Distribution:
-        return families.concatenate([self.at_sites(reading) for reading in readings])
+        parts = [self.at_sites(reading) for reading in readings]
+        return parts[0] if len(parts) == 1 else families.concatenate(parts)
 
     def undetermined(self, batch: Batch) -> InputError:
         """The error for a guide whose density at the sites does not depend on the rows only."""
@@ -139,7 +146,8 @@ class SiteDensity:
 
     def at_sites(self, reading: Reading) -> dist.Distribution:
         """The distribution at the latent sites, as one over vectors."""
-        return families.join([share(density(reading, site)) for site in self.sites])
+        parts = [share(density(reading, site)) for site in self.sites]
+        return parts[0] if len(parts) == 1 else families.join(parts)
 
     def codes(self, reading: Reading) -> Tensor:
         """The values at the sites as one vector for each row, shape ``(B, D)``."""

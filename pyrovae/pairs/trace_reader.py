@@ -6,8 +6,7 @@ other plates count as event dimensions of one row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
 from pyrovae.data import Batch, take_rows
@@ -59,22 +59,22 @@ class Reading:
     grows: Mapping[str, bool] = field(default_factory=dict)
     indices: Tensor | None = None
 
-    @property
+    @cached_property
     def latent(self) -> list[str]:
         """Names of the latent sites."""
         return [name for name, node in self.nodes.items() if not node["is_observed"]]
 
-    @property
+    @cached_property
     def observed(self) -> list[str]:
         """Names of the observed sites."""
         return [name for name, node in self.nodes.items() if node["is_observed"]]
 
-    @property
+    @cached_property
     def shared(self) -> list[str]:
         """Names of the sites that are one for all rows: those in no plate over the data."""
-        return [name for name, node in self.nodes.items() if not self._plates(node)]
+        return [name for name, plates in self._over_data.items() if not plates]
 
-    @property
+    @cached_property
     def data_sites(self) -> list[str]:
         """Names of the observed sites with data in each row: no ``pyro.factor``."""
         shared = self.shared
@@ -87,7 +87,7 @@ class Reading:
     @property
     def ambiguous(self) -> set[str]:
         """Names of plates as large as the batch, where it is not known which are over the data."""
-        plates = [{f.name for f in self._plates(node)} for node in self.nodes.values()]
+        plates = [{f.name for f in frames} for frames in self._over_data.values()]
         if self.data_plate is not None:
             plates = [names for names in plates if self.data_plate not in names]
         names = set().union(*plates)
@@ -179,7 +179,7 @@ class Reading:
             InputError: if no plate around the site, or more than one, has a row for each datum.
         """
         node = self.nodes[site]
-        over_data = self._plates(node)
+        over_data = self._over_data[site]
         if len(over_data) == 1:
             return int(over_data[0].dim)
         plates = {f.name: _size(f, node) for f in _frames(node)}
@@ -205,15 +205,19 @@ class Reading:
         """`dim`, counted when every element of the site has a batch dimension."""
         return self.dim(site) + len(self.nodes[site]["fn"].batch_shape) - len(base.batch_shape)
 
-    def _plates(self, node: Node) -> list[Any]:
-        """The plates around a site that are over the data, as far as is known."""
-        frames = _frames(node)
-        named = [f for f in frames if f.name == self.data_plate]
-        return [
-            f
-            for f in named or frames
-            if _size(f, node) == self.rows and self.grows.get(f.name, True)
-        ]
+    @cached_property
+    def _over_data(self) -> dict[str, list[Any]]:
+        """By site, the plates around it that are over the data, as far as is known."""
+        over_data = {}
+        for name, node in self.nodes.items():
+            frames = [frame for frame in node["cond_indep_stack"] if frame.dim is not None]
+            named = [frame for frame in frames if frame.name == self.data_plate]
+            over_data[name] = [
+                frame
+                for frame in named or frames
+                if _size(frame, node) == self.rows and self.grows.get(frame.name, True)
+            ]
+        return over_data
 
 
 @dataclass(frozen=True)
@@ -310,15 +314,22 @@ class Reader:
             not shared_in_plate or reading.shared == self.read(batch)[0].shared
         )
 
-    @contextmanager
-    def _undone_if_stopped(self) -> Iterator[None]:
-        """Undo what a run has set up in a guide if it ends early: half of its plates, say."""
-        state = AsFound(self._guides, store=False)
+    def _sites_of_run(self, batch: Batch, tracing: Any) -> dict[str, Node]:
+        """The sites of one run, as far as it goes.
+
+        What a run that ends early has set up in a guide, half of its plates, say, is undone.
+        """
+        before = AsFound(self._guides, store=False) if self._guides else None
         try:
-            yield
-        except BaseException:
-            state.put_back()
-            raise
+            tracing(*batch)
+            if self.data_plate is not None:
+                self._check_plate(_sites(tracing.trace.nodes))
+        except BaseException as end:
+            if before is not None:
+                before.put_back()
+            if not isinstance(end, _Passed):
+                raise
+        return _sites(tracing.trace.nodes)
 
     @cached_property
     def _guides(self) -> list[nn.Module]:
@@ -335,10 +346,7 @@ class Reader:
         blank = Reading({}, count, count, self.role, self.data_plate, self._grows, indices)
         tracing = poutine.trace(place(blank, rows)(self.function))
         try:
-            with suppress(_Passed), self._undone_if_stopped():
-                tracing(*batch)
-                self._check_plate(_sites(tracing.trace.nodes))
-            reading = replace(blank, nodes=_sites(tracing.trace.nodes))
+            reading = replace(blank, nodes=self._sites_of_run(batch, tracing))
             if names := reading.ambiguous:
                 raise _Ambiguous(names)
             self._check_shared(reading, batch)
@@ -368,7 +376,7 @@ class Reader:
     def _check_plate(self, nodes: Mapping[str, Node]) -> None:
         """Raise if a complete run had plates, but none with the name of the data plate."""
         plates = list(dict.fromkeys(f.name for node in nodes.values() for f in _frames(node)))
-        if self.data_plate is not None and plates and self.data_plate not in plates:
+        if plates and self.data_plate not in plates:
             raise InputError(
                 f"expected a plate {self.data_plate!r} in the {self.role}; got {plates}. Name one "
                 "of those with data_plate=, the same in model and guide, or leave it out."
@@ -508,7 +516,7 @@ class _Place(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
-        if _is_plate(msg):
+        if type(msg["fn"]) is _Subsample:
             self._choose_rows(msg)
         elif name in self.values and not msg["is_observed"]:
             value = self.values[name]
@@ -541,7 +549,7 @@ def _sites(nodes: Mapping[str, Node]) -> dict[str, Node]:
         name: node
         for name, node in nodes.items()
         if node["type"] == "sample"
-        and not _is_plate(node)
+        and type(node["fn"]) is not _Subsample
         and not node["infer"].get("_deterministic")
     }
 
@@ -555,10 +563,6 @@ def _size(frame: Any, node: Node) -> int:
     """Size of a plate around a site; ``pyro.plate("data")`` takes that of the site."""
     size, shape = int(frame.size), node["fn"].batch_shape
     return int(shape[frame.dim]) if size < 0 and len(shape) >= -frame.dim else size
-
-
-def _is_plate(node: Node) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
 
 
 def _as_value(code: Tensor, fn: dist.Distribution, dim: int, site: str) -> Tensor:

@@ -40,14 +40,19 @@ def rebuild(parts: Sequence[dist.Distribution], edit: Edit) -> dist.Distribution
     first, names = parts[0], parameters(parts[0])
     tensors, settings = zip(*(arguments(part, names) for part in parts), strict=True)
     arguments_of_first = {**tensors[0], **settings[0]}
-    differing = [name for name in arguments_of_first if not _agree(name, tensors, settings)]
+    differing = len(parts) > 1 and [
+        name for name in arguments_of_first if not _agree(name, tensors, settings)
+    ]
     if differing:
         raise InputError(
             f"expected {type(first).__name__} with the same {', '.join(differing)} for all; got "
             "several. Encode all data by one guide."
         )
     edited = {name: edit([by_name[name] for by_name in tensors]) for name in tensors[0]}
-    rest = {name: _edit_setting(value, parts, edit) for name, value in settings[0].items()}
+    rest = {
+        name: _edit_setting(value, parts, edit) if isinstance(value, Tensor) else value
+        for name, value in settings[0].items()
+    }
     rank = len(first.batch_shape)
     leading = {t.shape[: rank + t.dim() - tensors[0][n].dim()] for n, t in edited.items()}
     if "validate_args" in rest and any(0 in shape for shape in leading):
@@ -76,10 +81,8 @@ def tensors(part: dist.Distribution) -> list[Tensor]:
     ]
 
 
-def _edit_setting(value: Any, parts: Sequence[dist.Distribution], edit: Edit) -> Any:
-    """An argument that all rows share; a one-number tensor is edited like the parameters."""
-    if not isinstance(value, Tensor):
-        return value
+def _edit_setting(value: Tensor, parts: Sequence[dist.Distribution], edit: Edit) -> Tensor:
+    """A one-number tensor that all rows share, edited like the parameters."""
     rows = edit([value.reshape(()).expand(part.batch_shape) for part in parts]).reshape(-1)
     return rows[0].reshape(value.shape) if len(rows) else value.to(rows)
 
@@ -187,7 +190,7 @@ def arguments(
         InputError: if the distribution does not keep one of them.
     """
     kind: Any = type(distribution)
-    accepted = _accepted_arguments(kind)
+    accepted, batch = _accepted_arguments(kind), distribution.batch_shape
     groups = [group for group in ALTERNATIVES if {*group} & {*names}]
     unused = {name for group in groups for name in group} - {*names}
     tensors, settings, missing = {}, {}, [name for name in names if name not in accepted]
@@ -197,7 +200,8 @@ def arguments(
         elif name not in unused:
             value = getattr(distribution, name, getattr(distribution, "_" + name, NotImplemented))
             if isinstance(value, Tensor) and (name in names or value.numel() != 1):
-                tensors[name] = _batch_first(distribution, value)
+                has_rows = value.shape[: len(batch)] == batch
+                tensors[name] = value if has_rows else _batch_first(distribution, value)
             elif isinstance(value, Tensor) or _is_plain(value):
                 settings[name] = value
             else:
@@ -215,8 +219,6 @@ def _is_plain(value: Any) -> bool:
 def _batch_first(part: dist.Distribution, parameter: Tensor) -> Tensor:
     """A parameter expanded to all batch dimensions of the distribution, which come first."""
     batch = part.batch_shape
-    if parameter.shape[: len(batch)] == batch:
-        return parameter
     event = max(parameter.dim() - len(batch), 0)
     try:
         return parameter.expand(*batch, *parameter.shape[parameter.dim() - event :])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -115,12 +115,14 @@ def no_numbers(distribution: dist.Distribution) -> Tensor | None:
     """
     if isinstance(families.innermost(distribution), families.Editable):
         return None  # its function checks its own rows
-    try:
-        parameters: Sequence[Tensor] = families.tensors(distribution)
-    except InputError:
-        return None
     normal = families.diagonal_normal(distribution) or families.full_normal(distribution)
-    masks = [~t.isfinite() for t in normal] if normal else [t.isnan() for t in parameters]
+    if normal:
+        masks = [~tensor.isfinite() for tensor in normal]
+    else:
+        try:
+            masks = [tensor.isnan() for tensor in families.tensors(distribution)]
+        except InputError:
+            return None
     rows = distribution.batch_shape[0]
     return torch.stack([mask.reshape(rows, -1).any(1) for mask in masks]).any(0)
 
