@@ -43,6 +43,13 @@ def plain() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Both: `alone` and `plain`."""
+    with _lock, plain():
+        yield
+
+
 def _renew_lock() -> None:
     """Give a forked process a lock of its own: a thread that it lacks may hold the old one."""
     global _lock

@@ -9,7 +9,6 @@ import torch
 
 from pyrovae.data import Batch
 from pyrovae.mixture.families import declared
-from pyrovae.pairs.joint_sites import carrier
 from pyrovae.pairs.masks import elements
 from pyrovae.pairs.trace_reader import Node, Reader, Reading
 
@@ -35,7 +34,7 @@ def points_at(model: Reader, guide: Reader, batch: Batch, sites: Sequence[str]) 
         nodes = model.read(batch)[0].nodes if names else {}
     for site in sites:
         if site in names:
-            carrier(reading, site)
+            reading.carrier(site)
     return tuple(name for name in names if name in nodes and _has_density(nodes[name]))
 
 

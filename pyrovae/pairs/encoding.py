@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pyrovae.data import Batch, Data, as_batches, check_arguments, take_rows
 from pyrovae.errors import InputError
-from pyrovae.isolation import plain
 from pyrovae.mixture import AggregatedPosterior, no_numbers
 from pyrovae.mixture.families import Pushed, concatenate, convert, snapshot
 from pyrovae.pairs.joint_sites import Ancestral
@@ -18,7 +17,6 @@ from pyrovae.pairs.restore import PyroFunction, measuring
 from pyrovae.pairs.trace_reader import Reader
 
 
-@plain()
 def encode(
     guide: PyroFunction,
     data: Data,
@@ -61,18 +59,21 @@ def encode(
             one batch, it is masked and no model is given, or the encoding of a row is not finite.
     """
     pair = Pair(model or _no_model, guide, site, data_plate=data_plate)
-    batches = as_batches(data, batch_size, name="data")
     parts: list[dist.Distribution] = []
+    first: Batch = ()
     rows = 0
     with torch.no_grad(), measuring(pair.model, guide):
+        batches = as_batches(data, batch_size, name="data")
         for batch in batches.ordered():
             check_arguments(guide, batch, "guide")
+            if len(parts) == 1:
+                _check_batches(guide, data_plate, first)
             parts.append(_encode(pair, batch, rows))
+            first = first or batch
             rows += len(batch[0])
-            if len(parts) == 1 and len(batches) > 1:
-                _check_batches(guide, data_plate, batch)
         try:
-            return snapshot(concatenate(parts) if len(parts) > 1 else convert(parts[0], _copy))
+            one = convert(parts[0], Tensor.clone) if len(parts) == 1 else concatenate(parts)
+            return snapshot(one)
         except InputError:  # transforms by row, or masks that only some batches have
             if not any(isinstance(part, Pushed | Ancestral) for part in parts):
                 raise
@@ -136,10 +137,6 @@ def _refused_row(pair: Pair, batch: Batch) -> int | None:
 def _is_of_parameters(error: ValueError) -> bool:
     """Whether this is torch's refusal of a distribution's parameters."""
     return str(error).startswith("Expected parameter")
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
 
 
 def _no_model(*batch: Tensor) -> None:

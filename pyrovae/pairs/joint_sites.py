@@ -15,10 +15,10 @@ from torch.distributions import constraints
 
 from pyrovae.data import Batch, take_rows
 from pyrovae.errors import InputError
-from pyrovae.mixture.families import Edit, PositiveDensity, declared
+from pyrovae.mixture.families import Edit, PositiveDensity
 from pyrovae.pairs.restore import PyroFunction, apart, measuring
 from pyrovae.pairs.site_scores import Scorer, total
-from pyrovae.pairs.trace_reader import Reader, Reading, innermost
+from pyrovae.pairs.trace_reader import Reader, Reading
 from pyrovae.randomness import seeded
 
 ROWS = 16_384  # rows that go through the function at once
@@ -87,7 +87,7 @@ class Ancestral(dist.TorchDistribution):
             )
         with torch.no_grad(), torch.random.fork_rng():
             reading = reader.read(take_rows(batch, slice(0, 2)), until=sites)[0]
-        densities = [density(reading, site) for site in sites]
+        densities = [reading.density(site) for site in sites]
         sizes = tuple(at_site.event_shape[0] for at_site in densities)
         return cls(
             reader,
@@ -200,9 +200,9 @@ class Ancestral(dist.TorchDistribution):
         """The log density of the codes that were put into a run, shape ``(B,)``."""
         masked = self._masked(reading)
         terms = [
-            reading.log_density(carrier(reading, site))
+            reading.log_density(reading.carrier(site))
             if site in masked
-            else density(reading, site).log_prob(reading.code(site))
+            else reading.density(site).log_prob(reading.code(site))
             for site in self.sites
         ]
         if self.scorer is not None and masked:
@@ -220,7 +220,7 @@ class Ancestral(dist.TorchDistribution):
         filled = self.scorer.fill(reading, rows, values, redraw=masked, until=self.sites)
         codes = {site: filled.code(site) for site in self.sites}
         (with_redrawn,) = self.reader.read(rows, codes=codes, until=self.sites)
-        carriers = [carrier(reading, site) for site in self.sites]
+        carriers = [reading.carrier(site) for site in self.sites]
         before, after = (total(run, carriers) for run in (reading, with_redrawn))
         if not torch.allclose(before, after):
             raise InputError(
@@ -250,57 +250,6 @@ class Ancestral(dist.TorchDistribution):
 def code_at(reading: Reading, sites: Sequence[str]) -> Tensor:
     """The values at some sites as one vector for each row, shape ``(B, D)``."""
     return torch.cat([reading.code(site) for site in sites], -1)
-
-
-def density(reading: Reading, site: str) -> dist.Distribution:
-    """The density at a latent site; for the points of an autoguide, that at its auxiliary site."""
-    name = carrier(reading, site)
-    fn = innermost(reading.nodes[name]["fn"])
-    if declared(fn).support.is_discrete:
-        raise InputError(
-            f"expected a continuous latent at the {reading.role}'s site {site!r}; got "
-            f"{type(fn).__name__}, which is discrete. {_continuous(reading, site)}"
-        )
-    return reading.distribution(name)
-
-
-def carrier(reading: Reading, site: str) -> str:
-    """The site that carries a latent site's density: itself, or an autoguide's auxiliary site.
-
-    Raises:
-        InputError: if there is no latent site of that name, or it is a point.
-    """
-    if not isinstance(innermost(reading.node(site)["fn"]), dist.Delta):
-        return site
-    auxiliary = f"{site}_unconstrained"
-    if auxiliary not in reading.nodes or not torch.equal(
-        reading.code(site), reading.code(auxiliary)
-    ):
-        raise InputError(
-            f"expected a density at the {reading.role}'s site {site!r}; got a point. Draw it "
-            "from a distribution with pyro.sample, such as a Normal."
-        )
-    return auxiliary
-
-
-def _continuous(reading: Reading, site: str) -> str:
-    """What to do about a discrete site: which continuous ones to name in its place."""
-    names = [
-        name
-        for name in reading.latent
-        if name not in reading.shared
-        and not isinstance(innermost(reading.nodes[name]["fn"]), dist.Delta)
-        and not is_discrete(reading.nodes[name]["fn"])
-    ]
-    if not names:
-        return "Draw a continuous one with pyro.sample, such as a Normal, and name it with site=."
-    return f"Name continuous ones of {names} with site=; {site!r} is then summed over, or drawn."
-
-
-def is_discrete(distribution: dist.Distribution) -> bool:
-    """Whether the draws at a site are discrete."""
-    base = innermost(distribution)
-    return not isinstance(base, dist.Delta) and bool(declared(base).support.is_discrete)
 
 
 def _joint_support(

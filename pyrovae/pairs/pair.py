@@ -108,7 +108,7 @@ class Pair:
                 f"expected every latent site once in site=; got {self.site!r}. Name each once."
             )
 
-    @property
+    @cached_property
     def sites(self) -> tuple[str, ...]:
         """The latent sites."""
         return (self.site,) if isinstance(self.site, str) else tuple(self.site)
@@ -145,6 +145,8 @@ class Pair:
             return self._filled(batch, density)
         if isinstance(density, Ancestral):
             return self.run_guide(batch)
+        if type(families.innermost(density)) is dist.Normal:
+            return density
         try:
             families.take(density, slice(0, 1))
         except InputError:  # it can't be split by row

@@ -72,11 +72,16 @@ class _Walk:
                 waiting = [value for owner in self.partly for value in self._named(owner)]
             while waiting:
                 value = waiting.pop()
-                if not isinstance(value, _LEAVES) and id(value) not in self.seen:
-                    self.seen[id(value)] = value
-                    is_module = isinstance(value, nn.Module)
-                    led = self._of_instance(value) if is_module else self._next(value)
-                    waiting += reversed([*led])
+                if isinstance(value, _LEAVES) or id(value) in self.seen:
+                    continue
+                self.seen[id(value)] = value
+                if not isinstance(value, nn.Module):
+                    waiting += reversed([*self._next(value)])
+                    continue
+                self.modules[value] = None
+                if not type(value).__module__.startswith("torch."):
+                    waiting += reversed(self._of_instance(value))
+                waiting += reversed(value._modules.values())
 
     def _next(self, value: Any) -> Iterable[Any]:
         """What an object leads to directly."""
@@ -128,16 +133,12 @@ class _Walk:
 
     def _of_instance(self, value: Any) -> list[Any]:
         led: list[Any] = []
-        is_module = isinstance(value, nn.Module)
-        if is_module:
-            self.modules[value] = None
-            led += value._modules.values()
         root = type(value).__module__.partition(".")[0]
         attributes = getattr(value, "__dict__", {})
         if root not in _FRAMEWORKS:
             self.partly.append(value)
             led.append(type(value))
-        elif root != "torch" or not is_module:
+        else:
             led += [v for name, v in attributes.items() if name not in _MODULE_ATTRIBUTES]
         if "__wrapped__" in attributes:  # functools.lru_cache and the like
             led.append(value.__wrapped__)

@@ -14,7 +14,7 @@ from pyro.poutine import runtime
 from torch import Tensor, nn
 
 from pyrovae.errors import InputError
-from pyrovae.isolation import alone, plain
+from pyrovae.isolation import isolated
 from pyrovae.pairs.reachable_modules import PyroFunction, modules_of
 
 __all__ = [
@@ -67,7 +67,7 @@ def measuring(*functions: PyroFunction) -> Iterator[None]:
     Raises:
         InputError: if their parameters were made in inference mode.
     """
-    with alone(), plain():
+    with isolated():
         outer = _measured.get()
         around = outer or _Measured()
         new = [f for f in functions if not any(f is measured for measured in around.functions)]

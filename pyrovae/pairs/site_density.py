@@ -14,9 +14,9 @@ from pyrovae.data import Batch
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import has_inverse, share
-from pyrovae.pairs.joint_sites import Ancestral, code_at, density, is_discrete
+from pyrovae.pairs.joint_sites import Ancestral, code_at
 from pyrovae.pairs.site_scores import supports, total
-from pyrovae.pairs.trace_reader import Reader, Reading, innermost
+from pyrovae.pairs.trace_reader import Reader, Reading, innermost, is_discrete
 from pyrovae.randomness import seeded
 
 TRIES = 20  # runs, at most, until a discrete site has another value
@@ -138,7 +138,7 @@ class SiteDensity:
 
     def _same_in_both(self, first: Reading, second: Reading) -> bool:
         """Whether the sites can be joined to one vector, of the same density in two runs."""
-        by_site = [[share(density(run, site)) for site in self.sites] for run in (first, second)]
+        by_site = [[share(run.density(site)) for site in self.sites] for run in (first, second)]
         code = self.codes(first)
         if len(self.sites) > 1 and not families.joinable(by_site[0]):
             return False
@@ -146,7 +146,7 @@ class SiteDensity:
 
     def at_sites(self, reading: Reading) -> dist.Distribution:
         """The distribution at the latent sites, as one over vectors."""
-        parts = [share(density(reading, site)) for site in self.sites]
+        parts = [share(reading.density(site)) for site in self.sites]
         return parts[0] if len(parts) == 1 else families.join(parts)
 
     def codes(self, reading: Reading) -> Tensor:

@@ -130,6 +130,33 @@ class Reading:
             by_row = families.take(by_row, slice(0, self.batch_rows))
         return by_row
 
+    def density(self, site: str) -> dist.Distribution:
+        """The density at a latent site; for an autoguide's point, that at its auxiliary site."""
+        name = self.carrier(site)
+        fn = self.nodes[name]["fn"]
+        if is_discrete(fn):
+            raise InputError(
+                f"expected a continuous latent at the {self.role}'s site {site!r}; got "
+                f"{type(innermost(fn)).__name__}, which is discrete. {self._continuous(site)}"
+            )
+        return self.distribution(name)
+
+    def carrier(self, site: str) -> str:
+        """The site that carries a latent site's density: itself, or an autoguide's auxiliary site.
+
+        Raises:
+            InputError: if there is no latent site of that name, or it is a point.
+        """
+        if not isinstance(innermost(self.node(site)["fn"]), dist.Delta):
+            return site
+        auxiliary = f"{site}_unconstrained"
+        if auxiliary not in self.nodes or not torch.equal(self.code(site), self.code(auxiliary)):
+            raise InputError(
+                f"expected a density at the {self.role}'s site {site!r}; got a point. Draw it "
+                "from a distribution with pyro.sample, such as a Normal."
+            )
+        return auxiliary
+
     def present(self, site: str) -> Tensor | None:
         """Which units of each row a mask leaves in, shape ``(B, D)``; ``None`` if all."""
         base, mask = elements(self.nodes[site])
@@ -201,6 +228,23 @@ class Reading:
             "them at once, with batch_size= their number."
         )
 
+    def _continuous(self, site: str) -> str:
+        """What to do about a discrete site: which continuous ones to name in its place."""
+        names = [
+            name
+            for name in self.latent
+            if name not in self.shared
+            and not isinstance(innermost(self.nodes[name]["fn"]), dist.Delta)
+            and not is_discrete(self.nodes[name]["fn"])
+        ]
+        if not names:
+            return (
+                "Draw a continuous one with pyro.sample, such as a Normal, and name it with site=."
+            )
+        return (
+            f"Name continuous ones of {names} with site=; {site!r} is then summed over, or drawn."
+        )
+
     def _element_dim(self, site: str, base: dist.Distribution) -> int:
         """`dim`, counted when every element of the site has a batch dimension."""
         return self.dim(site) + len(self.nodes[site]["fn"].batch_shape) - len(base.batch_shape)
@@ -262,17 +306,17 @@ class Reader:
             _Place,
             codes=codes or {},
             values=values or {},
-            until=frozenset(until),
             redraw=frozenset(redraw),
         )
-        first = self._run(batch, indices, place)
+        ends = frozenset(until)
+        first = self._run(batch, indices, place, ends)
         if isinstance(first, Reading):
             return [first]
         readings = []
         for part in torch.arange(len(batch[0])).split(first):
             padded = part[torch.arange(first) % len(part)]
             part_codes = {name: code[padded] for name, code in (codes or {}).items()}
-            reading = self._run(batch, padded, partial(place, codes=part_codes))
+            reading = self._run(batch, padded, partial(place, codes=part_codes), ends)
             if isinstance(reading, Reading):
                 readings.append(replace(reading, batch_rows=len(part)))
         return readings
@@ -338,13 +382,18 @@ class Reader:
         return [r for r in roots if any(isinstance(m, PyroModule) for m in r.modules())]
 
     def _run(
-        self, batch: Batch, indices: Tensor | None, place: Callable[..., _Place]
+        self,
+        batch: Batch,
+        indices: Tensor | None,
+        place: Callable[..., _Place],
+        ends: frozenset[str],
     ) -> Reading | int:
         """One run; or the size of a data plate that takes fewer rows at a time than there are."""
         rows = len(batch[0])
         count = rows if indices is None else len(indices)
         blank = Reading({}, count, count, self.role, self.data_plate, self._grows, indices)
-        tracing = poutine.trace(place(blank, rows)(self.function))
+        placed = place(blank, rows)(self.function)
+        tracing = poutine.trace(_StopAfter(ends)(placed) if ends else placed)
         try:
             reading = replace(blank, nodes=self._sites_of_run(batch, tracing))
             if names := reading.ambiguous:
@@ -354,7 +403,7 @@ class Reader:
             return window.size
         except _Ambiguous as plates:
             self._note_growth(plates.names, batch)
-            return self._run(batch, indices, place)
+            return self._run(batch, indices, place, ends)
         except ValueError as error:
             if isinstance(error.__cause__, InputError):  # Pyro appends the shapes in its trace
                 raise error.__cause__ from None
@@ -472,6 +521,12 @@ def innermost(distribution: dist.Distribution) -> dist.Distribution:
     return distribution
 
 
+def is_discrete(distribution: dist.Distribution) -> bool:
+    """Whether the draws at a site are discrete."""
+    base = innermost(distribution)
+    return not isinstance(base, dist.Delta) and bool(declared(base).support.is_discrete)
+
+
 class _Window(Exception):
     """A plate subsamples: it takes fewer rows at a time than there are."""
 
@@ -492,8 +547,21 @@ class _Passed(Exception):
     """The run has passed all sites that are needed."""
 
 
+class _StopAfter(Messenger):
+    """Ends a run once it has passed all of some sites."""
+
+    def __init__(self, ends: frozenset[str]) -> None:
+        super().__init__()
+        self.ahead = set(ends)
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        self.ahead.discard(msg["name"])
+        if not self.ahead:
+            raise _Passed
+
+
 class _Place(Messenger):
-    """Puts values at latent sites and rows into subsampling plates; stops after the last site."""
+    """Puts values at latent sites and rows into subsampling plates."""
 
     def __init__(
         self,
@@ -502,17 +570,11 @@ class _Place(Messenger):
         *,
         codes: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
-        until: frozenset[str],
         redraw: frozenset[str],
     ) -> None:
         super().__init__()
         self.blank, self.rows, self.codes, self.values = blank, rows, codes, values
-        self.until, self.ahead, self.redraw = until, set(until), redraw
-
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        self.ahead.discard(msg["name"])
-        if self.until and not self.ahead:
-            raise _Passed
+        self.redraw = redraw
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]

@@ -21,14 +21,15 @@ def declared(distribution: dist.Distribution) -> dist.Distribution:
     >>> declared(dist.Normal(0.0, 1.0))
     Normal(loc: 0.0, scale: 1.0)
     """
-    if isinstance(distribution, torch.distributions.Independent):
-        inner = declared(distribution.base_dist)
-        if inner is distribution.base_dist:
-            return distribution
-        return dist.Independent(inner, distribution.reinterpreted_batch_ndims)
-    if _has_support(distribution) and _can_sample(distribution):
+    base = distribution
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if _has_support(base) and _can_sample(base):
         return distribution
-    return Declared(distribution)
+    if base is distribution:
+        return Declared(distribution)
+    inner = declared(distribution.base_dist)
+    return dist.Independent(inner, distribution.reinterpreted_batch_ndims)
 
 
 class Declared(dist.TorchDistribution):

@@ -113,11 +113,11 @@ def no_numbers(distribution: dist.Distribution) -> Tensor | None:
     Returns:
         one entry per member of the first batch dimension; None for a family without parameters.
     """
-    if isinstance(families.innermost(distribution), families.Editable):
-        return None  # its function checks its own rows
     normal = families.diagonal_normal(distribution) or families.full_normal(distribution)
     if normal:
         masks = [~tensor.isfinite() for tensor in normal]
+    elif isinstance(families.innermost(distribution), families.Editable):
+        return None  # its function checks its own rows
     else:
         try:
             masks = [tensor.isnan() for tensor in families.tensors(distribution)]
