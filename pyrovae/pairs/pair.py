@@ -95,6 +95,10 @@ class Pair:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    _sizes: dict[tuple[object, ...], list[int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
     def __post_init__(self) -> None:
         names = (self.site,) if isinstance(self.site, str) else self.site
         several = isinstance(names, tuple | list) and len(names) > 0
@@ -137,23 +141,7 @@ class Pair:
                 sites that are not named.
         """
         batch = as_batch(x)
-        readings = self._read_guide.read(batch)
-        density = self._in_guide.find(batch, readings)
-        if density is None:
-            raise self._in_guide.undetermined(batch)
-        if filled and self._leaves_out(readings):
-            return self._filled(batch, density)
-        if isinstance(density, Ancestral):
-            return self.run_guide(batch)
-        if type(families.innermost(density)) is dist.Normal:
-            return density
-        try:
-            families.take(density, slice(0, 1))
-        except InputError:  # it can't be split by row
-            if not self._read_guide.takes_any_number_of_rows(batch):
-                raise
-            return self.run_guide(batch)
-        return density
+        return self._encode(batch, self._read_guide.read(batch), filled=filled)
 
     def run_guide(self, batch: Batch) -> Ancestral:
         """q(z | x) of any family: the guide itself, run for each pair of row and code."""
@@ -225,8 +213,9 @@ class Pair:
         batch = as_batch(x)
         if self.takes_any_number_of_rows(batch):
             batch = take_rows(batch, slice(0, COMPARED))
-        density = self._in_model.find(batch, parts=1)
-        first = self._read_model.read(batch, until=self.sites)[0]
+        readings = self._read_model.read(batch)
+        density = self._in_model.find(batch, readings, parts=1)
+        first = readings[0]
         code = self._in_model.codes(first)[:1]
         if density is None or not _same_for_all(density, code):
             others = [name for name in first.latent if name not in self.sites]
@@ -260,7 +249,13 @@ class Pair:
         if self.draws_for_all(batch):  # anew for each of the draws
             repeatable = False
         at_once = max(1, _rows_at_once(batch) // len(batch[0])) if repeatable else 1
-        if proposal is None and (self.has_other_latents(batch) or self.masked(batch)):
+        source = proposal
+        if source is None and not self.has_other_latents(batch):
+            with torch.random.fork_rng():
+                readings = self._read_guide.read(batch)
+                if not self._leaves_out(readings):
+                    source = self._encode(batch, readings, filled=False)
+        if source is None:
             columns = zip(
                 *(
                     [term.unflatten(0, (len(part), -1)) for term in self._with_guide(repeated)]
@@ -270,8 +265,6 @@ class Pair:
                 strict=True,
             )
             return Weighted(*(torch.cat(column) for column in columns))
-        with torch.random.fork_rng():
-            source = self.encode(batch) if proposal is None else proposal
         z = source.sample(torch.Size([draws]))
         scores: list[list[Tensor]] = []
         repeated = repeat_rows(batch, min(at_once, draws))
@@ -288,11 +281,9 @@ class Pair:
         batch = as_batch(x)
         key = ("any number of rows", *_kinds(batch))
         if key not in self._answers:
-            readers = (self._read_guide, self._read_model)
-            any_number = all(reader.takes_any_number_of_rows(batch) for reader in readers)
-            self._answers[key] = any_number and not by_place(
-                self._read_model, self._read_guide, batch
-            )
+            model, guide = self._read_model, self._read_guide
+            any_number = all(r.takes_any_number_of_rows(batch) for r in (guide, model))
+            self._answers[key] = any_number and not by_place(model, guide, batch, few=True)
         return self._answers[key]
 
     def has_other_latents(self, x: Tensor | Batch) -> bool:
@@ -304,19 +295,7 @@ class Pair:
         Raises:
             InputError: if the guide draws a site that the model lacks.
         """
-        batch = as_batch(x)
-        key = ("other latents", *_kinds(batch))
-        if key not in self._answers:
-            with torch.random.fork_rng():
-                guide = self._read_guide.read(batch)[0]
-                others = [name for name in guide.latent if name not in self.sites]
-                summed = not others or self._summed(guide, others, batch)
-                if not summed:
-                    self._check_weighed(guide, others, batch)
-            self._answers[key] = not summed or any(
-                at_own_draws(guide.node(site)["fn"]) for site in self.sites
-            )
-        return self._answers[key]
+        return self._answer("other latents", as_batch(x))
 
     def draws_for_all(self, x: Tensor | Batch) -> bool:
         """Whether guide or model draws a site that is one for all rows.
@@ -324,18 +303,7 @@ class Pair:
         Raises:
             InputError: if a site is one for all rows in only one of the two.
         """
-        batch = as_batch(x)
-        key = ("draws for all", *_kinds(batch))
-        if key not in self._answers:
-            with torch.no_grad(), torch.random.fork_rng():
-                guide, model = (r.read(batch)[0] for r in (self._read_guide, self._read_model))
-            for name in {*guide.latent} & {*model.nodes}:
-                if (name in guide.shared) != (name in model.shared):
-                    # Raises the error: the plate over the data is missing there.
-                    (guide if name in guide.shared else model).dim(name)
-            shared = {*guide.latent} & {*guide.shared} | {*model.latent} & {*model.shared}
-            self._answers[key] = bool(shared)
-        return self._answers[key]
+        return self._answer("draws for all", as_batch(x))
 
     def masked(self, x: Tensor | Batch) -> bool:
         """Whether a mask leaves something out of the guide's latent sites in these rows."""
@@ -374,13 +342,55 @@ class Pair:
     def _scorer(self) -> Scorer:
         return Scorer(self._read_model, self._read_guide, self.sites)
 
+    def _encode(
+        self, batch: Batch, readings: Sequence[Reading], *, filled: bool
+    ) -> dist.Distribution:
+        """As `encode`, from a complete run of the guide."""
+        density = self._in_guide.find(batch, readings)
+        if density is None:
+            raise self._in_guide.undetermined(batch)
+        if filled and self._leaves_out(readings):
+            return self._filled(batch, density)
+        if isinstance(density, Ancestral):
+            return self.run_guide(batch)
+        if type(families.innermost(density)) is dist.Normal:
+            return density
+        try:
+            families.take(density, slice(0, 1))
+        except InputError:  # it can't be split by row
+            if not self._read_guide.takes_any_number_of_rows(batch):
+                raise
+            return self.run_guide(batch)
+        return density
+
     def _leaves_out(self, readings: Sequence[Reading]) -> bool:
         """Whether a mask leaves something out of the latent sites in some runs of the guide."""
         return any(r.present(site) is not None for r in readings for site in self.sites)
 
-    def _summed(self, guide: Reading, others: Sequence[str], batch: Batch) -> bool:
+    def _answer(self, question: str, batch: Batch) -> bool:
+        """What one look at guide and model tells about a kind of batch; remembered."""
+        kinds = _kinds(batch)
+        if (question, *kinds) not in self._answers:
+            with torch.no_grad(), torch.random.fork_rng():
+                guide, model = (r.read(batch)[0] for r in (self._read_guide, self._read_model))
+            for other, answer in (
+                ("draws for all", _draws_for_all),
+                ("other latents", self._draws_others),
+            ):
+                with nullcontext() if other == question else suppress(InputError):
+                    self._answers[other, *kinds] = answer(guide, model)
+        return self._answers[question, *kinds]
+
+    def _draws_others(self, guide: Reading, model: Reading) -> bool:
+        """Whether the guide draws other latent sites, which can't be summed over."""
+        others = [name for name in guide.latent if name not in self.sites]
+        if others and not self._summed(guide, model, others):
+            _check_weighed(guide, model, others)
+            return True
+        return any(at_own_draws(guide.node(site)["fn"]) for site in self.sites)
+
+    def _summed(self, guide: Reading, model: Reading, others: Sequence[str]) -> bool:
         """Whether other sites of the guide can be summed over, there and in the model."""
-        model = self._read_model.read(batch)[0]
         by_row = [n for n in model.latent if n not in (*self.sites, *model.shared)]
         in_model = supports(model, by_row)
         return len(supports(guide, others)) == len(others) and all(
@@ -420,19 +430,6 @@ class Pair:
             )
         return joint
 
-    def _check_weighed(self, guide: Reading, others: Sequence[str], batch: Batch) -> None:
-        """Raise if the guide draws a site that the model lacks: no weight would be right."""
-        points = any(isinstance(innermost(guide.nodes[n]["fn"]), dist.Delta) for n in guide.latent)
-        model = self._read_model.read(batch)[0]
-        guide_only = [name for name in others if name not in (*model.nodes, *guide.shared)]
-        if guide_only and not points:  # an autoguide's points are functions of such sites
-            raise InputError(
-                f"expected sites of the guide that the model has too; got {guide_only} in the guide"
-                f" alone, so that p(x, z) has no density for them. Let the model draw {guide_only} "
-                "given z, from any distribution: the closer to the guide's given x and z, the "
-                "tighter the bound."
-            )
-
     def _shared(self, batch: Batch) -> dict[str, Tensor]:
         """A draw from the guide of the sites that are one for all rows."""
         if not self.draws_for_all(batch):
@@ -452,10 +449,12 @@ class Pair:
         """The part of a code that belongs to each site."""
         if len(self.sites) == 1:
             return {self.sites[0]: z}
-        with torch.no_grad(), torch.random.fork_rng():
-            reading = self._read_guide.read(batch)[0]
-        sizes = [reading.code(site).shape[1] for site in self.sites]
-        return dict(zip(self.sites, z.split(sizes, -1), strict=True))
+        key = tuple(_kinds(batch))
+        if key not in self._sizes:
+            with torch.no_grad(), torch.random.fork_rng():
+                reading = self._read_guide.read(batch)[0]
+            self._sizes[key] = [reading.code(site).shape[1] for site in self.sites]
+        return dict(zip(self.sites, z.split(self._sizes[key], -1), strict=True))
 
     def _with_guide(
         self, batch: Batch, codes: Mapping[str, Tensor] | None = None
@@ -508,6 +507,32 @@ class Pair:
                 "name the one that is meant with observed=."
             )
         return names[0]
+
+
+def _draws_for_all(guide: Reading, model: Reading) -> bool:
+    """Whether guide or model draws a site that is one for all rows.
+
+    Raises:
+        InputError: if a site is one for all rows in only one of the two.
+    """
+    for name in {*guide.latent} & {*model.nodes}:
+        if (name in guide.shared) != (name in model.shared):
+            # Raises the error: the plate over the data is missing there.
+            (guide if name in guide.shared else model).dim(name)
+    return any({*reading.latent} & {*reading.shared} for reading in (guide, model))
+
+
+def _check_weighed(guide: Reading, model: Reading, others: Sequence[str]) -> None:
+    """Raise if the guide draws a site that the model lacks: no weight would be right."""
+    points = any(isinstance(innermost(guide.nodes[n]["fn"]), dist.Delta) for n in guide.latent)
+    guide_only = [name for name in others if name not in (*model.nodes, *guide.shared)]
+    if guide_only and not points:  # an autoguide's points are functions of such sites
+        raise InputError(
+            f"expected sites of the guide that the model has too; got {guide_only} in the guide"
+            f" alone, so that p(x, z) has no density for them. Let the model draw {guide_only} "
+            "given z, from any distribution: the closer to the guide's given x and z, the "
+            "tighter the bound."
+        )
 
 
 def _rows_at_once(batch: Batch) -> int:

@@ -19,7 +19,7 @@ from pyrovae.pairs.trace_reader import Reader, Reading, innermost
 FEW = 3  # rows that are enough to tell, if a guide takes any number of them
 
 
-def by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
+def by_place(model: Reader, guide: Reader, batch: Batch, *, few: bool = False) -> list[Tensor]:
     """The parameters of a pair in which each place of the batch has entries of its own.
 
     Most guides of ``pyro.infer.autoguide`` have such parameters: they fit the rows that they were
@@ -30,9 +30,10 @@ def by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
     Args:
         model, guide: readers of the two.
         batch: rows, as many as the pair was first run with.
+        few: whether the guide is known to take any number of rows; found out if not.
     """
     guide = replace(guide, allows_joint_density=True)
-    if guide.takes_any_number_of_rows(batch):
+    if few or guide.takes_any_number_of_rows(batch):
         index = torch.arange(FEW, device=batch[0].device) % len(batch[0])
         try:
             return _by_place(model, guide, take_rows(batch, index))

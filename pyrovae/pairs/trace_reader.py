@@ -6,7 +6,8 @@ other plates count as event dimensions of one row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -328,20 +329,24 @@ class Reader:
         for fewer.
         """
         with torch.no_grad(), torch.random.fork_rng():
-            takes_others, first_run = self._takes_others(batch)
+            with self._put_back() as state:
+                takes_others = self._takes(batch, 2) and (state.changed or self._takes(batch, 3))
+                first_run = state.changed
             if first_run or not takes_others:
                 self.read(batch)  # raises an error that has nothing to do with the number of rows
             if first_run:
-                takes_others, _ = self._takes_others(batch)
+                with self._put_back():
+                    takes_others = all(self._takes(batch, rows) for rows in (2, 3))
         return takes_others
 
-    def _takes_others(self, batch: Batch) -> tuple[bool, bool]:
-        """Whether it takes other numbers of rows, and whether trying set up state in it."""
+    @contextmanager
+    def _put_back(self) -> Iterator[AsFound]:
+        """Undo what runs set up meanwhile."""
         state = AsFound(modules_in_reach(self.function))
-        takes_others = all(self._takes(batch, rows) for rows in (2, 3))
-        changed = state.changed
-        state.put_back()
-        return takes_others, changed
+        try:
+            yield state
+        finally:
+            state.put_back()
 
     def _takes(self, batch: Batch, rows: int) -> bool:
         index = torch.arange(rows, device=batch[0].device) % len(batch[0])
@@ -478,14 +483,11 @@ class Reader:
         """The sites for one row more, in another order; none if the function can't take it."""
         count = len(batch[0])
         index = (torch.arange(count + 1, device=batch[0].device) + 1) % count
-        state = AsFound(modules_in_reach(self.function))
         try:
-            with torch.no_grad(), torch.random.fork_rng():
+            with self._put_back(), torch.no_grad(), torch.random.fork_rng():
                 trace = poutine.trace(self.function).get_trace(*take_rows(batch, index))
         except (ValueError, RuntimeError, IndexError, AssertionError):  # a size fixed in its code
             return None
-        finally:
-            state.put_back()
         return _sites(trace.nodes)
 
 
