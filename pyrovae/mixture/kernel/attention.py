@@ -75,7 +75,8 @@ def block_log_sums(queries: Tensor, keys: Tensor) -> Tensor:
         for head, block in enumerate(keys):
             for start in range(0, len(queries), step):
                 rows = slice(start, start + step)
-                log_sum_exp[head, rows] = shares(queries[rows] @ block.mT)[0]
+                largest, log_mass, _ = peaks(queries[rows] @ block.mT)
+                log_sum_exp[head, rows] = largest + log_mass
         return log_sum_exp
 
 

@@ -249,15 +249,14 @@ class _Pass:
         error = magnitude * roundoff(normals.features, torch.float64)
         error = error + (128 + BLOCK / 128) * torch.finfo(torch.float64).eps
         chosen = self.blocks_that_matter(log_sums, error, span)
-        points = torch.arange(len(query), device=query.device)
-        for block in range(blocks):
-            rows = points[~chosen[block]]
-            block_log_sum = log_sums[block, rows]
-            means = None
-            if mean_keys:
-                mean = mean_keys[block][rows]
-                means = self.moments.means_from_keys(mean, rows, block_log_sum)
-            self.total.add(rows, block_log_sum, means=means)
+        if not mean_keys:
+            block_numbers, points = (~chosen).nonzero(as_tuple=True)
+            self.total.add(points, log_sums[block_numbers, points])
+        for block, mean in enumerate(mean_keys):
+            points = (~chosen[block]).nonzero().squeeze(-1)
+            log_sum = log_sums[block, points]
+            means = self.moments.means_from_keys(mean[points], points, log_sum)
+            self.total.add(points, log_sum, means=means)
         self.add(chosen.repeat_interleave(span, 0)[: normals.groups])
 
     def blocks_that_matter(self, log_sums: Tensor, error: Tensor, span: int) -> Tensor:
