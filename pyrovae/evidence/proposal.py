@@ -1,0 +1,156 @@
+"""A proposal for each row: multivariate t's around its modes, with the guide behind them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.evidence.target import Target
+
+DEFENSIVE = 0.1  # weight of the guide, which bounds the weights wherever the guide has mass
+LEAST = 0.05  # weight of each mode that was found, at least
+
+
+@dataclass(frozen=True)
+class Proposal:
+    r"""A mixture over positions u of each row's codes, of which the guide is one component.
+
+    .. math:: q(u) = \sum_k α_k t_ν(u; m_k, s² A_k A_kᵀ) + α_0 q(z(u) | x) |dz/du|
+
+    Weights are over this whole density, wherever a draw came from (Owen & Zhou 2000, "Safe and
+    effective importance sampling").
+
+    Args:
+        target: what it is to resemble.
+        guide: q(z | x), batch shape ``(B,)``, or none.
+        log_weights: log α of K components and, last, of the guide, shape ``(B, K + 1)``.
+        mean: m, shape ``(B, K, D)``.
+        factor: A, shape ``(B, K, D, D)``.
+        degrees: ν of each row, shape ``(B,)``.
+        width: s of each row, shape ``(B,)``.
+    """
+
+    target: Target
+    guide: dist.Distribution | None
+    log_weights: Tensor
+    mean: Tensor
+    factor: Tensor
+    degrees: Tensor
+    width: Tensor
+
+    def sample(self, draws: int) -> Tensor:
+        """Positions of draws for each row, shape ``(S, B, D)``."""
+        b, k, d = self.mean.shape
+        chosen = torch.multinomial(self.log_weights.exp(), draws, replacement=True).T
+        component = chosen.clamp_max(k - 1)
+        noise = torch.randn(draws, b, d, dtype=self.mean.dtype, device=self.mean.device)
+        spread = dist.Chi2(self.degrees).sample(torch.Size([draws])) / self.degrees
+        length = (self.width / spread.sqrt()).unsqueeze(-1)
+        number = torch.arange(b, device=component.device)
+        u = self.mean[number, component]
+        if k == 1:
+            turned = torch.einsum("sbd,bed->sbe", noise, self.factor[:, 0])
+        else:
+            turned = torch.zeros_like(noise)
+            for index in range(k):
+                found = torch.einsum("sbd,bed->sbe", noise, self.factor[:, index])
+                turned = torch.where((component == index).unsqueeze(-1), found, turned)
+        u = u + length * turned
+        if self.guide is None:
+            return u
+        z = self.guide.sample(torch.Size([draws]))
+        return torch.where((chosen == k).unsqueeze(-1), self.target.positions(z), u)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """log q of positions of shape ``(S, B, D)``, shape ``(S, B)``."""
+        return self.terms(u).logsumexp(-1)
+
+    def terms(self, u: Tensor) -> Tensor:
+        """log of each component's part of the density, the guide's last, shape ``(S, B, K + 1)``."""
+        own = log_t(self.distances(u), self.log_scale, self.degrees, self.width, u.shape[-1])
+        terms = torch.cat([own, self.log_guide(u).unsqueeze(-1)], -1)
+        return self.log_weights + terms
+
+    def distances(self, u: Tensor) -> Tensor:
+        """Squared Mahalanobis distance to each component at width 1, shape ``(S, B, K)``."""
+        inverse = torch.linalg.inv(self.factor)
+        away = u.unsqueeze(2) - self.mean
+        return torch.einsum("bkde,sbke->sbkd", inverse, away).square().sum(-1)
+
+    @property
+    def log_scale(self) -> Tensor:
+        """log |A| of each component, shape ``(B, K)``."""
+        found: Tensor = torch.linalg.slogdet(self.factor).logabsdet
+        return found
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """log density of the guide at positions, −∞ without one, shape ``(S, B)``."""
+        if self.guide is None:
+            return torch.full(u.shape[:2], -math.inf, dtype=u.dtype, device=u.device)
+        z, jacobian, kept = self.target.codes(u)
+        kept = kept & self.guide.support.check(z)
+        if not kept.all():
+            inside = self.guide.sample(torch.Size([1]))
+            z = torch.where(kept.unsqueeze(-1), z, inside)
+        with pyro.validation_enabled(False):
+            found = self.guide.log_prob(z).double() + jacobian
+        return torch.where(kept & ~found.isnan(), found, -math.inf)
+
+    def with_components(
+        self, log_weights: Tensor, mean: Tensor, factor: Tensor
+    ) -> Proposal:
+        """The same guide behind other components."""
+        return replace(self, log_weights=log_weights, mean=mean, factor=factor)
+
+    def where(self, first: Tensor, other: Proposal) -> Proposal:
+        """This proposal for some rows, ``(B,)``, another one with as many components for the rest."""
+        return replace(
+            self,
+            log_weights=torch.where(first.view(-1, 1), self.log_weights, other.log_weights),
+            mean=torch.where(first.view(-1, 1, 1), self.mean, other.mean),
+            factor=torch.where(first.view(-1, 1, 1, 1), self.factor, other.factor),
+            degrees=torch.where(first, self.degrees, other.degrees),
+            width=torch.where(first, self.width, other.width),
+        )
+
+
+def log_t(
+    distances: Tensor, log_scale: Tensor, degrees: Tensor, width: Tensor, units: int
+) -> Tensor:
+    """log density of a multivariate t by its squared distance, shape ``(S, B, K)``.
+
+    Args:
+        distances: at width 1, shape ``(S, B, K)``.
+        log_scale: log |A|, shape ``(B, K)``.
+        degrees, width: of each row, shape ``(B,)``.
+        units: D.
+    """
+    degrees, width = degrees.unsqueeze(-1), width.unsqueeze(-1)
+    constant = (
+        torch.lgamma((degrees + units) / 2)
+        - torch.lgamma(degrees / 2)
+        - units / 2 * (degrees * math.pi).log()
+        - log_scale
+        - units * width.log()
+    )
+    return constant - (degrees + units) / 2 * (distances / (width.square() * degrees)).log1p()
+
+
+def mixture_weights(masses: Tensor, *, guided: bool) -> Tensor:
+    """log weights of components and guide from what each component accounts for.
+
+    Args:
+        masses: shape ``(B, K)``, each row summing to 1; 0 where there is no component.
+        guided: whether there is a guide.
+    """
+    present = masses > 0
+    floored = torch.where(present, masses.clamp_min(LEAST), 0.0)
+    own = floored / floored.sum(1, keepdim=True)
+    share = DEFENSIVE if guided else 0.0
+    last = torch.full_like(own[:, :1], share)
+    return torch.cat([(1 - share) * own, last], 1).log()

@@ -1,0 +1,234 @@
+"""log p(x, z) of some rows over unconstrained codes, with its gradients and its curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.errors import InputError
+from pyrovae.mixture import families
+from pyrovae.pairs import Pair, Reader
+from pyrovae.randomness import seeded
+
+AT_ONCE = 8192  # codes that go through the model at once, at most
+BYTES = 1 << 24  # of data that go through the model at once; more is slow to allocate
+ROUNDED = 0.5  # by which a position may differ from that of its own code, for lack of digits
+
+
+@dataclass(frozen=True)
+class Target:
+    r"""The density that a proposal for each row has to resemble, over positions u of the codes.
+
+    .. math:: \log f(u) = \log p(x, z(u)) + \log |dz/du|
+
+    Its integral over u is p(x). Positions are float64 whatever the model computes in, and are flat:
+    any number of them, each with the number of the row that it belongs to.
+
+    Args:
+        pair: model and guide.
+        rows: B data points, shape ``(B, ...)``.
+        prior: p(z) in the place of the model's own, if given.
+        support: the prior's support, through whose standard bijection codes have positions.
+        dtype: of the codes that the model takes.
+    """
+
+    pair: Pair
+    rows: Tensor
+    prior: dist.Distribution | None
+    support: torch.distributions.constraints.Constraint
+    dtype: torch.dtype
+
+    def positions(self, z: Tensor) -> Tensor:
+        """Positions of codes."""
+        found: Tensor = torch.distributions.biject_to(self.support).inv(z)
+        return found.double()
+
+    def codes(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes of positions, log |dz/du|, and whether the code has digits enough for its position.
+
+        Next to a boundary many positions share one code, as sigmoid(40) is 1.
+        """
+        bijection = torch.distributions.biject_to(self.support)
+        z = bijection(u)
+        jacobian = bijection.log_abs_det_jacobian(u, z)
+        z = z.to(self.dtype)
+        with torch.no_grad():
+            back = self.positions(z)
+            kept = ((back - u).abs() < ROUNDED).all(-1) & self.support.check(z) & z.isfinite().all(-1)
+        return z, jacobian, kept
+
+    def log_density(self, u: Tensor, row: Tensor) -> Tensor:
+        """log f at positions, ``(n, D)``, each of the row with its number, ``(n,)``; ``(n,)``.
+
+        It is −∞ at positions whose codes have no digits left.
+        """
+        parts = [self._log_density(*part) for part in self._parts(u, row)]
+        return torch.cat(parts) if parts else u.new_zeros(0)
+
+    def slope(self, u: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """log f and its gradient, which is 0 where it is not a number; ``(n,)`` and ``(n, D)``."""
+        values, gradients = [u.new_zeros(0)], [u[:0]]
+        for part, numbers in self._parts(u, row):
+            with torch.enable_grad():
+                at = part.detach().requires_grad_()
+                value = self._log_density(at, numbers)
+                (gradient,) = torch.autograd.grad(value.sum(), at)
+            values.append(value.detach())
+            gradients.append(torch.where(gradient.isfinite(), gradient, 0.0))
+        return torch.cat(values), torch.cat(gradients)
+
+    def curvature(self, u: Tensor, row: Tensor, step: Tensor) -> Tensor:
+        """The Hessian of log f by central differences of its gradient, shape ``(n, D, D)``.
+
+        Over a step of some size it is a mean of the curvature there, which a network with kinks has
+        none of at a point.
+
+        Args:
+            u, row: positions and the numbers of their rows.
+            step: half the distance between the two gradients along each unit, shape ``(n, D)``.
+        """
+        n, d = u.shape
+        away = torch.diag_embed(step)
+        both = torch.stack([u.unsqueeze(1) + away, u.unsqueeze(1) - away])
+        _, gradient = self.slope(both.view(-1, d), row.repeat_interleave(d).repeat(2))
+        ahead, behind = gradient.view(2, n, d, d).unbind(0)
+        hessian = (ahead - behind) / (2 * step.unsqueeze(-1))
+        return (hessian + hessian.mT) / 2
+
+    def of_draws(self, u: Tensor) -> Tensor:
+        """log f of S draws at each row, ``(S, B, D)``, shape ``(S, B)``."""
+        s, b, d = u.shape
+        row = torch.arange(b, device=u.device).repeat(s)
+        return self.log_density(u.reshape(-1, d), row).view(s, b)
+
+    def _log_density(self, u: Tensor, row: Tensor) -> Tensor:
+        z, jacobian, kept = self.codes(u)
+        if not kept.all():  # somewhere inside, in their place, with no weight
+            safe = torch.where(kept.unsqueeze(-1), u, 0.0)
+            z, jacobian, _ = self.codes(safe)
+        with pyro.validation_enabled(False):
+            likelihood, own = self.pair.log_joint(self.rows[row], z)
+            prior = own if self.prior is None else self.prior.log_prob(z)
+        density = likelihood.double() + prior.double() + jacobian
+        return torch.where(kept, density, -torch.inf)
+
+    def _parts(self, u: Tensor, row: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        size = max(1, self.rows[:1].numel() * self.rows.element_size())
+        at_once = max(1, min(AT_ONCE, BYTES // size))
+        yield from zip(u.split(at_once), row.split(at_once), strict=True) if len(u) else ()
+
+
+def whole(pair: Pair, x: Tensor, prior: dist.Distribution | None) -> Pair:
+    """The pair with all latent sites of its guide as one code, which has one density for each row.
+
+    Raises:
+        InputError: where log p(x, z) is no function of a code alone: a pair that takes all rows or
+            none, sites that are one for all rows, or a ``prior`` of some of several sites.
+    """
+    rows = x[:2]
+    if not pair.follows(x):
+        raise InputError(
+            "expected a model and guide that take any number of rows, so that many codes go "
+            f"through them at once; got a pair that takes all data or none. {REMEDY}"
+        )
+    if pair.draws_for_all(rows):
+        raise InputError(
+            "expected latent sites with a value for each row; got one for all rows, which is drawn "
+            f"anew each time. {REMEDY}"
+        )
+    if points := pair.points(rows):
+        raise InputError(
+            f"expected a guide with a density at each site; got a point at {', '.join(points)}. "
+            f"{REMEDY}"
+        )
+    if not pair.joint(rows):
+        return pair
+    with torch.no_grad(), seeded(0, "sites of the guide"):
+        reading = Reader(pair.guide, "guide", pair.data_plate).read((rows,))[0]
+    others = [name for name in reading.latent if not name.endswith("_unconstrained")]
+    names = (*pair.sites, *(name for name in others if name not in pair.sites))
+    if prior is not None:
+        raise InputError(
+            f"expected with prior= a guide that draws {', '.join(pair.sites)} alone; got one that "
+            f"draws {', '.join(names)}. {REMEDY}"
+        )
+    return replace(pair, site=names)
+
+
+REMEDY = "Use method='importance'."
+
+
+@torch.no_grad()
+def target_for(pair: Pair, rows: Tensor, prior: dist.Distribution | None) -> Target:
+    """The target at some data points, with the pair checked there.
+
+    Args:
+        pair: as :func:`whole` gives it.
+
+    Raises:
+        InputError: where codes can't be moved through the support, or log p(x, z) is no function
+            of the code.
+    """
+    with seeded(0, "checks of a target"):
+        support = support_of(pair, rows, prior)
+        z = _first_codes(pair, rows, support)
+        # Here validation is still on: shapes and values are checked.
+        once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
+    if not torch.allclose(once, again, equal_nan=True):
+        raise InputError(
+            "expected log p(x, z) to be a function of z; got two values at one z: the model draws "
+            f"other latent sites too. {REMEDY}"
+        )
+    target = Target(pair, rows, prior, support, z.dtype)
+    _check_gradient(target, target.positions(z))
+    return target
+
+
+def support_of(
+    pair: Pair, rows: Tensor, prior: dist.Distribution | None
+) -> torch.distributions.constraints.Constraint:
+    """The support of a code, which has to have a bijection from all vectors of numbers."""
+    source = pair.prior(rows[:1]) if prior is None else prior
+    support = source.support
+    try:
+        torch.distributions.biject_to(support)
+    except NotImplementedError as error:
+        raise InputError(
+            f"expected a prior with a support that codes can be moved through; got "
+            f"{families.family(source)}, supported {support}. Give its class a support such as "
+            f"constraints.real_vector. {REMEDY}"
+        ) from error
+    return support
+
+
+def _first_codes(
+    pair: Pair, rows: Tensor, support: torch.distributions.constraints.Constraint
+) -> Tensor:
+    """A code for each row inside of the support: the guide's, or the middle where it has none."""
+    z = pair.encode(rows).sample()
+    inside = support.check(z)
+    if inside.all():
+        return z
+    bijection = torch.distributions.biject_to(support)
+    middle: Tensor = bijection(torch.zeros(bijection.inverse_shape(z.shape), dtype=z.dtype))
+    return torch.where(inside.unsqueeze(-1), z, middle.to(z.device))
+
+
+def _check_gradient(target: Target, u: Tensor) -> None:
+    """Raise if log p(x, z) has no gradient in z."""
+    try:
+        target.slope(u, torch.arange(len(u), device=u.device))
+    except RuntimeError as error:
+        if "grad" not in str(error) and "differentiable" not in str(error):
+            raise
+        raise InputError(
+            f"expected log p(x, z) with a gradient in z; got none: {error}. Let the model compute "
+            f"in torch from its code on, without detach. {REMEDY}"
+        ) from error
+
+

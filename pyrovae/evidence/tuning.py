@@ -1,0 +1,333 @@
+"""How the proposal of each row is found: its modes, their widths, and what improves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.errors import InputError
+from pyrovae.evidence.climb import climb_elbo
+from pyrovae.evidence.modes import find_modes
+from pyrovae.evidence.proposal import Proposal, log_t, mixture_weights
+from pyrovae.evidence.result import UNRELIABLE, smooth
+from pyrovae.evidence.target import Target
+from pyrovae.randomness import seeded
+
+COMPONENTS = 3  # modes of a row that a proposal has room for
+ROUNDS = 3  # of looking for modes that are not explained
+OF_GUIDE, OF_PRIOR = 32, 128  # draws at which a mode may be missed by the proposal
+UNEXPLAINED = 20.0  # times its share by which a single draw speaks of another mode
+SEPARATE = 2.0  # standard deviations that part two modes
+PILOT = 500  # draws that judge a proposal and tune its tails; none of them is counted
+MATCHING = 2000  # draws whose weighted moments a proposal is matched to
+MATCHES = 3  # rounds of that
+DEGREES = (5.0, 10.0, 20.0, 50.0)  # of freedom, out of which each row takes its own
+WIDTHS = (0.85, 1.0, 1.15, 1.35)
+HEAVY = 5.0  # degrees of freedom of pilot draws, which all others are judged by
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A proposal with what its pilot draws say of it.
+
+    Args:
+        proposal: with degrees of freedom and width chosen.
+        pareto_k: k̂ of the pilot's weights, shape ``(B,)``.
+        log_mean: log of the mean weight, shape ``(B,)``.
+        u: the pilot's positions, shape ``(S, B, D)``.
+        log_weights: shape ``(S, B)``.
+    """
+
+    proposal: Proposal
+    pareto_k: Tensor
+    log_mean: Tensor
+    u: Tensor
+    log_weights: Tensor
+
+    @property
+    def poor(self) -> Tensor:
+        """Rows whose weights have a tail that no number of draws makes up for, ``(B,)``."""
+        return ~(self.pareto_k <= UNRELIABLE)
+
+
+@torch.no_grad()
+def fit_proposal(target: Target, *, seed: int) -> Fitted:
+    """A proposal for each row, as far improved as its own pilot draws ask for.
+
+    First a t around each mode that is found; then, where k̂ of the pilot draws is above 0.7,
+    Gaussians of full covariance that climb the ELBO from there; then, where it still is, rounds of
+    matching the moments of weighted draws (Cappé et al. 2008; Paananen et al. 2021). A stage is
+    kept at the rows where it lowers k̂.
+
+    Args:
+        target: the densities.
+        seed: names all draws that tune; those that are counted have to come from elsewhere.
+    """
+    with seeded(seed, "modes of a target"):
+        fitted = fit_modes(target)
+    for purpose, improve in ((0, by_climbing), (1, by_matching)):
+        if not fitted.poor.any():
+            break
+        number = fitted.poor.nonzero().squeeze(1)
+        with seeded(seed, "improved proposal", purpose):
+            better = improve(subset(fitted, number))
+            fitted = _put(fitted, number, better)
+    return fitted
+
+
+def fit_modes(target: Target) -> Fitted:
+    """A t around each mode that draws from guide and prior lead to."""
+    guide = guide_inside(target)
+    starts, scale = starting_points(target, guide)
+    b, _, d = len(target.rows), COMPONENTS, starts.shape[-1]
+    row = torch.arange(b, device=starts.device)
+    heights = target.of_draws(starts).nan_to_num(nan=-torch.inf)
+    modes = find_modes(target, _middle(target, guide, starts, heights), row, scale)
+    mean = modes.u.unsqueeze(1).repeat(1, COMPONENTS, 1)
+    factor = modes.factor.unsqueeze(1).repeat(1, COMPONENTS, 1, 1)
+    masses = torch.zeros(b, COMPONENTS, dtype=d_type(starts), device=starts.device)
+    masses[:, 0] = 1.0
+    plain = torch.ones_like(masses[:, 0])
+    weights = mixture_weights(masses, guided=guide is not None)
+    proposal = Proposal(target, guide, weights, mean, factor, HEAVY * plain, plain)
+    for _ in range(ROUNDS):
+        fitted = judge(proposal, PILOT)
+        u = torch.cat([starts, fitted.u])
+        log_weights = torch.cat([heights - proposal.log_prob(starts), fitted.log_weights])
+        excess, index = (log_weights - fitted.log_mean).nan_to_num(nan=-torch.inf).max(0)
+        asked = (excess > torch.tensor(UNEXPLAINED).log()) & (proposal.log_weights[:, -2] == -torch.inf)
+        number = asked.nonzero().squeeze(1)
+        if not len(number):
+            break
+        found = find_modes(target, u[index[number], number], number, scale[number])
+        proposal, added = add_modes(proposal, found.u, found.factor, found.log_mass(), number)
+        if not added:
+            break
+    return judge(proposal, PILOT)
+
+
+def d_type(x: Tensor) -> torch.dtype:
+    return x.dtype
+
+
+def guide_inside(target: Target) -> dist.Distribution | None:
+    """The guide, or none where some of its draws leave the target's support."""
+    guide = target.pair.encode(target.rows)
+    z = guide.sample(torch.Size([OF_GUIDE]))
+    return guide if bool(target.support.check(z).all()) else None
+
+
+def starting_points(
+    target: Target, guide: dist.Distribution | None
+) -> tuple[Tensor, Tensor]:
+    """Draws from guide and prior, ``(S, B, D)``, and the unit of length of each row, ``(B, D)``.
+
+    That is how far the prior's draws lie apart; without one prior for all rows, three times what
+    the guide's do.
+    """
+    b = len(target.rows)
+    found, spread = [], None
+    if guide is not None:
+        found.append(target.positions(guide.sample(torch.Size([OF_GUIDE]))))
+        spread = 3 * _spread(found[0])
+    try:
+        prior = target.pair.prior(target.rows) if target.prior is None else target.prior
+    except InputError:  # another one for each row
+        prior = target.pair.prior(target.rows[:1]) if guide is None else None
+    if prior is not None:
+        z = prior.sample(torch.Size([OF_PRIOR]))
+        z = z.reshape(OF_PRIOR, 1, -1)
+        u = target.positions(z).expand(OF_PRIOR, b, -1)
+        found.append(u)
+        spread = _spread(u)
+    usable = torch.cat(found)
+    usable = torch.where(usable.isfinite().all(-1, keepdim=True), usable, 0.0)
+    return usable, spread
+
+
+def _spread(u: Tensor) -> Tensor:
+    """A standard deviation by the middle half of some draws, shape ``(B, D)``."""
+    low, high = u.quantile(torch.tensor([0.25, 0.75], dtype=u.dtype, device=u.device), 0)
+    return ((high - low) / 1.35).clamp_min(1e-6)
+
+
+def _middle(
+    target: Target, guide: dist.Distribution | None, starts: Tensor, heights: Tensor
+) -> Tensor:
+    """Where to climb from first: the middle of the guide's draws, or the highest of all starts."""
+    if guide is not None:
+        return starts[:OF_GUIDE].mean(0)
+    return starts[heights.argmax(0), torch.arange(starts.shape[1], device=starts.device)]
+
+
+def add_modes(
+    proposal: Proposal, u: Tensor, factor: Tensor, log_mass: Tensor, number: Tensor
+) -> tuple[Proposal, bool]:
+    """The proposal with modes of some rows added that it does not have, and whether there were any.
+
+    Args:
+        u, factor, log_mass: of a mode for each of the rows.
+        number: of these rows.
+    """
+    mean, old = proposal.mean[number], proposal.factor[number]
+    away = (u.unsqueeze(1) - mean).unsqueeze(-1)
+    by_old = torch.linalg.solve(old, away).squeeze(-1).square().sum(-1)
+    by_new = torch.linalg.solve(factor.unsqueeze(1), away).squeeze(-1).square().sum(-1)
+    present = proposal.log_weights[number, :-1] > -torch.inf
+    near = (torch.minimum(by_old, by_new) < SEPARATE**2) & present
+    apart = ~near.any(1) & u.isfinite().all(-1)
+    if not apart.any():
+        return proposal, False
+    number, u, factor, present = number[apart], u[apart], factor[apart], present[apart]
+    slot = present.sum(1)
+    new_mean, new_factor = proposal.mean.clone(), proposal.factor.clone()
+    new_mean[number, slot], new_factor[number, slot] = u, factor
+    masses = (proposal.log_weights[:, :-1].exp() > 0).to(u.dtype)
+    masses[number, slot] = 1.0
+    masses = masses / masses.sum(1, keepdim=True)
+    weights = mixture_weights(masses, guided=proposal.guide is not None)
+    return proposal.with_components(weights, new_mean, new_factor), True
+
+
+def judge(proposal: Proposal, draws: int) -> Fitted:
+    """The proposal with weights, tails and width chosen on draws of its own, and their k̂.
+
+    All choices are compared on the same draws, which are heavy-tailed: the mean of the squared
+    weights under another q' is that of (f/q) (f/q') here.
+    """
+    ones = torch.ones_like(proposal.degrees)
+    proposal = replace(proposal, degrees=HEAVY * ones, width=1.1 * ones)
+    u = proposal.sample(draws)
+    log_f = proposal.target.of_draws(u)
+    log_f = torch.where(log_f.isnan() | (log_f == torch.inf), -torch.inf, log_f)
+    log_q = proposal.log_prob(u)
+    log_weights = log_f - log_q
+    log_mean = log_weights.logsumexp(0) - torch.tensor(float(draws)).log()
+    masses = responsibilities(proposal, u, log_weights).sum(0)
+    weights = mixture_weights(masses, guided=proposal.guide is not None)
+    proposal = replace(proposal, log_weights=weights)
+    distances, guide = proposal.distances(u), proposal.log_guide(u).unsqueeze(-1)
+    tried, moments = [], []
+    for degrees in DEGREES:
+        for width in WIDTHS:
+            own = log_t(distances, proposal.log_scale, degrees * ones, width * ones, u.shape[-1])
+            other = (weights + torch.cat([own, guide], -1)).logsumexp(-1)
+            tried.append((degrees, width))
+            moments.append((log_weights + log_f - other).logsumexp(0))
+    best = torch.stack(moments).nan_to_num(nan=torch.inf).argmin(0)
+    degrees, width = torch.tensor(tried, dtype=u.dtype, device=u.device)[best].unbind(-1)
+    _, pareto_k = smooth(log_weights.T)
+    return Fitted(
+        replace(proposal, degrees=degrees, width=width), pareto_k, log_mean, u, log_weights
+    )
+
+
+def responsibilities(proposal: Proposal, u: Tensor, log_weights: Tensor) -> Tensor:
+    """The share of each weighted draw that each component accounts for, shape ``(S, B, K)``.
+
+    They sum to 1 over draws and components; weights above √S times their mean are cut there, as
+    this only tunes (Ionides 2008).
+    """
+    terms = proposal.terms(u)[..., :-1]
+    shares = (terms - terms.logsumexp(-1, keepdim=True)).exp().nan_to_num(nan=0.0)
+    mean = log_weights.logsumexp(0) - torch.tensor(float(len(u))).log()
+    relative = (log_weights - mean).exp().clamp_max(len(u) ** 0.5)
+    weighted = shares * relative.nan_to_num(nan=1.0).unsqueeze(-1)
+    total = weighted.sum((0, 2), keepdim=True)
+    first = torch.zeros_like(weighted)
+    first[..., 0] = 1 / len(u)
+    return torch.where(total > 0, weighted / total, first)
+
+
+def by_climbing(fitted: Fitted) -> Fitted:
+    """Each component climbs the ELBO."""
+    proposal = fitted.proposal
+    row, component = (proposal.log_weights[:, :-1] > -torch.inf).nonzero(as_tuple=True)
+    mean, factor = proposal.mean.clone(), proposal.factor.clone()
+    mean[row, component], factor[row, component] = climb_elbo(
+        proposal.target, mean[row, component], factor[row, component], row
+    )
+    return judge(replace(proposal, mean=mean, factor=factor), PILOT)
+
+
+def by_matching(fitted: Fitted) -> Fitted:
+    """The components are matched to the moments of weighted draws, in rounds."""
+    best = current = judge(fitted.proposal, MATCHING)
+    for _ in range(MATCHES):
+        current = judge(matched(current), MATCHING)
+        better = current.pareto_k < best.pareto_k
+        best = _where(better, current, best)
+    return best
+
+
+def matched(fitted: Fitted) -> Proposal:
+    """Components with the moments of the draws that they account for, held near what they were.
+
+    With few effective draws the old covariance counts for as many as there are units.
+    """
+    proposal, u = fitted.proposal, fitted.u
+    shares = responsibilities(proposal, u, fitted.log_weights)
+    total = shares.sum(0)  # (B, K)
+    effective = total.square() / shares.square().sum(0).clamp_min(1e-300)
+    present = (proposal.log_weights[:, :-1] > -torch.inf) & (effective > 1)
+    within = shares / total.clamp_min(1e-300)
+    mean = torch.einsum("sbk,sbd->bkd", within, u)
+    away = u.unsqueeze(2) - mean
+    covariance = torch.einsum("sbk,sbkd,sbke->bkde", within, away, away)
+    old = proposal.factor @ proposal.factor.mT
+    kept = (u.shape[-1] / (u.shape[-1] + effective)).view(*effective.shape, 1, 1)
+    covariance = (1 - kept) * covariance + kept * old
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    usable = present & (failed == 0)
+    return proposal.with_components(
+        proposal.log_weights,
+        torch.where(usable.unsqueeze(-1), mean, proposal.mean),
+        torch.where(usable.view(*usable.shape, 1, 1), factor, proposal.factor),
+    )
+
+
+def subset(fitted: Fitted, number: Tensor) -> Fitted:
+    """What is known of some of the rows."""
+    whole = fitted.proposal
+    target = replace(whole.target, rows=whole.target.rows[number])
+    guide = None if whole.guide is None else target.pair.encode(target.rows)
+    names = ("log_weights", "mean", "factor", "degrees", "width")
+    parts = {name: getattr(whole, name)[number] for name in names}
+    return Fitted(
+        Proposal(target, guide, **parts),
+        fitted.pareto_k[number],
+        fitted.log_mean[number],
+        fitted.u[:, number],
+        fitted.log_weights[:, number],
+    )
+
+
+def _put(fitted: Fitted, number: Tensor, better: Fitted) -> Fitted:
+    """The same with other proposals for some rows, where these have a lower k̂.
+
+    Pilot draws are those of the first proposal; they are not of use any more.
+    """
+    lower = better.pareto_k < fitted.pareto_k[number]
+    number = number[lower]
+    changed = {}
+    for name in ("log_weights", "mean", "factor", "degrees", "width"):
+        values = getattr(fitted.proposal, name).clone()
+        values[number] = getattr(better.proposal, name)[lower]
+        changed[name] = values
+    pareto_k, log_mean = fitted.pareto_k.clone(), fitted.log_mean.clone()
+    pareto_k[number], log_mean[number] = better.pareto_k[lower], better.log_mean[lower]
+    proposal = replace(fitted.proposal, **changed)
+    return replace(fitted, proposal=proposal, pareto_k=pareto_k, log_mean=log_mean)
+
+
+def _where(first: Tensor, one: Fitted, other: Fitted) -> Fitted:
+    return Fitted(
+        one.proposal.where(first, other.proposal),
+        torch.where(first, one.pareto_k, other.pareto_k),
+        torch.where(first, one.log_mean, other.log_mean),
+        torch.where(first.view(1, -1, 1), one.u, other.u),
+        torch.where(first, one.log_weights, other.log_weights),
+    )
