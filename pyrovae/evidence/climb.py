@@ -16,13 +16,11 @@ MEMORY = (0.9, 0.99)  # of Adam's two averages
 
 
 @torch.no_grad()
-def climb_elbo(
-    target: Target, mean: Tensor, factor: Tensor, row: Tensor
-) -> tuple[Tensor, Tensor]:
+def climb_elbo(target: Target, mean: Tensor, factor: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     r"""Climb E_q[log f(u) − log q(u)] over q = N(m, A Aᵀ) from where it is, by its own draws.
 
-    The gradient is that of Roeder et al. 2017, "Sticking the landing", which has no noise left where
-    q is exact.
+    The gradient is that of Roeder et al. 2017, "Sticking the landing", which has no noise left
+    where q is exact.
 
     Args:
         target: the densities.

@@ -10,14 +10,15 @@ import pyro.distributions as dist
 from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
-from pyrovae.evidence.importance import check_prior_argument, importance_evidence, latent_units
+from pyrovae.evidence.importance import check_prior, importance_evidence, latent_units
+from pyrovae.evidence.refined import refined_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.isolation import plain
 from pyrovae.mixture.families import declared
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.randomness import check_seed
 
-Method = Literal["importance", "prior", "annealed"]
+Method = Literal["importance", "prior", "refined", "annealed"]
 
 DRAWS = 1000
 
@@ -43,6 +44,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     ================== ======================================================= ============
     ``"importance"``   K draws from the guide, weighted                        low
     ``"prior"``        K draws from p(z): the infinite mixture, literally      low, by most
+    ``"refined"``      K draws around the modes of each log p(x, z), weighted  low, by little
     ``"annealed"``     chains from the guide to the posterior                  low, by least
     an ``Annealing``   the same, with settings of your own                     low
     ================== ======================================================= ============
@@ -101,6 +103,9 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                 proposal="guide" if method == "importance" else "prior",
                 seed=seed,
             )
+        elif method == "refined":
+            count = DRAWS if draws is None else draws
+            result = refined_evidence(pair, x, draws=count, prior=prior, seed=seed)
         else:
             annealing = method if isinstance(method, Annealing) else None
             result = annealed_evidence(

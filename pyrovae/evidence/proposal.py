@@ -71,7 +71,7 @@ class Proposal:
         return self.terms(u).logsumexp(-1)
 
     def terms(self, u: Tensor) -> Tensor:
-        """log of each component's part of the density, the guide's last, shape ``(S, B, K + 1)``."""
+        """log of each component's part of the density, the guide's last, ``(S, B, K + 1)``."""
         own = log_t(self.distances(u), self.log_scale, self.degrees, self.width, u.shape[-1])
         terms = torch.cat([own, self.log_guide(u).unsqueeze(-1)], -1)
         return self.log_weights + terms
@@ -101,14 +101,12 @@ class Proposal:
             found = self.guide.log_prob(z).double() + jacobian
         return torch.where(kept & ~found.isnan(), found, -math.inf)
 
-    def with_components(
-        self, log_weights: Tensor, mean: Tensor, factor: Tensor
-    ) -> Proposal:
+    def with_components(self, log_weights: Tensor, mean: Tensor, factor: Tensor) -> Proposal:
         """The same guide behind other components."""
         return replace(self, log_weights=log_weights, mean=mean, factor=factor)
 
     def where(self, first: Tensor, other: Proposal) -> Proposal:
-        """This proposal for some rows, ``(B,)``, another one with as many components for the rest."""
+        """This proposal for some rows, ``(B,)``, another one for the rest."""
         return replace(
             self,
             log_weights=torch.where(first.view(-1, 1), self.log_weights, other.log_weights),

@@ -59,7 +59,9 @@ class Target:
         z = z.to(self.dtype)
         with torch.no_grad():
             back = self.positions(z)
-            kept = ((back - u).abs() < ROUNDED).all(-1) & self.support.check(z) & z.isfinite().all(-1)
+            kept = (
+                ((back - u).abs() < ROUNDED).all(-1) & self.support.check(z) & z.isfinite().all(-1)
+            )
         return z, jacobian, kept
 
     def log_density(self, u: Tensor, row: Tensor) -> Tensor:
@@ -230,5 +232,3 @@ def _check_gradient(target: Target, u: Tensor) -> None:
             f"expected log p(x, z) with a gradient in z; got none: {error}. Let the model compute "
             f"in torch from its code on, without detach. {REMEDY}"
         ) from error
-
-

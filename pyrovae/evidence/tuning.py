@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ from pyrovae.errors import InputError
 from pyrovae.evidence.climb import climb_elbo
 from pyrovae.evidence.modes import find_modes
 from pyrovae.evidence.proposal import Proposal, log_t, mixture_weights
-from pyrovae.evidence.result import UNRELIABLE, smooth
+from pyrovae.evidence.result import smooth
 from pyrovae.evidence.target import Target
 from pyrovae.randomness import seeded
 
@@ -26,6 +27,7 @@ MATCHING = 2000  # draws whose weighted moments a proposal is matched to
 MATCHES = 3  # rounds of that
 DEGREES = (5.0, 10.0, 20.0, 50.0)  # of freedom, out of which each row takes its own
 WIDTHS = (0.85, 1.0, 1.15, 1.35)
+DEARER, SPARED = 1.25, 0.03  # of the least relative variance, that heavier tails may cost
 HEAVY = 5.0  # degrees of freedom of pilot draws, which all others are judged by
 
 
@@ -47,20 +49,15 @@ class Fitted:
     u: Tensor
     log_weights: Tensor
 
-    @property
-    def poor(self) -> Tensor:
-        """Rows whose weights have a tail that no number of draws makes up for, ``(B,)``."""
-        return ~(self.pareto_k <= UNRELIABLE)
-
 
 @torch.no_grad()
 def fit_proposal(target: Target, *, seed: int) -> Fitted:
     """A proposal for each row, as far improved as its own pilot draws ask for.
 
-    First a t around each mode that is found; then, where k̂ of the pilot draws is above 0.7,
-    Gaussians of full covariance that climb the ELBO from there; then, where it still is, rounds of
-    matching the moments of weighted draws (Cappé et al. 2008; Paananen et al. 2021). A stage is
-    kept at the rows where it lowers k̂.
+    First a t around each mode that is found; then, where k̂ of the pilot draws is above 0.5,
+    Gaussians of full covariance that climb the ELBO from there; then, where it is above 0.6, rounds
+    of matching the moments of weighted draws (Cappé et al. 2008; Paananen et al. 2021). A stage is
+    kept at the rows where it lowers k̂. Both limits are below 0.7, as a pilot's k̂ is rough.
 
     Args:
         target: the densities.
@@ -68,13 +65,12 @@ def fit_proposal(target: Target, *, seed: int) -> Fitted:
     """
     with seeded(seed, "modes of a target"):
         fitted = fit_modes(target)
-    for purpose, improve in ((0, by_climbing), (1, by_matching)):
-        if not fitted.poor.any():
+    for stage, (limit, improve) in enumerate(((0.5, by_climbing), (0.6, by_matching))):
+        number = (~(fitted.pareto_k <= limit)).nonzero().squeeze(1)
+        if not len(number):
             break
-        number = fitted.poor.nonzero().squeeze(1)
-        with seeded(seed, "improved proposal", purpose):
-            better = improve(subset(fitted, number))
-            fitted = _put(fitted, number, better)
+        with seeded(seed, "improved proposal", stage):
+            fitted = _put(fitted, number, improve(subset(fitted, number)))
     return fitted
 
 
@@ -82,13 +78,13 @@ def fit_modes(target: Target) -> Fitted:
     """A t around each mode that draws from guide and prior lead to."""
     guide = guide_inside(target)
     starts, scale = starting_points(target, guide)
-    b, _, d = len(target.rows), COMPONENTS, starts.shape[-1]
+    b = len(target.rows)
     row = torch.arange(b, device=starts.device)
     heights = target.of_draws(starts).nan_to_num(nan=-torch.inf)
     modes = find_modes(target, _middle(target, guide, starts, heights), row, scale)
     mean = modes.u.unsqueeze(1).repeat(1, COMPONENTS, 1)
     factor = modes.factor.unsqueeze(1).repeat(1, COMPONENTS, 1, 1)
-    masses = torch.zeros(b, COMPONENTS, dtype=d_type(starts), device=starts.device)
+    masses = torch.zeros(b, COMPONENTS, dtype=starts.dtype, device=starts.device)
     masses[:, 0] = 1.0
     plain = torch.ones_like(masses[:, 0])
     weights = mixture_weights(masses, guided=guide is not None)
@@ -98,7 +94,9 @@ def fit_modes(target: Target) -> Fitted:
         u = torch.cat([starts, fitted.u])
         log_weights = torch.cat([heights - proposal.log_prob(starts), fitted.log_weights])
         excess, index = (log_weights - fitted.log_mean).nan_to_num(nan=-torch.inf).max(0)
-        asked = (excess > torch.tensor(UNEXPLAINED).log()) & (proposal.log_weights[:, -2] == -torch.inf)
+        asked = (excess > torch.tensor(UNEXPLAINED).log()) & (
+            proposal.log_weights[:, -2] == -torch.inf
+        )
         number = asked.nonzero().squeeze(1)
         if not len(number):
             break
@@ -109,10 +107,6 @@ def fit_modes(target: Target) -> Fitted:
     return judge(proposal, PILOT)
 
 
-def d_type(x: Tensor) -> torch.dtype:
-    return x.dtype
-
-
 def guide_inside(target: Target) -> dist.Distribution | None:
     """The guide, or none where some of its draws leave the target's support."""
     guide = target.pair.encode(target.rows)
@@ -120,19 +114,16 @@ def guide_inside(target: Target) -> dist.Distribution | None:
     return guide if bool(target.support.check(z).all()) else None
 
 
-def starting_points(
-    target: Target, guide: dist.Distribution | None
-) -> tuple[Tensor, Tensor]:
+def starting_points(target: Target, guide: dist.Distribution | None) -> tuple[Tensor, Tensor]:
     """Draws from guide and prior, ``(S, B, D)``, and the unit of length of each row, ``(B, D)``.
 
     That is how far the prior's draws lie apart; without one prior for all rows, three times what
     the guide's do.
     """
     b = len(target.rows)
-    found, spread = [], None
+    found = []
     if guide is not None:
         found.append(target.positions(guide.sample(torch.Size([OF_GUIDE]))))
-        spread = 3 * _spread(found[0])
     try:
         prior = target.pair.prior(target.rows) if target.prior is None else target.prior
     except InputError:  # another one for each row
@@ -140,9 +131,8 @@ def starting_points(
     if prior is not None:
         z = prior.sample(torch.Size([OF_PRIOR]))
         z = z.reshape(OF_PRIOR, 1, -1)
-        u = target.positions(z).expand(OF_PRIOR, b, -1)
-        found.append(u)
-        spread = _spread(u)
+        found.append(target.positions(z).expand(OF_PRIOR, b, -1))
+    spread = _spread(found[-1]) if prior is not None else 3 * _spread(found[-1])
     usable = torch.cat(found)
     usable = torch.where(usable.isfinite().all(-1, keepdim=True), usable, 0.0)
     return usable, spread
@@ -205,24 +195,38 @@ def judge(proposal: Proposal, draws: int) -> Fitted:
     log_f = torch.where(log_f.isnan() | (log_f == torch.inf), -torch.inf, log_f)
     log_q = proposal.log_prob(u)
     log_weights = log_f - log_q
-    log_mean = log_weights.logsumexp(0) - torch.tensor(float(draws)).log()
+    log_mean = log_weights.logsumexp(0) - math.log(draws)
     masses = responsibilities(proposal, u, log_weights).sum(0)
     weights = mixture_weights(masses, guided=proposal.guide is not None)
     proposal = replace(proposal, log_weights=weights)
-    distances, guide = proposal.distances(u), proposal.log_guide(u).unsqueeze(-1)
-    tried, moments = [], []
-    for degrees in DEGREES:
-        for width in WIDTHS:
-            own = log_t(distances, proposal.log_scale, degrees * ones, width * ones, u.shape[-1])
-            other = (weights + torch.cat([own, guide], -1)).logsumexp(-1)
-            tried.append((degrees, width))
-            moments.append((log_weights + log_f - other).logsumexp(0))
-    best = torch.stack(moments).nan_to_num(nan=torch.inf).argmin(0)
-    degrees, width = torch.tensor(tried, dtype=u.dtype, device=u.device)[best].unbind(-1)
+    degrees, width = _tails(proposal, u, log_f, log_weights, log_mean)
     _, pareto_k = smooth(log_weights.T)
     return Fitted(
         replace(proposal, degrees=degrees, width=width), pareto_k, log_mean, u, log_weights
     )
+
+
+def _tails(
+    proposal: Proposal, u: Tensor, log_f: Tensor, log_weights: Tensor, log_mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Degrees of freedom and width of each row: the heaviest tails that cost little variance."""
+    distances, guide = proposal.distances(u), proposal.log_guide(u).unsqueeze(-1)
+    ones = torch.ones_like(proposal.degrees)
+    moments = []
+    for degrees in DEGREES:
+        for width in WIDTHS:
+            tails = degrees * ones, width * ones
+            own = log_t(distances, proposal.log_scale, *tails, u.shape[-1])
+            other = (proposal.log_weights + torch.cat([own, guide], -1)).logsumexp(-1)
+            moments.append((log_weights + log_f - other).logsumexp(0))
+    moment = torch.stack(moments) - 2 * log_mean - math.log(len(u))
+    variance = moment.expm1().nan_to_num(nan=torch.inf).view(len(DEGREES), len(WIDTHS), -1)
+    least, index = variance.min(1)
+    cheap = least <= DEARER * least.amin(0).clamp_min(0) + SPARED
+    chosen = cheap.to(torch.int8).argmax(0)  # the first, which has the heaviest tails
+    by_width = torch.tensor(WIDTHS, dtype=u.dtype, device=u.device)
+    by_degrees = torch.tensor(DEGREES, dtype=u.dtype, device=u.device)
+    return by_degrees[chosen], by_width[index.gather(0, chosen.unsqueeze(0)).squeeze(0)]
 
 
 def responsibilities(proposal: Proposal, u: Tensor, log_weights: Tensor) -> Tensor:
@@ -233,7 +237,7 @@ def responsibilities(proposal: Proposal, u: Tensor, log_weights: Tensor) -> Tens
     """
     terms = proposal.terms(u)[..., :-1]
     shares = (terms - terms.logsumexp(-1, keepdim=True)).exp().nan_to_num(nan=0.0)
-    mean = log_weights.logsumexp(0) - torch.tensor(float(len(u))).log()
+    mean = log_weights.logsumexp(0) - math.log(len(u))
     relative = (log_weights - mean).exp().clamp_max(len(u) ** 0.5)
     weighted = shares * relative.nan_to_num(nan=1.0).unsqueeze(-1)
     total = weighted.sum((0, 2), keepdim=True)
