@@ -85,7 +85,7 @@ def compare_priors(
         weights: dict[str, list[Tensor]] = {name: [] for name in priors}
         for part in parts:
             for name, prior in priors.items():
-                weights[name].append(_log_weight(part, prior))
+                weights[name].append(log_weights_of_guide(part, prior))
         for name, blocks in columns.items():
             blocks.append(summarise(torch.cat(weights[name]).T, first=len(blocks) * BLOCK))
         tick()
@@ -110,7 +110,8 @@ def _check(draws: int) -> None:
         raise InputError(f"expected at least 2 draws for a standard error; got {draws}.")
 
 
-def _log_weight(part: Weighted, prior: dist.Distribution | None) -> Tensor:
+def log_weights_of_guide(part: Weighted, prior: dist.Distribution | None) -> Tensor:
+    """log p(x, z) − log q(z|x) of draws, ``(S, B)``, with ``prior`` for p(z) if there is one."""
     log_prior = part.log_prior if prior is None else prior.log_prob(part.z)
     return part.log_likelihood + log_prior - part.log_guide
 

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
+from pyrovae.evidence.automatic import automatic_evidence
 from pyrovae.evidence.importance import check_prior, importance_evidence, latent_units
 from pyrovae.evidence.refined import refined_evidence
 from pyrovae.evidence.result import Evidence
@@ -18,7 +19,7 @@ from pyrovae.mixture.families import declared
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.randomness import check_seed
 
-Method = Literal["importance", "prior", "refined", "annealed"]
+Method = Literal["auto", "importance", "prior", "refined", "annealed"]
 
 DRAWS = 1000
 
@@ -29,7 +30,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     guide: PyroFunction,
     data: Data,
     *,
-    method: Method | Annealing = "importance",
+    method: Method | Annealing = "auto",
     draws: int | None = None,
     prior: dist.Distribution | None = None,
     site: str | tuple[str, ...] = "z",
@@ -42,6 +43,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     ================== ======================================================= ============
     ``method``         what it does                                            errs
     ================== ======================================================= ============
+    ``"auto"``         the next where k̂ says that it is enough, else refined   low, by little
     ``"importance"``   K draws from the guide, weighted                        low
     ``"prior"``        K draws from p(z): the infinite mixture, literally      low, by most
     ``"refined"``      K draws around the modes of each log p(x, z), weighted  low, by little
@@ -103,9 +105,10 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                 proposal="guide" if method == "importance" else "prior",
                 seed=seed,
             )
-        elif method == "refined":
+        elif method == "auto" or method == "refined":
+            estimate = automatic_evidence if method == "auto" else refined_evidence
             count = DRAWS if draws is None else draws
-            result = refined_evidence(pair, x, draws=count, prior=prior, seed=seed)
+            result = estimate(pair, x, draws=count, prior=prior, seed=seed)
         else:
             annealing = method if isinstance(method, Annealing) else None
             result = annealed_evidence(

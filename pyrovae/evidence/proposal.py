@@ -92,14 +92,7 @@ class Proposal:
         """log density of the guide at positions, −∞ without one, shape ``(S, B)``."""
         if self.guide is None:
             return torch.full(u.shape[:2], -math.inf, dtype=u.dtype, device=u.device)
-        z, jacobian, kept = self.target.codes(u)
-        kept = kept & self.guide.support.check(z)
-        if not kept.all():
-            inside = self.guide.sample(torch.Size([1]))
-            z = torch.where(kept.unsqueeze(-1), z, inside)
-        with pyro.validation_enabled(False):
-            found = self.guide.log_prob(z).double() + jacobian
-        return torch.where(kept & ~found.isnan(), found, -math.inf)
+        return density_of_guide(self.target, self.guide, u)
 
     def with_components(self, log_weights: Tensor, mean: Tensor, factor: Tensor) -> Proposal:
         """The same guide behind other components."""
@@ -115,6 +108,17 @@ class Proposal:
             degrees=torch.where(first, self.degrees, other.degrees),
             width=torch.where(first, self.width, other.width),
         )
+
+
+def density_of_guide(target: Target, guide: dist.Distribution, u: Tensor) -> Tensor:
+    """log density of a guide at positions of shape ``(S, B, D)``, shape ``(S, B)``."""
+    z, jacobian, kept = target.codes(u)
+    kept = kept & guide.support.check(z)
+    if not kept.all():
+        z = torch.where(kept.unsqueeze(-1), z, guide.sample(torch.Size([1])))
+    with pyro.validation_enabled(False):
+        found = guide.log_prob(z).double() + jacobian
+    return torch.where(kept & ~found.isnan(), found, -math.inf)
 
 
 def log_t(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from pyrovae.progress import progress_bar
 from pyrovae.randomness import derived_seed, seeded
 
 ROWS = 64  # data points whose proposals are found together
-STRIDE = 512  # draws of each of them that are held at once
+STRIDE = 256  # draws of each of them that are held at once
 
 
 @torch.no_grad()
@@ -51,18 +53,18 @@ def refined_evidence(
     """
     if draws < 2:
         raise InputError(f"expected at least 2 draws for a standard error; got {draws}.")
-    pair = whole(pair, x, prior)
+    entire = whole(pair, x)
     parts: list[Evidence] = []
     blocks = x.split(ROWS)
     with progress_bar("log p(x)", len(blocks), progress=progress) as bar:
         for index, rows in enumerate(blocks):
-            target = target_for(pair, rows, prior)
+            target = target_for(entire, rows, prior, named=pair)
             tuning = derived_seed(seed, "refined proposal", index)
             proposal = fit_proposal(target, seed=tuning).proposal
             weights = counted(proposal, draws, seed=derived_seed(seed, "refined weights", index))
             parts.append(summarise(weights.T, first=index * ROWS))
             bar.tick()
-    return join(parts)
+    return replace(join(parts), rungs=("refined",) * len(x))
 
 
 def counted(proposal: Proposal, draws: int, *, seed: int) -> Tensor:

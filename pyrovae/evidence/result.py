@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Evidence(Result):
         needed: how many data points it takes to tell a mean difference to another density; with
             fewer, the rare ones that decide it need not be among them.
         notes: what else a reader has to know, in sentences.
+        rungs: where the draws of each data point came from, ``"guide"`` or ``"refined"``, a
+            proposal of its own; ``None`` where the method leaves no choice.
     """
 
     values: Tensor
@@ -52,6 +54,7 @@ class Evidence(Result):
     notes: tuple[str, ...] = ()
     rows: Tensor | None = None
     needed: float = 0.0
+    rungs: tuple[str, ...] | None = None
 
     @property
     def k_limit(self) -> float:
@@ -125,16 +128,11 @@ class Evidence(Result):
             )
         if rejected.any():
             side = "lower" if self.bound == "upper" else "higher"
-            remedy = (
-                "more draws, a wider guide, or method='annealed'"
-                if self.acceptance is None
-                else "more temperatures or chains"
-            )
             sentences.append(
                 f"For {int(rejected.sum())} of {n} data points k̂ > {self.k_limit:.2g}, which is "
                 f"too much for {self.draws} {more}: the few largest weights "
                 f"decide, log p(x) is probably {side} than estimated and the standard errors are "
-                f"too small. Take {remedy}."
+                f"too small. Take {self._remedy(rejected)}."
             )
         if self.acceptance is not None and (stuck := int((self.acceptance < STUCK).sum())):
             sentences.append(
@@ -144,11 +142,17 @@ class Evidence(Result):
             )
         return (*sentences, *self.notes)
 
-    def __repr__(self) -> str:
-        rejected = int(self.unresolved.sum())
+    def _remedy(self, rejected: Tensor) -> str:
+        """What to take where k̂ is above its limit."""
+        if self.acceptance is not None:
+            return "more temperatures or chains"
+        if self.rungs is None:
+            return "more draws, a wider guide, or method='refined'"
+        used = {self.rungs[number] for number in rejected.nonzero().squeeze(1).tolist()}
         return (
-            f"Evidence({self.mean()} nats over {len(self.values)} data points, "
-            f"k̂ > {self.k_limit:.2g} or unknown at {rejected})"
+            "more draws or a wider guide"
+            if used == {"guide"}
+            else "more draws, or method='annealed'"
         )
 
     def __str__(self) -> str:
@@ -166,7 +170,7 @@ def k_limit(draws: int) -> float:
     return max(0.0, min(1 - 1 / math.log10(draws), UNRELIABLE))
 
 
-def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:
+def summarise(log_weights: Tensor, *, first: int = 0, numbers: Tensor | None = None) -> Evidence:
     r"""log of the mean weight of each data point, with the delta method's standard error.
 
     .. math:: \log \hat p = \log \tfrac1K \sum_k w_k, \quad se = s(w / \bar w) / \sqrt K
@@ -174,6 +178,7 @@ def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:
     Args:
         log_weights: shape ``(N, K)`` with K ≥ 2; −inf where a draw has no weight.
         first: number of the first data point in its data set, for the error.
+        numbers: those of all, shape ``(N,)``, where they don't follow each other.
 
     Raises:
         InputError: if a weight is not a number.
@@ -181,10 +186,11 @@ def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:
     log_weights = log_weights.double()
     broken = log_weights.isnan().any(1) | (log_weights == math.inf).any(1)
     if broken.any():
+        index = int(broken.nonzero()[0])
+        row = first + index if numbers is None else int(numbers[index])
         raise InputError(
-            "expected a log density at every draw; got NaN or +inf in row "
-            f"{first + int(broken.nonzero()[0])} (counted from 0). Check what model and guide give "
-            "there: a scale of 0, say, or a density without bound."
+            f"expected a log density at every draw; got NaN or +inf in row {row} (counted from 0). "
+            "Check what model and guide give there: a scale of 0, say, or a density without bound."
         )
     k = log_weights.shape[1]
     values = log_weights.logsumexp(1) - math.log(k)
@@ -244,4 +250,27 @@ def join(parts: list[Evidence]) -> Evidence:
         acceptance=None if first.acceptance is None else cat("acceptance"),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         rows=None if first.rows is None else cat("rows"),
+        rungs=None
+        if first.rungs is None
+        else tuple(rung for part in parts for rung in part.rungs or ()),
+    )
+
+
+def in_order(result: Evidence, numbers: Tensor) -> Evidence:
+    """The same result with the data points in the order of their numbers, shape ``(N,)``."""
+    order = numbers.argsort()
+
+    def take(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part[order]
+
+    rungs = result.rungs
+    return replace(
+        result,
+        values=result.values[order],
+        standard_error=result.standard_error[order],
+        pareto_k=result.pareto_k[order],
+        smoothed=take(result.smoothed),
+        acceptance=take(result.acceptance),
+        rows=take(result.rows),
+        rungs=None if rungs is None else tuple(rungs[number] for number in order.tolist()),
     )

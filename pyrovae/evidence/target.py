@@ -30,11 +30,13 @@ class Target:
     any number of them, each with the number of the row that it belongs to.
 
     Args:
-        pair: model and guide.
+        pair: model and guide, with all latent sites of the guide as one code.
         rows: B data points, shape ``(B, ...)``.
-        prior: p(z) in the place of the model's own, if given.
+        prior: p in the place of the model's own at the sites that it is for, if given.
         support: the prior's support, through whose standard bijection codes have positions.
         dtype: of the codes that the model takes.
+        named: the pair with the sites alone that ``prior`` is for, the first of the code.
+        sizes: units of those, and of each other site.
     """
 
     pair: Pair
@@ -42,6 +44,13 @@ class Target:
     prior: dist.Distribution | None
     support: torch.distributions.constraints.Constraint
     dtype: torch.dtype
+    named: Pair
+    sizes: tuple[int, ...]
+
+    @property
+    def whole_prior(self) -> dist.Distribution | None:
+        """The given prior, if it is one of the whole code."""
+        return self.prior if len(self.sizes) == 1 else None
 
     def positions(self, z: Tensor) -> Tensor:
         """Positions of codes."""
@@ -113,9 +122,12 @@ class Target:
         if not kept.all():  # somewhere inside, in their place, with no weight
             safe = torch.where(kept.unsqueeze(-1), u, 0.0)
             z, jacobian, _ = self.codes(safe)
+        first, *rest = z.split(self.sizes, -1)
+        names = self.pair.sites[len(self.named.sites) :]
         with pyro.validation_enabled(False):
-            likelihood, own = self.pair.log_joint(self.rows[row], z)
-            prior = own if self.prior is None else self.prior.log_prob(z)
+            others = dict(zip(names, rest, strict=True))
+            likelihood, own = self.named.log_joint(self.rows[row], first, others=others)
+            prior = own if self.prior is None else self.prior.log_prob(first)
         density = likelihood.double() + prior.double() + jacobian
         return torch.where(kept, density, -torch.inf)
 
@@ -125,12 +137,12 @@ class Target:
         yield from zip(u.split(at_once), row.split(at_once), strict=True) if len(u) else ()
 
 
-def whole(pair: Pair, x: Tensor, prior: dist.Distribution | None) -> Pair:
-    """The pair with all latent sites of its guide as one code, which has one density for each row.
+def whole(pair: Pair, x: Tensor) -> Pair:
+    """The pair with all latent sites of its guide as one code, those that it names first.
 
     Raises:
         InputError: where log p(x, z) is no function of a code alone: a pair that takes all rows or
-            none, sites that are one for all rows, or a ``prior`` of some of several sites.
+            none, sites that are one for all rows, or points.
     """
     rows = x[:2]
     if not pair.follows(x):
@@ -154,11 +166,6 @@ def whole(pair: Pair, x: Tensor, prior: dist.Distribution | None) -> Pair:
         reading = Reader(pair.guide, "guide", pair.data_plate).read((rows,))[0]
     others = [name for name in reading.latent if not name.endswith("_unconstrained")]
     names = (*pair.sites, *(name for name in others if name not in pair.sites))
-    if prior is not None:
-        raise InputError(
-            f"expected with prior= a guide that draws {', '.join(pair.sites)} alone; got one that "
-            f"draws {', '.join(names)}. {REMEDY}"
-        )
     return replace(pair, site=names)
 
 
@@ -166,29 +173,44 @@ REMEDY = "Use method='importance'."
 
 
 @torch.no_grad()
-def target_for(pair: Pair, rows: Tensor, prior: dist.Distribution | None) -> Target:
+def target_for(
+    pair: Pair, rows: Tensor, prior: dist.Distribution | None, *, named: Pair | None = None
+) -> Target:
     """The target at some data points, with the pair checked there.
 
     Args:
         pair: as :func:`whole` gives it.
+        rows: B data points, shape ``(B, ...)``.
+        prior: p(z) in the place of the model's own, at the sites that ``named`` names.
+        named: the pair as it was given, if it has other sites.
 
     Raises:
         InputError: where codes can't be moved through the support, or log p(x, z) is no function
             of the code.
     """
     with seeded(0, "checks of a target"):
-        support = support_of(pair, rows, prior)
+        named = named or pair
+        alone = len(named.sites) == len(pair.sites)
+        support = support_of(pair, rows, prior if alone else None)
         z = _first_codes(pair, rows, support)
         # Here validation is still on: shapes and values are checked.
         once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
+        sizes = (z.shape[-1],) if alone else _units(pair, rows, len(named.sites))
     if not torch.allclose(once, again, equal_nan=True):
         raise InputError(
             "expected log p(x, z) to be a function of z; got two values at one z: the model draws "
             f"other latent sites too. {REMEDY}"
         )
-    target = Target(pair, rows, prior, support, z.dtype)
+    target = Target(pair, rows, prior, support, z.dtype, named, sizes)
     _check_gradient(target, target.positions(z))
     return target
+
+
+def _units(pair: Pair, rows: Tensor, named: int) -> tuple[int, ...]:
+    """Units of the first so many sites together, and of each other one."""
+    reading = Reader(pair.guide, "guide", pair.data_plate).read((rows,))[0]
+    units = [reading.code(site).shape[1] for site in pair.sites]
+    return (sum(units[:named]), *units[named:])
 
 
 def support_of(

@@ -25,10 +25,10 @@ SEPARATE = 2.0  # standard deviations that part two modes
 PILOT = 500  # draws that judge a proposal and tune its tails; none of them is counted
 MATCHING = 2000  # draws whose weighted moments a proposal is matched to
 MATCHES = 3  # rounds of that
-DEGREES = (5.0, 10.0, 20.0, 50.0)  # of freedom, out of which each row takes its own
+DEGREES = (3.0, 5.0, 10.0, 20.0, 50.0)  # of freedom, out of which each row takes its own
 WIDTHS = (0.85, 1.0, 1.15, 1.35)
-DEARER, SPARED = 1.25, 0.03  # of the least relative variance, that heavier tails may cost
-HEAVY = 5.0  # degrees of freedom of pilot draws, which all others are judged by
+DEARER, SPARED = 1.25, 0.05  # of the least relative variance, that heavier tails may cost
+HEAVY = 3.0  # degrees of freedom of pilot draws, which all others are judged by
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,13 @@ def starting_points(target: Target, guide: dist.Distribution | None) -> tuple[Te
     found = []
     if guide is not None:
         found.append(target.positions(guide.sample(torch.Size([OF_GUIDE]))))
-    try:
-        prior = target.pair.prior(target.rows) if target.prior is None else target.prior
-    except InputError:  # another one for each row
-        prior = target.pair.prior(target.rows[:1]) if guide is None else None
+    with torch.random.fork_rng():  # the draws are the same whether the prior is given or found
+        try:
+            prior = target.whole_prior
+            if prior is None:
+                prior = target.pair.prior(target.rows)
+        except InputError:  # another one for each row
+            prior = target.pair.prior(target.rows[:1]) if guide is None else None
     if prior is not None:
         z = prior.sample(torch.Size([OF_PRIOR]))
         z = z.reshape(OF_PRIOR, 1, -1)

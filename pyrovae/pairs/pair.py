@@ -147,7 +147,9 @@ class Pair:
         """q(z | x) of any family: the guide itself, run for each pair of row and code."""
         return Ancestral.read(self._read_guide, batch, self.sites, self._scorer)
 
-    def log_joint(self, x: Tensor | Batch, z: Tensor) -> tuple[Tensor, Tensor]:
+    def log_joint(
+        self, x: Tensor | Batch, z: Tensor, *, others: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log p(x | z) and log p(z) row by row, each of shape ``(B,)``.
 
         Discrete latent sites with a few values are summed over; continuous ones that the guide
@@ -156,12 +158,17 @@ class Pair:
         Args:
             x: rows, shape ``(B, ...)``.
             z: one code for each row, shape ``(B, D)``.
+            others: codes at other latent sites by name, each ``(B, units)``, whose log density is
+                then a part of log p(x | z).
         """
-        scores = [
-            self._scorer.score(rows, codes=self._split(rows, codes), values=self._shared(rows))
-            for rows, codes in self._together(as_batch(x), z)
-        ]
-        likelihood, prior = (torch.cat(column) for column in zip(*scores, strict=True))
+        given = {} if others is None else dict(others)
+        units = [z.shape[-1], *(code.shape[-1] for code in given.values())]
+        scored = []
+        for rows, codes in self._together(as_batch(x), torch.cat([z, *given.values()], -1)):
+            own, *rest = codes.split(units, -1)
+            placed = self._split(rows, own) | dict(zip(given, rest, strict=True))
+            scored.append(self._scorer.score(rows, codes=placed, values=self._global(rows)))
+        likelihood, prior = (torch.cat(column) for column in zip(*scored, strict=True))
         return likelihood, prior
 
     def log_likelihood(self, x: Tensor | Batch, z: Tensor) -> Tensor:

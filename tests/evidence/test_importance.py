@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import arviz as az
 import pyro
@@ -16,6 +17,8 @@ from pyrovae.evidence.result import Evidence, smooth, summarise
 from pyrovae.pairs.pair import Pair, Weighted
 from pyrovae.testing import linear_gaussian_vae
 
+importance = partial(pv.log_evidence, method="importance")
+
 # A few draws are enough for what is tested here; that they are too few for a k̂ is said elsewhere.
 FEW_DRAWS = pytest.mark.filterwarnings("ignore:(.|\n)*k̂ is not known:UserWarning")
 
@@ -23,7 +26,7 @@ FEW_DRAWS = pytest.mark.filterwarnings("ignore:(.|\n)*k̂ is not known:UserWarni
 def test_exact_guide_gives_exact_evidence() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(), exact.sample(20)
-    result = pv.log_evidence(vae.model, vae.guide, x, draws=3)
+    result = importance(vae.model, vae.guide, x, draws=3)
     assert torch.allclose(result.values, exact.log_prob(x), atol=1e-10)
     assert float(result.standard_error.max()) < 1e-10
 
@@ -31,7 +34,7 @@ def test_exact_guide_gives_exact_evidence() -> None:
 def test_wide_guide_is_right_to_its_standard_error() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5, shift=0.3), exact.sample(400)
-    result = pv.log_evidence(vae.model, vae.guide, x, draws=2000)
+    result = importance(vae.model, vae.guide, x, draws=2000)
     z = (result.values - exact.log_prob(x)) / result.standard_error
     # 400 independent z-scores: their mean has standard error 0.05, their sd 0.035; 4 of each.
     assert abs(float(z.mean())) < 0.2
@@ -42,7 +45,7 @@ def test_wide_guide_is_right_to_its_standard_error() -> None:
 def test_bound_holds_in_expectation_and_tightens() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5, shift=0.5), exact.sample(3000)
-    bounds = [pv.log_evidence(vae.model, vae.guide, x, draws=k) for k in (2, 8)]
+    bounds = [importance(vae.model, vae.guide, x, draws=k) for k in (2, 8)]
     truth = float(exact.log_prob(x).mean())
     gaps = [truth - float(bound.values.mean()) for bound in bounds]
     gap_errors = [float((bound.values - exact.log_prob(x)).std()) / 3000**0.5 for bound in bounds]
@@ -57,8 +60,8 @@ def test_narrow_guide_is_flagged() -> None:
     x = exact.sample(50)
     narrow, good = exact.vae(scale=0.3), exact.vae(scale=1.2)
     with pytest.warns(UserWarning, match=r"of 50 data points k̂ > 0.67.*the few largest"):
-        flagged = pv.log_evidence(narrow.model, narrow.guide, x, draws=1000).pareto_k > 0.7
-    passed = pv.log_evidence(good.model, good.guide, x, draws=1000).pareto_k < 0.7
+        flagged = importance(narrow.model, narrow.guide, x, draws=1000).pareto_k > 0.7
+    passed = importance(good.model, good.guide, x, draws=1000).pareto_k < 0.7
     assert float(flagged.double().mean()) > 0.9
     assert bool(passed.all())
 
@@ -68,22 +71,22 @@ def test_result_depends_on_seed_and_data_alone() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5), exact.sample(40)
     before = torch.get_rng_state()
-    first = pv.log_evidence(vae.model, vae.guide, x, draws=10, seed=1)
+    whole = importance(vae.model, vae.guide, x, draws=10, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    same = pv.log_evidence(vae.model, vae.guide, x.numpy(), draws=10, seed=1)
-    other = pv.log_evidence(vae.model, vae.guide, x, draws=10, seed=2)
-    assert torch.equal(first.values, same.values)
-    assert not torch.equal(first.values, other.values)
+    again = importance(vae.model, vae.guide, x.numpy(), draws=10, seed=1)
+    other = importance(vae.model, vae.guide, x, draws=10, seed=2)
+    assert torch.equal(whole.values, again.values)
+    assert not torch.equal(whole.values, other.values)
 
 
 def test_rows_scored_in_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5), exact.sample(20)
-    at_once = pv.log_evidence(vae.model, vae.guide, x, draws=50)
+    whole = importance(vae.model, vae.guide, x, draws=50)
     monkeypatch.setattr("pyrovae.pairs.pair.ROWS", 40)
-    chunked = pv.log_evidence(vae.model, vae.guide, x, draws=50)
-    assert torch.allclose(at_once.values, chunked.values, rtol=1e-12)
+    chunked = importance(vae.model, vae.guide, x, draws=50)
+    assert torch.allclose(whole.values, chunked.values, rtol=1e-12)
 
 
 def test_another_prior_takes_the_place_of_the_models_own() -> None:
@@ -93,7 +96,7 @@ def test_another_prior_takes_the_place_of_the_models_own() -> None:
     prior = dist.Normal(torch.tensor([0.2, -0.1]), 0.8).to_event(1)
     covariance = 0.64 * exact.weight @ exact.weight.T + exact.noise**2 * torch.eye(6)
     truth = dist.MultivariateNormal(exact.weight @ prior.mean + exact.bias, covariance)
-    result = pv.log_evidence(vae.model, vae.guide, x, draws=2000, prior=prior)
+    result = importance(vae.model, vae.guide, x, draws=2000, prior=prior)
     z = (result.values - truth.log_prob(x)) / result.standard_error
     assert abs(float(z.mean())) < 4 / 300**0.5
 
@@ -142,10 +145,10 @@ def test_thousands_of_draws_are_held_a_part_at_a_time(monkeypatch: pytest.Monkey
         block_sizes.append(len(rows) * draws)
         return weigh(pair, rows, draws, **rest)
 
-    monkeypatch.setattr(Pair, "weigh", recorded)
-    result = pv.log_evidence(vae.model, vae.guide, x, draws=20_000)
-    assert max(block_sizes) <= 16 * 1024
-    assert sum(block_sizes) == 20 * 20_000
+    monkeypatch.setattr(Pair, "weigh", noted)
+    result = importance(vae.model, vae.guide, x, draws=20_000)
+    assert max(held) <= 16 * 1024
+    assert sum(held) == 20 * 20_000
     z = (result.values - exact.log_prob(x)) / result.standard_error
     assert float(z.square().sum()) < 55  # χ² with 20 degrees of freedom: false alarm below 1e-4
 
@@ -168,7 +171,7 @@ def test_a_guide_whose_support_misses_the_posterior_is_named() -> None:
     vae = exact.vae()
     vae.encoder = Box(0.0, 0.5)
     with pytest.warns(UserWarning, match="support leaves out .* of the prior's draws"):
-        pv.log_evidence(vae.model, vae.guide, x, draws=200)
+        importance(vae.model, vae.guide, x, draws=200)
 
 
 @FEW_DRAWS
@@ -195,26 +198,26 @@ def test_a_latent_site_of_the_wrong_shape_is_named() -> None:
             pyro.sample("z", dist.Normal(torch.zeros(len(rows)), 1.0))
 
     with pytest.raises(ValueError, match=r"codes of shape .* at the model's site 'z'"):
-        pv.log_evidence(vae.model, guide, x)
+        importance(vae.model, guide, x)
 
 
 def test_mean_and_paired_difference() -> None:
     exact = linear_gaussian_vae()
     x = exact.sample(33)  # not a multiple of the block of data points
     good = exact.vae()
-    evidence = pv.log_evidence(good.model, good.guide, x, draws=5)
-    assert evidence.mean().value == pytest.approx(float(exact.log_prob(x).mean()))
-    assert evidence.mean().bound == "lower"
-    assert evidence.minus(evidence).value == 0.0
+    one = importance(good.model, good.guide, x, draws=5)
+    assert one.mean().value == pytest.approx(float(exact.log_prob(x).mean()))
+    assert one.mean().bound == "lower"
+    assert one.minus(one).value == 0.0
     with pytest.raises(ValueError, match="same data"):
-        evidence.minus(pv.log_evidence(good.model, good.guide, x[:4], draws=5))
+        one.minus(importance(good.model, good.guide, x[:4], draws=5))
 
 
 def test_bad_input() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(), exact.sample(4)
     with pytest.raises(ValueError, match="at least 2 draws"):
-        pv.log_evidence(vae.model, vae.guide, x, draws=1)
+        importance(vae.model, vae.guide, x, draws=1)
     with pytest.raises(ValueError, match="'guess'"):
         pv.log_evidence(vae.model, vae.guide, x, method="guess")  # type: ignore[arg-type]
     with pytest.raises(pv.InputError, match=r"use pyrovae\.sandwich\(model, guide, like=data\)"):
@@ -238,8 +241,8 @@ def test_a_prior_of_another_shape_is_named(method: str, prior: object, message: 
         pv.log_evidence(vae.model, vae.guide, x, method=method, draws=4, prior=prior)
     with pytest.raises(ValueError, match=message):
         pv.sandwich(vae.model, vae.guide, like=x, chains=4, prior=prior)  # type: ignore[arg-type]
-    batched = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)  # as a diagnosis has it
-    assert pv.log_evidence(vae.model, vae.guide, x, draws=4, prior=batched).values.isfinite().all()
+    one = dist.Normal(torch.zeros(1, 2), 1.0).to_event(1)  # as a diagnosis has it
+    assert importance(vae.model, vae.guide, x, draws=4, prior=one).values.isfinite().all()
 
 
 def test_a_prior_of_another_shape_is_named_in_a_diagnosis() -> None:
@@ -266,16 +269,16 @@ def test_an_unknown_k_is_a_concern(draws: int) -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=0.2, shift=3.0), exact.sample(40)
     with pytest.warns(UserWarning, match="k̂ is not known.*Take more draws"):
-        result = pv.log_evidence(vae.model, vae.guide, x, draws=draws)
+        result = importance(vae.model, vae.guide, x, draws=draws)
     assert bool(result.unresolved.all())
     with pytest.warns(UserWarning, match="k̂ > "):  # the remedy: now it is known, and bad
-        pv.log_evidence(vae.model, vae.guide, x, draws=200)
+        importance(vae.model, vae.guide, x, draws=200)
 
 
 def test_equal_weights_need_no_k() -> None:
     exact = linear_gaussian_vae()
     vae, x = exact.vae(), exact.sample(20)
-    result = pv.log_evidence(vae.model, vae.guide, x, draws=5)  # no warning: the guide is exact
+    result = importance(vae.model, vae.guide, x, draws=5)  # no warning: the guide is exact
     assert not result.unresolved.any()
 
 
@@ -311,7 +314,7 @@ def test_a_weight_that_is_no_number_is_named_by_its_row(row: int) -> None:
             pyro.sample("z", dist.Normal(a / 2, 0.7).to_event(1))
 
     with pytest.raises(pv.InputError, match=rf"in row {row} \(counted from 0\)"):
-        pv.log_evidence(model, guide, x, draws=30)
+        importance(model, guide, x, draws=30)
 
 
 def test_an_impossible_row_makes_the_mean_untold_and_is_named() -> None:

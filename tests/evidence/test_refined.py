@@ -235,6 +235,14 @@ def test_all_sites_of_a_hierarchy_are_one_code(site: str | tuple[str, ...]) -> N
     assert float(found.pareto_k.max()) < 0.7
 
 
+def test_a_prior_of_one_site_leaves_the_others_their_own() -> None:
+    # z ~ N(m, 0.5²) in place of N(top, 0.7²): the site above then is no part of p(x).
+    prior = dist.Normal(torch.tensor([0.3, -0.2]), 0.5).to_event(1)
+    truth = dist.Normal(2 * prior.mean, (4 * 0.25 + 0.25) ** 0.5).to_event(1)
+    x = truth.sample(torch.Size([40]))
+    assert right(refined(hierarchy, hierarchy_guide, x, prior=prior), truth.log_prob(x))
+
+
 # -- the rules -------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,128 @@
+"""log p(x) with each datum's draws from where they have to be."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae.evidence import Evidence
+from pyrovae.testing import LinearGaussian, linear_gaussian_vae
+
+auto = partial(pv.log_evidence, method="auto")
+
+
+def right(found: Evidence, truth: Tensor) -> bool:
+    """Each row within 4.5 standard errors, and their mean square as that of a normal."""
+    z = (found.values - truth) / found.standard_error
+    bound = 1 + 4.5 * (2 / len(z)) ** 0.5
+    return bool(z.abs().max() < 4.5) and float(z.square().mean()) < bound
+
+
+class Uneven(nn.Module):
+    """A guide that is good at every other row, and far off at the rest."""
+
+    def __init__(self, exact: LinearGaussian) -> None:
+        super().__init__()
+        self.exact = exact
+
+    def forward(self, x: Tensor) -> dist.Distribution:
+        q = self.exact.posterior(x)
+        bad = (x[:, :1] > 0).to(x)
+        scale = q.stddev * torch.where(bad > 0, 0.3, 1.2)
+        return dist.Normal(q.mean + 2 * bad * q.stddev, scale).to_event(1)
+
+
+def test_each_datum_s_draws_are_from_the_guide_where_that_is_enough() -> None:
+    exact = linear_gaussian_vae(8, 3)
+    vae, x = exact.vae(), exact.sample(100)
+    vae.encoder = Uneven(exact)
+    found = auto(vae.model, vae.guide, x)
+    assert found.rungs == tuple("refined" if row > 0 else "guide" for row in x[:, 0])
+    assert right(found, exact.log_prob(x))
+    assert not found.unresolved.any()
+    assert found.concerns() == ()
+
+
+def test_an_exact_guide_is_left_as_it_is() -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(20)
+    found = pv.log_evidence(vae.model, vae.guide, x)
+    assert found.rungs == ("guide",) * 20
+    assert torch.allclose(found.values, exact.log_prob(x), rtol=0, atol=1e-9)
+
+
+def test_a_guide_with_tame_weights_that_misses_a_mode_is_not_enough() -> None:
+    # The guide is the posterior's right half: every weight agrees, and half of p(x) is missing.
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.abs(), 0.2).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.04, 0.2).to_event(1))
+
+    x = torch.linspace(0.8, 2.5, 30).unsqueeze(-1)
+    half = dist.Normal(0.0, 1.04**0.5).log_prob(x.squeeze(-1))  # as if there were no |·|
+    by_guide = pv.log_evidence(model, guide, x, method="importance")
+    assert torch.allclose(by_guide.values, half, atol=0.05)
+    assert not by_guide.unresolved.any()
+    found = auto(model, guide, x)
+    assert found.rungs == ("refined",) * 30
+    assert torch.allclose(found.values, half + torch.tensor(2.0).log(), atol=0.05)
+
+
+def test_where_no_other_proposal_is_possible_the_reason_is_said() -> None:
+    exact = linear_gaussian_vae()
+
+    def model(x: Tensor) -> None:
+        noise = pyro.sample("noise", dist.LogNormal(-0.7, 0.01))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = z @ exact.weight.T + exact.bias
+            pyro.sample("x", dist.Normal(mean, noise).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("noise", dist.LogNormal(-0.7, 0.01))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", exact.vae(scale=0.3).encoder(x))
+
+    x = exact.sample(20)
+    with pytest.warns(UserWarning, match="All draws are from the guide: .* one for all rows"):
+        found = auto(model, guide, x)
+    assert found.rungs == ("guide",) * 20
+
+
+def test_a_row_without_a_bound_is_named_by_its_number() -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(90)
+    vae.encoder = Uneven(exact)
+
+    def model(rows: Tensor) -> None:
+        with pyro.plate("data", len(rows)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            fault = torch.where((rows == x[77]).all(-1), math.inf, 0.0)
+            mean = z @ exact.weight.T + exact.bias
+            pyro.sample("x", dist.Normal(mean, exact.noise).to_event(1), obs=rows)
+            pyro.factor("fault", fault)
+
+    with pytest.raises(ValueError, match=r"NaN or \+inf in row 77"):
+        auto(model, vae.guide, x)
+
+
+def test_result_depends_on_seed_alone_and_leaves_no_trace() -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(70)
+    vae.encoder = Uneven(exact)
+    state = torch.get_rng_state()
+    results = [auto(vae.model, vae.guide, x, draws=200, seed=s) for s in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(results[0].values, results[1].values)
+    assert not torch.equal(results[0].values, results[2].values)
