@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae.evidence.target import Target
 
 DEFENSIVE = 0.1  # weight of the guide, which bounds the weights wherever the guide has mass
-LEAST = 0.05  # weight of each mode that was found, at least
+LEAST = 0.1  # weight that all components have in common, at least
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def mixture_weights(masses: Tensor, *, guided: bool) -> Tensor:
         guided: whether there is a guide.
     """
     present = masses > 0
-    floored = torch.where(present, masses.clamp_min(LEAST), 0.0)
-    own = floored / floored.sum(1, keepdim=True)
+    even = present / present.sum(1, keepdim=True)
+    own = (1 - LEAST) * masses + LEAST * even
     share = DEFENSIVE if guided else 0.0
     last = torch.full_like(own[:, :1], share)
     return torch.cat([(1 - share) * own, last], 1).log()

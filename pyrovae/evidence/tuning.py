@@ -15,9 +15,10 @@ from pyrovae.evidence.modes import find_modes
 from pyrovae.evidence.proposal import Proposal, log_t, mixture_weights
 from pyrovae.evidence.result import smooth
 from pyrovae.evidence.target import Target
+from pyrovae.evidence.tilted import mixture_of, tilted_components
 from pyrovae.randomness import seeded
 
-COMPONENTS = 3  # modes of a row that a proposal has room for
+ROOM = 2  # modes of a row that a proposal has room for beside the first
 ROUNDS = 3  # of looking for modes that are not explained
 OF_GUIDE, OF_PRIOR = 32, 128  # draws at which a mode may be missed by the proposal
 UNEXPLAINED = 20.0  # times its share by which a single draw speaks of another mode
@@ -78,33 +79,56 @@ def fit_modes(target: Target) -> Fitted:
     """A t around each mode that draws from guide and prior lead to."""
     guide = guide_inside(target)
     starts, scale = starting_points(target, guide)
-    b = len(target.rows)
-    row = torch.arange(b, device=starts.device)
     heights = target.of_draws(starts).nan_to_num(nan=-torch.inf)
-    modes = find_modes(target, _middle(target, guide, starts, heights), row, scale)
-    mean = modes.u.unsqueeze(1).repeat(1, COMPONENTS, 1)
-    factor = modes.factor.unsqueeze(1).repeat(1, COMPONENTS, 1, 1)
-    masses = torch.zeros(b, COMPONENTS, dtype=starts.dtype, device=starts.device)
-    masses[:, 0] = 1.0
-    plain = torch.ones_like(masses[:, 0])
-    weights = mixture_weights(masses, guided=guide is not None)
-    proposal = Proposal(target, guide, weights, mean, factor, HEAVY * plain, plain)
+    proposal = first_proposal(target, guide, _middle(guide, starts, heights), scale)
+    fitted = judge(proposal, PILOT)
     for _ in range(ROUNDS):
-        fitted = judge(proposal, PILOT)
         u = torch.cat([starts, fitted.u])
-        log_weights = torch.cat([heights - proposal.log_prob(starts), fitted.log_weights])
+        from_starts = heights - fitted.proposal.log_prob(starts)
+        log_weights = torch.cat([from_starts, fitted.log_weights])
         excess, index = (log_weights - fitted.log_mean).nan_to_num(nan=-torch.inf).max(0)
-        asked = (excess > torch.tensor(UNEXPLAINED).log()) & (
-            proposal.log_weights[:, -2] == -torch.inf
-        )
-        number = asked.nonzero().squeeze(1)
+        room = fitted.proposal.log_weights[:, -2] == -torch.inf
+        number = ((excess > math.log(UNEXPLAINED)) & room).nonzero().squeeze(1)
         if not len(number):
             break
         found = find_modes(target, u[index[number], number], number, scale[number])
-        proposal, added = add_modes(proposal, found.u, found.factor, found.log_mass(), number)
+        proposal, added = add_modes(fitted.proposal, found.u, found.factor, number)
         if not added:
             break
-    return judge(proposal, PILOT)
+        fitted = judge(proposal, PILOT)
+    return fitted
+
+
+def first_proposal(
+    target: Target, guide: dist.Distribution | None, start: Tensor, scale: Tensor
+) -> Proposal:
+    """A t around the mode that a start leads to, or around those of the prior's components."""
+    row = torch.arange(len(start), device=start.device)
+    if (mixture := mixture_of(target, _prior(target))) is not None:
+        mean, factor, log_mass = tilted_components(target, mixture, start, scale)
+    else:
+        modes = find_modes(target, start, row, scale)
+        mean, factor = modes.u.unsqueeze(1), modes.factor.unsqueeze(1)
+        log_mass = torch.zeros_like(mean[..., 0])
+    masses = log_mass.nan_to_num(nan=-torch.inf, posinf=-torch.inf).softmax(1).nan_to_num(nan=1.0)
+    masses = torch.cat([masses.clamp_min(1e-12), masses.new_zeros(len(row), ROOM)], 1)
+    mean, factor = (
+        torch.cat([part, part[:, :1].repeat_interleave(ROOM, 1)], 1) for part in (mean, factor)
+    )
+    ones = torch.ones_like(masses[:, 0])
+    weights = mixture_weights(masses, guided=guide is not None)
+    return Proposal(target, guide, weights, mean, factor, HEAVY * ones, ones)
+
+
+def _prior(target: Target) -> dist.Distribution | None:
+    """p(z) of the whole code, if there is one for all rows."""
+    if target.whole_prior is not None:
+        return target.whole_prior
+    with torch.random.fork_rng():  # the draws are the same whether the prior is given or found
+        try:
+            return target.pair.prior(target.rows)
+        except InputError:  # another one for each row
+            return None
 
 
 def guide_inside(target: Target) -> dist.Distribution | None:
@@ -124,13 +148,10 @@ def starting_points(target: Target, guide: dist.Distribution | None) -> tuple[Te
     found = []
     if guide is not None:
         found.append(target.positions(guide.sample(torch.Size([OF_GUIDE]))))
-    with torch.random.fork_rng():  # the draws are the same whether the prior is given or found
-        try:
-            prior = target.whole_prior
-            if prior is None:
-                prior = target.pair.prior(target.rows)
-        except InputError:  # another one for each row
-            prior = target.pair.prior(target.rows[:1]) if guide is None else None
+    prior = _prior(target)
+    if prior is None and guide is None:
+        with torch.random.fork_rng():
+            prior = target.pair.prior(target.rows[:1])
     if prior is not None:
         z = prior.sample(torch.Size([OF_PRIOR]))
         z = z.reshape(OF_PRIOR, 1, -1)
@@ -147,9 +168,7 @@ def _spread(u: Tensor) -> Tensor:
     return ((high - low) / 1.35).clamp_min(1e-6)
 
 
-def _middle(
-    target: Target, guide: dist.Distribution | None, starts: Tensor, heights: Tensor
-) -> Tensor:
+def _middle(guide: dist.Distribution | None, starts: Tensor, heights: Tensor) -> Tensor:
     """Where to climb from first: the middle of the guide's draws, or the highest of all starts."""
     if guide is not None:
         return starts[:OF_GUIDE].mean(0)
@@ -157,12 +176,12 @@ def _middle(
 
 
 def add_modes(
-    proposal: Proposal, u: Tensor, factor: Tensor, log_mass: Tensor, number: Tensor
+    proposal: Proposal, u: Tensor, factor: Tensor, number: Tensor
 ) -> tuple[Proposal, bool]:
     """The proposal with modes of some rows added that it does not have, and whether there were any.
 
     Args:
-        u, factor, log_mass: of a mode for each of the rows.
+        u, factor: of a mode for each of the rows.
         number: of these rows.
     """
     mean, old = proposal.mean[number], proposal.factor[number]
@@ -178,8 +197,8 @@ def add_modes(
     slot = present.sum(1)
     new_mean, new_factor = proposal.mean.clone(), proposal.factor.clone()
     new_mean[number, slot], new_factor[number, slot] = u, factor
-    masses = (proposal.log_weights[:, :-1].exp() > 0).to(u.dtype)
-    masses[number, slot] = 1.0
+    masses = proposal.log_weights[:, :-1].exp()
+    masses[number, slot] = masses[number].sum(1)  # as much as all the others, until it is judged
     masses = masses / masses.sum(1, keepdim=True)
     weights = mixture_weights(masses, guided=proposal.guide is not None)
     return proposal.with_components(weights, new_mean, new_factor), True
@@ -250,8 +269,10 @@ def responsibilities(proposal: Proposal, u: Tensor, log_weights: Tensor) -> Tens
 
 
 def by_climbing(fitted: Fitted) -> Fitted:
-    """Each component climbs the ELBO."""
+    """Each component climbs the ELBO, if they are few."""
     proposal = fitted.proposal
+    if proposal.mean.shape[1] > 1 + ROOM:
+        return fitted
     row, component = (proposal.log_weights[:, :-1] > -torch.inf).nonzero(as_tuple=True)
     mean, factor = proposal.mean.clone(), proposal.factor.clone()
     mean[row, component], factor[row, component] = climb_elbo(

@@ -283,3 +283,25 @@ def test_what_it_cannot_take_is_refused_in_words() -> None:
             refined(model, guide, x)
     with pytest.raises(ValueError, match="at least 2 draws"):
         refined(anew, guide, x, draws=1)
+
+
+@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")  # at few rows, where it is not told
+@pytest.mark.parametrize(("latent", "components"), [(5, 300), (10, 300)])
+def test_raw_q_agg_in_the_prior_s_place(latent: int, components: int) -> None:
+    # A mixture of narrow Gaussians over z makes p(x) a mixture of Gaussians over x.
+    exact = linear_gaussian_vae(2 * latent, latent, noise=0.3)
+    vae, x = exact.vae(), exact.sample(40, seed=2)
+    agg = pv.aggregate(vae.guide, exact.sample(components, seed=1))
+    parts = agg.component_distribution
+    within = exact.weight @ torch.diag(parts.variance[0]) @ exact.weight.T  # the same for all
+    covariance = within + exact.noise**2 * torch.eye(2 * latent)
+    means = parts.mean @ exact.weight.T + exact.bias
+    truth = dist.MixtureSameFamily(
+        dist.Categorical(logits=agg.log_weights),
+        dist.MultivariateNormal(means, covariance.expand(components, -1, -1)),
+    ).log_prob(x)
+    found = refined(vae.model, vae.guide, x, prior=agg)
+    told = ~found.unresolved
+    assert float(told.double().mean()) > 0.75
+    z = ((found.values - truth) / found.standard_error)[told]
+    assert float(z.abs().max()) < 4.5

@@ -1,0 +1,122 @@
+"""Where a mixture in the prior's place has its posterior: the components that explain a datum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.evidence.modes import find_modes
+from pyrovae.evidence.target import Target
+
+CHOSEN = 16  # components that a row's proposal is made of
+SCREENED = 1024  # components whose posterior mass is computed, of those that are nearest
+
+
+def mixture_of(target: Target, prior: dist.Distribution | None) -> dist.Distribution | None:
+    """The prior, if it is a mixture of densities with moments over all vectors of numbers."""
+    if not isinstance(prior, torch.distributions.MixtureSameFamily):
+        return None
+    if target.support is not torch.distributions.constraints.real_vector:
+        bijection = torch.distributions.biject_to(target.support)
+        probe = target.rows.new_zeros(prior.event_shape, dtype=torch.float64) + 0.5
+        if not torch.equal(bijection(probe), probe):
+            return None
+    try:
+        moments = prior.component_distribution.mean, prior.component_distribution.variance
+    except NotImplementedError:
+        return None
+    shape = (prior.component_distribution.batch_shape[-1], *prior.event_shape)
+    return prior if all(moment.shape[-2:] == shape for moment in moments) else None
+
+
+def tilted_components(
+    target: Target, mixture: dist.Distribution, start: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The components of a mixture that carry most of each row's posterior, as Gaussians.
+
+    The likelihood is expanded to second order around the mode that it has together with a Gaussian
+    of the mixture's moments, :math:`\log p(x|z) \approx g^T z - \tfrac12 z^T Λ z`. Each component
+    then has a posterior in closed form, from which it climbs to a mode of its own.
+
+    Args:
+        target: the densities.
+        mixture: p(z), N components.
+        start: where to look for the first mode, shape ``(B, D)``.
+        scale: unit of length, shape ``(B, D)``.
+
+    Returns:
+        mean ``(B, K, D)``, factor ``(B, K, D, D)`` and log mass ``(B, K)``; the last component is
+        as wide as all of them together.
+    """
+    components = mixture.component_distribution
+    n, d = components.batch_shape[-1], mixture.event_shape[0]
+    mean, variance = (m.reshape(n, d).double() for m in (components.mean, components.variance))
+    log_weight = mixture.mixture_distribution.logits.reshape(n).double().log_softmax(0)
+    share = log_weight.exp().unsqueeze(-1)
+    middle = (share * mean).sum(0)
+    whole = (share * (variance + (mean - middle).square())).sum(0)
+    broad = dist.Normal(middle.to(target.dtype), whole.sqrt().to(target.dtype)).to_event(1)
+    row = torch.arange(len(start), device=start.device)
+    first = find_modes(replace(target, prior=broad), start, row, scale)
+    inverse = torch.linalg.inv(first.factor)
+    precision = inverse.mT @ inverse
+    values, vectors = torch.linalg.eigh(precision - torch.diag(1 / whole))
+    curvature = (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT
+    slope = (precision @ first.u.unsqueeze(-1)).squeeze(-1) - middle / whole
+    parts = [
+        _tilted(mean, variance, log_weight, *of_row)
+        for of_row in zip(curvature, slope, first.u, first.factor, strict=True)
+    ]
+    u, log_mass, width = (torch.stack(column) for column in zip(*parts, strict=True))
+    b, k = log_mass.shape
+    climbed = find_modes(target, u.flatten(0, 1), row.repeat_interleave(k), width.flatten(0, 1))
+    own, masses = climbed.u.view(b, k, d), climbed.log_mass().view(b, k)
+    wide_mean, wide_factor = _together(own, climbed.factor.view(b, k, d, d), masses)
+    return (
+        torch.cat([own, wide_mean.unsqueeze(1)], 1),
+        torch.cat([climbed.factor.view(b, k, d, d), wide_factor.unsqueeze(1)], 1),
+        torch.cat([masses, masses.logsumexp(1, keepdim=True) + math.log(0.1)], 1),
+    )
+
+
+def _tilted(
+    mean: Tensor,
+    variance: Tensor,
+    log_weight: Tensor,
+    curvature: Tensor,
+    slope: Tensor,
+    near: Tensor,
+    factor: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The components of most mass for one row: posterior means, log masses and their widths."""
+    spread = variance + (factor @ factor.mT).diagonal()
+    score = log_weight - ((mean - near).square() / spread + spread.log()).sum(-1) / 2
+    screened = score.topk(min(SCREENED, len(score))).indices
+    mean, variance, log_weight = mean[screened], variance[screened], log_weight[screened]
+    precision = torch.diag_embed(1 / variance) + curvature
+    lower = torch.linalg.cholesky(precision)
+    shift = mean / variance + slope
+    u = torch.cholesky_solve(shift.unsqueeze(-1), lower).squeeze(-1)
+    log_mass = (
+        log_weight
+        - (variance.log() + mean.square() / variance).sum(-1) / 2
+        + (shift * u).sum(-1) / 2
+        - lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    )
+    chosen = log_mass.topk(min(CHOSEN, len(log_mass))).indices
+    return u[chosen], log_mass[chosen], variance[chosen].sqrt()
+
+
+def _together(mean: Tensor, factor: Tensor, log_mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and factor of the covariance of some Gaussians as one mixture."""
+    share = log_mass.nan_to_num(nan=-math.inf).softmax(1).unsqueeze(-1)
+    middle = (share * mean).sum(1)
+    away = mean - middle.unsqueeze(1)
+    within = (share.unsqueeze(-1) * (factor @ factor.mT)).sum(1)
+    covariance = within + torch.einsum("bkd,bke->bde", share * away, away)
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    return middle, torch.where((failed == 0).view(-1, 1, 1), lower, factor[:, 0])
