@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -29,7 +29,14 @@ from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.display import Result, table
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
-from pyrovae.evidence import BLOCK, Evidence, compare_priors, left_out
+from pyrovae.evidence import (
+    BLOCK,
+    Evidence,
+    automatic_evidence,
+    compare_priors,
+    left_out,
+    refined_evidence,
+)
 from pyrovae.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.export import Labelled, label
 from pyrovae.extras import MissingPackage
@@ -67,7 +74,10 @@ LEAST = {
     "gap_rows": (2, True),
     "nuts_rows": (1, True),
 }
-UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
+EvidenceMethod = Literal["auto", "refined", "importance"]
+UNADVISED = (
+    "No density to sample from is advised: log p(x) under them was left out, by evidence_rows=0."
+)
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -84,7 +94,11 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
-        export_rows, export_draws: data points, and draws at each, for ArviZ; 0 rows for no export.
+        method: where these come from, as in :func:`~pyrovae.evidence.log_evidence.log_evidence`:
+            ``"auto"``, a proposal of its own for each data point at which the guide is not good
+            enough; ``"refined"``, for all of them; ``"importance"``, the guide alone, which is
+            quicker and often not to be trusted.
+        export_rows, export_draws: data points and draws handed to ArviZ; no rows for no export.
         pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
         two_sample: codes, one for each data point, that a classifier has to tell from as many draws
             from the prior.
@@ -101,6 +115,7 @@ class Effort:
     codes: int = 8192
     evidence_rows: int = 500
     evidence_draws: int = 500
+    method: EvidenceMethod = "auto"
     export_rows: int = 100
     export_draws: int = 200
     pictures: int = 36
@@ -118,6 +133,11 @@ class Effort:
                 raise InputError(
                     f"expected {name} of at least {least}, a whole number{or_zero}; got {value!r}."
                 )
+        if self.method not in get_args(EvidenceMethod):
+            raise InputError(
+                f"expected a method out of {get_args(EvidenceMethod)}; got {self.method!r}. For "
+                "others use pyrovae.log_evidence."
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -311,10 +331,10 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     """
     check_seed(seed)
     effort = effort or Effort()
-    original = Pair(model, guide, site, observed, data_plate)
-    parts = _split_rows(original, train, held_out, validation, seed)
-    pair, train_x, validation_x, test_x, numbers = parts
-    steps = STAGES + -(-min(effort.evidence_rows, len(test_x)) // BLOCK)
+    whole = Pair(model, guide, site, observed, data_plate)
+    pair, seen, choosing, unseen, measured = _parts(whole, train, held_out, validation, seed)
+    blocks = -(-min(effort.evidence_rows, len(unseen)) // BLOCK)
+    steps = STAGES + (blocks if effort.method == "importance" else len(NAMES))
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
         guide_check = _check_guide(original, held_out, numbers, effort, seed, progress)
@@ -422,14 +442,16 @@ def _evidence(
     """log p(x) of some rows under each density, with the rows' numbers; empty without rows."""
     if not len(x):
         return {}
-    results = compare_priors(
-        pair,
-        x,
-        {**densities, "prior": None},  # the model's own, whatever it is compared with
-        draws=effort.evidence_draws,
-        seed=seed,
-        tick=bar.tick,
-    )
+    priors = {**densities, "prior": None}  # the model's own, whatever it is compared with
+    draws = effort.evidence_draws
+    if effort.method == "importance":
+        results = compare_priors(pair, x, priors, draws=draws, seed=seed, tick=bar.tick)
+    else:
+        estimate = automatic_evidence if effort.method == "auto" else refined_evidence
+        results = {}
+        for name, prior in priors.items():
+            results[name] = estimate(pair, x, draws=draws, prior=prior, seed=seed, progress=False)
+            bar.tick()
     results["q_agg"] = replace(results["q_agg"], needed=needed)
     return {name: replace(result, rows=numbers) for name, result in results.items()}
 

@@ -1,11 +1,15 @@
 """log p(x) of any pair, datum by datum, and how far it can be trusted.
 
 ``log_evidence`` estimates it by importance weighting or annealing, with k̂ for each datum, and
-``sandwich`` bounds it from both sides on simulated data. k̂ and all that is concluded from it are
-in ``result.py``. Start with ``log_evidence.py``.
+``sandwich`` bounds it from both sides on simulated data. Where draws from the guide are not enough,
+``refined.py`` weighs those from a proposal of its own for each datum, which ``tuning.py`` finds:
+``target.py`` is what it has to resemble, ``modes.py`` and ``tilted.py`` are where it begins,
+``climb.py`` improves it, ``proposal.py`` is the density itself. k̂ and all that is concluded from it
+are in ``result.py``. Start with ``log_evidence.py``.
 """
 
 from pyrovae.evidence.annealed import Annealing, path_for
+from pyrovae.evidence.automatic import automatic_evidence
 from pyrovae.evidence.hmc import Path
 from pyrovae.evidence.importance import (
     BLOCK,
@@ -15,6 +19,7 @@ from pyrovae.evidence.importance import (
     weighted_draws,
 )
 from pyrovae.evidence.log_evidence import log_evidence
+from pyrovae.evidence.refined import refined_evidence
 from pyrovae.evidence.result import Evidence, smooth, summarise
 from pyrovae.evidence.sandwich import Sandwich, sandwich
 
@@ -23,12 +28,13 @@ __all__ = [
     "Annealing",
     "Evidence",
     "Path",
-    "Sandwich",
+    "automatic_evidence",
     "compare_priors",
     "left_out",
     "log_evidence",
     "log_joint_of_draws",
     "path_for",
+    "refined_evidence",
     "sandwich",
     "smooth",
     "summarise",
