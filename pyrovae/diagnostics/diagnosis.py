@@ -333,8 +333,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     effort = effort or Effort()
     whole = Pair(model, guide, site, observed, data_plate)
     pair, seen, choosing, unseen, measured = _parts(whole, train, held_out, validation, seed)
-    blocks = -(-min(effort.evidence_rows, len(unseen)) // BLOCK)
-    steps = STAGES + (blocks if effort.method == "importance" else len(NAMES))
+    steps = STAGES + _evidence_steps(effort, len(unseen))
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
         guide_check = _check_guide(original, held_out, numbers, effort, seed, progress)
@@ -427,6 +426,13 @@ def _shuffle(rows: int, seed: int) -> Tensor:
 def _choose_rows(rows: int, size: int, seed: int) -> Tensor:
     """Numbers of a random choice of rows, in rising order."""
     return _shuffle(rows, seed)[:size].sort().values
+
+
+def _evidence_steps(effort: Effort, rows: int) -> int:
+    """Steps of the progress bar that the estimates of log p(x) take."""
+    if effort.method == "importance":
+        return -(-min(effort.evidence_rows, rows) // BLOCK)
+    return len(NAMES) if effort.evidence_rows else 0
 
 
 def _evidence(

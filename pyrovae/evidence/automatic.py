@@ -20,7 +20,7 @@ from pyrovae.pairs import Pair
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import derived_seed, seeded
 
-ENOUGH = 0.5  # k̂ of the guide's pilot draws up to which its weights have a variance
+ENOUGH = 0.3  # k̂ of the guide's pilot draws up to which it is good enough beyond doubt
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def automatic_evidence(
 ) -> Evidence:
     r"""K-sample bound on log p(x), from the guide or from a refined proposal, datum by datum.
 
-    A data point's draws are from the guide where k̂ of 500 pilot draws is at most 0.5 and none of
+    A data point's draws are from the guide where k̂ of 500 pilot draws is at most 0.3 and none of
     some draws from the prior has a weight 20 times the mean, which would be a part of the posterior
     that the guide does not reach. All others have a proposal of their own. Pilot draws are not
     counted, so that the choice leaves the bound a bound.

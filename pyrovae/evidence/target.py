@@ -166,7 +166,13 @@ def whole(pair: Pair, x: Tensor) -> Pair:
         reading = Reader(pair.guide, "guide", pair.data_plate).read((rows,))[0]
     others = [name for name in reading.latent if not name.endswith("_unconstrained")]
     names = (*pair.sites, *(name for name in others if name not in pair.sites))
-    return replace(pair, site=names)
+    entire = replace(pair, site=names)
+    if entire.masked(x):
+        raise InputError(
+            f"expected latent sites {', '.join(names)} of which no mask leaves anything out; got "
+            f"some left out. {REMEDY}"
+        )
+    return entire
 
 
 REMEDY = "Use method='importance'."

@@ -36,7 +36,15 @@ MODULES = (
     "pyrovae.mixture.reduction", "pyrovae.mixture.kernel.component_scores",
     "pyrovae.ex_post.selection", "pyrovae.export.groups",
 )  # fmt: skip
-NO_RESULTS = {"Moments", "Normals", "Path", "Point", "Tuning"}  # what a computation goes through
+NO_RESULTS = {
+    "Fitted",
+    "Modes",
+    "Path",
+    "Point",
+    "Proposal",
+    "Target",
+    "Tuning",
+}  # what a computation goes through
 
 
 def result_types() -> dict[str, type]:
