@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrovae.evidence.target import Target
 
 DEFENSIVE = 0.1  # weight of the guide, which bounds the weights wherever the guide has mass
+HELD = 1 << 22  # numbers that are held at once, of a distance to each component
 LEAST = 0.1  # weight that all components have in common, at least
 
 
@@ -79,8 +80,11 @@ class Proposal:
     def distances(self, u: Tensor) -> Tensor:
         """Squared Mahalanobis distance to each component at width 1, shape ``(S, B, K)``."""
         inverse = torch.linalg.inv(self.factor)
-        away = u.unsqueeze(2) - self.mean
-        return torch.einsum("bkde,sbke->sbkd", inverse, away).square().sum(-1)
+        parts = [
+            torch.einsum("bkde,sbke->sbkd", inverse, part.unsqueeze(2) - self.mean).square().sum(-1)
+            for part in u.split(max(1, HELD // self.mean.numel()))
+        ]
+        return torch.cat(parts)
 
     @property
     def log_scale(self) -> Tensor:

@@ -303,8 +303,13 @@ def matched(fitted: Fitted) -> Proposal:
     present = (proposal.log_weights[:, :-1] > -torch.inf) & (effective > 1)
     within = shares / total.clamp_min(1e-300)
     mean = torch.einsum("sbk,sbd->bkd", within, u)
-    away = u.unsqueeze(2) - mean
-    covariance = torch.einsum("sbk,sbkd,sbke->bkde", within, away, away)
+    covariance = torch.stack(
+        [
+            torch.einsum("sbd,sbe->bde", share.unsqueeze(-1) * (u - middle), u - middle)
+            for share, middle in zip(within.unbind(-1), mean.unbind(1), strict=True)
+        ],
+        1,
+    )
     old = proposal.factor @ proposal.factor.mT
     kept = (u.shape[-1] / (u.shape[-1] + effective)).view(*effective.shape, 1, 1)
     covariance = (1 - kept) * covariance + kept * old
