@@ -195,8 +195,9 @@ def test_a_diagnosis_says_which_numbers_not_to_believe() -> None:
     exact = linear_gaussian_vae(8, 4)
     vae = exact.vae(scale=0.2)
     effort = pv.Effort(
-        codes=400, evidence_rows=50, evidence_draws=200, export_rows=2, export_draws=2, pictures=1
-    )
+        codes=400, evidence_rows=50, evidence_draws=200, export_rows=2, export_draws=2, pictures=1,
+        method="importance",
+    )  # fmt: skip
     result = pv.diagnose(
         vae.model,
         vae.guide,

@@ -126,3 +126,26 @@ def test_result_depends_on_seed_alone_and_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(results[0].values, results[1].values)
     assert not torch.equal(results[0].values, results[2].values)
+
+
+def test_advice_is_right_where_the_guide_is_far_off() -> None:
+    # The model's prior is the data's own: no density of codes of a wrong guide can be better.
+    exact = linear_gaussian_vae(12, 2)
+    vae = exact.vae(scale=0.3, shift=2.0)
+    train, x = exact.sample(600, seed=1), exact.sample(200, seed=2)
+    effort = pv.Effort(
+        codes=600, evidence_rows=200, export_rows=0, pictures=0, two_sample=50, simulations=0
+    )
+    found = pv.diagnose(
+        vae.model,
+        vae.guide,
+        train,
+        held_out=x,
+        validation=exact.sample(200, seed=3),
+        effort=effort,
+        progress=False,
+    )
+    assert found.advice.startswith("Sample from the model's prior")
+    assert right(found.evidence["prior"], exact.log_prob(x))
+    change = found.evidence["ex_post"].minus(found.evidence["prior"])
+    assert change.value < -4 * change.standard_error
