@@ -94,10 +94,6 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
-        method: where these come from, as in :func:`~pyrovae.evidence.log_evidence.log_evidence`:
-            ``"auto"``, a proposal of its own for each data point at which the guide is not good
-            enough; ``"refined"``, for all of them; ``"importance"``, the guide alone, which is
-            quicker and often not to be trusted.
         export_rows, export_draws: data points and draws handed to ArviZ; no rows for no export.
         pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
         two_sample: codes, one for each data point, that a classifier has to tell from as many draws
@@ -107,6 +103,9 @@ class Effort:
             0, the default, for none: 16 take about half a minute.
         nuts_rows: held-out data points at which it is compared with NUTS; 0 for none: 4 take
             minutes.
+        method: where the importance draws come from, as in ``log_evidence``: ``"auto"``, a proposal of its own for each data point at which the guide is not good
+            enough; ``"refined"``, for all of them; ``"importance"``, the guide alone, which is
+            quicker and often not to be trusted.
 
     Raises:
         InputError: for a number that is not whole or too small to estimate anything.
@@ -115,7 +114,6 @@ class Effort:
     codes: int = 8192
     evidence_rows: int = 500
     evidence_draws: int = 500
-    method: EvidenceMethod = "auto"
     export_rows: int = 100
     export_draws: int = 200
     pictures: int = 36
@@ -123,6 +121,7 @@ class Effort:
     simulations: int = 500
     gap_rows: int = 0
     nuts_rows: int = 0
+    method: EvidenceMethod = "auto"
 
     def __post_init__(self) -> None:
         for name, (least, zero_allowed) in LEAST.items():
