@@ -103,9 +103,9 @@ class Effort:
             0, the default, for none: 16 take about half a minute.
         nuts_rows: held-out data points at which it is compared with NUTS; 0 for none: 4 take
             minutes.
-        method: where the importance draws come from, as in ``log_evidence``: ``"auto"``, a proposal of its own for each data point at which the guide is not good
-            enough; ``"refined"``, for all of them; ``"importance"``, the guide alone, which is
-            quicker and often not to be trusted.
+        method: where the importance draws come from, as in ``log_evidence``: ``"auto"``, a proposal
+            of its own for each data point at which the guide is not good enough; ``"refined"``, for
+            all of them; ``"importance"``, the guide alone, quicker and often not to be trusted.
 
     Raises:
         InputError: for a number that is not whole or too small to estimate anything.

@@ -13,7 +13,7 @@ from pyrovae.errors import InputError
 from pyrovae.evidence.importance import importance_evidence, log_weights_of_guide, support_notes
 from pyrovae.evidence.proposal import density_of_guide
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
-from pyrovae.evidence.result import Evidence, in_order, join, smooth, summarise
+from pyrovae.evidence.result import GUIDE_ALONE, Evidence, in_order, join, smooth, summarise
 from pyrovae.evidence.target import Target, target_for, whole
 from pyrovae.evidence.tuning import PILOT, UNEXPLAINED, fit_proposal, guide_inside, starting_points
 from pyrovae.pairs import Pair
@@ -139,5 +139,5 @@ def _by_guide(
     if not found.unresolved.any():
         return found
     why = str(reason).partition(". ")[0].removeprefix("expected ")
-    note = f"All draws are from the guide: for others it takes {why}."
+    note = f"{GUIDE_ALONE}: for others it takes {why}."
     return replace(found, notes=(*found.notes, note))

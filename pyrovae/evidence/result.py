@@ -16,6 +16,7 @@ from pyrovae.estimates import TOO_FEW, Bound, Estimate, mean_estimate, name_rows
 UNRELIABLE = 0.7  # k̂ above which no number of draws is enough (Vehtari et al. 2024)
 FEWEST = 25  # draws with any weight, below which their tail is too short for a k̂
 STUCK = 0.1  # share of accepted moves below which a datum's chains hardly moved
+GUIDE_ALONE = "All draws are from the guide"  # begins the note on a pair that can't be refined
 EQUAL = 1e-3  # log weights that all lie this close together, in nats, have no tail
 
 
@@ -132,7 +133,7 @@ class Evidence(Result):
                 f"For {int(rejected.sum())} of {n} data points k̂ > {self.k_limit:.2g}, which is "
                 f"too much for {self.draws} {more}: the few largest weights "
                 f"decide, log p(x) is probably {side} than estimated and the standard errors are "
-                f"too small. Take {self._remedy(rejected)}."
+                f"too small. Take {self._remedy}."
             )
         if self.acceptance is not None and (stuck := int((self.acceptance < STUCK).sum())):
             sentences.append(
@@ -142,18 +143,15 @@ class Evidence(Result):
             )
         return (*sentences, *self.notes)
 
-    def _remedy(self, rejected: Tensor) -> str:
+    @property
+    def _remedy(self) -> str:
         """What to take where k̂ is above its limit."""
         if self.acceptance is not None:
             return "more temperatures or chains"
         if self.rungs is None:
             return "more draws, a wider guide, or method='refined'"
-        used = {self.rungs[number] for number in rejected.nonzero().squeeze(1).tolist()}
-        return (
-            "more draws or a wider guide"
-            if used == {"guide"}
-            else "more draws, or method='annealed'"
-        )
+        alone = any(note.startswith(GUIDE_ALONE) for note in self.notes)
+        return "more draws or a wider guide" if alone else "more draws, or method='annealed'"
 
     def __str__(self) -> str:
         return "\n".join([f"{self.mean()} over {len(self.values)} data points", *self.concerns])
