@@ -75,9 +75,7 @@ LEAST = {
     "nuts_rows": (1, True),
 }
 EvidenceMethod = Literal["auto", "refined", "importance"]
-UNADVISED = (
-    "No density to sample from is advised: log p(x) under them was left out, by evidence_rows=0."
-)
+UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
 
@@ -94,7 +92,7 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
-        export_rows, export_draws: data points and draws handed to ArviZ; no rows for no export.
+        export_rows, export_draws: data points, and draws at each, for ArviZ; 0 rows for no export.
         pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
         two_sample: codes, one for each data point, that a classifier has to tell from as many draws
             from the prior.
@@ -330,9 +328,10 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     """
     check_seed(seed)
     effort = effort or Effort()
-    whole = Pair(model, guide, site, observed, data_plate)
-    pair, seen, choosing, unseen, measured = _parts(whole, train, held_out, validation, seed)
-    steps = STAGES + _evidence_steps(effort, len(unseen))
+    original = Pair(model, guide, site, observed, data_plate)
+    parts = _split_rows(original, train, held_out, validation, seed)
+    pair, train_x, validation_x, test_x, numbers = parts
+    steps = STAGES + _evidence_steps(effort, len(test_x))
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
         guide_check = _check_guide(original, held_out, numbers, effort, seed, progress)

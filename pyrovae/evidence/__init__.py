@@ -28,6 +28,7 @@ __all__ = [
     "Annealing",
     "Evidence",
     "Path",
+    "Sandwich",
     "automatic_evidence",
     "compare_priors",
     "left_out",

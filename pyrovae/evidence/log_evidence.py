@@ -11,7 +11,7 @@ from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
 from pyrovae.evidence.automatic import automatic_evidence
-from pyrovae.evidence.importance import check_prior, importance_evidence, latent_units
+from pyrovae.evidence.importance import check_prior_argument, importance_evidence, latent_units
 from pyrovae.evidence.refined import refined_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.isolation import plain

@@ -153,6 +153,13 @@ class Evidence(Result):
         alone = any(note.startswith(GUIDE_ALONE) for note in self.notes)
         return "more draws or a wider guide" if alone else "more draws, or method='annealed'"
 
+    def __repr__(self) -> str:
+        rejected = int(self.unresolved.sum())
+        return (
+            f"Evidence({self.mean()} nats over {len(self.values)} data points, "
+            f"k̂ > {self.k_limit:.2g} or unknown at {rejected})"
+        )
+
     def __str__(self) -> str:
         return "\n".join([f"{self.mean()} over {len(self.values)} data points", *self.concerns])
 

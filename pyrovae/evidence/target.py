@@ -145,7 +145,7 @@ def whole(pair: Pair, x: Tensor) -> Pair:
             none, sites that are one for all rows, or points.
     """
     rows = x[:2]
-    if not pair.follows(x):
+    if not pair.takes_any_number_of_rows(x):
         raise InputError(
             "expected a model and guide that take any number of rows, so that many codes go "
             f"through them at once; got a pair that takes all data or none. {REMEDY}"
@@ -160,7 +160,7 @@ def whole(pair: Pair, x: Tensor) -> Pair:
             f"expected a guide with a density at each site; got a point at {', '.join(points)}. "
             f"{REMEDY}"
         )
-    if not pair.joint(rows):
+    if not pair.has_other_latents(rows):
         return pair
     with torch.no_grad(), seeded(0, "sites of the guide"):
         reading = Reader(pair.guide, "guide", pair.data_plate).read((rows,))[0]

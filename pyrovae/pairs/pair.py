@@ -161,14 +161,14 @@ class Pair:
             others: codes at other latent sites by name, each ``(B, units)``, whose log density is
                 then a part of log p(x | z).
         """
-        given = {} if others is None else dict(others)
-        units = [z.shape[-1], *(code.shape[-1] for code in given.values())]
-        scored = []
-        for rows, codes in self._together(as_batch(x), torch.cat([z, *given.values()], -1)):
+        further = {} if others is None else dict(others)
+        units = [z.shape[-1], *(code.shape[-1] for code in further.values())]
+        scores = []
+        for rows, codes in self._together(as_batch(x), torch.cat([z, *further.values()], -1)):
             own, *rest = codes.split(units, -1)
-            placed = self._split(rows, own) | dict(zip(given, rest, strict=True))
-            scored.append(self._scorer.score(rows, codes=placed, values=self._global(rows)))
-        likelihood, prior = (torch.cat(column) for column in zip(*scored, strict=True))
+            by_site = self._split(rows, own) | dict(zip(further, rest, strict=True))
+            scores.append(self._scorer.score(rows, codes=by_site, values=self._shared(rows)))
+        likelihood, prior = (torch.cat(column) for column in zip(*scores, strict=True))
         return likelihood, prior
 
     def log_likelihood(self, x: Tensor | Batch, z: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def test_each_datum_s_draws_are_from_the_guide_where_that_is_enough() -> None:
     assert found.rungs == tuple("refined" if row > 0 else "guide" for row in x[:, 0])
     assert right(found, exact.log_prob(x))
     assert not found.unresolved.any()
-    assert found.concerns() == ()
+    assert found.concerns == ()
 
 
 def test_an_exact_guide_is_left_as_it_is() -> None:

@@ -145,10 +145,10 @@ def test_thousands_of_draws_are_held_a_part_at_a_time(monkeypatch: pytest.Monkey
         block_sizes.append(len(rows) * draws)
         return weigh(pair, rows, draws, **rest)
 
-    monkeypatch.setattr(Pair, "weigh", noted)
+    monkeypatch.setattr(Pair, "weigh", recorded)
     result = importance(vae.model, vae.guide, x, draws=20_000)
-    assert max(held) <= 16 * 1024
-    assert sum(held) == 20 * 20_000
+    assert max(block_sizes) <= 16 * 1024
+    assert sum(block_sizes) == 20 * 20_000
     z = (result.values - exact.log_prob(x)) / result.standard_error
     assert float(z.square().sum()) < 55  # χ² with 20 degrees of freedom: false alarm below 1e-4
 

@@ -39,6 +39,8 @@ MODULES = (
 NO_RESULTS = {
     "Fitted",
     "Modes",
+    "Moments",
+    "Normals",
     "Path",
     "Point",
     "Proposal",
