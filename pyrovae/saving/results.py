@@ -96,8 +96,8 @@ def _read(archive: bytes) -> Any:
 
 
 def _pack(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, np.generic):  # of text, .item() drops zeros at the end
+        value = "".join(value) if isinstance(value, np.str_) else value.item()
     if type(value) in PLAIN:
         return value
     if isinstance(value, Tensor):

@@ -18,6 +18,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import example as including
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -229,6 +230,7 @@ NESTED = st.recursive(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(value=NESTED)
+@including(value=np.str_("a\0"))
 def test_what_is_saved_is_read_as_it_was(value: Any, tmp_path: Path) -> None:
     pv.save(value, tmp_path / "value.pt")
     assert same(value, pv.load(tmp_path / "value.pt"))
