@@ -289,7 +289,7 @@ def _add_pair_options(group: Any) -> None:
     )
     group.add_argument(
         "--params",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="a file with its parameters: a saved parameter store, a state_dict, or parameters.pt",
     )
@@ -317,7 +317,7 @@ def _add_run_options(group: Any) -> None:
     )
     group.add_argument(
         "--out",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="folder for the report, created if missing (default pyrovae-report)",
     )
@@ -333,6 +333,15 @@ def _add_run_options(group: Any) -> None:
         action="store_true",
         help="go on with the interrupted run in --out, if there is one",
     )
+
+
+def _path(text: str) -> Path:
+    from pyrovae.data import expanded
+
+    try:
+        return expanded(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _whole(option: str, least: int) -> Callable[[str], int]:
@@ -354,7 +363,8 @@ def _whole(option: str, least: int) -> Callable[[str], int]:
 
 def _sizes(text: str) -> tuple[int, ...]:
     words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+    # Of a number of more than ten digits none of the machine's memories would hold the layer.
+    if not all(w.strip().isdecimal() and len(w) <= 10 and int(w) > 0 for w in words):
         raise argparse.ArgumentTypeError(
             f"expected whole numbers ≥ 1 separated by commas; got {text!r}. Try --hidden 256,256"
         )

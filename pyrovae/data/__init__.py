@@ -23,6 +23,7 @@ from pyrovae.data.batches import (
     take_rows,
 )
 from pyrovae.data.datasets import Dataset, check, check_near, default_likelihood, load, split, units
+from pyrovae.data.files import expanded
 
 __all__ = [
     "ArrayBatches",
@@ -40,6 +41,7 @@ __all__ = [
     "check_arguments",
     "check_near",
     "default_likelihood",
+    "expanded",
     "load",
     "repeat_rows",
     "row_count",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 import zipfile
@@ -54,10 +55,10 @@ def read(source: str) -> Table:
     Raises:
         InputError: if there is no such file, it can't be read, or it holds anything but numbers.
     """
-    path, array_name = Path(source).expanduser(), None
+    path, array_name = expanded(source), None
     if not path.exists() and ".npz:" in source:
         head, _, array_name = source.rpartition(":")
-        path = Path(head).expanduser()
+        path = expanded(head)
     readers: dict[str, Callable[[Path], Table]] = {
         ".npy": _read_npy,
         ".npz": lambda p: _read_npz(p, array_name),
@@ -69,9 +70,8 @@ def read(source: str) -> Table:
         if not path.exists():
             raise _missing(path)
         if reader is None or not path.is_file():
-            kind = f"a file ending in {path.suffix!r}" if path.is_file() else "a directory"
             raise InputError(
-                f"expected a file ending in {listed(readers)}; got {kind}: {str(path)!r}. "
+                f"expected a file ending in {listed(readers)}; got {_kind(path)}: {str(path)!r}. "
                 "Save the data in one of these formats."
             )
         return reader(path)
@@ -79,6 +79,31 @@ def read(source: str) -> Table:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise _unreadable(path, error) from error
+
+
+def expanded(source: str) -> Path:
+    """A path with ``~`` and ``~user`` at its beginning replaced by a home folder.
+
+    Raises:
+        InputError: if there is no such folder.
+    """
+    path = Path(source)
+    try:
+        return path.expanduser() if source.startswith("~") and not path.exists() else path
+    except RuntimeError as error:
+        raise InputError(
+            f"expected the home folder of a user of this machine; got {path.parts[0]!r} in "
+            f"{source!r}. Write ./ before it if that is the name of a folder, or check the name."
+        ) from error
+
+
+def _kind(path: Path) -> str:
+    """What stands at a path, in words."""
+    if path.is_file():
+        return f"a file ending in {path.suffix!r}"
+    if path.is_dir():
+        return "a directory"
+    return "a named pipe" if path.is_fifo() else "a device or socket"
 
 
 def listed(names: Iterable[str]) -> str:
@@ -109,12 +134,24 @@ def _missing(path: Path) -> InputError:
 
 def _unreadable(path: Path, error: BaseException) -> InputError:
     reason = str(error).strip().rstrip(".") or type(error).__name__
+    if "Object arrays" in reason:
+        return InputError(
+            f"expected real numbers; got pickled Python objects in {str(path)!r}, which are not "
+            "read. Save an array of numbers instead: numpy.asarray(values, float) makes one."
+        )
+    if "pickle" in reason:  # NumPy's own words advise to run whatever the file holds
+        reason = "it doesn't begin as such a file does"
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     return InputError(
         f"expected a readable {path.suffix} file; got {str(path)!r}: {reason}. "
         "Check that the file is complete and that you may read it."
     )
+
+
+def shown(path: Path) -> str:
+    r"""The name of a file; bytes in it that are no text are written like ``\xff``."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
 # -- arrays --------------------------------------------------------------------------------------
@@ -127,7 +164,7 @@ def _read_npy(path: Path) -> Table:
         raise InputError(
             f"expected one array in {str(path)!r}; got an archive of arrays. Rename it to .npz."
         )
-    return Table(path.name, _numbers(path.name, array))
+    return Table(shown(path), _numbers(shown(path), array))
 
 
 def _read_npz(path: Path, name: str | None) -> Table:
@@ -139,13 +176,36 @@ def _read_npz(path: Path, name: str | None) -> Table:
             )
         names = list(archive.files)
         array_name = _choose(path, names, name)
-        title = f"{path.name}:{array_name}" if len(names) > 1 else path.name
-        array = _numbers(title, archive[array_name])
-        label_name = _LABEL_NAMES.get(array_name)
-        labels = archive[label_name] if label_name in names else None
-    if labels is None or labels.shape != array.shape[:1] or labels.dtype.kind not in "iu":
-        return Table(title, array)
-    return Table(title, array, labels=labels.astype(np.int64))
+        title = f"{shown(path)}:{array_name}" if len(names) > 1 else shown(path)
+        member = _member(archive, array_name)
+        if member is None:
+            raise InputError(
+                f"expected an array as {array_name!r} in {str(path)!r}; got a member of the "
+                f"archive that is none. Name an array, {shown(path)}:NAME, out of "
+                f"{listed(names)}, or save the data with numpy.savez."
+            )
+        array = _numbers(title, member)
+        label_name = _LABEL_NAMES.get(array_name, "")
+        has_labels = label_name in names
+        labels = _labels(archive, label_name, len(array)) if has_labels else None
+    return Table(title, array, labels=labels)
+
+
+def _member(archive: Any, name: str) -> Array | None:
+    """An array of an archive; ``None`` if the member is something else."""
+    member = archive[name]
+    return member if isinstance(member, np.ndarray) else None
+
+
+def _labels(archive: Any, name: str, rows: int) -> Array | None:
+    """One integer for each row, if that is what the archive has under this name."""
+    try:
+        labels = _member(archive, name)
+    except ValueError:  # Python objects, which are not read
+        return None
+    if labels is None or labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        return None
+    return labels.astype(np.int64)
 
 
 def _choose(path: Path, names: Sequence[str], name: str | None) -> str:
@@ -159,7 +219,7 @@ def _choose(path: Path, names: Sequence[str], name: str | None) -> str:
     problem = "no name" if name is None else f"{name!r}, which is not among them"
     raise InputError(
         f"expected the name of one of the arrays in {str(path)!r}: {listed(names)}; got {problem}. "
-        f"Name one: {path.name}:{names[0] if names else 'x'}"
+        f"Name one: {shown(path)}:{names[0] if names else 'x'}"
     )
 
 
@@ -195,7 +255,7 @@ def _read_csv(path: Path) -> Table:
         )
     separator = max(",;\t", key=first.count)
     cells = _cells(first, separator)
-    has_names = _has_names(path.name, cells)
+    has_names = _has_names(shown(path), cells)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
@@ -210,16 +270,16 @@ def _read_csv(path: Path) -> Table:
             )
         except pd.errors.ParserWarning as warning:
             raise InputError(
-                f"expected as many cells in each row of {path.name} as in its first line; got rows "
-                "with more cells than the header has names. Name all columns, that of row numbers "
-                "too, or leave it out."
+                f"expected as many cells in each row of {shown(path)} as in its first line; got "
+                "rows with more cells than the header has names. Name all columns, that of row "
+                "numbers too, or leave it out."
             ) from warning
     if has_names:
-        return _from_frame(path.name, frame, None)
-    table = _from_frame(path.name, frame, [str(i + 1) for i in range(frame.shape[1])])
+        return _from_frame(shown(path), frame, None)
+    table = _from_frame(shown(path), frame, [str(i + 1) for i in range(frame.shape[1])])
     if _numbers_columns(path, separator, cells, table.array):
-        return Table(path.name, table.array[1:], columns=tuple(cells))
-    _check_first_column(path.name, table.array)
+        return Table(shown(path), table.array[1:], columns=tuple(cells))
+    _check_first_column(shown(path), table.array)
     return table
 
 
@@ -285,7 +345,7 @@ def _numbers_columns(path: Path, separator: str, cells: Sequence[str], rows: Arr
         return True
     if counts_up or not any_integer or _like_names(line, others):
         raise InputError(
-            f"expected a line of names or of data first in {path.name}; got numbers that may be "
+            f"expected a line of names or of data first in {shown(path)}; got numbers that may be "
             f"either: {shortened(cells)}. If they are names, write them as words, such as "
             f"{_worded(cells)}; if they are a data point, put a line of such names above it."
         )
@@ -367,7 +427,7 @@ def _read_parquet(path: Path) -> Table:
     import pandas as pd
 
     check_packages("pyarrow", purpose=f"reading {str(path)!r}")  # pandas' own error names no extra
-    return _from_frame(path.name, pd.read_parquet(path, engine="pyarrow"), None)
+    return _from_frame(shown(path), pd.read_parquet(path, engine="pyarrow"), None)
 
 
 def _from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:

@@ -108,7 +108,9 @@ def write(path: str | os.PathLike[str], html: str) -> Path:
     Raises:
         InputError: if the folder doesn't exist, or the disk has no room.
     """
-    return replace(Path(path), lambda draft: draft.write_text(html, encoding="utf-8"))
+    # A file name in the page may have bytes that are no text.
+    page = html.encode("utf-8", "backslashreplace")
+    return replace(Path(path), lambda draft: draft.write_bytes(page))
 
 
 def _unbroken(text: str) -> str:

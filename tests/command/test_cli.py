@@ -120,6 +120,11 @@ BAD_INPUTS = {
     "epochs": Refusal(lambda f: ["digits", "--epochs", "ten"], ("--epochs", "≥ 1", "'ten'")),
     "seed": Refusal(lambda f: ["digits", "--seed", "-1"], ("--seed", "≥ 0", "'-1'")),
     "hidden": Refusal(lambda f: ["digits", "--hidden", "64,,"], ("--hidden", "'64,,'")),
+    "hidden, a long number": Refusal(lambda f: ["digits", "--hidden", "9" * 5000], ("--hidden",)),
+    "nobody's home": Refusal(lambda f: ["~nosuchuser/x.npy"], ("home folder", "'~nosuchuser'")),
+    "out at nobody's home": Refusal(
+        lambda f: ["digits", "--out", "~nosuchuser/o"], ("--out", "home folder", "'~nosuchuser'")
+    ),
     "unknown prior": Refusal(
         lambda f: ["digits", "--prior", "vampire"], ("mixture, vamp, flow, exemplar", "'vampire'")
     ),

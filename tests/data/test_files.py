@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +14,7 @@ import pandas as pd
 import pytest
 
 from pyrovae.data.datasets import load
+from pyrovae.data.files import expanded
 from pyrovae.errors import InputError
 
 TABLE = np.arange(60.0).reshape(30, 2) / 7
@@ -118,3 +124,114 @@ def test_first_lines_of_data_are_data(tmp_path: Path) -> None:
         if number % 5 == 2 and rows[0].tolist() == list(range(shape[1])):
             continue  # 0, 1, … may be names
         np.testing.assert_allclose(load(tmp_path / "t.csv").values.numpy(), rows, rtol=1e-15)
+
+
+# -- what is no file of numbers --------------------------------------------------------------------
+
+
+def member(name: str, content: bytes) -> Callable[[Path], Path]:
+    """An archive with one member."""
+
+    def make(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "data.npz", "w") as archive:
+            archive.writestr(name, content)
+        return folder / "data.npz"
+
+    return make
+
+
+def nested() -> bytes:
+    inner = io.BytesIO()
+    np.savez(inner, x=NORMAL)
+    return inner.getvalue()
+
+
+def saved(**arrays: object) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        np.savez(folder / "data.npz", **arrays)  # type: ignore[arg-type]
+        return folder / "data.npz"
+
+    return make
+
+
+def pickled(folder: Path) -> Path:
+    (folder / "data.npy").write_bytes(pickle.dumps([1, 2]))
+    return folder / "data.npy"
+
+
+def objects(folder: Path) -> Path:
+    np.save(folder / "data.npy", np.array([{}, None], dtype=object))
+    return folder / "data.npy"
+
+
+def too_large(folder: Path) -> Path:
+    with (folder / "data.npy").open("wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+    return folder / "data.npy"
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "data.npy")
+    return folder / "data.npy"
+
+
+def null(folder: Path) -> Path:
+    (folder / "data.csv").symlink_to(os.devnull)
+    return folder / "data.csv"
+
+
+OBJECT = np.array([{"a": 1}, None], dtype=object)
+NO_NUMBERS = {
+    "text in an archive": (member("x.txt", b"hello"), "a member of the archive that is none"),
+    "text that is named an array": (member("x.npy", b"hello"), "that is none"),
+    "an archive in an archive": (member("x.npz", nested()), "that is none"),
+    "a pickle in an archive": (member("x.npy", pickle.dumps([1])), "that is none"),
+    "objects in an archive": (saved(x=OBJECT), "pickled Python objects"),
+    "objects": (objects, "pickled Python objects"),
+    "a pickle": (pickled, "doesn't begin as such a file does"),
+    "one number": (saved(x=np.float64(3)), "got a single value"),
+    "a record": (saved(x=np.zeros(60, [("a", "f8")])), "expected real numbers"),
+    "dates": (saved(x=np.arange(60).astype("M8[D]")), "expected real numbers"),
+    "an empty archive": (saved(), "the name of one of the arrays"),
+    "more than there is memory": (too_large, "Unable to allocate"),
+    "a pipe": (pipe, "got a named pipe"),
+    "a device": (null, "got a device or socket"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_is_no_array_of_numbers_is_refused_in_words(tmp_path: Path, kind: str) -> None:
+    make, words = NO_NUMBERS[kind]
+    with pytest.raises(InputError, match=r"^expected") as caught:
+        load(str(make(tmp_path)))
+    assert words in str(caught.value) and "allow_pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [OBJECT, np.array(["a"] * 40, dtype=object), np.float64(1)])
+def test_labels_that_are_no_integers_are_not_read(tmp_path: Path, labels: object) -> None:
+    data = load(str(saved(x=NORMAL, y=labels)(tmp_path)))
+    assert data.labels is None and len(data) == 40
+
+
+def test_a_home_folder_is_found_and_that_of_nobody_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert expanded("~/a") == tmp_path / "a"
+    with pytest.raises(InputError, match=r"home folder .* got '~nosuchuser'"):
+        load("~nosuchuser/data.npy")
+    assert expanded("./~nosuchuser/a") == Path("~nosuchuser/a")
+    (tmp_path / "~nosuchuser").mkdir()
+    assert expanded("~nosuchuser") == Path("~nosuchuser")
+
+
+def test_a_name_with_a_byte_that_is_no_text_is_shown_by_its_value(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", NORMAL)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff.npy"))
+    try:
+        (tmp_path / "a.npy").rename(path)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert load(str(path)).name == r"d\xff.npy"
