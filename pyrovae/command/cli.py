@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pyrovae.command.terminal import encodable, spelling_out
 from pyrovae.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, ``sys.argv[1:]`` if not given.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with spelling_out():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
     options = vars(_parser().parse_args(words))
     command = options.pop("command", None)
     try:
@@ -106,8 +112,16 @@ def _interruption(words: Sequence[str], options: dict[str, Any]) -> str:
 
     if not (options.get("out", Path("pyrovae-report")) / CHECKPOINT).exists():
         return "interrupted before the first epoch was over; nothing was saved."
-    arguments = shlex.join([*words, *([] if options.get("resume") else ["--resume"])])
+    arguments = " ".join(map(_quoted, [*words, *([] if options.get("resume") else ["--resume"])]))
     return f"interrupted; the last epoch was saved. Go on with: pyrovae {arguments}"
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell; bytes that are no text as bash and zsh take them, $'\\xff'."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in word):
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{encodable(escaped, 'utf-8')}'"
 
 
 # -- the one command -----------------------------------------------------------------------------
@@ -164,7 +178,12 @@ def _show(analysis: Analysis) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(_table(analysis.diagnosis))
+
+    def spelled(text: str) -> str:
+        return encodable(text, console.encoding)
+
+    console.print(_table(analysis.diagnosis, spelled))
+    console.print(analysis.diagnosis.advice, markup=False)
     console.print(analysis.diagnosis.advice, markup=False)
     if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
         console.print(f"The guide: {calibration.statement}", markup=False)
@@ -176,8 +195,13 @@ def _show(analysis: Analysis) -> None:
     console.print(f"report: {analysis.report}", soft_wrap=True, markup=False)
 
 
-def _table(diagnosis: Diagnosis) -> Table:
-    """A table with a row for each measure and columns for training and held-out data."""
+def _table(diagnosis: Diagnosis, spelled: Callable[[str], str]) -> Table:
+    """A table with a row for each measure and columns for training and held-out data.
+
+    Args:
+        diagnosis: has the measures.
+        spelled: spells out letters that the terminal lacks, before columns are made as wide.
+    """
     from rich.table import Table
 
     from pyrovae.diagnostics import LABELS
@@ -195,7 +219,8 @@ def _table(diagnosis: Diagnosis) -> Table:
     for name in ("training", "held-out"):
         table.add_column(name, justify="right", no_wrap=True)
     for label, values in cells.items():
-        table.add_row(label, values.get("training", ""), values.get("held-out", ""))
+        row = (label, values.get("training", ""), values.get("held-out", ""))
+        table.add_row(*map(spelled, row))
     return table
 
 
