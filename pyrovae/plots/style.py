@@ -51,6 +51,10 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.06,
     "figure.constrained_layout.h_pad": 0.05,
     "axes.unicode_minus": True,
+    "axes.formatter.use_locale": False,
+    "text.usetex": False,  # which needs a TeX, and reads "%" and "_" in labels as commands
+    "text.parse_math": True,
+    "path.sketch": None,
     "svg.fonttype": "path",
     "svg.hashsalt": "pyrovae",
 }

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from pyrovae.plots import curves, latent, samples
 from pyrovae.plots.grids import mass_levels, most_active, pair_density, unit_density
 from pyrovae.plots.style import COLOURS
+from pyrovae.report.html import _uri as uri
 
 OF_DIAGNOSIS = (
     latent.latent_map,
@@ -80,6 +81,15 @@ def test_plots_leave_settings_and_pyplot_alone(case, run):
     assert dict(matplotlib.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_settings_of_the_user_do_not_reach_the_report(case, run):
+    sketch = (1.0, 100.0, 2.0)
+    users = {"text.usetex": True, "axes.formatter.use_locale": True, "path.sketch": sketch}
+    for make in (lambda: curves.evidence(case("image", 2)), lambda: curves.training_curve(run())):
+        plain = uri(make())
+        with matplotlib.rc_context(users):
+            assert uri(make()) == plain
 
 
 def test_legends_lie_outside_the_axes(case):
