@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 
 from pyrovae.arviz_adapter import arviz
 from pyrovae.command.foreign_pair import PairOptions, make_pair
-from pyrovae.command.run_checks import CHECKPOINT, check_no_run, only_run, training_saved, writable
+from pyrovae.command.run_checks import (
+    CHECKPOINT,
+    check_memory,
+    check_no_run,
+    only_run,
+    training_saved,
+    writable,
+)
 from pyrovae.data import (
     Data,
     Dataset,
@@ -54,6 +62,7 @@ from pyrovae.training import Fit, check_device, fit
 
 PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
 COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
+FLOW_SIZE = 4_000  # parameters of the flow for each latent unit
 NEIGHBOURS = 10  # nearest exemplars that each row uses in training
 MARGIN = 1_000_000  # bytes that a file of arrays needs beside the arrays
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
@@ -137,6 +146,12 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     likelihood = options.likelihood or default_likelihood(data)
     check(data, likelihood if options.pair is None else None)
     check_prior_options(options)
+    if options.pair is None:
+        check_memory(
+            least_memory(data, likelihood, options),
+            "the VAE in training",
+            "Take smaller numbers for --latent, --hidden and --components.",
+        )
     check_device(options.device, "--device")
     check_packages(*EXTRAS["report"], purpose="an analysis with a report")
     arviz()  # may fail for want of a cache folder: better now than after the training
@@ -351,6 +366,25 @@ def check_prior_options(options: AnalysisOptions) -> None:
             "expected at least 2 latent units with the prior 'flow', which couples them; got "
             f"{options.latent}. Choose 'mixture'."
         )
+
+
+def least_memory(data: Dataset, likelihood: str, options: AnalysisOptions) -> int:
+    """Bytes of the parameters in training, and of the codes of all data points.
+
+    Each parameter has a value, a gradient and two moments, and each code a mean and a scale.
+    """
+    units, shape = options.latent, data.event_shape
+    inputs = math.prod(shape)
+    outputs = inputs * {"logistic": 2, "categorical": int(data.values.max()) + 1}.get(likelihood, 1)
+    layers = [inputs, *options.hidden, 2 * units], [units, *reversed(options.hidden), outputs]
+    parameters = sum(a * b + b for sizes in layers for a, b in itertools.pairwise(sizes))
+    default = COMPONENTS["mixture"] if options.prior == "mixture" else 0  # that of vamp varies
+    parameters += (options.components or default) * (
+        inputs if options.prior == "vamp" else 2 * units
+    )
+    if options.prior == "flow":
+        parameters += FLOW_SIZE * units
+    return 4 * (4 * parameters + 2 * units * len(data))
 
 
 def _prior(

@@ -79,9 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    options = vars(_parser().parse_args(words))
-    command = options.pop("command", None)
+    options: dict[str, Any] = {}
     try:
+        options |= vars(_parser().parse_args(words))
+        command = options.pop("command", None)
         if options.pop("version", False):
             sys.stdout.write(f"{_versions()}\n")
         elif command is None:
@@ -98,7 +99,21 @@ def _run(words: Sequence[str]) -> int:
         return _fail(f"expected to read and write files; got: {reason}{place}.", BAD_INPUT)
     except InputError as error:
         return _fail(str(error), BAD_INPUT)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(
+            f"expected more memory; got: {str(error) or 'out of memory'}. Give fewer rows, or "
+            "smaller --latent and --hidden.",
+            BAD_INPUT,
+        )
     return OK
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is no memory left, of the processor or of a GPU."""
+    words = ("can't allocate memory", "out of memory", "buffer size")  # those of torch
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _fail(message: str, code: int) -> int:

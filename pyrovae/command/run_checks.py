@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyrovae.errors import InputError
-from pyrovae.saving import check_folder, check_room
+from pyrovae.saving import check_folder, check_room, draft
 
 CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
+RESULTS = ("report.html", "measures.csv", "diagnosis.nc", "parameters.pt")
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, on Linux
 LOCK = ".pyrovae.lock"  # in the output folder while a run writes to it
 LEAST_ROOM = 4_000_000  # bytes of the report and the files beside it, for a table of few columns
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -36,7 +38,8 @@ def check_no_run(out: Path, *, resume: bool) -> None:
 def only_run(out: Path) -> Iterator[None]:
     """Keep other runs out of the folder, by a lock that the system releases if a process is killed.
 
-    On a file system without locks nothing is checked.
+    Drafts that a killed run has left are removed. Without locks in the file system nothing is
+    checked.
 
     Raises:
         InputError: if another run is at work there.
@@ -55,6 +58,9 @@ def only_run(out: Path) -> Iterator[None]:
                 break
         os.close(file)
     try:
+        for name in (CHECKPOINT, *RESULTS):
+            with suppress(OSError):
+                draft(out / name).unlink()
         yield
     finally:
         with suppress(OSError):  # some systems don't remove a file that is open
@@ -120,3 +126,33 @@ def training_saved(out: Path) -> Iterator[None]:
         if not (out / CHECKPOINT).exists():
             raise
         raise InputError(f"{error} The training is saved: make room, and add --resume.") from error
+
+
+def memory() -> int | None:
+    """How many bytes of memory this process may use at most; ``None`` if the system doesn't say."""
+    try:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    with suppress(OSError, ValueError):  # no limit, which is the word "max"
+        size = min(size, int(MEMORY_LIMIT.read_text(encoding="ascii")))
+    return size if size > 0 else None
+
+
+def check_memory(needed: int, what: str, remedy: str) -> None:
+    """Raise if something takes more memory than there is.
+
+    Args:
+        needed: how much it takes at least, in bytes.
+        what: what it is for.
+        remedy: what to do about it.
+
+    Raises:
+        InputError: with both sizes.
+    """
+    there_is = memory()
+    if there_is is not None and needed > there_is:
+        raise InputError(
+            f"expected {what} to fit into {there_is / 1e9:,.1f} GB of memory; got a need of at "
+            f"least {needed / 1e9:,.1f} GB. {remedy}"
+        )

@@ -5,12 +5,20 @@ A file holds tensors, numbers and names; nothing in it is ever unpickled as an o
 ``results.py``.
 """
 
-from pyrovae.saving.atomic import check_folder, check_room, from_archive, replace, write_archive
+from pyrovae.saving.atomic import (
+    check_folder,
+    check_room,
+    draft,
+    from_archive,
+    replace,
+    write_archive,
+)
 from pyrovae.saving.results import load, save
 
 __all__ = [
     "check_folder",
     "check_room",
+    "draft",
     "from_archive",
     "load",
     "replace",

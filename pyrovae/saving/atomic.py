@@ -32,18 +32,23 @@ def replace(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         InputError: saying what is in the way: no such folder, no room in it, no permission.
     """
-    draft = path.with_name(path.name + ".partial")
+    partial = draft(path)
     try:
-        write(draft)
-        with draft.open("r+b") as file:
+        write(partial)
+        with partial.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        os.replace(partial, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
-            draft.unlink()
+            partial.unlink()
     return path
+
+
+def draft(path: Path) -> Path:
+    """The file that a file is written to before it is whole; a killed process leaves it behind."""
+    return path.with_name(path.name + ".partial")
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

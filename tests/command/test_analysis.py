@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.command.analysis import PRIORS, Analysis, AnalysisOptions, analyze, build
+from pyrovae.command.analysis import PRIORS, Analysis, AnalysisOptions, analyze, build, least_memory
 from pyrovae.data.datasets import Dataset, split, units
 from pyrovae.diagnostics.diagnosis import Effort
 from pyrovae.randomness import seeded
@@ -129,3 +129,16 @@ def test_no_scale_of_an_encoder_is_0() -> None:
     for row in (1e3, 1e6, 1e12, -1e12):
         scale = encoder(torch.full((1, 3), row)).base_dist.scale
         assert bool((scale >= encoder.floor).all()) and bool((scale.square() > 0).all())
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("likelihood", ["normal", "logistic", "categorical"])
+def test_the_memory_that_is_asked_for_is_what_the_vae_takes_at_least(
+    prior: str, likelihood: str
+) -> None:
+    data = Dataset("counts", torch.arange(1200).reshape(200, 6) % 5)
+    options = AnalysisOptions(latent=40, hidden=(16, 8), prior=prior)
+    vae = build(data, data.values[:140].double(), likelihood, options)
+    parameters = sum(parameter.numel() for parameter in vae.parameters())
+    needed = least_memory(data, likelihood, options) - 8 * 40 * 200
+    assert 0.75 <= needed / (16 * parameters) <= 1.2

@@ -19,6 +19,7 @@ import torch
 
 import pyrovae
 import pyrovae.command.analysis
+import pyrovae_command
 from pyrovae.command.analysis import AnalysisOptions
 from pyrovae.command.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
 from pyrovae.data.datasets import Dataset
@@ -120,6 +121,16 @@ BAD_INPUTS = {
     "epochs": Refusal(lambda f: ["digits", "--epochs", "ten"], ("--epochs", "≥ 1", "'ten'")),
     "seed": Refusal(lambda f: ["digits", "--seed", "-1"], ("--seed", "≥ 0", "'-1'")),
     "hidden": Refusal(lambda f: ["digits", "--hidden", "64,,"], ("--hidden", "'64,,'")),
+    "too many units": Refusal(
+        lambda f: ["digits", "--latent", "4000000000"], ("GB of memory", "--latent")
+    ),
+    "too wide": Refusal(lambda f: ["digits", "--hidden", "4,4000000000,4000000000"], ("--hidden",)),
+    "too many components": Refusal(
+        lambda f: ["digits", "--prior", "mixture", "--components", "4000000000"], ("GB of memory",)
+    ),
+    "too large a flow": Refusal(
+        lambda f: ["digits", "--prior", "flow", "--latent", "1000000000"], ("GB of memory",)
+    ),
     "hidden, a long number": Refusal(lambda f: ["digits", "--hidden", "9" * 5000], ("--hidden",)),
     "nobody's home": Refusal(lambda f: ["~nosuchuser/x.npy"], ("home folder", "'~nosuchuser'")),
     "out at nobody's home": Refusal(
@@ -324,6 +335,18 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
         (InputError("expected a; got b.\nDo c."), BAD_INPUT, "pyrovae: expected a; got b. Do c.\n"),
         (FloatingPointError("the loss is nan"), FAILED, "pyrovae: the loss is nan\n"),
         (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            BAD_INPUT,
+            "pyrovae: expected more memory; got: DefaultCPUAllocator: can't allocate memory: you "
+            "tried 9 bytes. Give fewer rows, or smaller --latent and --hidden.\n",
+        ),
+        (
+            MemoryError(),
+            BAD_INPUT,
+            "pyrovae: expected more memory; got: out of memory. Give fewer rows, or smaller "
+            "--latent and --hidden.\n",
+        ),
+        (
             OSError(28, "No space left on device", "x/report.html"),
             BAD_INPUT,
             "pyrovae: expected to read and write files; got: No space left on device at "
@@ -395,6 +418,40 @@ def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
     assert process.returncode == INTERRUPTED
     assert err.count("\n") == 1 and f"pyrovae analyze {options} --resume" in err
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+SLOW_LIBRARY = "import time; print('importing', flush=True); time.sleep(60)"
+
+
+def test_ctrl_c_while_the_library_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "pyrovae.py").write_text(SLOW_LIBRARY, encoding="utf-8")
+    root = Path(pyrovae.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-m", "pyrovae_command"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    assert process.returncode == INTERRUPTED
+    assert err == "pyrovae: interrupted before the work began; nothing was saved.\n"
+
+
+def test_the_command_is_main_and_leaves_the_handling_of_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["pyrovae", "--version"])
+    assert pyrovae_command.main() == OK
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out.startswith("pyrovae ")
+    assert pyrovae_command.INTERRUPTED == INTERRUPTED
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from pyrovae.command import run_checks
 from pyrovae.command.cli import main
-from pyrovae.command.run_checks import CHECKPOINT, LOCK, only_run, training_saved, writable
+from pyrovae.command.run_checks import CHECKPOINT, LOCK, RESULTS, only_run, training_saved, writable
 from pyrovae.errors import InputError
+from pyrovae.saving import draft
 
 HOLD = """
 import sys
@@ -52,6 +54,15 @@ def test_a_second_run_is_refused_and_one_after_a_kill_is_not(
     with only_run(tmp_path):
         assert (tmp_path / LOCK).exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_drafts_of_a_killed_run_are_removed_and_no_other_file(tmp_path: Path) -> None:
+    mine = tmp_path / "notes.partial"
+    for path in [mine, *(draft(tmp_path / name) for name in (CHECKPOINT, *RESULTS))]:
+        path.touch()
+    with only_run(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {LOCK, mine.name}
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def test_two_threads_are_two_runs(tmp_path: Path) -> None:
@@ -105,3 +116,18 @@ def test_the_error_says_whether_the_training_is_saved(tmp_path: Path, trained: b
     with pytest.raises(InputError) as caught, training_saved(tmp_path):
         raise InputError("expected room; got none.")
     assert ("--resume" in str(caught.value)) == trained
+
+
+def test_the_memory_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(run_checks, "MEMORY_LIMIT", limit)
+    whole = run_checks.memory()
+    if whole is None:
+        pytest.skip("this system does not say")
+    limit.write_text("max\n", encoding="ascii")
+    assert run_checks.memory() == whole
+    limit.write_text("1000000\n", encoding="ascii")
+    assert run_checks.memory() == 1_000_000
+    run_checks.check_memory(1_000_000, "it", "")
+    with pytest.raises(InputError, match=r"expected it to fit into 0.0 GB .* Take less"):
+        run_checks.check_memory(1_000_001, "it", "Take less.")
