@@ -24,6 +24,7 @@ from pyrovae.command.run_checks import (
     training_saved,
     writable,
 )
+from pyrovae.command.wording import for_command
 from pyrovae.data import (
     Data,
     Dataset,
@@ -465,5 +466,7 @@ def _write(
     table = replace(
         out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)
     )
-    report = write(out / "report.html", render(diagnosis, run=run, facts=facts))
+    report = write(
+        out / "report.html", render(diagnosis, run=run, facts=facts, wording=for_command)
+    )
     return report, netcdf, table

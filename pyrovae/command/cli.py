@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pyrovae.command.terminal import encodable, spelling_out
+from pyrovae.command.wording import for_command, warnings_in_words
 from pyrovae.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, ``sys.argv[1:]`` if not given.
     """
-    with spelling_out():
+    with spelling_out(), warnings_in_words():
         return _run(list(sys.argv[1:] if argv is None else argv))
 
 
@@ -117,7 +118,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"pyrovae: {' '.join(message.split())}\n")
+    sys.stderr.write(f"pyrovae: {' '.join(for_command(message).split())}\n")
     return code
 
 
@@ -151,8 +152,10 @@ def _analyze(options: dict[str, Any]) -> None:
     from pyrovae.command.analysis import AnalysisOptions, analyze
     from pyrovae.diagnostics import Effort
 
+    effort = {"evidence_draws": options.pop("draws")} if "draws" in options else {}
     if options.pop("check_guide", False):
-        options["effort"] = Effort(gap_rows=GAP_ROWS, nuts_rows=NUTS_ROWS)
+        effort |= {"gap_rows": GAP_ROWS, "nuts_rows": NUTS_ROWS}
+    options["effort"] = Effort(**effort)
     _show(analyze(data, AnalysisOptions(**options)))
 
 
@@ -203,7 +206,7 @@ def _show(analysis: Analysis) -> None:
     if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
         console.print(f"The guide: {calibration.statement}", markup=False)
     for concern in analysis.diagnosis.concerns:
-        console.print(f"Careful: {concern}", markup=False, style="yellow")
+        console.print(f"Careful: {for_command(concern)}", markup=False, style="yellow")
     console.print()
     if analysis.netcdf is not None:
         console.print(f"draws for ArviZ: {analysis.netcdf}", soft_wrap=True, markup=False)
@@ -366,6 +369,12 @@ def _add_run_options(group: Any) -> None:
         action="store_true",
         help="also measure, on a few held-out data points, where the ELBO is lost and how the "
         "guide compares with the exact posterior, sampled by NUTS; takes minutes",
+    )
+    group.add_argument(
+        "--draws",
+        type=_whole("--draws", 2),
+        metavar="S",
+        help="draws for each estimate of log p(x), under each density (default 500)",
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default cpu)")
     group.add_argument(

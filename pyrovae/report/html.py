@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,6 +54,7 @@ def render(
     facts: Mapping[str, str],
     run: Fit | None = None,
     netcdf: str = "diagnosis.nc",
+    wording: Callable[[str], str] = str,
 ) -> str:
     """The report as one HTML document that needs no other file and no network.
 
@@ -63,6 +64,7 @@ def render(
             goes into the title. All of it is escaped.
         run: how training went; without it the section on training is left out.
         netcdf: name of the file with the draws for ArviZ.
+        wording: puts a concern into other words, such as those of the command line.
 
     Raises:
         InputError: if jinja2 or matplotlib is not installed.
@@ -80,7 +82,7 @@ def render(
     return environment.get_template("page.html.jinja").render(
         diagnosis=diagnosis,
         advice=diagnosis.advice,
-        concerns=findings.concerns(diagnosis),
+        concerns=[wording(concern) for concern in findings.concerns(diagnosis)],
         findings=findings,
         facts=dict(facts),
         run=run,

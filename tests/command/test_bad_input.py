@@ -91,6 +91,7 @@ def test_concerns_stand_in_report_and_terminal(
     box = page.split('<aside class="caution">')[1].split("</aside>")[0]
     for text in (box, capsys.readouterr().out):
         assert words.lower() in " ".join(text.split()).lower()
+        assert "Take more draws." not in text and "method=" not in text
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ BAD_INPUTS = {
     "latent": Refusal(lambda f: ["digits", "--latent", "0"], ("--latent", "≥ 1", "'0'")),
     "epochs": Refusal(lambda f: ["digits", "--epochs", "ten"], ("--epochs", "≥ 1", "'ten'")),
     "seed": Refusal(lambda f: ["digits", "--seed", "-1"], ("--seed", "≥ 0", "'-1'")),
+    "draws": Refusal(lambda f: ["digits", "--draws", "1"], ("--draws", "≥ 2", "'1'")),
     "hidden": Refusal(lambda f: ["digits", "--hidden", "64,,"], ("--hidden", "'64,,'")),
     "too many units": Refusal(
         lambda f: ["digits", "--latent", "4000000000"], ("GB of memory", "--latent")
@@ -297,7 +298,7 @@ def test_options_reach_the_library(library: Callable[..., Library]) -> None:
     stand_in = library(raising(InputError("expected an end; got one.")))
     words = (
         "digits --likelihood normal --latent 3 --prior vamp --components 7 --check-guide "
-        "--hidden 64,32 --epochs 7 --seed 5 --out o/p --device cpu --resume"
+        "--draws 70 --hidden 64,32 --epochs 7 --seed 5 --out o/p --device cpu --resume"
     )
     assert run(words.split()) == BAD_INPUT
     assert stand_in.options == AnalysisOptions(
@@ -305,7 +306,7 @@ def test_options_reach_the_library(library: Callable[..., Library]) -> None:
         latent=3,
         prior="vamp",
         components=7,
-        effort=Effort(gap_rows=16, nuts_rows=4),
+        effort=Effort(evidence_draws=70, gap_rows=16, nuts_rows=4),
         hidden=(64, 32),
         epochs=7,
         seed=5,
