@@ -153,6 +153,12 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             "the VAE in training",
             "Take smaller numbers for --latent, --hidden and --components.",
         )
+    rows = min(options.effort.evidence_rows, len(data) // 5)
+    check_memory(
+        8 * rows * options.effort.evidence_draws,
+        "the weights of all draws for log p(x)",
+        "Take fewer --draws.",
+    )
     check_device(options.device, "--device")
     check_packages(*EXTRAS["report"], purpose="an analysis with a report")
     arviz()  # may fail for want of a cache folder: better now than after the training

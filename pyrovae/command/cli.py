@@ -200,13 +200,17 @@ def _show(analysis: Analysis) -> None:
     def spelled(text: str) -> str:
         return encodable(text, console.encoding)
 
+
+    def spelled(text: str) -> str:
+        return encodable(text, console.encoding)
+
     console.print(_table(analysis.diagnosis, spelled))
-    console.print(analysis.diagnosis.advice, markup=False)
-    console.print(analysis.diagnosis.advice, markup=False)
+    console.print(spelled(analysis.diagnosis.advice), markup=False)
     if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
-        console.print(f"The guide: {calibration.statement}", markup=False)
+        console.print(spelled(f"The guide: {calibration.statement}"), markup=False)
     for concern in analysis.diagnosis.concerns:
-        console.print(f"Careful: {for_command(concern)}", markup=False, style="yellow")
+        sentence = spelled(f"Careful: {for_command(concern)}")
+        console.print(sentence, markup=False, style="yellow")
     console.print()
     if analysis.netcdf is not None:
         console.print(f"draws for ArviZ: {analysis.netcdf}", soft_wrap=True, markup=False)

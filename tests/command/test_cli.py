@@ -129,6 +129,9 @@ BAD_INPUTS = {
     "too many components": Refusal(
         lambda f: ["digits", "--prior", "mixture", "--components", "4000000000"], ("GB of memory",)
     ),
+    "too many draws": Refusal(
+        lambda f: ["digits", "--draws", "4000000000"], ("GB of memory", "fewer --draws")
+    ),
     "too large a flow": Refusal(
         lambda f: ["digits", "--prior", "flow", "--latent", "1000000000"], ("GB of memory",)
     ),
