@@ -200,10 +200,6 @@ def _show(analysis: Analysis) -> None:
     def spelled(text: str) -> str:
         return encodable(text, console.encoding)
 
-
-    def spelled(text: str) -> str:
-        return encodable(text, console.encoding)
-
     console.print(_table(analysis.diagnosis, spelled))
     console.print(spelled(analysis.diagnosis.advice), markup=False)
     if (calibration := analysis.diagnosis.guide_check.calibration) is not None:

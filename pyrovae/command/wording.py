@@ -81,7 +81,7 @@ SENTENCES = tuple(
         # arguments that are options
         (r"(?<![\w'\"/\\.-])site=\(([^()]*)\)", lambda match: f"--site {_listed(match[1])}"),
         (r"(?<![\w'\"/\\.-])site='([^']*)'", r"--site \1"),
-        (r"(?<![\w'\"/\\.-])seed=(?=\d)", "--seed "),
+        (r"(?<![\w'\"/\\.-])(seed|epochs)=(?=\d)", r"--\1 "),
         (r"(?<![\w'\"/\\.-])(site|observed)=(?![\w(])", r"--\1"),
         (r"(?<![\w'\"/\\.-])data_plate=(?![\w(])", "--data-plate"),
     )

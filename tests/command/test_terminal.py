@@ -9,13 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pytest
 
 import pyrovae.command.analysis
 from pyrovae.command.analysis import AnalysisOptions
 from pyrovae.command.cli import BAD_INPUT, INTERRUPTED, OK, main
 from pyrovae.command.terminal import SPELLED, encodable
+from pyrovae.estimates import Estimate
 from pyrovae.report import write
 
 RAW = os.fsdecode(b"o\xff")
@@ -62,10 +62,9 @@ def test_errors_go_to_every_terminal(monkeypatch: pytest.MonkeyPatch, encoding: 
 
 def analysis(*_: object) -> Any:
     """An analysis with one measure, as far as the command shows it."""
-    numbers = {"value": 1.5, "standard_error": 0.25, "bound": "lower", "unresolved": ""}
-    row = {"data": "training", "measure": "elbo", **numbers}
+    estimate = Estimate(-1.5, 0.25, 10, "data", bound="lower")
     diagnosis = SimpleNamespace(
-        summary=lambda: pd.DataFrame([row, row | {"measure": "q_agg − p"}]),
+        estimates=lambda: [("training", "elbo", estimate), ("held-out", "elbo", estimate)],
         advice="Sample from KL(q‖p) ± 1.",
         concerns=["k̂ > 0.7 …"],
         guide_check=SimpleNamespace(calibration=None),
