@@ -267,6 +267,7 @@ def _read_csv(path: Path) -> Table:
                 encoding="utf-8-sig",
                 skipinitialspace=True,
                 low_memory=False,
+                float_precision="round_trip",  # the default is off by a last digit here and there
             )
         except pd.errors.ParserWarning as warning:
             raise InputError(

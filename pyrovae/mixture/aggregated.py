@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ class AggregatedPosterior(Mixture):
     def __init__(
         self, encoding: dist.Distribution, weights: Tensor | Sequence[float] | None = None
     ) -> None:
-        size = encoding.batch_shape[:1].numel()
+        size = math.prod(encoding.batch_shape[:1])
         parameter = families.floating_parameter(encoding)
         # half precision can count no more than 65,504 data points
         weight_dtype = torch.promote_types(parameter.dtype, torch.float32)

@@ -75,7 +75,7 @@ def test_no_digit_that_float64_holds_is_lost(tmp_path: Path, array: np.ndarray) 
     assert values.dtype == torch.float64
     assert values.numpy().tolist() == array.astype(np.float64).tolist()
     pd.DataFrame(array, columns=["a", "b"]).to_csv(tmp_path / "t.csv", index=False)
-    np.testing.assert_allclose(load(tmp_path / "t.csv").values.numpy(), values, rtol=3e-16)
+    assert load(tmp_path / "t.csv").values.tolist() == values.tolist()
 
 
 def test_rows_that_only_float64_tells_apart_are_refused_in_float32(tmp_path: Path) -> None:
@@ -207,7 +207,10 @@ BAD_SOURCES = {
     "not parquet": (bad_bytes("a.parquet", b"hello"), ["readable .parquet"]),
     "binary csv": (bad_bytes("a.csv", b"\xff\xfe\x00\x81" * 30), ["readable .csv"]),
     "empty csv": (bad_bytes("a.csv", b"\n\n"), ["empty file"]),
-    "pickled": (bad_array(np.array([{}] * 30, dtype=object)), ["readable .npy", "allow_pickle"]),
+    "pickled": (
+        bad_array(np.array([{}] * 30, dtype=object)),
+        ["real numbers", "pickled Python objects"],
+    ),
     "array NaN": (
         bad_npy(np.nan, 17, 1),
         ["finite", "got nan", "row 17, column 1 (counted from 0)"],

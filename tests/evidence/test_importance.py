@@ -1,5 +1,6 @@
 """log p(x) by importance sampling against the exact one of the linear-Gaussian VAE."""
 
+import inspect
 import math
 from dataclasses import replace
 from functools import partial
@@ -121,10 +122,12 @@ def test_smoothing_lowers_the_error_of_heavy_tails() -> None:
     raw, smoothed = (v - exact.log_prob(x) for v in (result.values, result.smoothed))
     assert float(smoothed.square().mean()) < float(raw.square().mean())
     # and against arviz's unnormalised smoothed weights, datum by datum
-    weights = torch.randn(3, 200) * 2
-    direct = [torch.as_tensor(az.psislw(w.numpy(), normalize=False)[0]) for w in weights]
-    expected = torch.stack([d.logsumexp(0) for d in direct]) - math.log(200)
-    assert torch.allclose(smooth(weights)[0], expected, rtol=1e-12)
+    has_psislw = hasattr(az, "psislw")  # with normalize= from 0.21 until 1.0
+    if has_psislw and "normalize" in inspect.signature(az.psislw).parameters:
+        weights = torch.randn(3, 200) * 2
+        direct = [torch.as_tensor(az.psislw(w.numpy(), normalize=False)[0]) for w in weights]
+        expected = torch.stack([d.logsumexp(0) for d in direct]) - math.log(200)
+        assert torch.allclose(smooth(weights)[0], expected, rtol=1e-12)
 
 
 def test_one_data_point_s_weights_do_not_touch_another_s() -> None:

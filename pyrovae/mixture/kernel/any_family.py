@@ -81,7 +81,9 @@ class Components:
             part = convert(part, _to_double)
         points = z.unsqueeze(z.dim() - len(self.components.event_shape))
         points = _to_double(points) if self.in_float64 else points.to(self.dtype)
-        scores: Tensor = unchecked(part, deep=self.differs).log_prob(points) + log_weight
+        # Older versions of torch can't check arguments inside of its transforms.
+        deep = self.differs or torch_transforms.active()
+        scores: Tensor = unchecked(part, deep=deep).log_prob(points) + log_weight
         if self.differs:
             scores = torch.where(inside(part, points), scores, -math.inf)
         return scores.double()

@@ -45,8 +45,10 @@ def pair(family: str) -> tuple[Density, Density]:
     """The log density of a mixture, and of torch's own, which torch.func can differentiate."""
     categorical, components = dist.Categorical(logits=torch.randn(N)), FAMILIES[family]()
     reference = torch.distributions.MixtureSameFamily(categorical, components, validate_args=False)
-    for part in (components, getattr(components, "base_dist", components)):
+    part: dist.Distribution | None = components
+    while part is not None:
         part._validate_args = False
+        part = getattr(part, "base_dist", None)
     return Mixture(categorical, components).log_prob, reference.log_prob
 
 
