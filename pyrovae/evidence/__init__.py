@@ -4,8 +4,9 @@
 ``sandwich`` bounds it from both sides on simulated data. Where draws from the guide are not enough,
 ``refined.py`` weighs those from a proposal of its own for each datum, which ``tuning.py`` finds:
 ``target.py`` is what it has to resemble, ``modes.py`` and ``tilted.py`` are where it begins,
-``climb.py`` improves it, ``proposal.py`` is the density itself. k̂ and all that is concluded from it
-are in ``result.py``. Start with ``log_evidence.py``.
+``climb.py`` improves it, ``proposal.py`` is the density itself. k̂ is computed
+in ``pareto_k.py``, and what is concluded from it stands in ``result.py``. Start with
+``log_evidence.py``.
 """
 
 from pyrovae.evidence.annealed import Annealing, path_for
@@ -19,8 +20,9 @@ from pyrovae.evidence.importance import (
     weighted_draws,
 )
 from pyrovae.evidence.log_evidence import log_evidence
+from pyrovae.evidence.pareto_k import smooth
 from pyrovae.evidence.refined import refined_evidence
-from pyrovae.evidence.result import Evidence, smooth, summarise
+from pyrovae.evidence.result import Evidence, summarise
 from pyrovae.evidence.sandwich import Sandwich, sandwich
 
 __all__ = [

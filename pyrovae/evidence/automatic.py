@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.evidence.importance import importance_evidence, log_weights_of_guide, support_notes
+from pyrovae.evidence.pareto_k import smooth
 from pyrovae.evidence.proposal import density_of_guide
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
-from pyrovae.evidence.result import GUIDE_ALONE, Evidence, in_order, join, smooth, summarise
+from pyrovae.evidence.result import GUIDE_ALONE, Evidence, in_order, join, summarise
 from pyrovae.evidence.target import Target, target_for, whole
 from pyrovae.evidence.tuning import PILOT, UNEXPLAINED, fit_proposal, guide_inside, starting_points
 from pyrovae.pairs import Pair

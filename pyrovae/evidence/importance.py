@@ -8,11 +8,12 @@ from typing import Literal
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.mixture.families import declared
+from pyrovae.models import Prior
 from pyrovae.pairs import Pair, Reader, Weighted
 from pyrovae.randomness import derived_seed, seeded
 
@@ -134,28 +135,38 @@ def support_notes(
     return {name: _support_note(guide, p) for name, p in sources.items() if p is not None}
 
 
-def check_prior_argument(prior: dist.Distribution, units: int) -> None:
-    """Raise unless a density can stand in the prior's place.
+def as_density(prior: Prior, units: int) -> dist.Distribution:
+    """The density that stands in the prior's place.
 
     Args:
-        prior: p(z) for one row.
+        prior: p(z) for one row, a module whose forward returns it, or a result that has it as its
+            ``distribution``.
         units: number of latent units at the pair's sites.
 
+    Returns:
+        the density, in its own dtype.
+
     Raises:
-        InputError: if it is no distribution, or not one over as many units.
+        InputError: if it is none of these, or not over as many units.
     """
-    if not isinstance(prior, torch.distributions.Distribution):
+    density: object = prior
+    if isinstance(prior, nn.Module):
+        density = prior()
+    elif not isinstance(prior, torch.distributions.Distribution):
+        density = getattr(prior, "distribution", None)
+    if not isinstance(density, torch.distributions.Distribution):
         raise InputError(
-            f"expected a distribution as prior=; got {type(prior).__name__}. "
-            "Of a result such as an ex-post prior's give .distribution."
+            "expected a distribution as prior=, a module whose forward returns one, or the result "
+            f"of fit_ex_post_prior; got {type(prior).__name__}. Give one of these."
         )
-    batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
+    batch, event = tuple(density.batch_shape), tuple(density.event_shape)
     if batch not in ((), (1,)) or event != (units,):
         raise InputError(
             f"expected as prior= a distribution with batch shape () and event shape ({units},), as "
             f"many as the pair has latent units; got {batch} and {event}. Declare the units as "
             "event dimensions with .to_event(1), or name the sites that are meant with site=."
         )
+    return declared(density)
 
 
 @torch.no_grad()
@@ -172,8 +183,7 @@ def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
     Raises:
         InputError: if the prior is not over the guide's units.
     """
-    check_prior_argument(prior, guide.event_shape.numel())
-    prior = declared(prior)
+    prior = as_density(prior, guide.event_shape.numel())
     with seeded(0, "probes of the support"):
         z = prior.sample(torch.Size([PROBES])).reshape(PROBES, 1, -1)
     inside = guide.support.check(z.expand(PROBES, guide.batch_shape[0], -1))

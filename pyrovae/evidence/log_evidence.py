@@ -5,17 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Literal, get_args
 
-import pyro.distributions as dist
-
 from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
 from pyrovae.evidence.automatic import automatic_evidence
-from pyrovae.evidence.importance import check_prior_argument, importance_evidence, latent_units
+from pyrovae.evidence.importance import as_density, importance_evidence, latent_units
 from pyrovae.evidence.refined import refined_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.isolation import plain
-from pyrovae.mixture.families import declared
+from pyrovae.models import Prior
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.randomness import check_seed
 
@@ -32,7 +30,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     *,
     method: Method | Annealing = "auto",
     draws: int | None = None,
-    prior: dist.Distribution | None = None,
+    prior: Prior | None = None,
     site: str | tuple[str, ...] = "z",
     observed: str | None = None,
     data_plate: str | None = None,
@@ -59,7 +57,8 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
         data: rows, shape ``(N, ...)``.
         method: as above.
         draws: importance draws (by default 1000) or annealed chains (32) for each data point.
-        prior: stands in the place of the model's p(z), as an ex-post prior does.
+        prior: stands in the place of the model's p(z): a density, a module whose forward returns
+            one, or the result of :func:`pyrovae.fit_ex_post_prior`.
         site: name of the latent site, or of several as one vector. All latent sites of the guide
             are drawn and weighed together; ``site`` says where ``prior`` stands.
         observed: name of the observed site that is decoded; log p(x) is that of all of them.
@@ -94,8 +93,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         if prior is not None:
-            check_prior_argument(prior, latent_units(pair, x))
-            prior = declared(prior)
+            prior = as_density(prior, latent_units(pair, x))
         if method == "importance" or method == "prior":
             result = importance_evidence(
                 pair,

@@ -25,10 +25,10 @@ from pyrovae.evidence.annealed import (
     tune,
 )
 from pyrovae.evidence.hmc import Path, move
-from pyrovae.evidence.importance import check_prior_argument, latent_units
+from pyrovae.evidence.importance import as_density, latent_units
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.isolation import plain
-from pyrovae.mixture.families import declared
+from pyrovae.models import Prior
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows, simulate
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
@@ -74,7 +74,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
     like: Data,
     annealing: Annealing | None = None,
     chains: int = CHAINS,
-    prior: dist.Distribution | None = None,
+    prior: Prior | None = None,
     site: str | tuple[str, ...] = "z",
     observed: str | None = None,
     data_plate: str | None = None,
@@ -127,8 +127,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
     with measuring(model, guide):
         if prior is not None:
             by_row, (x,) = over_rows(pair, rows)
-            check_prior_argument(prior, latent_units(by_row, x))
-            prior = declared(prior)
+            prior = as_density(prior, latent_units(by_row, x))
         result = sandwich_evidence(
             pair, rows, chains=chains, annealing=annealing, prior=prior, seed=seed
         )

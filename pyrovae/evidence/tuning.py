@@ -12,8 +12,8 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.evidence.climb import climb_elbo
 from pyrovae.evidence.modes import find_modes
+from pyrovae.evidence.pareto_k import smooth
 from pyrovae.evidence.proposal import Proposal, log_t, mixture_weights
-from pyrovae.evidence.result import smooth
 from pyrovae.evidence.target import Target
 from pyrovae.evidence.tilted import mixture_of, tilted_components
 from pyrovae.randomness import seeded

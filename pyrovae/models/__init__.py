@@ -5,6 +5,7 @@ Encoder, decoder and prior are modules whose forward returns a distribution, and
 takes any pair. Start with ``vae.py``.
 """
 
+from pyrovae.models.checks import Prior
 from pyrovae.models.discretized_logistic import DiscretizedLogistic, bits_per_dimension
 from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
@@ -36,6 +37,7 @@ __all__ = [
     "HierarchicalVAE",
     "LogCounts",
     "NormalDecoder",
+    "Prior",
     "StandardNormal",
     "Standardize",
     "VampPrior",

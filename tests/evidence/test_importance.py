@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.evidence.importance import importance_evidence
-from pyrovae.evidence.result import Evidence, smooth, summarise
+from pyrovae.evidence.pareto_k import smooth
+from pyrovae.evidence.result import Evidence, summarise
 from pyrovae.pairs.pair import Pair, Weighted
 from pyrovae.testing import linear_gaussian_vae
 
@@ -234,7 +235,7 @@ def test_bad_input() -> None:
         (dist.Normal(torch.zeros(3), 1.0).to_event(1), r"got \(\) and \(3,\)"),
         (dist.Normal(torch.zeros(2), 1.0), r"got \(2,\) and \(\).*to_event"),
         (dist.Normal(torch.zeros(4, 2), 1.0).to_event(1), r"got \(4,\) and \(2,\)"),
-        (3.0, r"expected a distribution as prior=; got float"),
+        (3.0, r"expected a distribution as prior=, a module .*; got float"),
     ],
 )
 def test_a_prior_of_another_shape_is_named(method: str, prior: object, message: str) -> None:
@@ -331,3 +332,21 @@ def test_an_impossible_row_makes_the_mean_untold_and_is_named() -> None:
     numbered = replace(base, rows=torch.arange(100, 130))
     assert "row 107" in numbered.mean().unresolved and "row 107" in numbered.concerns[0]
     assert "+∞, in row 7" in replace(base, values=-values).concerns[0]
+
+
+def test_a_prior_is_given_as_a_vae_takes_it() -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(scale=1.5), exact.sample(6)
+    density = dist.Normal(torch.zeros(2), 1.5).to_event(1)
+    result = pv.fit_ex_post_prior(
+        pv.aggregate(vae.guide, exact.sample(60)),
+        held_out=pv.encode(vae.guide, exact.sample(40)),
+        candidates=[pv.Inflated(0.1)],
+    )
+    module = pv.VAE(vae.encoder, vae.decoder, density).prior
+    for one, other in ((density, module), (result, result.distribution)):
+        values = [
+            pv.log_evidence(vae.model, vae.guide, x, method="importance", draws=1000, prior=prior)
+            for prior in (one, other)
+        ]
+        assert torch.equal(values[0].values, values[1].values)
