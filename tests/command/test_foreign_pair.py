@@ -166,7 +166,7 @@ def test_a_pair_is_moved_with_its_modules_and_its_store(
         (["--pair", "nowhere:make"], ["'nowhere'", "No module named"]),
         (["--pair", "mine:built"], ["'built'", "make"]),
         (["--pair", "mine:nothing"], ["(model, guide)", "int"]),
-        (["--pair", "mine:make"], ["'z'", "['code']", "site="]),
+        (["--pair", "mine:make"], ["'z'", "['code']", "--site"]),
         (["--pair", "mine:make", "--params", "none.pt"], ["none.pt", "No such file"]),
         (["--pair", "mine:make", "--params", "mine.py"], ["mine.py", "torch.save"]),
         (["--pair", "mine:make", "--params", "other.pt"], ["other.pt", "weight"]),
