@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.diagnostics.diagnosis import Diagnosis, Effort, diagnose
+from pyrovae.diagnostics.diagnosis import Diagnosis, diagnose
+from pyrovae.diagnostics.effort import Effort
 from pyrovae.training.history import Fit, History
 
 EFFORT = Effort(

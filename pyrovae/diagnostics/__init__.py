@@ -10,15 +10,9 @@ from pyrovae.diagnostics.advice import change_from
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.code_densities import Memorisation
 from pyrovae.diagnostics.decoded_samples import Pictures
-from pyrovae.diagnostics.diagnosis import (
-    TERMS,
-    Diagnosis,
-    Effort,
-    check_pair,
-    diagnose,
-    left_out_of,
-)
+from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis, check_pair, diagnose
 from pyrovae.diagnostics.draws import Codes
+from pyrovae.diagnostics.effort import Effort, left_out_of
 from pyrovae.diagnostics.elbo_terms import Surgery, unit_log_densities
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.guide_check import GuideCheck

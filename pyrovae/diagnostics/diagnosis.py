@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from html import escape
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -20,6 +19,7 @@ from pyrovae.diagnostics.advice import advise, change_from
 from pyrovae.diagnostics.code_densities import Memorisation, memorisation
 from pyrovae.diagnostics.decoded_samples import Pictures, pictures
 from pyrovae.diagnostics.draws import Codes, draw_codes, moments
+from pyrovae.diagnostics.effort import Effort, left_out_of
 from pyrovae.diagnostics.elbo_terms import Surgery, surgery
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide, lower_first
 from pyrovae.diagnostics.holes import Holes, holes
@@ -61,80 +61,8 @@ COLUMNS = (
 )  # fmt: skip
 STAGES = 2  # of a diagnosis besides the estimates of log p(x), which take most of the time
 MANY_PAIRS = 1e8  # of data point and code: minutes even for a small guide
-#: The least value of each number of an `Effort`, and whether 0 is allowed as well.
-LEAST = {
-    "codes": (20, False),  # two at each of the ten data points that a classifier needs
-    "evidence_rows": (2, True),
-    "evidence_draws": (2, False),
-    "export_rows": (1, True),
-    "export_draws": (1, False),
-    "pictures": (1, True),
-    "two_sample": (10, False),
-    "simulations": (100, True),
-    "gap_rows": (2, True),
-    "nuts_rows": (1, True),
-}
-EvidenceMethod = Literal["auto", "refined", "importance"]
 UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is computed; more of it makes standard errors smaller.
-
-    Where there are fewer data points than requested, all of them are used; every estimate states
-    its size.
-
-    Args:
-        codes: latent draws, at least, for the terms of the ELBO and the density of codes: two at
-            each of half as many data points, or more at each where there are fewer of these.
-        evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
-            is no advice on where to sample from.
-        evidence_draws: importance draws for each of them.
-        export_rows, export_draws: data points, and draws at each, for ArviZ; 0 rows for no export.
-        pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
-        two_sample: codes, one for each data point, that a classifier has to tell from as many draws
-            from the prior.
-        simulations: data points to simulate for the calibration of the guide; 0 for none.
-        gap_rows: held-out data points at which the guide is compared with the best of its family;
-            0, the default, for none: 16 take about half a minute.
-        nuts_rows: held-out data points at which it is compared with NUTS; 0 for none: 4 take
-            minutes.
-        method: where the importance draws come from, as in ``log_evidence``: ``"auto"``, a proposal
-            of its own for each data point at which the guide is not good enough; ``"refined"``, for
-            all of them; ``"importance"``, the guide alone, quicker and often not to be trusted.
-
-    Raises:
-        InputError: for a number that is not whole or too small to estimate anything.
-    """
-
-    codes: int = 8192
-    evidence_rows: int = 500
-    evidence_draws: int = 500
-    export_rows: int = 100
-    export_draws: int = 200
-    pictures: int = 36
-    two_sample: int = 1000
-    simulations: int = 500
-    gap_rows: int = 0
-    nuts_rows: int = 0
-    method: EvidenceMethod = "auto"
-
-    def __post_init__(self) -> None:
-        for name, (least, zero_allowed) in LEAST.items():
-            value = getattr(self, name)
-            is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-            if not is_integer or not (value >= least or (zero_allowed and value == 0)):
-                or_zero = ", or 0 to leave that part out" if zero_allowed else ""
-                raise InputError(
-                    f"expected {name} of at least {least}, a whole number{or_zero}; got {value!r}."
-                )
-        if self.method not in get_args(EvidenceMethod):
-            raise InputError(
-                f"expected a method out of {get_args(EvidenceMethod)}; got {self.method!r}. For "
-                "others use pyrovae.log_evidence."
-            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -277,14 +205,6 @@ class Diagnosis(Result):
             yield "held-out", f"bits_per_dimension.{name}", estimate
         for name, estimate in self.guide_check.estimates():
             yield "simulated" if name.startswith("calibration.") else "held-out", name, estimate
-
-
-def left_out_of(part: str, setting: str) -> InputError:
-    """The error for a request of what a diagnosis with an effort of 0 left out."""
-    return InputError(
-        f"expected a diagnosis with {part}; got one from an effort with {setting}=0. Diagnose with "
-        f"effort=pyrovae.Effort({setting}=100)."
-    )
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 import pyrovae as pv
 from pyrovae.command.analysis import PRIORS, Analysis, AnalysisOptions, analyze, build, least_memory
 from pyrovae.data.datasets import Dataset, split, units
-from pyrovae.diagnostics.diagnosis import Effort
+from pyrovae.diagnostics.effort import Effort
 from pyrovae.randomness import seeded
 
 pytestmark = [

@@ -13,7 +13,7 @@ import pytest
 import pyrovae.command.analysis
 import pyrovae.diagnostics.guide_check
 from pyrovae.command.cli import BAD_INPUT, OK, main
-from pyrovae.diagnostics.diagnosis import Effort
+from pyrovae.diagnostics.effort import Effort
 
 PAIRS = """
 import pyro, torch

@@ -23,7 +23,7 @@ import pyrovae_command
 from pyrovae.command.analysis import AnalysisOptions
 from pyrovae.command.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
 from pyrovae.data.datasets import Dataset
-from pyrovae.diagnostics.diagnosis import Effort
+from pyrovae.diagnostics.effort import Effort
 from pyrovae.errors import InputError
 
 TABLE = np.random.default_rng(0).normal(size=(60, 3))

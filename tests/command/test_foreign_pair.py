@@ -20,7 +20,7 @@ import pyrovae.command.analysis
 from pyrovae.command.cli import BAD_INPUT, OK, main
 from pyrovae.command.foreign_pair import OwnPair, PairOptions, make_pair
 from pyrovae.data.datasets import Dataset
-from pyrovae.diagnostics.diagnosis import Effort
+from pyrovae.diagnostics.effort import Effort
 from pyrovae.errors import InputError
 from pyrovae.pairs.restore import modules_of
 from pyrovae.training.fit import adam, fit

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import pyrovae as pv
 from pyrovae.diagnostics.active_units import collapse
 from pyrovae.diagnostics.decoded_samples import pictures
-from pyrovae.diagnostics.diagnosis import Diagnosis, Effort
+from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.diagnostics.draws import moments
+from pyrovae.diagnostics.effort import Effort
 from pyrovae.models.networks import Standardize
 from pyrovae.pairs.pair import Pair, measuring
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae

@@ -13,8 +13,9 @@ import pyrovae as pv
 from pyrovae.command.analysis import AnalysisOptions, analyze
 from pyrovae.command.cli import _show
 from pyrovae.data.datasets import Dataset
-from pyrovae.diagnostics.diagnosis import LEAST, Diagnosis, Effort
+from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.diagnostics.draws import draw_codes
+from pyrovae.diagnostics.effort import LEAST, Effort
 from pyrovae.plots import curves, samples
 from pyrovae.report import html
 from pyrovae.testing import linear_gaussian_vae

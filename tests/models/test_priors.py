@@ -10,7 +10,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.diagnostics.diagnosis import Effort
+from pyrovae.diagnostics.effort import Effort
 from pyrovae.models.fixed_density import Fixed
 from pyrovae.models.priors import Bounds
 from pyrovae.pairs.pair import Pair
