@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pyrovae.errors import InputError
-from pyrovae.isolation import alone
+from pyrovae.torch_modes import alone
 
 
 @contextmanager

@@ -30,7 +30,7 @@ ROOMS = (
         "display",
         "extras",
         "randomness",
-        "isolation",
+        "torch_modes",
         "progress",
         "arviz_adapter",
     ),

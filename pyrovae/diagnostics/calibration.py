@@ -12,9 +12,9 @@ from pyrovae.arviz_adapter import to_arviz
 from pyrovae.data import Data, all_rows, take_rows
 from pyrovae.display import Result
 from pyrovae.errors import InputError
-from pyrovae.isolation import plain
 from pyrovae.pairs import Pair, PyroFunction, measuring, simulate
 from pyrovae.randomness import check_seed, derived_seed, seeded
+from pyrovae.torch_modes import plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -40,13 +40,13 @@ from pyrovae.evidence import (
 from pyrovae.ex_post import ExPostPrior, fit_ex_post_prior
 from pyrovae.export import Labelled, label
 from pyrovae.extras import MissingPackage
-from pyrovae.isolation import plain
 from pyrovae.mixture import AggregatedPosterior, families
 from pyrovae.mixture.families import declared
 from pyrovae.models import DiscretizedLogistic, bits_per_dimension
 from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
 from pyrovae.progress import Bar, progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
+from pyrovae.torch_modes import plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,12 +16,12 @@ from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence, log_joint_of_draws, smooth, summarise
-from pyrovae.isolation import plain
 from pyrovae.mixture import families
 from pyrovae.mixture.families import Pushed
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
+from pyrovae.torch_modes import plain
 
 LEARNING_RATE = 0.05  # at the first step; falls to 0 along a cosine
 STEP_DRAWS = 16  # in one step of the optimisation

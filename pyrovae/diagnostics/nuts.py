@@ -19,10 +19,10 @@ from pyrovae.diagnostics.draws import moments
 from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.evidence import Annealing, Evidence, Path, path_for, smooth, summarise
-from pyrovae.isolation import plain
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
+from pyrovae.torch_modes import plain
 
 if TYPE_CHECKING:
     import pandas as pd

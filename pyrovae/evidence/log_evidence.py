@@ -12,10 +12,10 @@ from pyrovae.evidence.automatic import automatic_evidence
 from pyrovae.evidence.importance import as_density, importance_evidence, latent_units
 from pyrovae.evidence.refined import refined_evidence
 from pyrovae.evidence.result import Evidence
-from pyrovae.isolation import plain
 from pyrovae.models import Prior
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.randomness import check_seed
+from pyrovae.torch_modes import plain
 
 Method = Literal["auto", "importance", "prior", "refined", "annealed"]
 

@@ -27,11 +27,11 @@ from pyrovae.evidence.annealed import (
 from pyrovae.evidence.hmc import Path, move
 from pyrovae.evidence.importance import as_density, latent_units
 from pyrovae.evidence.result import Evidence, join, summarise
-from pyrovae.isolation import plain
 from pyrovae.models import Prior
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows, simulate
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
+from pyrovae.torch_modes import plain
 
 SPREAD = 10  # moves at β = 1 that separate the backward chains of a data point
 

@@ -25,11 +25,11 @@ from pyrovae.ex_post.candidates import (
     is_normal,
     with_normals,
 )
-from pyrovae.isolation import plain
 from pyrovae.mixture import AggregatedPosterior, Mixture, families
 from pyrovae.pairs import PyroFunction, UnderPrior
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, seeded
+from pyrovae.torch_modes import plain
 
 INFLATIONS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 REDUCTIONS = (10, 25, 50, 100, 200, 400, 1000)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.errors import InputError
-from pyrovae.isolation import plain
 from pyrovae.mixture import families, quantiles
 from pyrovae.mixture.families.nested import MixtureByRow, Pushed
 from pyrovae.mixture.families.weights import safe_log
@@ -24,6 +23,7 @@ from pyrovae.mixture.kernel.component_scores import Responsibilities, top_shares
 from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
 from pyrovae.mixture.kernel.full_normals import FullNormals
 from pyrovae.mixture.reparametrised import reparametrised
+from pyrovae.torch_modes import plain
 
 Value = TypeVar("Value")
 

@@ -14,8 +14,8 @@ from pyro.poutine import runtime
 from torch import Tensor, nn
 
 from pyrovae.errors import InputError
-from pyrovae.isolation import isolated
 from pyrovae.pairs.reachable_modules import PyroFunction, modules_of
+from pyrovae.torch_modes import isolated
 
 __all__ = [
     "AsFound",

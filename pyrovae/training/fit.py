@@ -13,10 +13,10 @@ import torch
 
 from pyrovae.data import Batches, Data, Transform, as_batches, check_arguments, row_kinds
 from pyrovae.errors import InputError
-from pyrovae.isolation import plain
 from pyrovae.pairs import AsFound, PyroFunction, check_parameters, modules_of
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, seeded_everywhere
+from pyrovae.torch_modes import plain
 from pyrovae.training.checkpoint import check_path
 from pyrovae.training.checks import (
     OptimizerFactory,

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pyrovae.data import Batch, Batches, Transform, row_count
 from pyrovae.errors import InputError
-from pyrovae.isolation import alone
 from pyrovae.pairs import PyroFunction
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded_everywhere
 from pyrovae.saving import check_room
+from pyrovae.torch_modes import alone
 from pyrovae.training.averaging import EpochMean, merged, statistics_anew
 from pyrovae.training.checkpoint import Checkpoint, load, save
 from pyrovae.training.fingerprint import described, of_optimizer, of_pair

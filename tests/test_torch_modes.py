@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.isolation import alone, plain
 from pyrovae.randomness import seeded
 from pyrovae.testing import linear_gaussian_vae
+from pyrovae.torch_modes import alone, plain
 
 
 def test_a_stream_of_draws_is_the_same_whoever_else_draws() -> None:
