@@ -81,7 +81,10 @@ def tasks() -> dict[str, Callable[[], Any]]:
         "encode, one batch": lambda: pv.encode(vae.guide, data),
         "aggregate, one batch": lambda: pv.aggregate(vae.guide, data),
         "log_prob, N = 20,000": lambda: large.log_prob(z),
-        "log_evidence, 20 rows": lambda: pv.log_evidence(vae.model, vae.guide, data[:20], draws=50),
+        "log p(x) by the guide": lambda: pv.log_evidence(
+            vae.model, vae.guide, data[:20], method="importance", draws=50
+        ),
+        "log p(x), auto": lambda: pv.log_evidence(vae.model, vae.guide, data[:20], draws=50),
         "diagnose, quick": lambda: pv.diagnose(
             vae.model, vae.guide, data[:60], held_out=data[60:], effort=effort, progress=False
         ),
