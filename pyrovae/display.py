@@ -32,7 +32,11 @@ class Result:
 def shown(result: Any) -> list[tuple[str, Any]]:
     """The public fields of a dataclass that hold something, with their values."""
     pairs = [(field.name, getattr(result, field.name)) for field in fields(result) if field.repr]
-    return [(name, value) for name, value in pairs if value is not None and value != ""]
+    return [(name, value) for name, value in pairs if value is not None and not _blank(value)]
+
+
+def _blank(value: Any) -> bool:
+    return isinstance(value, str) and not value
 
 
 def brief(value: Any) -> str:

@@ -72,6 +72,6 @@ def test_measures_have_keys_of_plain_letters_and_labels(case: Callable[..., pv.D
     assert table.label.nunique() == table.measure.nunique()
 
 
-def test_all_labels_belong_to_a_measure() -> None:
+def test_no_two_measures_share_a_label() -> None:
     labels = importlib.import_module("pyrovae.diagnostics").LABELS
     assert len(set(labels.values())) == len(labels)

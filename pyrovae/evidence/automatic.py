@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
-from pyrovae.evidence.importance import importance_evidence, log_weights_of_guide, support_notes
+from pyrovae.evidence.importance import (
+    check_draws,
+    importance_evidence,
+    log_weights_of_guide,
+    support_notes,
+)
 from pyrovae.evidence.pareto_k import smooth
 from pyrovae.evidence.proposal import density_of_guide
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
@@ -53,8 +58,7 @@ def automatic_evidence(
     Raises:
         InputError: with fewer than 2 draws.
     """
-    if draws < 2:
-        raise InputError(f"expected at least 2 draws for a standard error; got {draws}.")
+    check_draws(draws)
     try:
         entire = whole(pair, x)
         target_for(entire, x[:2], prior, named=pair)
@@ -65,12 +69,11 @@ def automatic_evidence(
     with progress_bar("log p(x)", -(-len(x) // ROWS), progress=progress) as bar:
         for index, rows in enumerate(x.split(ROWS)):
             number = torch.arange(len(rows), device=x.device)
+            target = target_for(entire, rows, prior, named=pair)
             enough = torch.zeros_like(number, dtype=torch.bool)
             if usable:
                 piloting = derived_seed(seed, "pilot of the guide", index)
-                enough = guide_is_enough(
-                    pair, target_for(entire, rows, prior, named=pair), seed=piloting
-                )
+                enough = guide_is_enough(pair, target, seed=piloting)
             for rung, chosen in (("guide", number[enough]), ("refined", number[~enough])):
                 if not len(chosen):
                     continue
@@ -80,9 +83,7 @@ def automatic_evidence(
                     weights = _guide_weights(pair, some, draws, prior, seed=counting)
                 else:
                     tuning = derived_seed(seed, "proposal where the guide fails", index)
-                    proposal = fit_proposal(
-                        target_for(entire, some, prior, named=pair), seed=tuning
-                    ).proposal
+                    proposal = fit_proposal(replace(target, rows=some), seed=tuning).proposal
                     counting = derived_seed(seed, "weights where the guide fails", index)
                     weights = counted(proposal, draws, seed=counting)
                 found = summarise(weights.T, numbers=first + chosen)

@@ -50,7 +50,7 @@ def importance_evidence(
     """
     if proposal == "guide":
         return compare_priors(pair, x, {"": prior}, draws=draws, seed=seed)[""]
-    _check(draws)
+    check_draws(draws)
     source = pair.prior(x) if prior is None else prior
     seed = derived_seed(seed, "draws from the prior")
     blocks: list[Evidence] = []
@@ -80,7 +80,7 @@ def compare_priors(
     Raises:
         InputError: with fewer than two draws.
     """
-    _check(draws)
+    check_draws(draws)
     columns: dict[str, list[Evidence]] = {name: [] for name in priors}
     for parts in weighted_blocks(pair, x, draws=draws, seed=seed):
         weights: dict[str, list[Tensor]] = {name: [] for name in priors}
@@ -106,7 +106,8 @@ def compare_priors(
     }
 
 
-def _check(draws: int) -> None:
+def check_draws(draws: int) -> None:
+    """Raise for fewer draws than a standard error takes."""
     if draws < 2:
         raise InputError(f"expected at least 2 draws for a standard error; got {draws}.")
 

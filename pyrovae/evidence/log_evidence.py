@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Literal, get_args
 
+from torch import nn
+
 from pyrovae.data import Data
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import CHAINS, Annealing, annealed_evidence
@@ -91,7 +93,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
             "pyrovae.sandwich(model, guide, like=data)."
         )
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
-    with measuring(model, guide):
+    with measuring(model, guide, *([prior] if isinstance(prior, nn.Module) else [])):
         if prior is not None:
             prior = as_density(prior, latent_units(pair, x))
         if method == "importance" or method == "prior":

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.errors import InputError
+from pyrovae.evidence.importance import check_draws
 from pyrovae.evidence.proposal import Proposal
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.evidence.target import target_for, whole
@@ -51,8 +51,7 @@ def refined_evidence(
         InputError: with fewer than 2 draws, or where log p(x, z) is no differentiable function of
             the code of each row.
     """
-    if draws < 2:
-        raise InputError(f"expected at least 2 draws for a standard error; got {draws}.")
+    check_draws(draws)
     entire = whole(pair, x)
     parts: list[Evidence] = []
     blocks = x.split(ROWS)

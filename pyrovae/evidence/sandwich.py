@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyro
 import pyro.distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.data import Batch, Data, all_rows
 from pyrovae.display import Result
@@ -124,7 +124,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
     check_seed(seed)
     pair = Pair(model, guide, site, observed, data_plate)
     rows = all_rows(like, name="like")
-    with measuring(model, guide):
+    with measuring(model, guide, *([prior] if isinstance(prior, nn.Module) else [])):
         if prior is not None:
             by_row, (x,) = over_rows(pair, rows)
             prior = as_density(prior, latent_units(by_row, x))

@@ -152,9 +152,8 @@ class VAE(nn.Module):
             x: rows, as :func:`pyrovae.encode` takes them.
             batch_size: rows that go through the networks at once.
         """
-        (rows,) = all_rows(x)
-        totals = rows.flatten(1).sum(1) if takes_totals(self.decoder) else None
-        z = self.encode(rows, batch_size=batch_size).mean
+        z = self.encode(x, batch_size=batch_size).mean
+        totals = all_rows(x)[0].flatten(1).sum(1) if takes_totals(self.decoder) else None
         parts = torch.arange(len(z)).split(batch_size)
         return torch.cat(
             [

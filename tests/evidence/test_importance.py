@@ -350,3 +350,22 @@ def test_a_prior_is_given_as_a_vae_takes_it() -> None:
             for prior in (one, other)
         ]
         assert torch.equal(values[0].values, values[1].values)
+
+
+class Mode(torch.nn.Module):
+    """A prior that is another one in training."""
+
+    def forward(self) -> dist.Distribution:
+        return dist.Normal(torch.zeros(2), 3.0 if self.training else 1.5).to_event(1)
+
+
+def test_a_prior_that_is_a_module_is_measured_as_the_pair_is() -> None:
+    exact = linear_gaussian_vae()
+    vae, x, module = exact.vae(scale=1.5), exact.sample(6), Mode()
+    density = dist.Normal(torch.zeros(2), 1.5).to_event(1)
+    by_module, by_density = (
+        pv.log_evidence(vae.model, vae.guide, x, method="importance", prior=prior)
+        for prior in (module, density)
+    )
+    assert torch.equal(by_module.values, by_density.values)
+    assert module.training

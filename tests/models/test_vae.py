@@ -292,3 +292,9 @@ def test_a_decoder_of_counts_needs_the_totals() -> None:
     plain = linear_gaussian_vae(data_dim=3, latent=2).vae()
     with pytest.raises(pv.InputError, match="expected no total= for this decoder"):
         plain.decode(torch.zeros(3, 2), total=total)
+
+
+def test_what_a_vae_reconstructs_may_have_row_numbers_with_it() -> None:
+    exact = linear_gaussian_vae(data_dim=3, latent=2)
+    vae, x = exact.vae(), exact.sample(9)
+    assert torch.equal(vae.reconstruct((x, torch.arange(9))), vae.reconstruct(x))
