@@ -272,8 +272,8 @@ def all_rows(data: Data, *, name: str = "data") -> Batch:
     Raises:
         InputError: as for :func:`as_batches`.
     """
-    batches = list(as_batches(data, 65_536, name=name).ordered())
-    return tuple(torch.cat(arrays) for arrays in zip(*batches, strict=True))
+    first, *rest = as_batches(data, 65_536, name=name).ordered()
+    return tuple(torch.cat(arrays) for arrays in zip(first, *rest, strict=True)) if rest else first
 
 
 def as_batch(rows: Tensor | Batch) -> Batch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.arviz_adapter import to_arviz
-from pyrovae.data import Data, all_rows, take_rows
+from pyrovae.data import Batch, Data, all_rows, row_count, take_rows
 from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.pairs import Pair, PyroFunction, measuring, simulate
@@ -145,18 +145,29 @@ def calibrate(
         )
     pair = Pair(model, guide, site, observed, data_plate)
     with measuring(model, guide):
-        rows = all_rows(like)
-        chosen = torch.arange(simulations, device=rows[0].device) % len(rows[0])
-        if not pair.takes_any_number_of_rows(rows):
-            raise InputError(
-                "expected a pair that takes any number of rows, so that as many can be "
-                "simulated as requested; got one with a plate or parameters of fixed size. Write "
-                "an amortized guide."
-            )
-        x, z = simulate(pair, take_rows(rows, chosen), seed=derived_seed(seed, "calibration"))
-        with seeded(seed, "ranks"):
-            ranks = (pair.encode(x).sample(torch.Size([DRAWS])) < z).sum(0)
-            pit = (ranks + torch.rand_like(z)) / (DRAWS + 1)
+        return calibrate_pair(pair, all_rows(like), simulations=simulations, seed=seed)
+
+
+@torch.no_grad()
+def calibrate_pair(pair: Pair, rows: Batch, *, simulations: int, seed: int = 0) -> Calibration:
+    """As :func:`calibrate`, of a pair that is being measured.
+
+    Args:
+        pair: model and guide, with the arguments that the user gives them.
+        rows: rows of the shape to simulate.
+        simulations, seed: as :func:`calibrate` has them.
+    """
+    chosen = torch.arange(simulations, device=rows[0].device) % row_count(rows)
+    if not pair.takes_any_number_of_rows(rows):
+        raise InputError(
+            "expected a pair that takes any number of rows, so that as many can be "
+            "simulated as requested; got one with a plate or parameters of fixed size. Write "
+            "an amortized guide."
+        )
+    x, z = simulate(pair, take_rows(rows, chosen), seed=derived_seed(seed, "calibration"))
+    with seeded(seed, "ranks"):
+        ranks = (pair.encode(x).sample(torch.Size([DRAWS])) < z).sum(0)
+        pit = (ranks + torch.rand_like(z)) / (DRAWS + 1)
     p_values = _test_uniformity(ranks)
     return Calibration(ranks, pit.cpu(), p_values, _adjust(p_values), pair.name)
 

@@ -37,13 +37,12 @@ class Pictures(Result):
 
 
 def pictures(
-    original: Pair, pair: Pair, x: Tensor, densities: dict[str, dist.Distribution], *, seed: int
+    pair: Pair, x: Tensor, densities: dict[str, dist.Distribution], *, seed: int
 ) -> Pictures:
     """Data beside what is decoded from as many draws of each density.
 
     Args:
-        original: model and guide as the user passed them, whose modules may hold a VampPrior.
-        pair: the same, called with rows alone.
+        pair: model and guide, called with rows alone.
         x: rows, shape ``(n, ...)``.
         densities: over z.
         seed: names the draws.
@@ -53,13 +52,13 @@ def pictures(
         with seeded(seed, "decoded draws", number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
             samples[name] = expected(pair.decode(x, z))
-    return Pictures(pair.observe(x), samples, _pseudo_inputs(original, pair, x, seed))
+    return Pictures(pair.observe(x), samples, _pseudo_inputs(pair, x, seed))
 
 
-def _pseudo_inputs(original: Pair, pair: Pair, x: Tensor, seed: int) -> Tensor | None:
+def _pseudo_inputs(pair: Pair, x: Tensor, seed: int) -> Tensor | None:
     """Those of the model's one VampPrior, unless another prior has taken its place."""
     modules = dict.fromkeys(
-        module for owner in modules_of(original.model) for module in owner.modules()
+        module for owner in modules_of(pair.model) for module in owner.modules()
     )
     priors = [module for module in modules if isinstance(module, VampPrior)]
     if len(priors) != 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.data import Data, all_rows, take_rows
+from pyrovae.data import Batch, Data, all_rows, take_rows
 from pyrovae.diagnostics.active_units import Collapse, collapse, unit_rates
 from pyrovae.diagnostics.advice import advise, change_from
 from pyrovae.diagnostics.code_densities import Memorisation, memorisation
@@ -249,12 +249,13 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     check_seed(seed)
     effort = effort or Effort()
     original = Pair(model, guide, site, observed, data_plate)
-    parts = _split_rows(original, train, held_out, validation, seed)
-    pair, train_x, validation_x, test_x, numbers = parts
+    data = (train, held_out) if validation is None else (train, held_out, validation)
+    batches = [all_rows(rows) for rows in data]
+    pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
     steps = STAGES + _evidence_steps(effort, len(test_x))
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
-        guide_check = _check_guide(original, held_out, numbers, effort, seed, progress)
+        guide_check = _check_guide(original, batches[1], numbers, effort, seed, progress)
         encoding, validation_q = _encode(pair, train_x), _encode(pair, validation_x)
         aggregated = _aggregate(encoding, effort)
         ex_post = fit_ex_post_prior(aggregated, held_out=validation_q, seed=seed, progress=progress)
@@ -282,13 +283,13 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             aggregated=aggregated,
             prior=prior,
             codes=codes,
-            pictures=_pictures(original, pair, train_x, densities, effort, seed),
+            pictures=_pictures(pair, train_x, densities, effort, seed),
             labelled=_label(pair, test_x, numbers, prior, effort, seed),
             information=information(test_codes, test_aggregated, fitted),
             holes=holes(test_codes, aggregated, prior, draws=size, seed=seed),
             two_sample=_compare_with_prior(codes, prior, size=effort.two_sample, seed=seed),
             guide_check=guide_check,
-            bits=_bits(pair, x, evidence),
+            bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
         )
 
@@ -302,7 +303,7 @@ def _collapse(
 
 def _check_guide(
     original: Pair,
-    held_out: Data,
+    held_out: Batch,
     numbers: Tensor,
     effort: Effort,
     seed: int,
@@ -310,7 +311,7 @@ def _check_guide(
 ) -> GuideCheck:
     return check_guide(
         original,
-        take_rows(all_rows(held_out), numbers[_shuffle(len(numbers), seed)]),
+        take_rows(held_out, numbers[_shuffle(len(numbers), seed)]),
         simulations=effort.simulations,
         gap_rows=effort.gap_rows,
         nuts_rows=effort.nuts_rows,
@@ -320,10 +321,9 @@ def _check_guide(
 
 
 def _split_rows(
-    pair: Pair, train: Data, held_out: Data, validation: Data | None, seed: int
+    pair: Pair, data: Sequence[Batch], seed: int
 ) -> tuple[Pair, Tensor, Tensor, Tensor, Tensor]:
     """The pair over rows; rows for training, validation and test; and the numbers of the last."""
-    data = (train, held_out) if validation is None else (train, held_out, validation)
     pair, (train_x, held_out_x, *rest) = over_rows(pair, *data)
     if rest:
         numbers = torch.arange(len(held_out_x), device=held_out_x.device)
@@ -381,7 +381,6 @@ def _evidence(
 
 
 def _pictures(
-    original: Pair,
     pair: Pair,
     x: Tensor,
     densities: dict[str, dist.Distribution],
@@ -392,7 +391,7 @@ def _pictures(
         return None
     with seeded(seed, "rows to show"):
         shown = x[torch.randperm(len(x))[: effort.pictures].sort().values]
-    return pictures(original, pair, shown, densities, seed=seed)
+    return pictures(pair, shown, densities, seed=seed)
 
 
 def _label(
@@ -506,11 +505,13 @@ def _terms(
     return terms
 
 
-def _bits(pair: Pair, x: Tensor, evidence: dict[str, Evidence]) -> dict[str, Estimate]:
+def _bits(
+    pair: Pair, x: Tensor, codes: Codes, evidence: dict[str, Evidence]
+) -> dict[str, Estimate]:
     """Bits per dimension under each density; empty unless p(x | z) is over grey levels."""
     if not evidence:
         return {}
-    likelihood = pair.decode(x[:2], pair.encode(x[:2]).sample())
+    likelihood = pair.decode(x[:2], codes.z[:2, 0])
     if not isinstance(families.innermost(likelihood), DiscretizedLogistic):
         return {}
     shape = likelihood.event_shape

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from pyrovae.data import Batch, take_rows
-from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
+from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate_pair
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
 from pyrovae.display import Result
@@ -115,7 +115,7 @@ def check_guide(
     calibration = attempt(
         "simulation-based calibration",
         simulations,
-        lambda: calibrate(*functions, batch, simulations=simulations, seed=seed, **sites),
+        lambda: calibrate_pair(pair, batch, simulations=simulations, seed=seed),
     )
     gaps = attempt(
         "gaps of the ELBO",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import pyrovae as pv
 from pyrovae.diagnostics.active_units import collapse
@@ -168,7 +169,7 @@ def test_pseudo_inputs_are_shown_only_of_the_prior_that_the_model_draws_from() -
     def shown(model: Any, site: Any) -> Tensor | None:
         pair = Pair(model, vamp.guide, site)
         with measuring(model, vamp.guide):
-            return pictures(pair, pair, x[:4], {}, seed=0).pseudo_inputs
+            return pictures(pair, x[:4], {}, seed=0).pseudo_inputs
 
     for site in ("z2", both):
         assert torch.equal(shown(vamp.model, site), top.inputs[:4])
@@ -181,3 +182,30 @@ def test_pseudo_inputs_are_shown_only_of_the_prior_that_the_model_draws_from() -
     model = ex_post.in_model(vamp.model, site="z2")
     diagnosis = pv.diagnose(model, vamp.guide, x, held_out=x, site="z2", effort=effort)
     assert diagnosis.pictures.pseudo_inputs is None
+
+
+class Counting(Dataset[Tensor]):
+    """A data set that counts how often each row is read."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.reads = x, torch.zeros(len(x), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.reads[index] += 1
+        return self.x[index]
+
+
+def test_every_row_is_read_once() -> None:
+    exact = linear_gaussian_vae(4, 2)
+    vae = exact.vae()
+    train, held_out = Counting(exact.sample(60)), Counting(exact.sample(60, seed=1))
+    effort = Effort(
+        codes=60, evidence_rows=20, evidence_draws=50, export_rows=2, export_draws=5, pictures=4,
+        simulations=100, two_sample=20,
+    )  # fmt: skip
+    pv.diagnose(vae.model, vae.guide, train, held_out=held_out, effort=effort)
+    assert train.reads.eq(1).all()
+    assert held_out.reads.eq(1).all()
