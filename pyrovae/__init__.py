@@ -16,8 +16,8 @@ The way of the data, and what does each step::
       plots             pictures of a diagnosis
       save, load        any of these results in a file
 
-Every number is an Estimate, with its standard error and whether it is a bound. Input that can't be
-used is an InputError that says what to do.
+Every number is an Estimate, with its standard error and whether it is a bound; mean_estimate makes
+one of values of your own. Input that can't be used is an InputError that says what to do.
 
 >>> import pyrovae as pv, torch
 >>> vae = pv.VAE(pv.mlp_encoder((8,), 2), pv.mlp_decoder(2, (8,)), pv.StandardNormal(2))
@@ -31,7 +31,7 @@ AggregatedPosterior(components=64, event_shape=(2,), family=Normal)
 from pyrovae import plots
 from pyrovae.diagnostics import Diagnosis, Effort, beside_nuts, calibrate, diagnose, inference_gaps
 from pyrovae.errors import InputError
-from pyrovae.estimates import Estimate
+from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence import Annealing, Evidence, log_evidence, sandwich
 from pyrovae.ex_post import ExPostPrior, Flow, Inflated, InflatedByUnit, Reduced, fit_ex_post_prior
 from pyrovae.mixture import (
@@ -107,6 +107,7 @@ __all__ = [
     "inference_gaps",
     "load",
     "log_evidence",
+    "mean_estimate",
     "mlp_decoder",
     "mlp_encoder",
     "plots",

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pyrovae.testing import linear_gaussian_vae
 from studies.vampprior import results
 from studies.vampprior.data import SOURCES
-from studies.vampprior.rows import Row, Settings, error_of_part, over_all, train
+from studies.vampprior.networks import Once
+from studies.vampprior.rows import Row, Settings, error_of_part, over_all, train, under_each
 from studies.vampprior.table import render
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +93,38 @@ def test_an_averaged_row_goes_on_from_the_plain_one_and_leaves_it(tmp_path: Path
     assert not same_weights(pair, again)
     again, _, _ = train(row, averaged)
     assert same_weights(pair, again)
+
+
+@pytest.mark.parametrize("images", [1, 3, 5])
+def test_images_that_draws_repeat_are_seen_once(images: int) -> None:
+    seen = 0
+
+    class Watched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal seen
+            seen = len(x)
+            return super().forward(x)
+
+    network = Once(Watched(4, 2))
+    some = torch.randn(images, 4)
+    others = torch.cat([some.repeat(6, 1), some[:1] + 1])
+    with torch.no_grad():
+        once = network(some)
+        assert torch.equal(network(some.repeat(6, 1)), once.repeat(6, 1))
+        assert seen == images
+        assert torch.allclose(network(others)[:-1], once.repeat(6, 1))
+        assert seen == len(others)
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*k̂:UserWarning")
+def test_priors_are_compared_by_the_same_draws() -> None:
+    exact = linear_gaussian_vae(4, 2)
+    own = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    priors = {"own": None, "same": own, "shifted": dist.Normal(torch.ones(2), 1.0).to_event(1)}
+    row = Row.parse("caltech:1:standard:0")
+    found = under_each(row, exact.vae(), exact.sample(200), priors, draws=50)
+    assert torch.allclose(found["same"].values, found["own"].values, rtol=1e-12)
+    assert found["shifted"].minus(found["own"]).value < 0
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:

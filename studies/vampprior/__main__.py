@@ -25,7 +25,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pyrovae.estimates import mean_estimate
+import pyrovae as pv
 from studies.vampprior.data import SOURCES
 from studies.vampprior.experiments import both_ways, refit
 from studies.vampprior.picture import draw
@@ -139,15 +139,15 @@ def main() -> None:
             both, few = both_ways(row, settings)
             first = first or both
             for way, values in both.items():
-                above = mean_estimate(values - first[way])
-                found = mean_estimate(values)
+                above = pv.mean_estimate(values - first[way])
+                found = pv.mean_estimate(values)
                 every, error = over_all(values, few), error_of_part(values, few)
                 print(
                     f"{settings.model(row):40} {way:10} {found}; above {above}; all test images "
                     f"{every}, ± {error:.2f} with these given",
                     flush=True,
                 )
-            more = mean_estimate(both["annealing"] - both["importance"])
+            more = pv.mean_estimate(both["annealing"] - both["importance"])
             print(f"{settings.model(row):40} annealing finds {more} more", flush=True)
         elif not arguments.picture:
             if settings.result(row) is None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.estimates import mean_estimate
 from studies.vampprior.rows import Row, Settings, by_annealing, products, train
 
 DRAWS = 100  # for each of all test images, where the first ones have more or are annealed
@@ -55,7 +54,7 @@ def refit(row: Row, settings: Settings, epochs: int) -> pv.Estimate:
             transform=lambda batch, _: drawn(batch),
             seed=row.seed,
         )
-    return mean_estimate(_by_importance(row, settings, pair, x) - before)
+    return pv.mean_estimate(_by_importance(row, settings, pair, x) - before)
 
 
 def _by_importance(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.evidence import BLOCK
 from pyrovae.models import (
     BernoulliDecoder,
     DiscretizedLogistic,
@@ -24,16 +23,22 @@ INITIAL = {"he": nn.init.kaiming_normal_, "glorot": nn.init.xavier_normal_}
 
 
 class Once(nn.Sequential):
-    """A network of images that sees each of ``BLOCK`` images once where draws repeat them all."""
+    """A network that sees each of some images once where draws repeat all of them in turn."""
 
     def forward(self, x: Tensor) -> Tensor:
-        first, times = x[:BLOCK], len(x) // BLOCK
-        again = not torch.is_grad_enabled() and times > 1 and len(x) == times * BLOCK
-        if again and bool((x.view(times, *first.shape) == first).all()):
-            seen: Tensor = super().forward(first)
-            return seen.repeat(times, 1)
-        found: Tensor = super().forward(x)
-        return found
+        images = x if torch.is_grad_enabled() else x[: _period(x)]
+        outputs: Tensor = super().forward(images)
+        return outputs if len(images) == len(x) else outputs.repeat(len(x) // len(images), 1)
+
+
+def _period(x: Tensor) -> int:
+    """The number of rows that are repeated over and over; that of all if they are not."""
+    copies = (x == x[0]).flatten(1).all(1).nonzero().flatten()
+    period = int(copies[1]) if len(copies) > 1 else len(x)
+    if len(x) % period:
+        return len(x)
+    first = x[:period]
+    return period if bool((x.view(-1, *first.shape) == first).all()) else len(x)
 
 
 class LimitedNormal(nn.Module):

@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from pyrovae.randomness import seeded
 from studies.vampprior.rows import CANDIDATES, Row, Settings, ex_post_prior, train
 
 COLUMNS = 14
@@ -24,7 +23,8 @@ def draw(standard: Row, vamp: Row, settings: Settings, path: Path) -> None:
     pair, _, images = train(standard, settings)
     learned, _, _ = train(vamp, settings)
     agg, ex_post = ex_post_prior(standard, pair, images, CANDIDATES)
-    with torch.no_grad(), seeded(0, "picture"):
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
         n = torch.Size([COLUMNS])
         rows = {
             "data": images.test[:COLUMNS],

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,12 +18,10 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Distribution
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.estimates import mean_estimate
-from pyrovae.evidence import compare_priors
-from pyrovae.pairs import Pair, measuring
 from studies.vampprior.data import SOURCES, Images, load
 from studies.vampprior.networks import INITIAL, LATENT, NormalizedAdam, build
 from studies.vampprior.results import CANDIDATE, PRIORS, Result, find
@@ -227,12 +225,10 @@ def run(row: Row, settings: Settings) -> Result:
     agg, ex_post = ex_post_prior(row, pair, images, CANDIDATES)
     priors = {"own": None, "q_agg": agg, "ex_post": ex_post.distribution}
     test = images.test[: settings.test]
-    site = Pair(pair.model, pair.guide, row.site)
-    with measuring(pair.model, pair.guide):
-        many = compare_priors(site, test, priors, draws=settings.draws, seed=row.seed)
-        few = many
-        if len(test) < len(images.test):
-            few = compare_priors(site, images.test, priors, draws=FEW, seed=row.seed)
+    many = under_each(row, pair, test, priors, draws=settings.draws)
+    few = many
+    if len(test) < len(images.test):
+        few = under_each(row, pair, images.test, priors, draws=FEW)
     return {
         **settings.key(row),
         "images_with_all_draws": len(test),
@@ -253,6 +249,38 @@ def run(row: Row, settings: Settings) -> Result:
         f"{torch.get_num_threads()} threads",
         **{name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
         **_columns({f"{CANDIDATE}{c.name}": c.held_out for c in ex_post.table}, error=" error"),
+    }
+
+
+def under_each(
+    row: Row,
+    pair: pv.VAE | pv.HierarchicalVAE,
+    x: Tensor,
+    priors: Mapping[str, Distribution | None],
+    *,
+    draws: int,
+) -> dict[str, pv.Evidence]:
+    """log p(x) of each image under each prior, by the same draws, so that differences are paired.
+
+    Args:
+        row: the site that the priors stand at, and the seed of the draws.
+        pair: a trained model.
+        x: images.
+        priors: by name; ``None`` is the model's own.
+        draws: for each image.
+    """
+    return {
+        name: pv.log_evidence(
+            pair.model,
+            pair.guide,
+            x,
+            method="importance",
+            prior=prior,
+            draws=draws,
+            site=row.site,
+            seed=row.seed,
+        )
+        for name, prior in priors.items()
     }
 
 
@@ -320,7 +348,7 @@ def _annealed(
     for name in ("own", "ex_post"):
         under = pair if priors[name] is None else pair.with_prior(priors[name])
         difference = by_annealing(row, settings, under, x).values - found[name].values[: len(x)]
-        gains |= _columns({f"annealing_gain_{name}": mean_estimate(difference)})
+        gains |= _columns({f"annealing_gain_{name}": pv.mean_estimate(difference)})
     return gains
 
 
