@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.data import as_batch
 from pyrovae.display import Result
 from pyrovae.models import VampPrior
-from pyrovae.pairs import Pair, Reader, modules_of
+from pyrovae.pairs import Pair, modules_of
 from pyrovae.randomness import seeded
 
 DRAWS = 101  # from which a mean without a closed form is estimated
@@ -52,7 +52,7 @@ def pictures(
         with seeded(seed, "decoded draws", number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
             samples[name] = expected(pair.decode(x, z))
-    return Pictures(pair.observe(x), samples, _pseudo_inputs(pair, x, seed))
+    return Pictures(pair.observe(x)[1], samples, _pseudo_inputs(pair, x, seed))
 
 
 def _pseudo_inputs(pair: Pair, x: Tensor, seed: int) -> Tensor | None:
@@ -64,7 +64,7 @@ def _pseudo_inputs(pair: Pair, x: Tensor, seed: int) -> Tensor | None:
     if len(priors) != 1:
         return None
     with seeded(seed, "pseudo-inputs in force"):
-        reading = Reader(pair.model, "model", pair.data_plate).read(as_batch(x))[0]
+        reading = pair.model_reader.read(as_batch(x))[0]
     density = priors[0]()
     for site in reading.latent:
         z = reading.code(site)

@@ -249,8 +249,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     check_seed(seed)
     effort = effort or Effort()
     original = Pair(model, guide, site, observed, data_plate)
-    data = (train, held_out) if validation is None else (train, held_out, validation)
-    batches = [all_rows(rows) for rows in data]
+    batches = [all_rows(data) for data in (train, held_out, validation) if data is not None]
     pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
     steps = STAGES + _evidence_steps(effort, len(test_x))
     with measuring(model, guide):

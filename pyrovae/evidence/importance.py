@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +14,7 @@ from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.mixture.families import declared
 from pyrovae.models import Prior
-from pyrovae.pairs import Pair, Reader, Weighted
+from pyrovae.pairs import Pair, Weighted
 from pyrovae.randomness import derived_seed, seeded
 
 Proposal = Literal["guide", "prior"]
@@ -92,7 +92,7 @@ def compare_priors(
         tick()
     notes = support_notes(pair, x, priors)
     results = {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
-    rows = pair.blocks(x, BLOCK)[0]
+    rows = _blocks(pair, x)[0]
     if not pair.has_other_latents(rows) or not (points := pair.points(rows)):
         return results
     note = (
@@ -123,7 +123,7 @@ def support_notes(
     pair: Pair, x: Tensor, priors: Mapping[str, dist.Distribution | None]
 ) -> dict[str, tuple[str, ...]]:
     """A sentence for each prior that gives mass to a part of the space the guide leaves out."""
-    rows = pair.blocks(x, BLOCK)[0]
+    rows = _blocks(pair, x)[0]
     # Then there is no one density a row to compare with p(z).
     if pair.has_other_latents(rows) or pair.draws_for_all(rows):
         return dict.fromkeys(priors, ())
@@ -172,10 +172,8 @@ def as_density(prior: Prior, units: int) -> dist.Distribution:
 
 @torch.no_grad()
 def latent_units(pair: Pair, x: Tensor) -> int:
-    """Number of latent units at the pair's sites, from a run of the model as far as these."""
-    rows = pair.blocks(x, BLOCK)[0]
-    reading = Reader(pair.model, "model", pair.data_plate).read((rows,), until=pair.sites)[0]
-    return sum(reading.code(site).shape[1] for site in pair.sites)
+    """Number of latent units at the pair's sites."""
+    return sum(pair.units(_blocks(pair, x)[0]))
 
 
 def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
@@ -222,9 +220,14 @@ def weighted_blocks(
     Args:
         proposal: where z is drawn from, batch shape ``()`` or ``(1,)``, in the guide's place.
     """
-    for index, rows in enumerate(pair.blocks(x, BLOCK)):
+    for index, rows in enumerate(_blocks(pair, x)):
         source = None if proposal is None else proposal.expand((len(rows),))
         yield _parts(pair, rows, source, draws, seed, index)
+
+
+def _blocks(pair: Pair, x: Tensor) -> Sequence[Tensor]:
+    """Blocks of ``BLOCK`` rows; one block of all rows if the pair takes nothing else."""
+    return x.split(BLOCK) if pair.takes_any_number_of_rows(x) else (x,)
 
 
 def _parts(

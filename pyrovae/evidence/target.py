@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pyro
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
-from pyrovae.pairs import Pair, Reader
+from pyrovae.pairs import Pair, masked_sites
 from pyrovae.randomness import seeded
 
 AT_ONCE = 8192  # codes that go through the model at once, at most
@@ -163,11 +163,13 @@ def whole(pair: Pair, x: Tensor) -> Pair:
     if not pair.has_other_latents(rows):
         return pair
     with torch.no_grad(), seeded(0, "sites of the guide"):
-        reading = Reader(pair.guide, "guide", pair.data_plate).read((rows,))[0]
+        reading = pair.guide_reader.read((rows,))[0]
     others = [name for name in reading.latent if not name.endswith("_unconstrained")]
     names = (*pair.sites, *(name for name in others if name not in pair.sites))
     entire = replace(pair, site=names)
-    if entire.masked(x):
+    with torch.no_grad(), seeded(0, "masks of the guide"):
+        readings = entire.guide_reader.read((x,), until=names)
+    if any(masked_sites(reading) for reading in readings):
         raise InputError(
             f"expected latent sites {', '.join(names)} of which no mask leaves anything out; got "
             f"some left out. {REMEDY}"
@@ -199,24 +201,26 @@ def target_for(
         alone = len(named.sites) == len(pair.sites)
         support = support_of(pair, rows, prior if alone else None)
         z = _first_codes(pair, rows, support)
-        # Here validation is still on: shapes and values are checked.
-        once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
-        sizes = (z.shape[-1],) if alone else _units(pair, rows, len(named.sites))
-    if not torch.allclose(once, again, equal_nan=True):
+        joint = pair.log_joint(rows, z)  # validation is still on: shapes and values are checked
+        units, first = pair.units(rows), len(named.sites)
+        sizes = (sum(units[:first]), *units[first:])
+        target = Target(pair, rows, prior, support, z.dtype, named, sizes)
+        pair.once("log p(x, z) as a target", rows, lambda: _check_function(target, z, joint))
+        if prior is not None:
+            _check_gradient(prior.log_prob, z[:, : sizes[0]])
+    return target
+
+
+def _check_function(target: Target, z: Tensor, joint: tuple[Tensor, Tensor]) -> None:
+    """Raise unless log p(x, z) is a function of z, with a gradient; ``joint`` is a first value."""
+    again = target.pair.log_joint(target.rows, z)
+    if not torch.allclose(torch.stack(joint), torch.stack(again), equal_nan=True):
         raise InputError(
             "expected log p(x, z) to be a function of z; got two values at one z: the model draws "
             f"other latent sites too. {REMEDY}"
         )
-    target = Target(pair, rows, prior, support, z.dtype, named, sizes)
-    _check_gradient(target, target.positions(z))
-    return target
-
-
-def _units(pair: Pair, rows: Tensor, named: int) -> tuple[int, ...]:
-    """Units of the first so many sites together, and of each other one."""
-    reading = Reader(pair.guide, "guide", pair.data_plate).read((rows,))[0]
-    units = [reading.code(site).shape[1] for site in pair.sites]
-    return (sum(units[:named]), *units[named:])
+    row = torch.arange(len(z), device=z.device)
+    _check_gradient(lambda u: target.log_density(u, row), target.positions(z))
 
 
 def support_of(
@@ -249,10 +253,12 @@ def _first_codes(
     return torch.where(inside.unsqueeze(-1), z, middle.to(z.device))
 
 
-def _check_gradient(target: Target, u: Tensor) -> None:
-    """Raise if log p(x, z) has no gradient in z."""
+@torch.enable_grad()
+def _check_gradient(log_density: Callable[[Tensor], Tensor], at: Tensor) -> None:
+    """Raise if a log density that is part of log p(x, z) has no gradient."""
+    at = at.detach().requires_grad_()
     try:
-        target.slope(u, torch.arange(len(u), device=u.device))
+        torch.autograd.grad(log_density(at).sum(), at)
     except RuntimeError as error:
         if "grad" not in str(error) and "differentiable" not in str(error):
             raise

@@ -98,9 +98,8 @@ def label(
         prior_predictive = _predict(pair, x, codes)
     log_weight = posterior.log_likelihood + posterior.log_prior - posterior.log_guide
     estimates = _estimate_log_p(pair, x, seed)
-    data = pair.observe(x)
-    sites = (pair.name, pair.observed_name(x))
-    z, observed = variable_names(sites, reserved=RESERVED)
+    observed_site, data = pair.observe(x)
+    z, observed = variable_names((pair.name, observed_site), reserved=RESERVED)
     datum, unit, *event = dimension_names(
         ("datum", "unit", *_event_dims(data.dim() - 1)), (z, observed)
     )

@@ -20,6 +20,7 @@ from pyrovae.pairs.restore import (
     measuring,
 )
 from pyrovae.pairs.simulation import simulate
+from pyrovae.pairs.site_scores import masked_sites
 from pyrovae.pairs.trace_reader import Reader
 from pyrovae.pairs.under_prior import UnderPrior
 
@@ -35,6 +36,7 @@ __all__ = [
     "check_parameters",
     "encode",
     "evaluating",
+    "masked_sites",
     "measuring",
     "modules_of",
     "over_rows",

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, Data, as_batches, check_arguments, take_rows
+from pyrovae.data import Batch, Data, as_batches, check_arguments, row_count, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture import AggregatedPosterior, no_numbers
 from pyrovae.mixture.families import Pushed, concatenate, convert, snapshot
@@ -70,7 +70,7 @@ def encode(
                 _check_batches(guide, data_plate, first)
             parts.append(_encode(pair, batch, rows))
             first = first or batch
-            rows += len(batch[0])
+            rows += row_count(batch)
         try:
             one = convert(parts[0], Tensor.clone) if len(parts) == 1 else concatenate(parts)
             return snapshot(one)
@@ -86,7 +86,7 @@ def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) ->
     if parameters := by_place(model, Reader(guide, "guide", data_plate), batch):
         shape = tuple(parameters[0].shape)
         raise InputError(
-            f"expected a guide that encodes each row by itself, for batches of {len(batch[0])}; "
+            f"expected a guide that encodes each row by itself, for batches of {row_count(batch)}; "
             f"got one that has parameters for each place in a batch, of shape {shape}. Give all "
             "rows that it was trained on at once: batch_size= their number."
         )
@@ -120,7 +120,7 @@ def _encode(pair: Pair, batch: Batch, first_row: int) -> dist.Distribution:
 
 def _refused_row(pair: Pair, batch: Batch) -> int | None:
     """The first row for which a distribution refuses its parameters; none for other errors."""
-    low, high = 0, len(batch[0])  # the first `low` rows pass, the first `high` do not
+    low, high = 0, row_count(batch)  # the first `low` rows pass, the first `high` do not
     while high - low > 1:
         middle = (low + high) // 2
         try:

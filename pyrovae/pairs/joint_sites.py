@@ -68,9 +68,22 @@ class Ancestral(dist.TorchDistribution):
 
     @classmethod
     def read(
-        cls, reader: Reader, batch: Batch, sites: tuple[str, ...], scorer: Scorer | None = None
+        cls,
+        reader: Reader,
+        batch: Batch,
+        sites: tuple[str, ...],
+        scorer: Scorer | None = None,
+        *,
+        reading: Reading | None = None,
     ) -> Ancestral:
         """The density at some sites of a function, for the rows of ``batch``.
+
+        Args:
+            reader: runs the function.
+            batch: rows.
+            sites: names of the latent sites.
+            scorer: the pair's, for a guide.
+            reading: a run for some of these rows; a new one if not given.
 
         Raises:
             InputError: if the function takes a fixed number of rows only, or a site is discrete, in
@@ -85,8 +98,9 @@ class Ancestral(dist.TorchDistribution):
                 'fixed size. Write pyro.plate("data", len(x)), or name the site that is drawn '
                 f"first: site={min(sites, key=order.index)!r}."
             )
-        with torch.no_grad(), torch.random.fork_rng():
-            reading = reader.read(take_rows(batch, slice(0, 2)), until=sites)[0]
+        if reading is None:
+            with torch.no_grad(), torch.random.fork_rng():
+                reading = reader.read(take_rows(batch, slice(0, 2)), until=sites)[0]
         densities = [reading.density(site) for site in sites]
         sizes = tuple(at_site.event_shape[0] for at_site in densities)
         return cls(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, Data, all_rows, check_arguments, take_rows
+from pyrovae.data import Batch, Data, all_rows, check_arguments, row_count, row_kinds, take_rows
 from pyrovae.errors import InputError
 from pyrovae.pairs.pair import Pair
 from pyrovae.pairs.restore import PyroFunction
@@ -37,17 +37,17 @@ def over_rows(pair: Pair, *data: Data) -> tuple[Pair, tuple[Tensor, ...]]:
         check_arguments(pair.guide, batch, "guide")
     if {len(batch) for batch in batches} == {1}:
         return pair, tuple(batch[0] for batch in batches)
-    kinds = [[(tuple(array.shape[1:]), array.dtype) for array in batch] for batch in batches]
+    kinds = [row_kinds(batch) for batch in batches]
     if any(kind != kinds[0] for kind in kinds):
         raise InputError(
             f"expected the same arguments in each data set, of one shape and dtype; got {kinds}. "
             "Reshape or convert them."
         )
     arguments = tuple(torch.cat(column) for column in zip(*batches, strict=True))
-    numbers = torch.arange(len(arguments[0]), device=arguments[0].device)
+    numbers = torch.arange(row_count(arguments), device=arguments[0].device)
     model, guide = (_by_number(function, arguments) for function in (pair.model, pair.guide))
     by_number = replace(pair, model=model, guide=guide)
-    return by_number, numbers.split([len(batch[0]) for batch in batches])
+    return by_number, numbers.split([row_count(batch) for batch in batches])
 
 
 def _by_number(function: PyroFunction, arguments: Batch) -> Callable[[Tensor], Any]:

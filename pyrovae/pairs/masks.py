@@ -22,13 +22,16 @@ def unmasked(distribution: dist.Distribution) -> dist.Distribution:
     >>> unmasked(dist.Normal(torch.zeros(3), 1.0).mask(False).to_event(1)).log_prob(torch.ones(3))
     tensor(-4.2568)
     """
-    if isinstance(distribution, dist.MaskedDistribution):
-        return unmasked(distribution.base_dist)
-    if isinstance(distribution, torch.distributions.Independent):
-        inner = unmasked(distribution.base_dist)
-        if inner is not distribution.base_dist:
-            return inner.to_event(distribution.reinterpreted_batch_ndims)
-    return distribution
+    inner, dims, masked = distribution, [], False
+    while isinstance(inner, dist.MaskedDistribution | torch.distributions.Independent):
+        if isinstance(inner, dist.MaskedDistribution):
+            masked = True
+        else:
+            dims.append(inner.reinterpreted_batch_ndims)
+        inner = inner.base_dist
+    if not masked:
+        return distribution
+    return inner.to_event(sum(dims)) if dims else inner
 
 
 def elements(site: Any) -> tuple[dist.Distribution, Tensor | None]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, as_batch, repeat_rows, take_rows
+from pyrovae.data import Batch, as_batch, repeat_rows, row_count, row_kinds, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import share
@@ -37,6 +38,8 @@ ROWS = 16_384  # rows that go through the model at once, at most
 ROWS_BYTES = 1 << 24  # of data that go through the model at once; more is slow to allocate
 TOGETHER = 16  # rows that share one draw of a site that is one for all rows
 COMPARED = 100  # rows on which a prior is checked to be the same
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,8 @@ class Pair:
     site: str | tuple[str, ...] = "z"
     observed: str | None = None
     data_plate: str | None = None
-    _answers: dict[tuple[object, ...], bool] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _points: dict[tuple[object, ...], tuple[str, ...]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
-    _sizes: dict[tuple[object, ...], list[int]] = field(
+    # What was found out about batches of one kind of rows, by question and kind.
+    _answers: dict[tuple[object, ...], Any] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -141,11 +138,16 @@ class Pair:
                 sites that are not named.
         """
         batch = as_batch(x)
-        return self._encode(batch, self._read_guide.read(batch), filled=filled)
+        return self._encode(batch, self.guide_reader.read(batch), filled=filled)
 
-    def run_guide(self, batch: Batch) -> Ancestral:
-        """q(z | x) of any family: the guide itself, run for each pair of row and code."""
-        return Ancestral.read(self._read_guide, batch, self.sites, self._scorer)
+    def run_guide(self, batch: Batch, *, reading: Reading | None = None) -> Ancestral:
+        """q(z | x) of any family: the guide itself, run for each pair of row and code.
+
+        Args:
+            batch: rows.
+            reading: a run of the guide for some of these rows; a new one if not given.
+        """
+        return Ancestral.read(self.guide_reader, batch, self.sites, self._scorer, reading=reading)
 
     def log_joint(
         self, x: Tensor | Batch, z: Tensor, *, others: Mapping[str, Tensor] | None = None
@@ -161,13 +163,14 @@ class Pair:
             others: codes at other latent sites by name, each ``(B, units)``, whose log density is
                 then a part of log p(x | z).
         """
-        further = {} if others is None else dict(others)
-        units = [z.shape[-1], *(code.shape[-1] for code in further.values())]
-        scores = []
-        for rows, codes in self._together(as_batch(x), torch.cat([z, *further.values()], -1)):
-            own, *rest = codes.split(units, -1)
-            by_site = self._split(rows, own) | dict(zip(further, rest, strict=True))
-            scores.append(self._scorer.score(rows, codes=by_site, values=self._shared(rows)))
+        batch = as_batch(x)
+        by_site = {**self._split(batch, z), **(others or {})}
+        scores = [
+            self._scorer.score(rows, codes=codes, values=values)
+            for rows, codes, values in self._together(batch, by_site)
+        ]
+        if len(scores) == 1:
+            return scores[0]
         likelihood, prior = (torch.cat(column) for column in zip(*scores, strict=True))
         return likelihood, prior
 
@@ -180,33 +183,23 @@ class Pair:
         batch = as_batch(x)
         if not self.has_other_latents(batch):
             return self.log_joint(batch, z)[0]
-        return torch.cat(
-            [
-                self._with_guide(rows, self._split(rows, codes))[1]
-                for rows, codes in self._together(batch, z)
-            ]
-        )
+        blocks = self._together(batch, self._split(batch, z), draw_shared=False)
+        return torch.cat([self._with_guide(rows, codes)[1] for rows, codes, _ in blocks])
 
     def decode(self, x: Tensor | Batch, z: Tensor) -> dist.Distribution:
         """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``."""
-        parts = []
-        for rows, code in self._together(as_batch(x), z):
-            codes, values = self._split(rows, code), self._shared(rows)
-            for reading in self._read_model.read(rows, codes=codes, values=values):
+        parts, batch = [], as_batch(x)
+        for rows, codes, values in self._together(batch, self._split(batch, z)):
+            for reading in self.model_reader.read(rows, codes=codes, values=values):
                 site = self._observed_site(reading)
                 parts.append(share(reading.distribution(site, flatten=False)))
         return families.concatenate(parts)
 
-    def observed_name(self, x: Tensor | Batch) -> str:
-        """The name of the observed site that is decoded."""
-        return self._observed_site(self._read_model.read(as_batch(x))[0])
-
-    def observe(self, x: Tensor | Batch) -> Tensor:
-        """The data at the observed site, shape ``(B, ...)``."""
-        batch = as_batch(x)
-        readings = self._read_model.read(batch)
+    def observe(self, x: Tensor | Batch) -> tuple[str, Tensor]:
+        """The observed site that is decoded: its name, and the data there, shape ``(B, ...)``."""
+        readings = self.model_reader.read(as_batch(x))
         site = self._observed_site(readings[0])
-        return torch.cat([reading.value(site) for reading in readings])
+        return site, torch.cat([reading.value(site) for reading in readings])
 
     def prior(self, x: Tensor | Batch) -> dist.Distribution:
         """p(z), batch shape ``(1,)``, which broadcasts against any number of codes.
@@ -220,7 +213,7 @@ class Pair:
         batch = as_batch(x)
         if self.takes_any_number_of_rows(batch):
             batch = take_rows(batch, slice(0, COMPARED))
-        readings = self._read_model.read(batch)
+        readings = self.model_reader.read(batch)
         density = self._in_model.find(batch, readings, parts=1)
         first = readings[0]
         code = self._in_model.codes(first)[:1]
@@ -236,7 +229,7 @@ class Pair:
         try:
             return families.take(density, slice(0, 1))
         except ValueError:  # not made of parameter tensors: a mixture, a flow
-            return self._in_model.at_sites(self._read_model.read(take_rows(batch, slice(0, 1)))[0])
+            return self._in_model.at_sites(self.model_reader.read(take_rows(batch, slice(0, 1)))[0])
 
     def weigh(
         self, x: Tensor | Batch, draws: int, *, proposal: dist.Distribution | None = None
@@ -255,11 +248,11 @@ class Pair:
         repeatable = self.takes_any_number_of_rows(batch)
         if self.draws_for_all(batch):  # anew for each of the draws
             repeatable = False
-        at_once = max(1, _rows_at_once(batch) // len(batch[0])) if repeatable else 1
+        at_once = max(1, _rows_at_once(batch) // row_count(batch)) if repeatable else 1
         source = proposal
         if source is None and not self.has_other_latents(batch):
             with torch.random.fork_rng():
-                readings = self._read_guide.read(batch)
+                readings = self.guide_reader.read(batch)
                 if not self._leaves_out(readings):
                     source = self._encode(batch, readings, filled=False)
         if source is None:
@@ -276,7 +269,7 @@ class Pair:
         scores: list[list[Tensor]] = []
         repeated = repeat_rows(batch, min(at_once, draws))
         for part in z.split(at_once):
-            rows = take_rows(repeated, slice(0, len(part) * len(batch[0])))
+            rows = take_rows(repeated, slice(0, len(part) * row_count(batch)))
             with _unchecked() if scores else nullcontext():  # the same data as in the first part
                 terms = self.log_joint(rows, part.flatten(0, 1))
             scores.append([term.view(part.shape[:2]) for term in terms])
@@ -286,12 +279,18 @@ class Pair:
     def takes_any_number_of_rows(self, x: Tensor | Batch) -> bool:
         """Whether model and guide take any number of any rows; if not, always give all rows."""
         batch = as_batch(x)
-        key = ("any number of rows", *_kinds(batch))
-        if key not in self._answers:
-            model, guide = self._read_model, self._read_guide
+        model, guide = self.model_reader, self.guide_reader
+
+        def takes_any_number() -> bool:
             any_number = all(r.takes_any_number_of_rows(batch) for r in (guide, model))
-            self._answers[key] = any_number and not by_place(model, guide, batch, few=True)
-        return self._answers[key]
+            return any_number and not by_place(model, guide, batch, few=True)
+
+        return self.once("any number of rows", batch, takes_any_number)
+
+    def units(self, x: Tensor | Batch) -> tuple[int, ...]:
+        """Number of units at each of the latent sites, in the guide."""
+        units: tuple[int, ...] = self._look("units", as_batch(x))
+        return units
 
     def has_other_latents(self, x: Tensor | Batch) -> bool:
         """Whether the guide draws other latent sites along with the named ones.
@@ -302,7 +301,7 @@ class Pair:
         Raises:
             InputError: if the guide draws a site that the model lacks.
         """
-        return self._answer("other latents", as_batch(x))
+        return bool(self._look("other latents", as_batch(x)))
 
     def draws_for_all(self, x: Tensor | Batch) -> bool:
         """Whether guide or model draws a site that is one for all rows.
@@ -310,44 +309,38 @@ class Pair:
         Raises:
             InputError: if a site is one for all rows in only one of the two.
         """
-        return self._answer("draws for all", as_batch(x))
-
-    def masked(self, x: Tensor | Batch) -> bool:
-        """Whether a mask leaves something out of the guide's latent sites in these rows."""
-        with torch.no_grad(), torch.random.fork_rng():
-            return self._leaves_out(self._read_guide.read(as_batch(x), until=self.sites))
+        return bool(self._look("draws for all", as_batch(x)))
 
     def points(self, x: Tensor | Batch) -> tuple[str, ...]:
         """Other latent sites at which the guide has a value but no density; see `points_at`."""
         batch = as_batch(x)
-        key = tuple(_kinds(batch))
-        if key not in self._points:
-            self._points[key] = points_at(self._read_model, self._read_guide, batch, self.sites)
-        return self._points[key]
-
-    def blocks(self, x: Tensor, size: int) -> Sequence[Tensor]:
-        """Blocks of ``size`` rows; one block of all rows if the pair takes nothing else."""
-        return x.split(size) if self.takes_any_number_of_rows(x) else (x,)
+        return self.once(
+            "points",
+            batch,
+            lambda: points_at(self.model_reader, self.guide_reader, batch, self.sites),
+        )
 
     @cached_property
-    def _read_model(self) -> Reader:
+    def model_reader(self) -> Reader:
+        """Runs the model."""
         return Reader(self.model, "model", self.data_plate)
 
     @cached_property
-    def _read_guide(self) -> Reader:
+    def guide_reader(self) -> Reader:
+        """Runs the guide."""
         return Reader(self.guide, "guide", self.data_plate)
 
     @cached_property
     def _in_guide(self) -> SiteDensity:
-        return SiteDensity(self._read_guide, self.sites)
+        return SiteDensity(self.guide_reader, self.sites)
 
     @cached_property
     def _in_model(self) -> SiteDensity:
-        return SiteDensity(self._read_model, self.sites)
+        return SiteDensity(self.model_reader, self.sites)
 
     @cached_property
     def _scorer(self) -> Scorer:
-        return Scorer(self._read_model, self._read_guide, self.sites)
+        return Scorer(self.model_reader, self.guide_reader, self.sites)
 
     def _encode(
         self, batch: Batch, readings: Sequence[Reading], *, filled: bool
@@ -359,34 +352,55 @@ class Pair:
         if filled and self._leaves_out(readings):
             return self._filled(batch, density)
         if isinstance(density, Ancestral):
-            return self.run_guide(batch)
+            return self.run_guide(batch, reading=readings[0])
         if type(families.innermost(density)) is dist.Normal:
             return density
         try:
             families.take(density, slice(0, 1))
         except InputError:  # it can't be split by row
-            if not self._read_guide.takes_any_number_of_rows(batch):
+            if not self.guide_reader.takes_any_number_of_rows(batch):
                 raise
-            return self.run_guide(batch)
+            return self.run_guide(batch, reading=readings[0])
         return density
 
     def _leaves_out(self, readings: Sequence[Reading]) -> bool:
         """Whether a mask leaves something out of the latent sites in some runs of the guide."""
         return any(r.present(site) is not None for r in readings for site in self.sites)
 
-    def _answer(self, question: str, batch: Batch) -> bool:
-        """What one look at guide and model tells about a kind of batch; remembered."""
-        kinds = _kinds(batch)
+    def once(self, question: str, x: Tensor | Batch, answer: Callable[[], T]) -> T:
+        """An answer about rows of one kind (their shapes and dtypes), found out at the first.
+
+        Args:
+            question: a name for it.
+            x: rows.
+            answer: what finds it out.
+        """
+        key = (question, *row_kinds(as_batch(x)))
+        if key not in self._answers:
+            self._answers[key] = answer()
+        known: T = self._answers[key]
+        return known
+
+    def _look(self, question: str, batch: Batch) -> Any:
+        """What one look at guide and model tells about batches of one kind of rows."""
+        kinds = row_kinds(batch)
         if (question, *kinds) not in self._answers:
             with torch.no_grad(), torch.random.fork_rng():
-                guide, model = (r.read(batch)[0] for r in (self._read_guide, self._read_model))
+                guide, model = (r.read(batch)[0] for r in (self.guide_reader, self.model_reader))
             for other, answer in (
+                ("units", self._units),
                 ("draws for all", _draws_for_all),
                 ("other latents", self._draws_others),
             ):
                 with nullcontext() if other == question else suppress(InputError):
                     self._answers[other, *kinds] = answer(guide, model)
         return self._answers[question, *kinds]
+
+    def _units(self, guide: Reading, _: Reading) -> tuple[int, ...]:
+        """Number of units at each of the latent sites."""
+        for site in self.sites:
+            guide.node(site)
+        return tuple(guide.code(site).shape[1] for site in self.sites)
 
     def _draws_others(self, guide: Reading, model: Reading) -> bool:
         """Whether the guide draws other latent sites, which can't be summed over."""
@@ -413,7 +427,7 @@ class Pair:
         """
         with torch.no_grad(), torch.random.fork_rng():
             guide, model = (
-                r.read(batch, until=self.sites) for r in (self._read_guide, self._read_model)
+                r.read(batch, until=self.sites) for r in (self.guide_reader, self.model_reader)
             )
         if missing := [site for site in self.sites if site not in model[0].latent]:
             raise InputError(
@@ -427,7 +441,7 @@ class Pair:
             present = torch.cat([units_present(guide, site) for site in self.sites], -1)
             with suppress(InputError):  # guide and prior are of two families
                 return families.where(present, density, prior)
-        joint = self.run_guide(batch)
+        joint = self.run_guide(batch, reading=guide[0])
         if not settled([joint], torch.cat([self._in_guide.codes(reading) for reading in guide])):
             raise InputError(
                 f"expected densities of {', '.join(self.sites)} in model and guide that depend on "
@@ -437,31 +451,35 @@ class Pair:
             )
         return joint
 
-    def _shared(self, batch: Batch) -> dict[str, Tensor]:
-        """A draw from the guide of the sites that are one for all rows."""
-        if not self.draws_for_all(batch):
-            return {}
-        reading = self._read_guide.read(batch)[0]
-        return {n: reading.nodes[n]["value"] for n in reading.latent if n in reading.shared}
+    def _together(
+        self, batch: Batch, codes: Mapping[str, Tensor], *, draw_shared: bool = True
+    ) -> Iterator[tuple[Batch, Mapping[str, Tensor], dict[str, Tensor]]]:
+        """Rows with their codes, in blocks that share one draw of what is one for all rows.
 
-    def _together(self, batch: Batch, z: Tensor) -> Iterator[tuple[Batch, Tensor]]:
-        """Rows with their codes, in blocks that share one draw of what is one for all rows."""
-        in_blocks = self.draws_for_all(batch) and self.takes_any_number_of_rows(batch)
-        size = TOGETHER if in_blocks else max(1, len(batch[0]))
-        for start in range(0, len(batch[0]), size):
-            rows = slice(start, start + size)
-            yield take_rows(batch, rows), z[rows]
+        Args:
+            batch: rows.
+            codes: by site.
+            draw_shared: whether to draw that from the guide; it is the third of each block.
+        """
+        if not self.draws_for_all(batch):
+            yield batch, codes, {}
+            return
+        rows = row_count(batch)
+        size = TOGETHER if self.takes_any_number_of_rows(batch) else max(1, rows)
+        for start in range(0, rows, size):
+            block = slice(start, start + size)
+            part = take_rows(batch, block)
+            values = {}
+            if draw_shared:
+                guide = self.guide_reader.read(part)[0]
+                values = {n: guide.nodes[n]["value"] for n in guide.latent if n in guide.shared}
+            yield part, {site: code[block] for site, code in codes.items()}, values
 
     def _split(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
         """The part of a code that belongs to each site."""
         if len(self.sites) == 1:
             return {self.sites[0]: z}
-        key = tuple(_kinds(batch))
-        if key not in self._sizes:
-            with torch.no_grad(), torch.random.fork_rng():
-                reading = self._read_guide.read(batch)[0]
-            self._sizes[key] = [reading.code(site).shape[1] for site in self.sites]
-        return dict(zip(self.sites, z.split(self._sizes[key], -1), strict=True))
+        return dict(zip(self.sites, z.split(self.units(batch), -1), strict=True))
 
     def _with_guide(
         self, batch: Batch, codes: Mapping[str, Tensor] | None = None
@@ -478,7 +496,7 @@ class Pair:
         code_sites = {name for site in self.sites for name in (site, f"{site}_unconstrained")}
         points = self.points(batch)
         parts = []
-        for reading in self._read_guide.read(batch, codes=codes):
+        for reading in self.guide_reader.read(batch, codes=codes):
             rows = slice(0, reading.batch_rows)
             values = {name: reading.nodes[name]["value"] for name in reading.latent}
             guide, complete = total(reading, set(reading.latent) & code_sites), reading
@@ -545,11 +563,6 @@ def _check_weighed(guide: Reading, model: Reading, others: Sequence[str]) -> Non
 def _rows_at_once(batch: Batch) -> int:
     size = max(array[:1].numel() * array.element_size() for array in batch)
     return max(1, min(ROWS, ROWS_BYTES // max(1, size)))
-
-
-def _kinds(batch: Batch) -> list[object]:
-    """What a pair's answers about a batch may depend on, other than the numbers in it."""
-    return [(tuple(array.shape[1:]), array.dtype, array.device) for array in batch]
 
 
 def _unchecked() -> AbstractContextManager[object]:

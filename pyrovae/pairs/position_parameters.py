@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, take_rows
+from pyrovae.data import Batch, row_count, take_rows
 from pyrovae.errors import InputError
 from pyrovae.pairs.reachable_modules import parameters_behind
 from pyrovae.pairs.site_density import at_own_draws
@@ -34,7 +34,7 @@ def by_place(model: Reader, guide: Reader, batch: Batch, *, few: bool = False) -
     """
     guide = replace(guide, allows_joint_density=True)
     if few or guide.takes_any_number_of_rows(batch):
-        index = torch.arange(FEW, device=batch[0].device) % len(batch[0])
+        index = torch.arange(FEW, device=batch[0].device) % row_count(batch)
         try:
             return _by_place(model, guide, take_rows(batch, index))
         except (ValueError, RuntimeError, IndexError, AssertionError):
@@ -50,7 +50,7 @@ def _by_place(model: Reader, guide: Reader, batch: Batch) -> list[Tensor]:
     with torch.random.fork_rng():
         draws = {draw.name: draw for draw in _draws(guide, batch, {})}
         free = {name: draw for name, draw in draws.items() if not draw.point}
-        if len(batch[0]) == 1:  # there is no other place to move to, and the guide takes no more
+        if row_count(batch) == 1:  # there is no other place to move to, and the guide takes no more
             return list(_entries(guide, batch, free, 0))
         if parameters := _moving(guide, batch, free):
             return parameters
@@ -94,7 +94,7 @@ def _in_plate(reading: Reading) -> Iterator[_Draw]:
 
 def _moving(reader: Reader, batch: Batch, draws: Mapping[str, _Draw]) -> list[Tensor]:
     """Parameters of which the first row uses other entries once it stands at the second place."""
-    rows = torch.arange(len(batch[0]), device=batch[0].device).roll(1)
+    rows = torch.arange(row_count(batch), device=batch[0].device).roll(1)
     rolled = {
         name: _Draw(name, draw.value.roll(1, draw.axis), draw.axis, draw.point)
         for name, draw in draws.items()

@@ -6,10 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, as_batch
+from pyrovae.data import Batch, as_batch, row_count
 from pyrovae.errors import InputError
 from pyrovae.pairs.pair import Pair
-from pyrovae.pairs.trace_reader import Reader
 from pyrovae.randomness import seeded
 
 
@@ -35,11 +34,11 @@ def simulate(
             total, which differs in the simulated rows.
     """
     batch = as_batch(like)
-    rows = len(batch[0])
+    rows = row_count(batch)
     with seeded(seed, "simulation"):
         position = observed_argument(pair, batch)
         if prior is None:
-            readings = Reader(pair.model, "model", pair.data_plate).read(batch)
+            readings = pair.model_reader.read(batch)
             z = torch.cat([torch.cat([r.code(s) for s in pair.sites], -1) for r in readings])
         else:
             z = prior.sample(torch.Size([rows])).reshape(rows, -1)
@@ -73,14 +72,14 @@ def _check_likelihood(pair: Pair, like: Batch, simulated: Batch, z: Tensor, x: T
 def observed_argument(pair: Pair, batch: Batch) -> int:
     """The number of the argument that the model observes; raises as `simulate`."""
     # Only the model is run: the rows need not be real data, and a guide may refuse them.
-    reading = Reader(pair.model, "model", pair.data_plate).read(batch)[0]
+    reading = pair.model_reader.read(batch)[0]
     names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
     if len(names) > 1:
         raise InputError(
             f"expected one observed site, to simulate data there; got {names}. Condition the model "
             "on all others, or observe them as one site."
         )
-    value = pair.observe(batch)
+    _, value = pair.observe(batch)
     positions = [
         number
         for number, argument in enumerate(batch)

@@ -57,7 +57,7 @@ class SiteDensity:
         elif self._same_in_both(readings[0], self._second(batch, readings[0], {})):
             distribution = self._rows(readings[:parts])
         if distribution is None and len(self.sites) > 1:
-            joint = Ancestral.read(self.reader, batch, self.sites)
+            joint = Ancestral.read(self.reader, batch, self.sites, reading=readings[0])
             conditioned = [joint.condition(values) for values in _assignments(labels)]
             if settled([joint, *conditioned], self.codes(readings[0])):
                 return joint

@@ -128,6 +128,8 @@ class Scorer:
         """Values to sum over at latent sites of the model that have no value yet."""
         shared = reading.shared
         others = [n for n in reading.latent if n not in {*known, *self.sites, *shared}]
+        if not others:
+            return {}
         sums = supports(reading, others)
         rest = [name for name in others if name not in sums and not _imputed(reading, name)]
         if rest:

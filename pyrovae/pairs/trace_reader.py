@@ -21,10 +21,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
-from pyrovae.data import Batch, take_rows
+from pyrovae.data import Batch, row_count, row_kinds, take_rows
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
-from pyrovae.mixture.families import declared
+from pyrovae.mixture.families import declared, has_support
 from pyrovae.pairs.masks import elements, redrawn, unmasked
 from pyrovae.pairs.restore import AsFound, PyroFunction, modules_in_reach
 
@@ -282,6 +282,10 @@ class Reader:
     allows_joint_density: bool = False
     _grows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
     _by_rows: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+    # By kind of rows; not for a reader made of this one, which may be asked of another function.
+    _any_number: dict[tuple[object, ...], bool] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def read(
         self,
@@ -314,7 +318,7 @@ class Reader:
         if isinstance(first, Reading):
             return [first]
         readings = []
-        for part in torch.arange(len(batch[0])).split(first):
+        for part in torch.arange(row_count(batch)).split(first):
             padded = part[torch.arange(first) % len(part)]
             part_codes = {name: code[padded] for name, code in (codes or {}).items()}
             reading = self._run(batch, padded, partial(place, codes=part_codes), ends)
@@ -328,6 +332,12 @@ class Reader:
         State that the function sets up in its first run is set up for the rows of ``batch``, never
         for fewer.
         """
+        kinds = tuple(row_kinds(batch))
+        if kinds not in self._any_number:
+            self._any_number[kinds] = self._takes_any_number(batch)
+        return self._any_number[kinds]
+
+    def _takes_any_number(self, batch: Batch) -> bool:
         with torch.no_grad(), torch.random.fork_rng():
             with self._put_back() as state:
                 takes_others = self._takes(batch, 2) and (state.changed or self._takes(batch, 3))
@@ -349,7 +359,7 @@ class Reader:
             state.put_back()
 
     def _takes(self, batch: Batch, rows: int) -> bool:
-        index = torch.arange(rows, device=batch[0].device) % len(batch[0])
+        index = torch.arange(rows, device=batch[0].device) % row_count(batch)
         try:
             reading = self.read(take_rows(batch, index))[0]
             by_row = [reading.dim(site) for site in reading.nodes if site not in reading.shared]
@@ -394,7 +404,7 @@ class Reader:
         ends: frozenset[str],
     ) -> Reading | int:
         """One run; or the size of a data plate that takes fewer rows at a time than there are."""
-        rows = len(batch[0])
+        rows = row_count(batch)
         count = rows if indices is None else len(indices)
         blank = Reading({}, count, count, self.role, self.data_plate, self._grows, indices)
         placed = place(blank, rows)(self.function)
@@ -443,7 +453,7 @@ class Reader:
             frame.name
             for node in (longer or {}).values()
             for frame in _frames(node)
-            if _size(frame, node) == len(batch[0]) + 1
+            if _size(frame, node) == row_count(batch) + 1
         }
         # If none grows, the number of rows is fixed, and any of them may be over the data.
         self._grows.update((name, name in grown or not grown) for name in names)
@@ -481,7 +491,7 @@ class Reader:
 
     def _with_one_more_row(self, batch: Batch) -> Mapping[str, Node] | None:
         """The sites for one row more, in another order; none if the function can't take it."""
-        count = len(batch[0])
+        count = row_count(batch)
         index = (torch.arange(count + 1, device=batch[0].device) + 1) % count
         try:
             with self._put_back(), torch.no_grad(), torch.random.fork_rng():
@@ -505,10 +515,10 @@ def _check_guide(reading: Reading) -> None:
             f"{factors[0]!r} in each row. Put it into the model."
         )
     auxiliary = [n for n in shared if reading.nodes[n]["infer"].get("is_auxiliary")]
-    for name in reading.latent:
+    for name in reading.latent if auxiliary else ():
         point = isinstance(innermost(reading.nodes[name]["fn"]), dist.Delta)
         by_row = name not in shared and f"{name}_unconstrained" not in reading.nodes
-        if auxiliary and point and by_row:
+        if point and by_row:
             raise InputError(
                 f"expected a guide with a density for each row at the site {name!r}; got one over "
                 f"all rows at once, {auxiliary[0]!r}. Write a guide that encodes each row, or take "
@@ -526,7 +536,7 @@ def innermost(distribution: dist.Distribution) -> dist.Distribution:
 def is_discrete(distribution: dist.Distribution) -> bool:
     """Whether the draws at a site are discrete."""
     base = innermost(distribution)
-    return not isinstance(base, dist.Delta) and bool(declared(base).support.is_discrete)
+    return not isinstance(base, dist.Delta) and has_support(base) and base.support.is_discrete
 
 
 class _Window(Exception):
@@ -581,25 +591,24 @@ class _Place(Messenger):
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
         if type(msg["fn"]) is _Subsample:
-            self._choose_rows(msg)
+            if msg["value"] is None and msg["fn"].subsample_size is not None:
+                self._choose_rows(msg)
         elif name in self.values and not msg["is_observed"]:
             value = self.values[name]
             msg["value"] = redrawn(msg, value) if name in self.redraw else value
             msg["done"] = True
         elif name in self.codes:
             reading = replace(self.blank, nodes={name: msg})
-            fn = reading.node(name)["fn"]
+            if msg["is_observed"]:
+                reading.node(name)  # raises the error that fits
             if names := reading.ambiguous:
                 raise _Ambiguous(names)
-            msg["value"], msg["done"] = (
-                _as_value(self.codes[name], fn, reading.dim(name), name),
-                True,
-            )
+            dim = reading.dim(name)
+            msg["value"] = _as_value(self.codes[name], msg["fn"], dim, name)
+            msg["done"] = True
 
     def _choose_rows(self, msg: dict[str, Any]) -> None:
         size, chosen = msg["fn"].size, msg["fn"].subsample_size
-        if msg["value"] is not None or chosen is None:
-            return
         if chosen == self.rows:  # the batch is the subsample
             msg["value"], msg["done"] = torch.arange(chosen, device=msg["fn"].device), True
         elif chosen < size == self.rows:

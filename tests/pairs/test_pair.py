@@ -204,3 +204,19 @@ def test_an_error_of_the_pair_s_own_is_not_taken_for_a_fixed_number_of_rows() ->
     vae = pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2)).double()
     with pytest.raises(RuntimeError, match="Float and Double"):
         pv.log_evidence(vae.model, guide, torch.zeros(5, 4, dtype=torch.float32))
+
+
+def test_sites_that_depend_on_each_other_are_encoded_in_few_runs_of_the_guide() -> None:
+    runs = 0
+
+    def guide(x: Tensor) -> None:
+        nonlocal runs
+        runs += 1
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("v", dist.Normal(u + x[:, :1], 1.0).to_event(1))
+
+    pv.encode(guide, torch.randn(12, 4), site=("u", "v"))
+    # One for the draws, one for whether they matter, two to try other numbers of rows, and two for
+    # whether the joint density is the same in every run. None only to learn how many units it has.
+    assert runs == 6

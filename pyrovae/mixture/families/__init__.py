@@ -33,7 +33,7 @@ from pyrovae.mixture.families.rows import (
     where,
 )
 from pyrovae.mixture.families.shared_transforms import has_inverse, share, snapshot
-from pyrovae.mixture.families.undeclared import PositiveDensity, declared
+from pyrovae.mixture.families.undeclared import PositiveDensity, declared, has_support
 
 __all__ = [
     "CORRELATED_NORMALS",
@@ -53,6 +53,7 @@ __all__ = [
     "full_normal",
     "has_inverse",
     "has_marginals",
+    "has_support",
     "innermost",
     "join",
     "joinable",

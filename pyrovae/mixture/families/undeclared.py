@@ -24,7 +24,10 @@ def declared(distribution: dist.Distribution) -> dist.Distribution:
     base = distribution
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist
-    if _has_support(base) and _can_sample(base):
+    # Whether it has a method to sample, besides being called.
+    plain, kind = torch.distributions.Distribution, type(base)
+    can_sample = kind.sample is not plain.sample or kind.rsample is not plain.rsample
+    if can_sample and has_support(base):
         return distribution
     if base is distribution:
         return Declared(distribution)
@@ -56,7 +59,7 @@ class Declared(dist.TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """The declared support, or, if there is none, all points with a positive density."""
-        return self.fn.support if _has_support(self.fn) else PositiveDensity(self.fn)
+        return self.fn.support if has_support(self.fn) else PositiveDensity(self.fn)
 
     @property
     def mean(self) -> Tensor:
@@ -127,16 +130,10 @@ class PositiveDensity(constraints.Constraint):
         return f"where {type(self.fn).__name__} has a density"
 
 
-def _has_support(distribution: Any) -> bool:
+def has_support(distribution: Any) -> bool:
+    """Whether a distribution declares where it has a density."""
     try:
         support = distribution.support
     except NotImplementedError:
         return False
     return isinstance(support, constraints.Constraint)
-
-
-def _can_sample(distribution: Any) -> bool:
-    """Whether it has a method to sample, besides being called."""
-    base = torch.distributions.Distribution
-    kind = type(distribution)
-    return kind.sample is not base.sample or kind.rsample is not base.rsample
