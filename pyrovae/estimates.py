@@ -68,7 +68,7 @@ class Estimate:
         return self.ends or (self.value - margin, self.value + margin)
 
     def excludes(self, value: float) -> bool:
-        """Whether a value lies outside the interval, so that the estimate differs beyond doubt."""
+        """Whether a value lies outside the interval, so that it clearly differs."""
         low, high = self.interval
         return value < low or value > high
 

@@ -461,11 +461,11 @@ def _write(
     out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
 ) -> tuple[Path, Path | None, Path]:
     """Write report, draws and table, each completely or not at all."""
-    labelled = diagnosis.labelled
-    groups = labelled.groups.values() if labelled else ()
+    draws = diagnosis.exported
+    groups = draws.groups.values() if draws else ()
     check_room(out, MARGIN + sum(array.nbytes for group in groups for array in group.values()))
     netcdf = None
-    if labelled is None:  # the draws of an earlier run would be taken for this one's
+    if draws is None:  # the draws of an earlier run would be taken for this one's
         (out / "diagnosis.nc").unlink(missing_ok=True)
     else:
         netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence
 
-# Nats that a difference must exceed besides being beyond doubt: differences are skewed, since a
+# Nats that a difference must exceed besides being clear: differences are skewed, since a
 # density with light tails gains a little at most data points and loses a lot at a few, which a
 # small sample may not contain.
 RELEVANT = 0.1
@@ -43,9 +43,7 @@ def advise(evidence: Mapping[str, Evidence], names: Mapping[str, str]) -> str:
     best = max(["prior", *resolved], key=lambda n: changes[n].value if n in resolved else 0.0)
     choice = next(name for name in candidates if not _is_beaten(evidence[name], evidence[best]))
     if choice == "prior":
-        reason = (
-            f"no density raises held-out log p(x) beyond doubt and by more than {RELEVANT} nats"
-        )
+        reason = f"no density raises held-out log p(x) clearly and by more than {RELEVANT} nats"
     else:
         gain = changes[choice]
         reason = (

@@ -38,7 +38,7 @@ from pyrovae.evidence import (
     refined_evidence,
 )
 from pyrovae.ex_post import ExPostPrior, fit_ex_post_prior
-from pyrovae.export import Labelled, label
+from pyrovae.export import ExportedDraws, export_draws
 from pyrovae.extras import MissingPackage
 from pyrovae.mixture import AggregatedPosterior, families
 from pyrovae.mixture.families import declared
@@ -80,7 +80,7 @@ class Diagnosis(Result):
         prior: p(z).
         codes: draws from the encodings of the training data.
         pictures: decoded draws from each density, if there are any.
-        labelled: draws for ArviZ, if there are any.
+        exported: draws for ArviZ, if there are any.
         information: bounds of I(x; z) in the population.
         holes: shares of draws from prior and q_agg that fall where the other has no mass.
         two_sample: how well a classifier tells codes of the training data from prior draws.
@@ -102,7 +102,7 @@ class Diagnosis(Result):
     prior: dist.Distribution
     codes: Codes
     pictures: Pictures | None
-    labelled: Labelled | None
+    exported: ExportedDraws | None
     information: Information
     holes: Holes
     two_sample: TwoSample
@@ -170,9 +170,9 @@ class Diagnosis(Result):
         Raises:
             InputError: if they were left out.
         """
-        if self.labelled is None:
+        if self.exported is None:
             raise left_out_of("draws for ArviZ", "export_rows")
-        return self.labelled.to_arviz()
+        return self.exported.to_arviz()
 
     def estimates(self) -> Iterator[tuple[str, str, Estimate]]:
         """All numbers: the data they are about, the key of the measure, and the estimate."""
@@ -283,7 +283,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             prior=prior,
             codes=codes,
             pictures=_pictures(pair, train_x, densities, effort, seed),
-            labelled=_label(pair, test_x, numbers, prior, effort, seed),
+            exported=_export(pair, test_x, numbers, prior, effort, seed),
             information=information(test_codes, test_aggregated, fitted),
             holes=holes(test_codes, aggregated, prior, draws=size, seed=seed),
             two_sample=_compare_with_prior(codes, prior, size=effort.two_sample, seed=seed),
@@ -393,18 +393,18 @@ def _pictures(
     return pictures(pair, shown, densities, seed=seed)
 
 
-def _label(
+def _export(
     pair: Pair,
     x: Tensor,
     numbers: Tensor,
     prior: dist.Distribution,
     effort: Effort,
     seed: int,
-) -> Labelled | None:
+) -> ExportedDraws | None:
     if not effort.export_rows:
         return None
     chosen = _choose_rows(len(numbers), effort.export_rows, seed)
-    return label(
+    return export_draws(
         pair,
         x[chosen],
         draws=effort.export_draws,

@@ -73,7 +73,7 @@ def share_below(
     binomial tails give half weight to the count itself (mid-P, Lancaster 1961), so that an end is
     wrong in at most 5 % of cases, and in about 2.5 % on average.
 
-    With fewer than 299 reference values none of them is below the quantile beyond doubt, and the
+    With fewer than 299 reference values none of them is clearly below the quantile, and the
     share, which could be anything up to its upper end, can't be told.
 
     Args:

@@ -5,9 +5,9 @@ version of ArviZ is installed matters only in ``pyrovae/arviz_adapter.py``. Star
 ``groups.py``.
 """
 
-from pyrovae.export.groups import Labelled, label
+from pyrovae.export.groups import ExportedDraws, export_draws
 
 __all__ = [
-    "Labelled",
-    "label",
+    "ExportedDraws",
+    "export_draws",
 ]

@@ -31,7 +31,7 @@ NOTE = (
 
 
 @dataclass(frozen=True, repr=False)
-class Labelled(Result):
+class ExportedDraws(Result):
     """Draws of one pair at some rows of data, with all that ArviZ labels them by.
 
     Args:
@@ -56,7 +56,7 @@ class Labelled(Result):
 
 
 @torch.no_grad()
-def label(
+def export_draws(
     pair: Pair,
     x: Tensor,
     *,
@@ -64,7 +64,7 @@ def label(
     prior: dist.Distribution | None = None,
     numbers: list[int] | None = None,
     seed: int = 0,
-) -> Labelled:
+) -> ExportedDraws:
     """Draws from guide, likelihood and prior for rows of data.
 
     The draws from the guide are independent, so there is one chain. ``sample_stats`` holds the log
@@ -115,7 +115,7 @@ def label(
         "prior_predictive": {observed: _chain(prior_predictive)},
         "observed_data": {observed: data.cpu().numpy()},
     }
-    return Labelled(
+    return ExportedDraws(
         groups,
         dims={
             z: (datum, unit),

@@ -41,11 +41,11 @@ class _Measured:
 
     Args:
         functions: models and guides.
-        found: by the id of a function, the function with the networks in its reach.
+        modules: by the id of a function, the function with the networks in its reach.
     """
 
     functions: tuple[PyroFunction, ...] = ()
-    found: dict[int, tuple[PyroFunction, tuple[nn.Module, ...]]] = field(default_factory=dict)
+    modules: dict[int, tuple[PyroFunction, tuple[nn.Module, ...]]] = field(default_factory=dict)
 
 
 _measured: ContextVar[_Measured | None] = ContextVar("measured", default=None)
@@ -74,8 +74,8 @@ def measuring(*functions: PyroFunction) -> Iterator[None]:
         modules = modules_of(*new) if new else ()
         check_parameters(modules)
         before = AsFound(modules, store=outer is None)
-        found = around.found | {id(f): (f, modules) for f in new}
-        token = _measured.set(_Measured((*around.functions, *new), found))
+        by_function = around.modules | {id(f): (f, modules) for f in new}
+        token = _measured.set(_Measured((*around.functions, *new), by_function))
         flags: Any = pyro.settings.context(**{name: pyro.settings.get(name) for name in _FLAGS})
         random_state = pyro.util.get_rng_state()
         try:
@@ -92,9 +92,9 @@ def modules_in_reach(function: PyroFunction) -> tuple[nn.Module, ...]:
     measured = _measured.get()
     if measured is None:
         return modules_of(function)
-    if id(function) not in measured.found:
-        measured.found[id(function)] = (function, modules_of(function))
-    return measured.found[id(function)][1]
+    if id(function) not in measured.modules:
+        measured.modules[id(function)] = (function, modules_of(function))
+    return measured.modules[id(function)][1]
 
 
 def check_parameters(modules: Iterable[nn.Module]) -> None:
@@ -142,8 +142,8 @@ class AsFound:
     def __init__(self, modules: Iterable[nn.Module], *, store: bool = True) -> None:
         every = dict.fromkeys(m for root in modules for m in root.modules())
         # Runs may change the attributes of any but torch's own; ours do so on purpose.
-        kept = [m for m in every if type(m).__module__.partition(".")[0] not in _FRAMEWORKS]
-        self._modules = {module: _Attributes(module) for module in kept}
+        changeable = [m for m in every if type(m).__module__.partition(".")[0] not in _FRAMEWORKS]
+        self._modules = {module: _Attributes(module) for module in changeable}
         self._store = pyro.get_param_store().get_state() if store else None
 
     @property

@@ -97,9 +97,9 @@ def _sheets(sheets: dict[str, Tensor], columns: int) -> Figure:
 @styled
 def feature_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
     """Histograms of the first features: held-out data and draws of x with z from the prior."""
-    if diagnosis.labelled is None:
+    if diagnosis.exported is None:
         raise left_out_of("draws of x", "export_rows")
-    groups = diagnosis.labelled.groups
+    groups = diagnosis.exported.groups
     ((name, observed),) = groups["observed_data"].items()
     data = _table(observed)
     predictive = groups["prior_predictive"][name]

@@ -88,8 +88,8 @@ def render(
         run=run,
         netcdf=netcdf,
         site=None
-        if diagnosis.labelled is None
-        else next(iter(diagnosis.labelled.groups["posterior"])),
+        if diagnosis.exported is None
+        else next(iter(diagnosis.exported.groups["posterior"])),
         answers=answers.answers(diagnosis),
         active_units=answers.active_units(diagnosis),
         reliability=answers.reliability(diagnosis),
@@ -160,7 +160,7 @@ def _data_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
         "sheets": plots.sample_sheets(diagnosis, columns=4),
         "narrow": plots.sample_sheets(diagnosis, columns=2),
     }
-    if diagnosis.labelled is not None and not plots.is_image(tuple(pictures.data.shape[1:])):
+    if diagnosis.exported is not None and not plots.is_image(tuple(pictures.data.shape[1:])):
         figures["features"] = plots.feature_marginals(diagnosis)
     if pictures.pseudo_inputs is not None:
         figures["pseudo"] = plots.pseudo_inputs(diagnosis)

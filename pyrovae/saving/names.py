@@ -22,7 +22,7 @@ ROOMS = {
     "pyrovae.training": ("Fit", "History"),
     "pyrovae.ex_post": ("Candidate", "ExPostPrior"),
     "pyrovae.evidence": ("Annealing", "Evidence", "Sandwich"),
-    "pyrovae.export": ("Labelled",),
+    "pyrovae.export": ("ExportedDraws",),
     "pyrovae.diagnostics": (
         "Calibration", "Codes", "Collapse", "Diagnosis", "Effort", "Gaps", "GuideCheck", "Holes",
         "Information", "Memorisation", "NutsComparison", "Pictures", "Surgery", "TwoSample",
@@ -30,9 +30,9 @@ ROOMS = {
 }  # fmt: skip
 HOME = {name: room for room, names in ROOMS.items() for name in names}
 #: What results were once called.
-FORMER = {"Beside": "NutsComparison"}
+FORMER = {"Beside": "NutsComparison", "Labelled": "ExportedDraws"}
 #: What their fields were once called, by the name of the result today.
-FORMER_FIELDS = {"Diagnosis": {"guide": "guide_check"}}
+FORMER_FIELDS = {"Diagnosis": {"guide": "guide_check", "labelled": "exported"}}
 
 
 def name_of(kind: type) -> str | None:

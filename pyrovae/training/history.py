@@ -115,12 +115,12 @@ class Fit(Result):
         more, mean = self.history.averaged_epochs, ""
         if more:
             mean = f", then averaged over {more} more"
-        kept = f"the mean over epochs {self.epochs - more + 1} to {self.epochs}"
+        weights = f"the mean over epochs {self.epochs - more + 1} to {self.epochs}"
         if not self.averaged:
-            kept = f"epoch {self.best_epoch}"
+            weights = f"epoch {self.best_epoch}"
             if more:
-                kept += f", as that mean has validation ELBO {self.history.validation[-1]:.3f}"
+                weights += f", as that mean has validation ELBO {self.history.validation[-1]:.3f}"
         return (
-            f"{ending} ({self.epochs - more}){mean}; kept {kept}: training objective "
+            f"{ending} ({self.epochs - more}){mean}; kept {weights}: training objective "
             f"{self.train:.3f}{validation} {UNIT}"
         )

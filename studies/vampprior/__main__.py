@@ -140,10 +140,10 @@ def main() -> None:
             first = first or both
             for way, values in both.items():
                 above = pv.mean_estimate(values - first[way])
-                found = pv.mean_estimate(values)
+                mean = pv.mean_estimate(values)
                 every, error = over_all(values, few), error_of_part(values, few)
                 print(
-                    f"{settings.model(row):40} {way:10} {found}; above {above}; all test images "
+                    f"{settings.model(row):40} {way:10} {mean}; above {above}; all test images "
                     f"{every}, ± {error:.2f} with these given",
                     flush=True,
                 )

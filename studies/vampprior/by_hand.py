@@ -223,12 +223,12 @@ def refit(model: Model, x: Tensor, steps: int, rate: float) -> None:
 @torch.no_grad()
 def log_evidence(model: Model, x: Tensor, draws: int) -> Tensor:
     """Importance-weighted log p(x) of each row."""
-    found = []
+    values = []
     for row in x.split(1):
         parts = [model(row, BLOCK) for _ in range(draws // BLOCK)]
         weights = torch.cat([fit - kl for fit, kl in parts]).double()
-        found.append(weights.logsumexp(0) - math.log(len(weights)))
-    return torch.cat(found)
+        values.append(weights.logsumexp(0) - math.log(len(weights)))
+    return torch.cat(values)
 
 
 def main() -> None:

@@ -213,8 +213,8 @@ def ex_post_prior(
         known = images.transform(known, torch.Generator().manual_seed(row.seed))
     agg = pv.aggregate(pair.guide, known, site=row.site)
     held_out = pv.encode(pair.guide, images.validation, site=row.site)
-    found = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=candidates, seed=row.seed)
-    return agg, found
+    ex_post = pv.fit_ex_post_prior(agg, held_out=held_out, candidates=candidates, seed=row.seed)
+    return agg, ex_post
 
 
 def run(row: Row, settings: Settings) -> Result:
@@ -339,7 +339,7 @@ def _annealed(
     pair: pv.VAE | pv.HierarchicalVAE,
     x: Tensor,
     priors: dict[str, Any],
-    found: dict[str, pv.Evidence],
+    weighted: dict[str, pv.Evidence],
 ) -> Result:
     """What annealing finds above importance sampling, on the same images, by column."""
     if not len(x):
@@ -347,7 +347,7 @@ def _annealed(
     gains: Result = {"annealed_images": len(x), "annealing_temperatures": settings.temperatures}
     for name in ("own", "ex_post"):
         under = pair if priors[name] is None else pair.with_prior(priors[name])
-        difference = by_annealing(row, settings, under, x).values - found[name].values[: len(x)]
+        difference = by_annealing(row, settings, under, x).values - weighted[name].values[: len(x)]
         gains |= _columns({f"annealing_gain_{name}": pv.mean_estimate(difference)})
     return gains
 

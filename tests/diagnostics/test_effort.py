@@ -69,7 +69,7 @@ def test_zero_leaves_that_part_out_of_numbers_page_and_file(
     left_out = OPTIONAL if name == "all three" else (name,)
     assert (diagnosis.evidence == {}) == ("evidence_rows" in left_out)
     assert (diagnosis.pictures is None) == ("pictures" in left_out)
-    assert (diagnosis.labelled is None) == ("export_rows" in left_out)
+    assert (diagnosis.exported is None) == ("export_rows" in left_out)
     measures = set(diagnosis.summary()["measure"])
     assert any(m.startswith("log_p_x.") for m in measures) != ("evidence_rows" in left_out)
     page = html.render(diagnosis, facts={"data": "some"})
@@ -151,4 +151,4 @@ def test_too_little_is_refused_before_the_work(setting: dict[str, Any], message:
 def test_each_least_effort_is_enough() -> None:
     least = {name: least for name, (least, _) in LEAST.items() if "_rows" not in name}
     result = diagnosis(**least)
-    assert len(result.summary()) > 30 and result.labelled is not None
+    assert len(result.summary()) > 30 and result.exported is not None
