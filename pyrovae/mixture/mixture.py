@@ -264,7 +264,7 @@ class Mixture(dist.MixtureSameFamily):
                 "function: the gradient of E[f(z)] is that of E[f(z) * log_prob(z)], f(z) detached."
             )
         z = self.sample(sample_shape)
-        if not any(map(torch_transforms.needs_derivatives, self._source_tensors())):
+        if not torch_transforms.need_derivatives(*self._source_tensors()):
             return z
         parameters = (leave_inference_mode(tensor) for tensor in (*normal, self.log_weights))
         return reparametrised(self._flatten(z), *parameters).reshape(z.shape)
@@ -494,7 +494,7 @@ class Mixture(dist.MixtureSameFamily):
     def _cached_normals(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | None:
         """The evaluator, if it may be cached; None on the first call, which would not repay it."""
         tensors = self._source_tensors()
-        if torch_transforms.active() or any(map(_must_recompute, tensors)):
+        if torch_transforms.active() or _must_recompute(*tensors):
             return None
         used_before, self._cache.used_before = self._cache.used_before, True
         evaluator: DiagonalNormals | None = self._cache.find(tensors)
@@ -503,7 +503,7 @@ class Mixture(dist.MixtureSameFamily):
     def _components(self) -> Components:
         parameters = families.full_normal(self.component_distribution)
         tensors = () if parameters is None else (*parameters, self.mixture_distribution._param)
-        if parameters is None or any(map(torch_transforms.needs_derivatives, tensors)):
+        if parameters is None or torch_transforms.need_derivatives(*tensors):
             return Components(self.component_distribution, self.log_weights)
         return self._compute_once(
             tensors, lambda: FullNormals(self.component_distribution, self.log_weights)
@@ -511,7 +511,7 @@ class Mixture(dist.MixtureSameFamily):
 
     def _compute_once(self, tensors: Sequence[Tensor], compute: Callable[[], Value]) -> Value:
         """What ``compute`` returns for these tensors, from the cache if they allow one."""
-        if any(map(_must_recompute, tensors)):
+        if _must_recompute(*tensors):
             return compute()
         value: Value | None = self._cache.find(tensors)
         return self._cache.store(tensors, compute) if value is None else value
@@ -522,6 +522,6 @@ class Mixture(dist.MixtureSameFamily):
         return normal.loc, normal.scale, self.mixture_distribution._param
 
 
-def _must_recompute(tensor: Tensor) -> bool:
-    """Whether caching what is computed from a tensor would not pay, or would lose derivatives."""
-    return tensor.requires_grad or torch_transforms.needs_derivatives(tensor)
+def _must_recompute(*tensors: Tensor) -> bool:
+    """Whether caching what is computed from tensors would not pay, or would lose derivatives."""
+    return any(t.requires_grad for t in tensors) or torch_transforms.need_derivatives(*tensors)

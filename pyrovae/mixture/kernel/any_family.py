@@ -97,7 +97,7 @@ class Components:
         if self.size <= self.block and len(z) <= self.points:
             return self.scores(z, slice(0, self.size)).logsumexp(-1)
         inputs = (z, self.log_weight, *self.tensors)
-        if torch_transforms.active() or any(map(torch_transforms.forward_mode, inputs)):
+        if torch_transforms.transformed(*inputs):
             return self.total(z)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             result: Tensor = _InBlocks.apply(self, *inputs)  # type: ignore[no-untyped-call]

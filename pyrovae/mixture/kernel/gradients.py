@@ -66,7 +66,7 @@ def log_density(
     parameter = components.loc if isinstance(components, DiagonalNormals) else components[0]
     dtype = torch.promote_types(torch.promote_types(z.dtype, parameter.dtype), torch.float32)
     inputs = (z, *(parameters or ()))
-    transformed = torch_transforms.active() or any(map(torch_transforms.forward_mode, inputs))
+    transformed = torch_transforms.transformed(*inputs)
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     result: Tensor
     if z.shape[0] * parameter.shape[0] <= DENSE_PAIRS:
@@ -79,9 +79,7 @@ def log_density(
             return _log_sum(scores).to(dtype)
     if not (differentiable or transformed):
         return log_prob(evaluator(), z).to(dtype)
-    parameters_move = parameters is not None and any(
-        map(torch_transforms.needs_derivatives, parameters)
-    )
+    parameters_move = parameters is not None and torch_transforms.need_derivatives(*parameters)
     differentiated = parameters if parameters and parameters_move else (None, None, None)
     result, _ = _LargeLogDensity.apply(z, *differentiated, evaluator)  # type: ignore[no-untyped-call]
     return result.to(dtype)

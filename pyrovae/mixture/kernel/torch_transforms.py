@@ -19,21 +19,24 @@ def active() -> bool:
     return inside
 
 
-def forward_mode(tensor: Tensor) -> bool:
-    """Whether the tensor carries a forward-mode derivative."""
-    return forward_ad.unpack_dual(tensor).tangent is not None
+def transformed(*tensors: Tensor) -> bool:
+    """Whether this is inside such a transform, or a tensor carries a forward-mode derivative."""
+    inside: bool = torch._C._are_functorch_transforms_active()
+    return inside or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def needs_derivatives(tensor: Tensor) -> bool:
-    """Whether derivatives in the tensor may be needed, or it stands for many in ``vmap``."""
-    if (tensor.requires_grad and torch.is_grad_enabled()) or forward_mode(tensor):
+def need_derivatives(*tensors: Tensor) -> bool:
+    """Whether derivatives in one of them may be needed, or it stands for many in ``vmap``."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
-    if not active():
-        return False
-    try:
-        tensor.data_ptr()
-    except RuntimeError:  # a tensor wrapped by torch.func has no memory of its own
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         return True
+    if torch._C._are_functorch_transforms_active():
+        try:
+            for tensor in tensors:
+                tensor.data_ptr()
+        except RuntimeError:  # a tensor wrapped by torch.func has no memory of its own
+            return True
     return False
 
 
