@@ -290,12 +290,13 @@ def row_count(batch: Batch) -> int:
     return len(batch[0])
 
 
-def row_kinds(batch: Batch) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of one row of each argument.
+def row_kinds(rows: Tensor | Batch) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of one row of each argument, even if there is only one.
 
     >>> row_kinds((torch.zeros(5, 2), torch.arange(5)))
     [((2,), torch.float32), ((), torch.int64)]
     """
+    batch = (rows,) if isinstance(rows, Tensor) else rows
     return [(tuple(array.shape[1:]), array.dtype) for array in batch]
 
 

@@ -70,7 +70,7 @@ def encode(
                 _check_batches(guide, data_plate, first)
             parts.append(_encode(pair, batch, rows))
             first = first or batch
-            rows += row_count(batch)
+            rows += parts[-1].batch_shape[0]
         try:
             one = convert(parts[0], Tensor.clone) if len(parts) == 1 else concatenate(parts)
             return snapshot(one)

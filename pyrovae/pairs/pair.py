@@ -64,6 +64,11 @@ class Weighted:
 class Pair:
     """A Pyro ``model(*batch)`` and ``guide(*batch)`` with a latent site in a data plate.
 
+    One method for each question: `encode` is q(z | x), `prior` p(z), `decode` p(x | z), `observe`
+    the data there; `log_joint` is log p(x | z) and log p(z) at given codes, `log_likelihood` what
+    stands in the ELBO, `weigh` draws with the terms of their weights. What kind of pair it is
+    (`units`, `points`, `takes_any_number_of_rows`, ...) is found out at the first rows of a kind.
+
     Every method runs one of the two functions under Pyro's own handlers and reads the sites, so a
     pair needs nothing but its ``pyro.sample`` statements. All log densities are those of the sites
     themselves: masks count, subsampling and ``poutine.scale`` do not. What a mask leaves out of a
@@ -91,7 +96,7 @@ class Pair:
     site: str | tuple[str, ...] = "z"
     observed: str | None = None
     data_plate: str | None = None
-    # What was found out about batches of one kind of rows, by question and kind.
+    # What was found out about rows of one kind, by question and kind.
     _answers: dict[tuple[object, ...], Any] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -278,18 +283,11 @@ class Pair:
 
     def takes_any_number_of_rows(self, x: Tensor | Batch) -> bool:
         """Whether model and guide take any number of any rows; if not, always give all rows."""
-        batch = as_batch(x)
-        model, guide = self.model_reader, self.guide_reader
-
-        def takes_any_number() -> bool:
-            any_number = all(r.takes_any_number_of_rows(batch) for r in (guide, model))
-            return any_number and not by_place(model, guide, batch, few=True)
-
-        return self.once("any number of rows", batch, takes_any_number)
+        return self.once("any number of rows", x, lambda: self._takes_any_number(as_batch(x)))
 
     def units(self, x: Tensor | Batch) -> tuple[int, ...]:
         """Number of units at each of the latent sites, in the guide."""
-        units: tuple[int, ...] = self._look("units", as_batch(x))
+        units: tuple[int, ...] = self._look("units", x)
         return units
 
     def has_other_latents(self, x: Tensor | Batch) -> bool:
@@ -301,7 +299,7 @@ class Pair:
         Raises:
             InputError: if the guide draws a site that the model lacks.
         """
-        return bool(self._look("other latents", as_batch(x)))
+        return bool(self._look("other latents", x))
 
     def draws_for_all(self, x: Tensor | Batch) -> bool:
         """Whether guide or model draws a site that is one for all rows.
@@ -309,16 +307,12 @@ class Pair:
         Raises:
             InputError: if a site is one for all rows in only one of the two.
         """
-        return bool(self._look("draws for all", as_batch(x)))
+        return bool(self._look("draws for all", x))
 
     def points(self, x: Tensor | Batch) -> tuple[str, ...]:
         """Other latent sites at which the guide has a value but no density; see `points_at`."""
-        batch = as_batch(x)
-        return self.once(
-            "points",
-            batch,
-            lambda: points_at(self.model_reader, self.guide_reader, batch, self.sites),
-        )
+        model, guide = self.model_reader, self.guide_reader
+        return self.once("points", x, lambda: points_at(model, guide, as_batch(x), self.sites))
 
     @cached_property
     def model_reader(self) -> Reader:
@@ -375,16 +369,22 @@ class Pair:
             x: rows.
             answer: what finds it out.
         """
-        key = (question, *row_kinds(as_batch(x)))
+        key = (question, *row_kinds(x))
         if key not in self._answers:
             self._answers[key] = answer()
         known: T = self._answers[key]
         return known
 
-    def _look(self, question: str, batch: Batch) -> Any:
-        """What one look at guide and model tells about batches of one kind of rows."""
-        kinds = row_kinds(batch)
+    def _takes_any_number(self, batch: Batch) -> bool:
+        model, guide = self.model_reader, self.guide_reader
+        any_number = all(r.takes_any_number_of_rows(batch) for r in (guide, model))
+        return any_number and not by_place(model, guide, batch, few=True)
+
+    def _look(self, question: str, x: Tensor | Batch) -> Any:
+        """What one look at guide and model tells about rows of one kind."""
+        kinds = row_kinds(x)
         if (question, *kinds) not in self._answers:
+            batch = as_batch(x)
             with torch.no_grad(), torch.random.fork_rng():
                 guide, model = (r.read(batch)[0] for r in (self.guide_reader, self.model_reader))
             for other, answer in (
@@ -461,7 +461,7 @@ class Pair:
             codes: by site.
             draw_shared: whether to draw that from the guide; it is the third of each block.
         """
-        if not self.draws_for_all(batch):
+        if not self._look("draws for all", batch):
             yield batch, codes, {}
             return
         rows = row_count(batch)
