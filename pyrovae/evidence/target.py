@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pyro
@@ -201,26 +201,18 @@ def target_for(
         alone = len(named.sites) == len(pair.sites)
         support = support_of(pair, rows, prior if alone else None)
         z = _first_codes(pair, rows, support)
-        joint = pair.log_joint(rows, z)  # validation is still on: shapes and values are checked
+        # Here validation is still on: shapes and values are checked.
+        once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
         units, first = pair.units(rows), len(named.sites)
         sizes = (sum(units[:first]), *units[first:])
-        target = Target(pair, rows, prior, support, z.dtype, named, sizes)
-        pair.once("log p(x, z) as a target", rows, lambda: _check_function(target, z, joint))
-        if prior is not None:
-            _check_gradient(prior.log_prob, z[:, : sizes[0]])
-    return target
-
-
-def _check_function(target: Target, z: Tensor, joint: tuple[Tensor, Tensor]) -> None:
-    """Raise unless log p(x, z) is a function of z, with a gradient; ``joint`` is a first value."""
-    again = target.pair.log_joint(target.rows, z)
-    if not torch.allclose(torch.stack(joint), torch.stack(again), equal_nan=True):
+    if not torch.allclose(once, again, equal_nan=True):
         raise InputError(
             "expected log p(x, z) to be a function of z; got two values at one z: the model draws "
             f"other latent sites too. {REMEDY}"
         )
-    row = torch.arange(len(z), device=z.device)
-    _check_gradient(lambda u: target.log_density(u, row), target.positions(z))
+    target = Target(pair, rows, prior, support, z.dtype, named, sizes)
+    _check_gradient(target, target.positions(z))
+    return target
 
 
 def support_of(
@@ -253,12 +245,10 @@ def _first_codes(
     return torch.where(inside.unsqueeze(-1), z, middle.to(z.device))
 
 
-@torch.enable_grad()
-def _check_gradient(log_density: Callable[[Tensor], Tensor], at: Tensor) -> None:
-    """Raise if a log density that is part of log p(x, z) has no gradient."""
-    at = at.detach().requires_grad_()
+def _check_gradient(target: Target, u: Tensor) -> None:
+    """Raise if log p(x, z) has no gradient in z."""
     try:
-        torch.autograd.grad(log_density(at).sum(), at)
+        target.slope(u, torch.arange(len(u), device=u.device))
     except RuntimeError as error:
         if "grad" not in str(error) and "differentiable" not in str(error):
             raise

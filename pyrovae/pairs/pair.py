@@ -283,7 +283,7 @@ class Pair:
 
     def takes_any_number_of_rows(self, x: Tensor | Batch) -> bool:
         """Whether model and guide take any number of any rows; if not, always give all rows."""
-        return self.once("any number of rows", x, lambda: self._takes_any_number(as_batch(x)))
+        return self._once("any number of rows", x, lambda: self._takes_any_number(as_batch(x)))
 
     def units(self, x: Tensor | Batch) -> tuple[int, ...]:
         """Number of units at each of the latent sites, in the guide."""
@@ -312,7 +312,7 @@ class Pair:
     def points(self, x: Tensor | Batch) -> tuple[str, ...]:
         """Other latent sites at which the guide has a value but no density; see `points_at`."""
         model, guide = self.model_reader, self.guide_reader
-        return self.once("points", x, lambda: points_at(model, guide, as_batch(x), self.sites))
+        return self._once("points", x, lambda: points_at(model, guide, as_batch(x), self.sites))
 
     @cached_property
     def model_reader(self) -> Reader:
@@ -361,14 +361,8 @@ class Pair:
         """Whether a mask leaves something out of the latent sites in some runs of the guide."""
         return any(r.present(site) is not None for r in readings for site in self.sites)
 
-    def once(self, question: str, x: Tensor | Batch, answer: Callable[[], T]) -> T:
-        """An answer about rows of one kind (their shapes and dtypes), found out at the first.
-
-        Args:
-            question: a name for it.
-            x: rows.
-            answer: what finds it out.
-        """
+    def _once(self, question: str, x: Tensor | Batch, answer: Callable[[], T]) -> T:
+        """An answer about rows of one kind (their shapes and dtypes), found out at the first."""
         key = (question, *row_kinds(x))
         if key not in self._answers:
             self._answers[key] = answer()
