@@ -265,9 +265,7 @@ def population(repetitions: int, size: int = 2000) -> list[Row]:
             "log q_agg − log p, paired": memory.advantage,
             "effective components": memory.components["held-out"],
             "rate of unit 0": (activity.unit_rate or ())[0],
-            "variance of means of unit 0": Estimate(
-                float(activity.variance_of_means[0]), float(activity.standard_error[0]), size
-            ),
+            "variance of means of unit 0": activity.variances[0],
             "share of prior draws outside": outside.prior_outside,
             "share of codes outside": outside.aggregated_outside,
         }.items():

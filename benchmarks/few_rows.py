@@ -328,9 +328,7 @@ def of_draws(p: Problem, repetitions: int) -> Cells:
             encoding = p.encode(x)
             codes = draw_codes(encoding, size=8 * size, seed=seed)
             lower.append(information(codes, AggregatedPosterior(encoding), p.fitted).lower)
-            activity = collapse(moments(encoding))
-            value, error = activity.variance_of_means[1], activity.standard_error[1]
-            variances.append(Estimate(float(value), float(error), size, "data"))
+            variances.append(collapse(moments(encoding)).variances[1])
         variance = float(1 - p.exact.posterior(x).variance[0, 1])
         cells.setdefault("I(x; z) from below", {})[size] = judge(lower, None)
         cells.setdefault("variance of means of a unit", {})[size] = judge(variances, variance)

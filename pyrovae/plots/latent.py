@@ -167,7 +167,7 @@ def unit_activity(diagnosis: Diagnosis) -> Figure:
         ax.set_ylabel(label)
     ax = axes[-1]
     variance = activity.variance_of_means.double().cpu().numpy()
-    _unit_points(ax, variance, activity.standard_error.double().cpu().numpy(), active)
+    _unit_points(ax, variance, np.array([bar(unit) for unit in activity.variances]), active)
     ax.axhline(ACTIVE, color="#000000", linewidth=1, linestyle=":", label=f"{ACTIVE:g}")
     ax.set_yscale("log")
     positive = variance[variance > 0]

@@ -86,12 +86,11 @@ def units(diagnosis: Diagnosis) -> list[Row]:
     """Activity, rate and marginal KL of every latent unit of the training data."""
     activity, kl = diagnosis.collapse, diagnosis.training.unit_kl
     rates, by_rate = activity.unit_rate, activity.active_by_rate
-    rows = []
+    variances, rows = activity.variances, []
     for unit, active in enumerate(activity.active.tolist()):
-        variance, error = activity.variance_of_means[unit], activity.standard_error[unit]
         cells = (
             Cell(_state(active, None if by_rate is None else bool(by_rate[unit]))),
-            Cell(number(float(variance), float(error))),
+            Cell(show(variances[unit])),
             Cell(MISSING) if rates is None else Cell(show(rates[unit])),
             Cell(MISSING) if kl is None else Cell(show(kl[unit])),
             Cell(number(float(activity.mean_scale[unit]), 0.0)),
