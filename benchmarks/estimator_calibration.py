@@ -23,10 +23,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pyro
 import pyro.distributions as dist
 import torch
-from exact_problems import PRIOR, grid, one_normal, pair_of, some_rows
+from exact_problems import PRIOR, Correlated, grid, one_normal, pair_of, some_gaps, some_rows
 from few_rows import by_rows
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +37,7 @@ from pyrovae.diagnostics.calibration import calibrate
 from pyrovae.diagnostics.code_densities import memorisation
 from pyrovae.diagnostics.draws import draw_codes, moments
 from pyrovae.diagnostics.elbo_terms import Surgery, surgery
-from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.holes import holes
 from pyrovae.diagnostics.information import information
 from pyrovae.diagnostics.nuts import beside_nuts
@@ -323,50 +322,19 @@ def guides(repetitions: int) -> list[Row]:
 
 
 def inference(repetitions: int, size: int = 40, at_once: int = 50) -> list[Row]:
-    """Where the ELBO is lost; every ``size`` data points are one repetition.
-
-    x | z ~ N(Wz, s²I) with columns that are not orthogonal: p(z|x) = N(m, Λ⁻¹) has a precision Λ
-    with entries off the diagonal, and the best Gaussian of independent units is N(m, 1/Λ_dd).
-    """
-    weight = torch.tensor([[1.0, 0.4], [0.3, 0.9], [-0.5, 0.6], [0.2, 0.2]])
-    noise, shift, scale = 0.8, 0.5, torch.tensor([0.6, 1.4])
-    precision = torch.eye(2) + weight.T @ weight / noise**2
-    best = precision.diagonal().rsqrt()
-    posterior = dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision)
-
-    def loss(location: Tensor, deviation: Tensor) -> float:
-        wide = dist.MultivariateNormal(location, torch.diag(deviation.square()))
-        return float(kl_divergence(wide, posterior))
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ weight.T, noise).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        mean = torch.linalg.solve(precision, weight.T @ x.T / noise**2).T
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(mean + shift * best, scale * best).to_event(1))
-
-    approximation = loss(torch.zeros(2), best)
-    amortization = loss(shift * best, scale * best) - approximation
-    evidence = dist.MultivariateNormal(torch.zeros(4), weight @ weight.T + noise**2 * torch.eye(4))
-    found: dict[str, list[Estimate]] = {"amortization": [], "approximation": [], "inference": []}
+    """Where the ELBO is lost; every ``size`` data points are one repetition."""
+    problem = Correlated()
+    names = ("amortization", "approximation", "inference")
+    found: dict[str, list[Estimate]] = {name: [] for name in names}
     for start in range(0, repetitions, at_once):
-        with seeded(start, "rows"):
-            x = evidence.sample(torch.Size([at_once * size]))
-        gaps = inference_gaps(model, guide, x, draws=500, seed=start)
+        x = problem.sample(at_once * size, seed=start)
+        gaps = inference_gaps(problem.model, problem.guide, x, draws=500, seed=start)
         for i in range(0, len(x), size):
-            rows = slice(i, i + size)
-            both = (some_rows(e, rows) for e in (gaps.guide, gaps.family))
-            part = Gaps(*both, None, some_rows(gaps.evidence, rows))
+            part = some_gaps(gaps, slice(i, i + size))
             for name, column in found.items():
                 column.append(getattr(part, name)())
-    truth = (amortization, approximation, amortization + approximation)
-    return [
-        of(f"{name} gap", estimates, value)
-        for (name, estimates), value in zip(found.items(), truth, strict=True)
-    ]
+    truth = problem.losses()
+    return [of(f"{name} gap", estimates, truth[name]) for name, estimates in found.items()]
 
 
 def activity(repetitions: int, units: int = 400, size: int = 5000) -> list[Row]:

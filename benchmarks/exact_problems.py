@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
+from pyrovae.diagnostics.gaps import Gaps
 from pyrovae.evidence.result import Evidence
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.pairs.pair import Pair
+from pyrovae.randomness import seeded
 from pyrovae.testing import LinearGaussian
 
 PRIOR = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
@@ -56,3 +60,65 @@ def some_rows(result: Evidence, rows: Tensor | slice) -> Evidence:
     """The result for some of the data points."""
     parts = (result.values[rows], result.standard_error[rows], result.pareto_k[rows])
     return type(result)(*parts, result.draws, needed=result.needed)
+
+
+class Correlated:
+    """x | z ~ N(Wz, s²I) with columns that are not orthogonal, and a guide off in mean and scale.
+
+    p(z|x) = N(m, Λ⁻¹) has a precision Λ with entries off the diagonal, and the best Gaussian of
+    independent units is N(m, 1/Λ_dd).
+    """
+
+    weight = torch.tensor([[1.0, 0.4], [0.3, 0.9], [-0.5, 0.6], [0.2, 0.2]], dtype=torch.float64)
+    noise, shift = 0.8, 0.5
+    scale = torch.tensor([0.6, 1.4], dtype=torch.float64)
+
+    def __init__(self) -> None:
+        identity = torch.eye(2, dtype=torch.float64)
+        self.precision = identity + self.weight.T @ self.weight / self.noise**2
+        self.best = self.precision.diagonal().rsqrt()
+
+    def model(self, x: Tensor) -> None:
+        """p(x, z)."""
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.weight.T, self.noise).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z | x), half a standard deviation off."""
+        mean = torch.linalg.solve(self.precision, self.weight.T @ x.T / self.noise**2).T
+        with pyro.plate("data", len(x)):
+            loc, scale = mean + self.shift * self.best, self.scale * self.best
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    def sample(self, rows: int, *, seed: int) -> Tensor:
+        """Draws from p(x), shape ``(rows, 4)``."""
+        covariance = self.weight @ self.weight.T + self.noise**2 * torch.eye(4).double()
+        with seeded(seed, "rows"):
+            zeros = torch.zeros(4, dtype=torch.float64)
+            return dist.MultivariateNormal(zeros, covariance).sample(torch.Size([rows]))
+
+    def losses(self) -> dict[str, float]:
+        """The gaps of the ELBO, which are the same for every x."""
+
+        def loss(location: Tensor, deviation: Tensor) -> float:
+            zeros = torch.zeros(2, dtype=torch.float64)
+            posterior = dist.MultivariateNormal(zeros, precision_matrix=self.precision)
+            wide = dist.MultivariateNormal(location, torch.diag(deviation.square()))
+            return float(kl_divergence(wide, posterior))
+
+        approximation = loss(torch.zeros_like(self.best), self.best)
+        inference = loss(self.shift * self.best, self.scale * self.best)
+        return {
+            "amortization": inference - approximation,
+            "approximation": approximation,
+            "inference": inference,
+            "beyond_gaussian": 0.0,
+        }
+
+
+def some_gaps(gaps: Gaps, rows: Tensor | slice) -> Gaps:
+    """The gaps of some of the data points."""
+    full = None if gaps.full is None else some_rows(gaps.full, rows)
+    both = (some_rows(e, rows) for e in (gaps.guide, gaps.family))
+    return Gaps(*both, full, some_rows(gaps.evidence, rows))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyro.distributions as dist
 import torch
-from exact_problems import PRIOR, Grid, grid, pair_of, some_rows
+from exact_problems import PRIOR, Correlated, Grid, grid, pair_of, some_gaps, some_rows
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -33,7 +33,7 @@ from pyrovae.diagnostics.calibration import ALARM, calibrate
 from pyrovae.diagnostics.code_densities import rows_needed
 from pyrovae.diagnostics.draws import draw_codes, moments
 from pyrovae.diagnostics.elbo_terms import surgery
-from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.holes import share_below
 from pyrovae.diagnostics.information import information
 from pyrovae.diagnostics.two_sample import two_sample_test
@@ -75,8 +75,8 @@ class Cell:
 
     @property
     def passed(self) -> bool:
-        """Whether coverage is 90 % or more and alarms are within twice the stated rate."""
-        covered = self.told == 0 or not self.coverage < COVERAGE[0]
+        """Whether coverage is 90 to 99 % and alarms are within twice the stated rate."""
+        covered = math.isnan(self.coverage) or COVERAGE[0] <= self.coverage <= COVERAGE[1]
         return covered and (self.alarms is None or self.alarms <= 2 * self.stated)
 
     def __str__(self) -> str:
@@ -87,8 +87,8 @@ class Cell:
             text += f" (told {self.told:.0%})"
         if self.alarms is not None:
             text += f" / {self.alarms:.1%}"
-        wide = " +" if self.coverage > COVERAGE[1] else ""
-        return text.strip(" /") + (wide if self.passed else " !")
+        failed = " +" if self.coverage > COVERAGE[1] else " !"
+        return text.strip(" /") + ("" if self.passed else failed)
 
 
 def judge(
@@ -107,11 +107,6 @@ def judge(
 def above(level: float) -> Callable[[Estimate], bool]:
     """Whether an estimate lies beyond doubt above a level."""
     return lambda estimate: estimate.interval[0] > level
-
-
-def differs(value: float) -> Callable[[Estimate], bool]:
-    """Whether an estimate lies beyond doubt on the upper side of a value, or on the lower."""
-    return lambda estimate: estimate.excludes(value)
 
 
 # -- a pair whose every answer is known --------------------------------------------------------
@@ -385,21 +380,18 @@ def of_calibration(repetitions: int) -> Cells:
     return {"calibrated units (by simulations)": cells}
 
 
-def of_gaps(repetitions: int, pool: int = 2000) -> Cells:
-    """Mean losses of the ELBO, of a guide of the right family that is off."""
-    exact = linear_gaussian_vae(6, 2)
-    vae = exact.vae(scale=0.8, shift=0.3)
-    loss = 2 * ((0.8**2 + 0.3**2 - 1) / 2 - math.log(0.8))
-    gaps = inference_gaps(vae.model, vae.guide, exact.sample(pool), draws=500, steps=300)
+def of_gaps(repetitions: int, pool: int = 8000) -> Cells:
+    """Mean losses of the ELBO, where all but that beyond a Gaussian are there to be found."""
+    problem = Correlated()
+    gaps = inference_gaps(problem.model, problem.guide, problem.sample(pool, seed=0), draws=200)
     cells: Cells = {}
     for size in SIZES:
-        found = []
-        for rows in parts(size, repetitions, pool):
-            three = (some_rows(e, rows) for e in (gaps.guide, gaps.family))
-            found.append(Gaps(*three, None, some_rows(gaps.evidence, rows)))
-        for name, truth in (("amortization", loss), ("inference", loss)):
+        found = [some_gaps(gaps, rows) for rows in parts(size, repetitions, pool)]
+        for name, loss in problem.losses().items():
+            alarm = None if loss else above(0.0)
             estimates = [getattr(f, name)() for f in found]
-            cells.setdefault(f"{name} gap", {})[size] = judge(estimates, truth)
+            label = f"{name.replace('_', ' ')} gap"
+            cells.setdefault(label, {})[size] = judge(estimates, loss, alarm)
     return cells
 
 
@@ -442,8 +434,8 @@ def show(done: dict[str, dict[str, dict[str, list[float | None]]]], repetitions:
         title=f"95 % intervals by number of rows: coverage / false alarms in {repetitions} times",
         caption="too few: said in words, no number stated; told: in what share of repetitions it "
         "was, and coverage among these; !: coverage below 90 %, or false alarms of more than twice "
-        "the stated rate, 2.5 % (classifier and calibration: 1 %); +: coverage above 99 %, wider "
-        "than need be, as of counts",
+        "the stated rate, 2.5 % (classifier and calibration: 1 %); +: coverage above 99 %, of an "
+        "interval that is too wide",
     )
     table.add_column("number")
     for size in SIZES:
@@ -457,5 +449,5 @@ def show(done: dict[str, dict[str, dict[str, list[float | None]]]], repetitions:
             good &= all(cell.passed for cell in row)
             table.add_row(f"  {name}", *map(str, row))
     Console(width=120).print(table)
-    print("All of it holds." if good else "What is marked ! does not hold.")
+    print("All of it holds." if good else "What is marked ! or + does not hold.")
     return good
