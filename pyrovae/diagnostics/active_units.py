@@ -6,6 +6,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.distributions import kl_divergence
 from pyrovae.diagnostics.draws import Codes, Moments
 from pyrovae.diagnostics.elbo_terms import unit_log_densities
 from pyrovae.display import Result
-from pyrovae.estimates import FEW, TOO_FEW, Estimate, mean_estimate
+from pyrovae.estimates import CONFIDENCE, FEW, TOO_FEW, Estimate, mean_estimate
 from pyrovae.mixture import families
 
 ACTIVE = 0.01  # variance of posterior means above which a unit counts as active (Burda et al. 2016)
@@ -114,7 +115,8 @@ def _count_active(squares: Tensor, variance: Tensor, error: Tensor, active: Tens
 
     The probability that a unit is above the threshold comes from the distance of its variance, with
     the skewness removed as in `mean_estimate`: with few rows more variances are too low than too
-    high.
+    high. The interval is that of a sum of coins with these probabilities: a single unit at 1.05
+    times the threshold is within it in 97 % of cases with 30 rows, within a normal one in 80 %.
     """
     n = len(squares)
     centred = squares - squares.mean(0)
@@ -125,10 +127,21 @@ def _count_active(squares: Tensor, variance: Tensor, error: Tensor, active: Tens
     bend = skewness / (3 * math.sqrt(n))
     corrected = distance + bend * distance.square() + bend.square() * distance.pow(3) / 3 + bend / 2
     probability = torch.special.ndtr(corrected)
-    count, expected = float(active.sum()), float(probability.sum())
+    count = int(active.sum())
+    low, high = _count_interval(probability)
     count_error = float((probability * (1 - probability)).sum().sqrt())
-    ends = min(expected - 1.96 * count_error, count), max(expected + 1.96 * count_error, count)
-    return Estimate(count, count_error, n, "data", ends=ends)
+    return Estimate(
+        float(count), count_error, n, "data", ends=(float(min(low, count)), float(max(high, count)))
+    )
+
+
+def _count_interval(probability: Tensor) -> tuple[int, int]:
+    """The 95 % interval of how many of some independent events happen, from their probabilities."""
+    distribution = np.ones(1)
+    for share in probability.tolist():
+        distribution = np.convolve(distribution, (1 - share, share))
+    cumulated, tail = distribution.cumsum(), (1 - CONFIDENCE) / 2
+    return int((cumulated < tail).sum()), int((cumulated < 1 - tail).sum())
 
 
 def unit_rates(
