@@ -321,7 +321,7 @@ def of_draws(p: Problem, repetitions: int) -> Cells:
         for seed in range(repetitions):
             x = p.exact.sample(size, seed=1000 + seed)
             encoding = p.encode(x)
-            codes = draw_codes(encoding, size=8 * size, seed=seed)
+            codes = draw_codes(encoding, size=2 * size, seed=seed)
             lower.append(information(codes, AggregatedPosterior(encoding), p.fitted).lower)
             variances.append(collapse(moments(encoding)).variances[1])
         variance = float(1 - p.exact.posterior(x).variance[0, 1])
@@ -399,8 +399,8 @@ OF_A_GUIDE = {
     "rows": of_rows, "evidence": of_evidence, "holes": of_holes, "draws": of_draws,
 }  # fmt: skip
 OF_NONE = {
-    "activity": of_activity, "classifier": of_classifier, "calibration": of_calibration,
-    "gaps": of_gaps,
+    "activity": of_activity, "calibration": of_calibration, "gaps": of_gaps,
+    "classifier": of_classifier,
 }  # fmt: skip
 
 
