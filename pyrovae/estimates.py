@@ -241,8 +241,10 @@ def two_stage_mean(
     .. math:: se^2 = (1 - f)\, s_b^2 / m + f\, s_w^2 / (m S)
 
     which is unbiased (Cochran 1977, *Sampling Techniques*, ch. 10), and leaves only the noise of
-    the draws if every point was taken. With fewer than nine degrees of freedom, or an infinite
-    value, the mean can't be told.
+    the draws if every point was taken. The interval is Student's, from which the skewness of the
+    draws within a point is removed where every point was taken and there are at least 3 draws of
+    each: two say nothing about it. With fewer than nine degrees of freedom, or an infinite value,
+    the mean can't be told.
 
     Args:
         values: shape ``(m, S)`` with S ≥ 2; m ≥ 2 unless all of a single point is taken.
@@ -267,4 +269,14 @@ def two_stage_mean(
     estimate = Estimate(mean, error, m * draws, "draws", bound)
     if freedom < FEW - 1:
         return estimate.unresolve(TOO_FEW["draws"])
-    return replace(estimate, ends=_interval_ends(mean, error, freedom))
+    skew = _skewness_within(values) if fraction == 1 and draws > 2 else 0.0
+    return replace(estimate, ends=_interval_ends(mean, error, freedom, skew))
+
+
+def _skewness_within(values: Tensor) -> float:
+    """The skewness of the draws at a point, pooled over the points, from unbiased moments."""
+    draws = values.shape[1]
+    cubes = float((values - values.mean(1, keepdim=True)).pow(3).sum(1).mean())
+    third = cubes * draws / ((draws - 1) * (draws - 2))
+    second = float(values.var(1).mean())
+    return third / second**1.5 if second else 0.0

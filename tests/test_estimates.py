@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
-from pyrovae.estimates import Over, mean_estimate, two_stage_mean
+from pyrovae.estimates import Over, _skewness_within, mean_estimate, two_stage_mean
 from pyrovae.models.discretized_logistic import bits_per_dimension
 from pyrovae.randomness import seeded
 
@@ -69,6 +69,31 @@ def test_intervals_move_and_stretch_with_the_values() -> None:
     low, high = mean_estimate(values).interval
     assert mean_estimate(3 - 2 * values).interval == pytest.approx((3 - 2 * high, 3 - 2 * low))
     assert mean_estimate(torch.full((20,), 4.0)).interval == (4.0, 4.0)
+
+
+@pytest.mark.parametrize(("points", "draws"), [(10, 4), (30, 3), (50, 8)])
+def test_intervals_of_skewed_draws_at_a_few_points_hold(points: int, draws: int) -> None:
+    # exponentials of different scales: 600 intervals, of which 94 % hold in long runs; four errors
+    # of 1 % less
+    scale = torch.rand(points, 1) + 0.1
+    held = 0
+    for _ in range(600):
+        values = -scale * torch.rand(points, draws).log()
+        low, high = two_stage_mean(values, population=points).interval
+        held += low <= float(scale.mean()) <= high
+    assert held / 600 > 0.94 - 4 * 0.01
+
+
+def test_the_skewness_of_draws_is_seen_from_three_of_them() -> None:
+    values = -torch.rand(4000, 3).log() + torch.randn(4000, 1)
+    # of an exponential it is 2; 0.37 is four times its standard deviation over repetitions
+    assert _skewness_within(values) == pytest.approx(2.0, abs=0.37)
+    mirrored = two_stage_mean(-values, population=4000).interval
+    assert mirrored == pytest.approx(
+        [-e for e in two_stage_mean(values, population=4000).interval][::-1]
+    )
+    two = two_stage_mean(values[:, :2], population=4000)
+    assert sum(two.interval) / 2 == pytest.approx(two.value)
 
 
 @pytest.mark.parametrize(("over", "words"), [("data", "rows"), ("draws", "draws")])
