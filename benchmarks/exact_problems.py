@@ -113,7 +113,6 @@ class Correlated:
             "amortization": inference - approximation,
             "approximation": approximation,
             "inference": inference,
-            "beyond_gaussian": 0.0,
         }
 
 
