@@ -29,15 +29,16 @@ def climb_elbo(target: Target, mean: Tensor, factor: Tensor, row: Tensor) -> tup
         row: numbers of the rows, shape ``(n,)``.
 
     Returns:
-        m and A of the best found; a step that is not a number is not made.
+        m and A of the last step; a slope that is not a number counts as none.
     """
     n, d = mean.shape
     identity = torch.eye(d, dtype=mean.dtype, device=mean.device)
     # in coordinates v in which the first q is standard: v ~ N(shift, C Cᵀ), C lower triangular
-    free = [torch.zeros_like(mean), torch.zeros_like(factor)]
-    averages = [[torch.zeros_like(part) for part in free] for _ in MEMORY]
+    shift, free = torch.zeros_like(mean), torch.zeros_like(factor)
+    optimizer = torch.optim.Adam([shift, free], betas=MEMORY)
     for step in range(STEPS):
-        shift, lower = free[0], _triangle(free[1])
+        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
+        lower = _triangle(free)
         half = torch.randn(DRAWS // 2, n, d, dtype=mean.dtype, device=mean.device)
         noise = torch.cat([half, -half])
         v = shift + torch.einsum("nde,sne->snd", lower, noise)
@@ -48,19 +49,12 @@ def climb_elbo(target: Target, mean: Tensor, factor: Tensor, row: Tensor) -> tup
         slope = slope + torch.einsum("nde,snd->sne", inverse, noise)
         outer = torch.einsum("snd,sne->nde", slope, noise).tril() / DRAWS
         diagonal = outer.diagonal(dim1=-2, dim2=-1) * lower.diagonal(dim1=-2, dim2=-1)
-        gradients = [slope.mean(0), outer.tril(-1) + torch.diag_embed(diagonal)]
-        rate = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
-        for index, gradient in enumerate(gradients):
-            for average, memory, power in zip(averages, MEMORY, (1, 2), strict=True):
-                average[index] = memory * average[index] + (1 - memory) * gradient**power
-            first, second = (
-                average[index] / (1 - memory ** (step + 1))
-                for average, memory in zip(averages, MEMORY, strict=True)
-            )
-            change = rate * first / (second.sqrt() + 1e-8)
-            free[index] = free[index] + torch.where(change.isfinite(), change, 0.0)
-    moved = mean + torch.einsum("nde,ne->nd", factor, free[0])
-    return moved, factor @ _triangle(free[1])
+        # Adam goes down, and a slope that is not a number must not reach its averages.
+        shift.grad = -slope.mean(0).nan_to_num(0.0, 0.0, 0.0)
+        free.grad = -(outer.tril(-1) + torch.diag_embed(diagonal)).nan_to_num(0.0, 0.0, 0.0)
+        optimizer.step()
+    moved = mean + torch.einsum("nde,ne->nd", factor, shift)
+    return moved, factor @ _triangle(free)
 
 
 def _triangle(free: Tensor) -> Tensor:
