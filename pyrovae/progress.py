@@ -27,9 +27,9 @@ class Bar:
             else display.add_task(description, total=total, completed=completed)
         )
 
-    def tick(self) -> None:
-        """Count one step as done."""
-        self._pending += 1
+    def tick(self, steps: int = 1) -> None:
+        """Count one step as done, or some."""
+        self._pending += steps
         if time.monotonic() - self._last > _INTERVAL:
             self.update()
 

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -347,9 +348,8 @@ def _choose_rows(rows: int, size: int, seed: int) -> Tensor:
 
 def _evidence_steps(effort: Effort, rows: int) -> int:
     """Steps of the progress bar that the estimates of log p(x) take."""
-    if effort.method == "importance":
-        return -(-min(effort.evidence_rows, rows) // BLOCK)
-    return len(NAMES) if effort.evidence_rows else 0
+    rows = min(effort.evidence_rows, rows)
+    return -(-rows // BLOCK) if effort.method == "importance" else len(NAMES) * rows
 
 
 def _evidence(
@@ -370,11 +370,13 @@ def _evidence(
     if effort.method == "importance":
         results = compare_priors(pair, x, priors, draws=draws, seed=seed, tick=bar.tick)
     else:
-        estimate = automatic_evidence if effort.method == "auto" else refined_evidence
-        results = {}
-        for name, prior in priors.items():
-            results[name] = estimate(pair, x, draws=draws, prior=prior, seed=seed, progress=False)
-            bar.tick()
+        estimate = refined_evidence
+        if effort.method == "auto":
+            estimate = partial(automatic_evidence, max_cost=effort.evidence_cost)
+        results = {
+            name: estimate(pair, x, draws=draws, prior=prior, seed=seed, tick=bar.tick)
+            for name, prior in priors.items()
+        }
     results["q_agg"] = replace(results["q_agg"], needed=needed)
     return {name: replace(result, rows=numbers) for name, result in results.items()}
 

@@ -13,6 +13,7 @@ LEAST = {
     "codes": (20, False),  # two at each of the ten data points that a classifier needs
     "evidence_rows": (2, True),
     "evidence_draws": (2, False),
+    "evidence_cost": (1, False),
     "export_rows": (1, True),
     "export_draws": (1, False),
     "pictures": (1, True),
@@ -37,6 +38,9 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
+        evidence_cost: evaluations of log p(x, z), one with its gradient for three, from which on no
+            better draws are looked for at a data point: it is then left out of the mean, and that
+            is said. By default that doesn't happen with 10,000 draws or fewer.
         export_rows, export_draws: data points, and draws at each, for ArviZ; 0 rows for no export.
         pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
         two_sample: codes, one for each data point, that a classifier has to tell from as many draws
@@ -57,6 +61,7 @@ class Effort:
     codes: int = 8192
     evidence_rows: int = 500
     evidence_draws: int = 500
+    evidence_cost: int = 1_000_000
     export_rows: int = 100
     export_draws: int = 200
     pictures: int = 36

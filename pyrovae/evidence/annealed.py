@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
-from pyrovae.evidence.hmc import Path, move
+from pyrovae.evidence.hmc import Densities, Path, move
 from pyrovae.evidence.result import Evidence, join, summarise
+from pyrovae.evidence.target import OF_GRADIENT
 from pyrovae.mixture import families
 from pyrovae.pairs import Pair
 from pyrovae.progress import progress_bar
@@ -139,8 +140,16 @@ def annealed_evidence(
                 start = path.sample(chains)
                 log_weights, accepted = anneal(path, start, annealing, tuning, tick=bar.tick)
             block = summarise(log_weights.T, first=index * len(blocks[0]))
-            parts.append(replace(block, acceptance=accepted))
+            cost = torch.full((len(rows),), cost_of_chains(chains, annealing), device=x.device)
+            parts.append(replace(block, acceptance=accepted, cost=cost))
     return check_moved(join(parts))
+
+
+def cost_of_chains(chains: int, annealing: Annealing) -> int:
+    """Evaluations of log p(x, z) at a data point, one with its gradient for three."""
+    last, leapfrog = annealing.temperatures, annealing.leapfrog
+    gradients = chains * (last + (last - 1) * leapfrog) + PILOT_CHAINS * (last + 1) * (1 + leapfrog)
+    return OF_GRADIENT * gradients
 
 
 def split_blocks(x: Tensor, chains: int) -> tuple[Tensor, ...]:
@@ -202,7 +211,7 @@ def _check_bijection(prior: dist.Distribution) -> None:
         ) from error
 
 
-def tune(path: Path, annealing: Annealing, *, seed: int, tick: Tick) -> Tuning:
+def tune(path: Densities, annealing: Annealing, *, seed: int, tick: Tick) -> Tuning:
     """Step sizes and units of length at every β, from one pilot run along the path."""
     with seeded(seed, "pilot"), pyro.validation_enabled(False):
         u, variance = path.sample(PILOT_CHAINS), path.sample(64).var(0)
@@ -223,7 +232,7 @@ def tune(path: Path, annealing: Annealing, *, seed: int, tick: Tick) -> Tuning:
 
 
 def anneal(
-    path: Path,
+    path: Densities,
     u: Tensor,
     annealing: Annealing,
     tuning: Tuning,

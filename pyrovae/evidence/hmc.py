@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import pyro.distributions as dist
 import torch
@@ -28,6 +29,19 @@ class Point:
     joint: Tensor
     density: Tensor
     gradient: Tensor
+
+
+class Densities(Protocol):
+    """The densities f_β from an easy one to p(x, z), as moves need them."""
+
+    def sample(self, chains: int) -> Tensor:
+        """Positions drawn from the easy density, shape ``(chains, B, D)``."""
+
+    def inside(self, u: Tensor) -> Tensor:
+        """Whether there is a density at positions, shape ``(C, B)``."""
+
+    def at(self, u: Tensor, beta: float) -> Point:
+        """Densities and gradient at positions of shape ``(C, B, D)``."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ class Path:
 
 
 def move(
-    path: Path, start: Point, beta: float, *, step: Tensor, scale: Tensor, leapfrog: int
+    path: Densities, start: Point, beta: float, *, step: Tensor, scale: Tensor, leapfrog: int
 ) -> tuple[Point, Tensor]:
     """One Hamiltonian move of every chain, which leaves f_β invariant and is its own reverse.
 

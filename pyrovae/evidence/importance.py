@@ -57,7 +57,7 @@ def importance_evidence(
     for parts in weighted_blocks(pair, x, draws=draws, seed=seed, proposal=source):
         weights = torch.cat([w.log_likelihood for w in parts])
         blocks.append(summarise(weights.T, first=len(blocks) * BLOCK))
-    return join(blocks)
+    return replace(join(blocks), cost=torch.full((len(x),), draws, device=x.device))
 
 
 @torch.no_grad()
@@ -91,7 +91,11 @@ def compare_priors(
             blocks.append(summarise(torch.cat(weights[name]).T, first=len(blocks) * BLOCK))
         tick()
     notes = support_notes(pair, x, priors)
-    results = {name: replace(join(blocks), notes=notes[name]) for name, blocks in columns.items()}
+    cost = torch.full((len(x),), draws, device=x.device)
+    results = {
+        name: replace(join(blocks), notes=notes[name], cost=cost)
+        for name, blocks in columns.items()
+    }
     rows = _blocks(pair, x)[0]
     if not pair.has_other_latents(rows) or not (points := pair.points(rows)):
         return results

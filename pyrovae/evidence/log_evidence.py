@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Literal, get_args
 
 from torch import nn
@@ -16,6 +17,7 @@ from pyrovae.evidence.refined import refined_evidence
 from pyrovae.evidence.result import Evidence
 from pyrovae.models import Prior
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed
 from pyrovae.torch_modes import plain
 
@@ -32,6 +34,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     *,
     method: Method | Annealing = "auto",
     draws: int | None = None,
+    max_cost: int | None = None,
     prior: Prior | None = None,
     site: str | tuple[str, ...] = "z",
     observed: str | None = None,
@@ -43,7 +46,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     ================== ======================================================= ============
     ``method``         what it does                                            errs
     ================== ======================================================= ============
-    ``"auto"``         the next where k̂ says that it is enough, else refined   low, by little
+    ``"auto"``         guide, refined or annealed, where k̂ says it is enough   low, by little
     ``"importance"``   K draws from the guide, weighted                        low
     ``"prior"``        K draws from p(z): the infinite mixture, literally      low, by most
     ``"refined"``      K draws around the modes of each log p(x, z), weighted  low, by little
@@ -59,6 +62,9 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
         data: rows, shape ``(N, ...)``.
         method: as above.
         draws: importance draws (by default 1000) or annealed chains (32) for each data point.
+        max_cost: evaluations of log p(x, z), one with its gradient for three, from which on
+            ``"auto"`` looks no further for better weights of a data point, but leaves it out of
+            the mean and says so; by default it does look.
         prior: stands in the place of the model's p(z): a density, a module whose forward returns
             one, or the result of :func:`pyrovae.fit_ex_post_prior`.
         site: name of the latent site, or of several as one vector. All latent sites of the guide
@@ -92,6 +98,11 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
             "bounds from both sides, on data that the model simulates, use "
             "pyrovae.sandwich(model, guide, like=data)."
         )
+    if max_cost is not None and (method != "auto" or max_cost < 1):
+        raise InputError(
+            f"expected max_cost= of at least 1, and with method='auto'; got {max_cost} with "
+            f"{method!r}. What the other methods cost is set by draws=, or by an Annealing."
+        )
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide, *([prior] if isinstance(prior, nn.Module) else [])):
         if prior is not None:
@@ -106,9 +117,12 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
                 seed=seed,
             )
         elif method == "auto" or method == "refined":
-            estimate = automatic_evidence if method == "auto" else refined_evidence
+            estimate = refined_evidence
+            if method == "auto":
+                estimate = partial(automatic_evidence, max_cost=max_cost)
             count = DRAWS if draws is None else draws
-            result = estimate(pair, x, draws=count, prior=prior, seed=seed)
+            with progress_bar("log p(x)", len(x), progress=None) as bar:
+                result = estimate(pair, x, draws=count, prior=prior, seed=seed, tick=bar.tick)
         else:
             annealing = method if isinstance(method, Annealing) else None
             result = annealed_evidence(

@@ -102,6 +102,19 @@ class Proposal:
         """The same guide behind other components."""
         return replace(self, log_weights=log_weights, mean=mean, factor=factor)
 
+    def subset(self, chosen: Tensor) -> Proposal:
+        """The proposals of some of the rows."""
+        target = self.target.subset(chosen)
+        return Proposal(
+            target,
+            None if self.guide is None else target.pair.encode(target.rows),
+            self.log_weights[chosen],
+            self.mean[chosen],
+            self.factor[chosen],
+            self.degrees[chosen],
+            self.width[chosen],
+        )
+
     def where(self, first: Tensor, other: Proposal) -> Proposal:
         """This proposal for some rows, ``(B,)``, another one for the rest."""
         return replace(
@@ -123,6 +136,23 @@ def density_of_guide(target: Target, guide: dist.Distribution, u: Tensor) -> Ten
     with pyro.validation_enabled(False):
         found = guide.log_prob(z).double() + jacobian
     return torch.where(kept & ~found.isnan(), found, -math.inf)
+
+
+def as_one(mean: Tensor, factor: Tensor, log_mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and factor of the covariance of some Gaussians as one mixture.
+
+    Args:
+        mean: shape ``(B, K, D)``.
+        factor: shape ``(B, K, D, D)``.
+        log_mass: shape ``(B, K)``.
+    """
+    share = log_mass.nan_to_num(nan=-math.inf).softmax(1).unsqueeze(-1)
+    middle = (share * mean).sum(1)
+    away = mean - middle.unsqueeze(1)
+    within = (share.unsqueeze(-1) * (factor @ factor.mT)).sum(1)
+    covariance = within + torch.einsum("bkd,bke->bde", share * away, away)
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    return middle, torch.where((failed == 0).view(-1, 1, 1), lower, factor[:, 0])
 
 
 def log_t(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pyro.distributions as dist
@@ -14,7 +15,6 @@ from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.evidence.target import target_for, whole
 from pyrovae.evidence.tuning import fit_proposal
 from pyrovae.pairs import Pair
-from pyrovae.progress import progress_bar
 from pyrovae.randomness import derived_seed, seeded
 
 ROWS = 64  # data points whose proposals are found together
@@ -29,7 +29,7 @@ def refined_evidence(
     draws: int,
     prior: dist.Distribution | None = None,
     seed: int = 0,
-    progress: bool | None = None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> Evidence:
     r"""K-sample bound on log p(x) by draws from a proposal around the modes of log p(x, z).
 
@@ -45,7 +45,7 @@ def refined_evidence(
         draws: K ≥ 2.
         prior: stands in the place of the model's own p(z).
         seed: names all draws; the result depends on it and the data alone.
-        progress: whether to show a bar; ``None`` shows it if stderr is a terminal.
+        tick: called with the number of rows that are done, block by block.
 
     Raises:
         InputError: with fewer than 2 draws, or where log p(x, z) is no differentiable function of
@@ -54,16 +54,15 @@ def refined_evidence(
     check_draws(draws)
     entire = whole(pair, x)
     parts: list[Evidence] = []
-    blocks = x.split(ROWS)
-    with progress_bar("log p(x)", len(blocks), progress=progress) as bar:
-        for index, rows in enumerate(blocks):
-            target = target_for(entire, rows, prior, named=pair)
-            tuning = derived_seed(seed, "refined proposal", index)
-            proposal = fit_proposal(target, seed=tuning).proposal
-            weights = counted(proposal, draws, seed=derived_seed(seed, "refined weights", index))
-            parts.append(summarise(weights.T, first=index * ROWS))
-            bar.tick()
-    return replace(join(parts), rungs=("refined",) * len(x))
+    for index, numbers in enumerate(torch.arange(len(x), device=x.device).split(ROWS)):
+        target = target_for(entire, x[numbers], prior, named=pair)
+        tuning = derived_seed(seed, "refined proposal", index)
+        proposal = fit_proposal(target, seed=tuning).proposal
+        weights = counted(proposal, draws, seed=derived_seed(seed, "refined weights", index))
+        part = summarise(weights.T, first=index * ROWS)
+        parts.append(replace(part, cost=target.cost, rungs=("refined",) * len(numbers)))
+        tick(len(numbers))
+    return join(parts)
 
 
 def counted(proposal: Proposal, draws: int, *, seed: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,8 +38,13 @@ class Evidence(Result):
         needed: how many data points it takes to tell a mean difference to another density; with
             fewer, the rare ones that decide it need not be among them.
         notes: what else a reader has to know, in sentences.
-        rungs: where the draws of each data point came from, ``"guide"`` or ``"refined"``, a
-            proposal of its own; ``None`` where the method leaves no choice.
+        rungs: where the weights of each data point come from: draws from the ``"guide"``, from a
+            ``"refined"`` proposal of its own, or chains that are ``"annealed"`` from there;
+            ``None`` where the method leaves no choice.
+        cost: what each data point took, shape ``(N,)``, in evaluations of log p(x, z) at one code;
+            one with its gradient counts as three.
+        stopped: data points at which the cap on the cost ended the search for better weights, shape
+            ``(N,)``, if there is one; they are unresolved, and no mean takes them in.
     """
 
     values: Tensor
@@ -53,6 +58,8 @@ class Evidence(Result):
     rows: Tensor | None = None
     needed: float = 0.0
     rungs: tuple[str, ...] | None = None
+    cost: Tensor | None = None
+    stopped: Tensor | None = None
 
     @property
     def k_limit(self) -> float:
@@ -61,15 +68,17 @@ class Evidence(Result):
 
     @property
     def unresolved(self) -> Tensor:
-        """The data points whose k̂ is above the limit, or not known, shape ``(N,)``."""
-        return ~(self.pareto_k <= self.k_limit)
+        """The data points whose k̂ is above the limit or not known, or stopped, ``(N,)``."""
+        rejected = ~(self.pareto_k <= self.k_limit)
+        return rejected if self.stopped is None else rejected | self.stopped
 
     def mean(self) -> Estimate:
         """Mean over the data points; its standard error is over data and draws together.
 
-        It can't be told where log p(x) of a data point is infinite.
+        It can't be told where log p(x) of a data point is infinite. Where the cap on the cost
+        stopped some, it is that of the others.
         """
-        return self._mean_of(self.values, self.bound)
+        return self._mean_of(self.values, self.bound, self._counted())
 
     def minus(self, other: Evidence) -> Estimate:
         """Mean of the paired differences to ``other``, computed on the same data points.
@@ -85,13 +94,25 @@ class Evidence(Result):
                 f"expected two results on the same data; got {len(self.values)} and "
                 f"{len(other.values)} data points."
             )
-        change = self._mean_of(self.values - other.values, None)
-        if len(self.values) >= max(self.needed, other.needed) or change.unresolved:
+        counted = self._counted() & other._counted()
+        change = self._mean_of(self.values - other.values, None, counted)
+        if change.size >= max(self.needed, other.needed) or change.unresolved:
             return change
         return change.unresolve(TOO_FEW["data"])
 
-    def _mean_of(self, values: Tensor, bound: Bound | None) -> Estimate:
-        broken = ~values.isfinite()
+    def _counted(self) -> Tensor:
+        """The data points that means are over, shape ``(N,)``."""
+        return torch.ones_like(self.values, dtype=torch.bool) & (
+            True if self.stopped is None else ~self.stopped
+        )
+
+    def _mean_of(self, values: Tensor, bound: Bound | None, counted: Tensor) -> Estimate:
+        broken = ~values.isfinite() & counted
+        values = values[counted]
+        if len(values) < 2 < len(counted):
+            return Estimate(math.nan, math.inf, len(values), "data", bound).unresolve(
+                f"the cap on the cost left {len(values)} of {len(counted)} data points"
+            )
         if not broken.any():
             return mean_estimate(values, over="data", bound=bound)
         estimate = Estimate(float(values.mean()), math.inf, len(values), "data", bound)
@@ -104,6 +125,8 @@ class Evidence(Result):
         impossible, improper = self.values == -math.inf, self.values == math.inf
         unknown = self.pareto_k.isinf() & self.values.isfinite()
         rejected = (self.pareto_k > self.k_limit) & self.pareto_k.isfinite()
+        stopped = torch.zeros_like(unknown) if self.stopped is None else self.stopped
+        unknown, rejected = unknown & ~stopped, rejected & ~stopped
         more = "draws" if self.acceptance is None else "chains"
         sentences = []
         if impossible.any():
@@ -131,6 +154,12 @@ class Evidence(Result):
                 f"too much for {self.draws} {more}: the few largest weights "
                 f"decide, log p(x) is probably {side} than estimated and the standard errors are "
                 f"too small. Take {self._remedy}."
+            )
+        if stopped.any():
+            sentences.append(
+                f"For {int(stopped.sum())} of {n} data points, in {name_rows(stopped, self.rows)}, "
+                "the cap on the cost was reached before their weights were even enough: log p(x) "
+                "is probably higher than estimated there, and means leave them out. Raise the cap."
             )
         if self.acceptance is not None and (stuck := int((self.acceptance < STUCK).sum())):
             sentences.append(
@@ -161,7 +190,7 @@ class Evidence(Result):
         return "\n".join([f"{self.mean()} over {len(self.values)} data points", *self.concerns])
 
 
-def summarise(log_weights: Tensor, *, first: int = 0, numbers: Tensor | None = None) -> Evidence:
+def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:
     r"""log of the mean weight of each data point, with the delta method's standard error.
 
     .. math:: \log \hat p = \log \tfrac1K \sum_k w_k, \quad se = s(w / \bar w) / \sqrt K
@@ -169,7 +198,6 @@ def summarise(log_weights: Tensor, *, first: int = 0, numbers: Tensor | None = N
     Args:
         log_weights: shape ``(N, K)`` with K ≥ 2; −inf where a draw has no weight.
         first: number of the first data point in its data set, for the error.
-        numbers: those of all, shape ``(N,)``, where they don't follow each other.
 
     Raises:
         InputError: if a weight is not a number.
@@ -177,8 +205,7 @@ def summarise(log_weights: Tensor, *, first: int = 0, numbers: Tensor | None = N
     log_weights = log_weights.double()
     broken = log_weights.isnan().any(1) | (log_weights == math.inf).any(1)
     if broken.any():
-        index = int(broken.nonzero()[0])
-        row = first + index if numbers is None else int(numbers[index])
+        row = first + int(broken.nonzero()[0])
         raise InputError(
             f"expected a log density at every draw; got NaN or +inf in row {row} (counted from 0). "
             "Check what model and guide give there: a scale of 0, say, or a density without bound."
@@ -211,24 +238,6 @@ def join(parts: list[Evidence]) -> Evidence:
         rungs=None
         if first.rungs is None
         else tuple(rung for part in parts for rung in part.rungs or ()),
-    )
-
-
-def in_order(result: Evidence, numbers: Tensor) -> Evidence:
-    """The same result with the data points in the order of their numbers, shape ``(N,)``."""
-    order = numbers.argsort()
-
-    def take(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part[order]
-
-    rungs = result.rungs
-    return replace(
-        result,
-        values=result.values[order],
-        standard_error=result.standard_error[order],
-        pareto_k=result.pareto_k[order],
-        smoothed=take(result.smoothed),
-        acceptance=take(result.acceptance),
-        rows=take(result.rows),
-        rungs=None if rungs is None else tuple(rungs[number] for number in order.tolist()),
+        cost=None if first.cost is None else cat("cost"),
+        stopped=None if first.stopped is None else cat("stopped"),
     )

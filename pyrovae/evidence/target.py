@@ -17,6 +17,7 @@ from pyrovae.randomness import seeded
 
 AT_ONCE = 8192  # codes that go through the model at once, at most
 BYTES = 1 << 24  # of data that go through the model at once; more is slow to allocate
+OF_GRADIENT = 3  # evaluations that a value with its gradient counts as: back is twice the way there
 ROUNDED = 0.5  # by which a position may differ from that of its own code, for lack of digits
 
 
@@ -37,6 +38,8 @@ class Target:
         dtype: of the codes that the model takes.
         named: the pair with the sites alone that ``prior`` is for, the first of the code.
         sizes: units of those, and of each other site.
+        numbers: of the rows among those that it was made for, shape ``(B,)``.
+        cost: evaluations of log p(x, z) so far at each of those, which are counted up in place.
     """
 
     pair: Pair
@@ -46,6 +49,17 @@ class Target:
     dtype: torch.dtype
     named: Pair
     sizes: tuple[int, ...]
+    numbers: Tensor
+    cost: Tensor
+
+    def subset(self, chosen: Tensor) -> Target:
+        """The target at some of the rows, with the same count of what they cost."""
+        return replace(self, rows=self.rows[chosen], numbers=self.numbers[chosen])
+
+    def count(self, row: Tensor, evaluations: int = 1) -> None:
+        """Add to the cost of rows, as often as their numbers come, shape ``(n,)``."""
+        times = torch.bincount(row, minlength=len(self.rows))
+        self.cost[self.numbers] += evaluations * times
 
     @property
     def whole_prior(self) -> dist.Distribution | None:
@@ -118,6 +132,7 @@ class Target:
         return self.log_density(u.reshape(-1, d), row).view(s, b)
 
     def _log_density(self, u: Tensor, row: Tensor) -> Tensor:
+        self.count(row, OF_GRADIENT if u.requires_grad else 1)
         z, jacobian, kept = self.codes(u)
         if not kept.all():  # somewhere inside, in their place, with no weight
             safe = torch.where(kept.unsqueeze(-1), u, 0.0)
@@ -210,7 +225,9 @@ def target_for(
             "expected log p(x, z) to be a function of z; got two values at one z: the model draws "
             f"other latent sites too. {REMEDY}"
         )
-    target = Target(pair, rows, prior, support, z.dtype, named, sizes)
+    numbers = torch.arange(len(rows), device=rows.device)
+    cost = torch.zeros_like(numbers)
+    target = Target(pair, rows, prior, support, z.dtype, named, sizes, numbers, cost)
     _check_gradient(target, target.positions(z))
     return target
 

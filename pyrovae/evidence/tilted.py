@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.evidence.modes import find_modes
+from pyrovae.evidence.proposal import as_one
 from pyrovae.evidence.target import Target
 
 CHOSEN = 16  # components that a row's proposal is made of
@@ -75,7 +76,7 @@ def tilted_components(
     b, k = log_mass.shape
     climbed = find_modes(target, u.flatten(0, 1), row.repeat_interleave(k), width.flatten(0, 1))
     own, masses = climbed.u.view(b, k, d), climbed.log_mass().view(b, k)
-    wide_mean, wide_factor = _together(own, climbed.factor.view(b, k, d, d), masses)
+    wide_mean, wide_factor = as_one(own, climbed.factor.view(b, k, d, d), masses)
     return (
         torch.cat([own, wide_mean.unsqueeze(1)], 1),
         torch.cat([climbed.factor.view(b, k, d, d), wide_factor.unsqueeze(1)], 1),
@@ -109,14 +110,3 @@ def _tilted(
     )
     chosen = log_mass.topk(min(CHOSEN, len(log_mass))).indices
     return u[chosen], log_mass[chosen], variance[chosen].sqrt()
-
-
-def _together(mean: Tensor, factor: Tensor, log_mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and factor of the covariance of some Gaussians as one mixture."""
-    share = log_mass.nan_to_num(nan=-math.inf).softmax(1).unsqueeze(-1)
-    middle = (share * mean).sum(1)
-    away = mean - middle.unsqueeze(1)
-    within = (share.unsqueeze(-1) * (factor @ factor.mT)).sum(1)
-    covariance = within + torch.einsum("bkd,bke->bde", share * away, away)
-    lower, failed = torch.linalg.cholesky_ex(covariance)
-    return middle, torch.where((failed == 0).view(-1, 1, 1), lower, factor[:, 0])

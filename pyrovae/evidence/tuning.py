@@ -324,13 +324,8 @@ def matched(fitted: Fitted) -> Proposal:
 
 def subset(fitted: Fitted, number: Tensor) -> Fitted:
     """What is known of some of the rows."""
-    whole = fitted.proposal
-    target = replace(whole.target, rows=whole.target.rows[number])
-    guide = None if whole.guide is None else target.pair.encode(target.rows)
-    names = ("log_weights", "mean", "factor", "degrees", "width")
-    parts = {name: getattr(whole, name)[number] for name in names}
     return Fitted(
-        Proposal(target, guide, **parts),
+        fitted.proposal.subset(number),
         fitted.pareto_k[number],
         fitted.log_mean[number],
         fitted.u[:, number],
