@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from pyrovae.evidence.target import Target
 
 STEPS = 12  # of Newton, at most
 CLOSE = 1e-3  # nats that a quadratic still promises, below which a mode is reached
 LENGTHS = (1.0, 0.6, 0.3, 0.1, 0.03, 0.003, 2.0)  # of a Newton step that are tried
 APART = 0.25  # conditional standard deviations between the two gradients of a curvature
 FLATTEST = 0.05  # curvature in units of the prior's, below which an axis counts as flat
+
+
+class Density(Protocol):
+    """What is climbed: positions ``(n, D)``, each with a number that says of which density."""
+
+    def log_density(self, u: Tensor, row: Tensor) -> Tensor:
+        """log f, shape ``(n,)``."""
+
+    def slope(self, u: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """log f and its gradient, ``(n,)`` and ``(n, D)``."""
+
+    def curvature(self, u: Tensor, row: Tensor, step: Tensor) -> Tensor:
+        """The Hessian of log f, shape ``(n, D, D)``."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Modes:
 
 
 @torch.no_grad()
-def find_modes(target: Target, u: Tensor, row: Tensor, scale: Tensor) -> Modes:
+def find_modes(target: Density, u: Tensor, row: Tensor, scale: Tensor) -> Modes:
     """Climb log f from some positions, by Newton steps with a search along each.
 
     Where the curvature isn't negative definite, its eigenvalues are taken by size, and those that
@@ -44,7 +56,7 @@ def find_modes(target: Target, u: Tensor, row: Tensor, scale: Tensor) -> Modes:
     better or worse proposal, and not a wrong estimate.
 
     Args:
-        target: the densities.
+        target: the densities, such as a ``Target``.
         u: where to start, shape ``(n, D)``.
         row: numbers of the rows, shape ``(n,)``.
         scale: unit of length along each unit, as the prior's standard deviation, ``(n, D)``.
@@ -95,7 +107,7 @@ def invert(hessian: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search(
-    target: Target, u: Tensor, row: Tensor, direction: Tensor, value: Tensor
+    target: Density, u: Tensor, row: Tensor, direction: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The best of some lengths along a direction, or where it began, and how high it is there."""
     lengths = torch.tensor(LENGTHS, dtype=u.dtype, device=u.device)

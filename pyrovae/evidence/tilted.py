@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
 import torch
@@ -41,7 +41,7 @@ def tilted_components(
 
     The likelihood is expanded to second order around the mode that it has together with a Gaussian
     of the mixture's moments, :math:`\log p(x|z) \approx g^T z - \tfrac12 z^T Λ z`. Each component
-    then has a posterior in closed form, from which it climbs to a mode of its own.
+    then has a posterior in closed form, from which its product with the likelihood is climbed.
 
     Args:
         target: the densities.
@@ -72,16 +72,62 @@ def tilted_components(
         _tilted(mean, variance, log_weight, *of_row)
         for of_row in zip(curvature, slope, first.u, first.factor, strict=True)
     ]
-    u, log_mass, width = (torch.stack(column) for column in zip(*parts, strict=True))
-    b, k = log_mass.shape
-    climbed = find_modes(target, u.flatten(0, 1), row.repeat_interleave(k), width.flatten(0, 1))
-    own, masses = climbed.u.view(b, k, d), climbed.log_mass().view(b, k)
+    u, chosen = (torch.stack(column) for column in zip(*parts, strict=True))
+    b, k = chosen.shape
+    every = chosen.flatten()
+    product = Product(target, broad, row.repeat_interleave(k), mean[every], variance[every])
+    width = variance[every].sqrt()
+    climbed = find_modes(product, u.flatten(0, 1), torch.arange(b * k, device=u.device), width)
+    own = climbed.u.view(b, k, d)
+    masses = (climbed.log_mass() + log_weight[every]).view(b, k)
     wide_mean, wide_factor = as_one(own, climbed.factor.view(b, k, d, d), masses)
     return (
         torch.cat([own, wide_mean.unsqueeze(1)], 1),
         torch.cat([climbed.factor.view(b, k, d, d), wide_factor.unsqueeze(1)], 1),
         torch.cat([masses, masses.logsumexp(1, keepdim=True) + math.log(0.1)], 1),
     )
+
+
+@dataclass(frozen=True)
+class Product:
+    r"""The likelihood of a row times one component of the mixture, :math:`p(x | z) N(z; m, v)`.
+
+    It has a mode of its own, where the mixture has one for many components that overlap.
+
+    Args:
+        target: the rows' densities.
+        broad: any density over all codes, through which the likelihood is computed.
+        row: numbers of the rows of n products, shape ``(n,)``.
+        mean, variance: of their components, shape ``(n, D)``.
+    """
+
+    target: Target
+    broad: dist.Distribution
+    row: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def log_density(self, u: Tensor, number: Tensor) -> Tensor:
+        """log f at positions, each of the product with its number, ``(n,)``; ``(n,)``."""
+        height = replace(self.target, prior=self.broad).log_density(u, self.row[number])
+        return height + self._change(u, number)
+
+    def slope(self, u: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        """log f and its gradient, ``(n,)`` and ``(n, D)``."""
+        height, gradient = replace(self.target, prior=self.broad).slope(u, self.row[number])
+        away = (u - self.broad.mean) / self.broad.variance
+        toward = (self.mean[number] - u) / self.variance[number]
+        return height + self._change(u, number), gradient + away + toward
+
+    def curvature(self, u: Tensor, number: Tensor, step: Tensor) -> Tensor:
+        """The Hessian of log f, shape ``(n, D, D)``."""
+        hessian = replace(self.target, prior=self.broad).curvature(u, self.row[number], step)
+        return hessian + torch.diag_embed(1 / self.broad.variance - 1 / self.variance[number])
+
+    def _change(self, u: Tensor, number: Tensor) -> Tensor:
+        mean, variance = self.mean[number], self.variance[number]
+        own = ((u - mean).square() / variance + (2 * math.pi * variance).log()).sum(-1) / 2
+        return -own - self.broad.log_prob(u.to(self.target.dtype)).double()
 
 
 def _tilted(
@@ -92,8 +138,8 @@ def _tilted(
     slope: Tensor,
     near: Tensor,
     factor: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The components of most mass for one row: posterior means, log masses and their widths."""
+) -> tuple[Tensor, Tensor]:
+    """The components of most mass for one row: posterior means ``(K, D)`` and numbers ``(K,)``."""
     spread = variance + (factor @ factor.mT).diagonal()
     score = log_weight - ((mean - near).square() / spread + spread.log()).sum(-1) / 2
     screened = score.topk(min(SCREENED, len(score))).indices
@@ -109,4 +155,4 @@ def _tilted(
         - lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     )
     chosen = log_mass.topk(min(CHOSEN, len(log_mass))).indices
-    return u[chosen], log_mass[chosen], variance[chosen].sqrt()
+    return u[chosen], screened[chosen]
