@@ -121,3 +121,14 @@ def some_gaps(gaps: Gaps, rows: Tensor | slice) -> Gaps:
     full = None if gaps.full is None else some_rows(gaps.full, rows)
     both = (some_rows(e, rows) for e in (gaps.guide, gaps.family))
     return Gaps(*both, full, some_rows(gaps.evidence, rows))
+
+
+def mixture_evidence(exact: LinearGaussian, density: dist.Distribution) -> dist.Distribution:
+    """p(x) with a mixture of diagonal Gaussians over z in the prior's place: one of Gaussians."""
+    parts = density.component_distribution
+    within = torch.einsum("pd,nd,qd->npq", exact.weight, parts.variance, exact.weight)
+    noise = exact.noise**2 * torch.eye(len(exact.bias), dtype=within.dtype)
+    return dist.MixtureSameFamily(
+        dist.Categorical(logits=density.mixture_distribution.logits.reshape(-1)),
+        dist.MultivariateNormal(parts.mean @ exact.weight.T + exact.bias, within + noise),
+    )

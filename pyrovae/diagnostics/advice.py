@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence
@@ -13,45 +15,101 @@ from pyrovae.evidence import Evidence
 RELEVANT = 0.1
 TOLERATED = 0.05  # largest share of data points with a rejected k̂ where the change is still stated
 PREFERENCE = ("prior", "ex_post", "q_agg")  # among densities that the data do not tell apart
+RULE = (
+    "of densities that these rows don't tell apart the model's own comes first, and raw q_agg, "
+    "which copies its data, last"
+)
+TWO_SIDED = 1.96  # standard errors that a 95 % interval reaches to either side
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def advise(evidence: Mapping[str, Evidence], names: Mapping[str, str]) -> str:
+def advise(
+    evidence: Mapping[str, Evidence], names: Mapping[str, str], *, same: Mapping[str, str] = NONE
+) -> str:
     """Where to sample from, by held-out log p(x) under each density in the prior's place.
 
     What a density changes can't be told where k̂ rejects log p(x), under it or under the prior, at
-    more than 5 % of the data points. If no change can be told, the sentence says only that.
+    more than 5 % of the data points. If no change can be told, the sentence says only that. Where
+    a change has no sign yet, it says how many more draws or rows would show one of that size.
 
     Args:
         evidence: held-out log p(x) by density; ``"prior"`` is the model's own.
         names: what each density is called in a sentence.
+        same: densities that are others of these by another name, by key: they are not compared.
     """
+    prior = evidence["prior"]
     changes = {
-        name: change_from(evidence["prior"], result)
+        name: change_from(prior, result)
         for name, result in evidence.items()
-        if name != "prior"
+        if name != "prior" and name not in same
     }
     resolved = [name for name, change in changes.items() if not change.unresolved]
     sentences = {
-        name: f"{names[name]} changes it by {change.value:+.2f} ± {change.standard_error:.2f}"
-        if name in resolved
-        else f"what {names[name]} changes can't be told: {change.unresolved}"
+        name: _sentence(names[name], change, prior, evidence[name])
         for name, change in changes.items()
     }
+    twins = [f"{names[one]} is {names[other]} by another name" for one, other in same.items()]
     if not resolved:
-        return f"Where to sample from can't be told by log p(x) ({'; '.join(sentences.values())})."
+        reasons = "; ".join([*sentences.values(), *twins])
+        return f"Where to sample from can't be told by log p(x) ({reasons})."
     candidates = [name for name in PREFERENCE if name == "prior" or name in resolved]
     best = max(["prior", *resolved], key=lambda n: changes[n].value if n in resolved else 0.0)
     choice = next(name for name in candidates if not _is_beaten(evidence[name], evidence[best]))
+    rows = max(changes[name].size for name in resolved)
     if choice == "prior":
-        reason = f"no density raises held-out log p(x) clearly and by more than {RELEVANT} nats"
+        reason = (
+            f"over {rows} rows no density raises held-out log p(x) clearly and by more than "
+            f"{RELEVANT} nats"
+        )
     else:
         gain = changes[choice]
         reason = (
-            f"held-out log p(x) is {gain.value:.2f} ± {gain.standard_error:.2f} nats higher than "
-            f"under {names['prior']}"
+            f"over {rows} rows held-out log p(x) is {gain.value:.2f} ± {gain.standard_error:.2f} "
+            f"nats higher than under {names['prior']}"
         )
-    rest = "; ".join(sentence for name, sentence in sentences.items() if name != choice)
-    return f"Sample from {names[choice]}: {reason} ({rest}).".replace("by -", "by −")
+    rest = [sentence for name, sentence in sentences.items() if name != choice]
+    if choice != best:
+        rest.append(RULE)
+    return f"Sample from {names[choice]}: {reason} ({'; '.join([*rest, *twins])})."
+
+
+def _sentence(name: str, change: Estimate, prior: Evidence, other: Evidence) -> str:
+    """What a density changes, or why that can't be told and what would tell it."""
+    if change.unresolved:
+        return f"what {name} changes can't be told: {change.unresolved}"
+    size = f"{change.value:+.2f}".replace("-", "−")
+    text = f"{name} changes it by {size} ± {change.standard_error:.2f}"
+    return text if change.excludes(0.0) else f"{text}, {_what_would_tell(change, prior, other)}"
+
+
+def _what_would_tell(change: Estimate, prior: Evidence, other: Evidence) -> str:
+    """How many more draws or rows a change of this size takes to be told from none.
+
+    Its squared error is that of the rows and that of the draws, of which each falls with its own
+    number: draws are named where they are enough, and rows else.
+    """
+    if change.value == 0.0:
+        return "which is none"
+    wanted = (change.value / TWO_SIDED) ** 2
+    variance = prior.standard_error.square() + other.standard_error.square()
+    by_draws = float(variance[variance.isfinite()].mean()) / change.size
+    by_rows = max(0.0, change.standard_error**2 - by_draws)
+    if by_rows < wanted / 2:
+        more = math.ceil(other.draws * (by_draws / (wanted - by_rows) - 1))
+        if more > 0:
+            return f"which {_rounded(more)} more draws at each row would tell from none"
+    more = math.ceil(change.size * (change.standard_error**2 / wanted - 1))
+    return f"which {_rounded(max(1, more))} more rows would tell from none, if it stays as it is"
+
+
+def _rounded(number: int) -> str:
+    """A number by its first digit, rounded up.
+
+    >>> _rounded(1203), _rounded(7)
+    ('2,000', '7')
+    """
+    power = 10 ** (len(str(number)) - 1)
+    return f"{math.ceil(number / power) * power:,}"
 
 
 def change_from(prior: Evidence, other: Evidence) -> Estimate:

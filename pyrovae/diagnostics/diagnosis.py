@@ -38,7 +38,7 @@ from pyrovae.evidence import (
     left_out,
     refined_evidence,
 )
-from pyrovae.ex_post import ExPostPrior, fit_ex_post_prior
+from pyrovae.ex_post import ExPostPrior, Inflated, fit_ex_post_prior
 from pyrovae.export import ExportedDraws, export_draws
 from pyrovae.extras import MissingPackage
 from pyrovae.mixture import AggregatedPosterior, families
@@ -116,9 +116,9 @@ class Diagnosis(Result):
         """One sentence that says where to draw z from, and why."""
         if not self.evidence:
             return UNADVISED
-        return advise(
-            self.evidence, NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
-        )
+        names = NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
+        same = {"ex_post": "q_agg"} if self.ex_post.choice == Inflated().name else {}
+        return advise(self.evidence, names, same=same)
 
     @property
     def concerns(self) -> tuple[str, ...]:

@@ -70,6 +70,41 @@ def test_a_few_rejected_data_points_are_tolerated() -> None:
         assert advise(parts | {"prior": prior}, NAMES).startswith(start)
 
 
+def test_a_density_by_another_name_is_not_compared_with_itself() -> None:
+    values = torch.randn(100)
+    parts = {name: evidence(values + shift) for name, shift in zip(NAMES, (0, -2, -2), strict=True)}
+    advice = advise(parts, NAMES, same={"ex_post": "q_agg"})
+    assert advice.count("changes it by") == 1
+    assert "the ex-post prior is raw q_agg by another name" in advice
+
+
+def test_advice_says_how_many_rows_it_rests_on_and_how_ties_go() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(100)
+    parts = {"prior": evidence(values), "q_agg": evidence(values + 1.0)}
+    better = values + 1.0 - 0.05 + 0.01 * torch.randn(100)  # by less than is relevant
+    advice = advise(parts | {"ex_post": evidence(better)}, NAMES)
+    assert advice.startswith("Sample from the ex-post prior: over 100 rows")
+    assert "that these rows don't tell apart" in advice
+    clear = advise(parts | {"ex_post": evidence(values + 2.0)}, NAMES)
+    assert "tell apart" not in clear
+
+
+@pytest.mark.parametrize(("error", "remedy"), [(0.9, "more draws"), (0.0, "more rows")])
+def test_what_would_tell_a_difference(error: float, remedy: str) -> None:
+    # The noise between rows is that of the draws alone, or of the rows alone.
+    torch.manual_seed(1)
+    zero, noise = torch.zeros(400), torch.randn(400)
+    noise = (noise - noise.mean()) / noise.std()
+    own = evidence(zero)
+    other = replace(evidence(0.09 + noise), standard_error=torch.full((400,), error))
+    advice = advise({"prior": own, "q_agg": other}, NAMES)
+    # 0.09 is 1.8 of 0.05: the squared error has to fall to (1.8 / 1.96)² = 0.8434 of itself.
+    assert advice.startswith("Sample from the prior")
+    number = {"more draws": "300", "more rows": "80"}[remedy]
+    assert f"which {number} {remedy}" in advice
+
+
 @pytest.mark.parametrize("infinite", [torch.inf, -torch.inf])
 def test_no_advice_is_built_on_an_infinite_value(infinite: float) -> None:
     values = torch.randn(100)
