@@ -17,7 +17,7 @@ from pyrovae.evidence.importance import (
     log_weights_of_guide,
     support_notes,
 )
-from pyrovae.evidence.pareto_k import UNRELIABLE, k_limit, smooth
+from pyrovae.evidence.pareto_k import k_limit, smooth
 from pyrovae.evidence.proposal import density_of_guide
 from pyrovae.evidence.proposal_path import annealed_from
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
@@ -46,16 +46,10 @@ def automatic_evidence(
 
     The guide's draws are weighed where k̂ of 500 pilot draws is at most 0.3 and none of some draws
     from the prior has a weight 20 times the mean, which would be a part of the posterior that the
-    guide does not reach. The others have a proposal of their own. Where its pilot's k̂ is above
-    0.7, or that of 500 counted weights or more above its limit, as many chains start from there.
+    guide does not reach. The others have a proposal of their own. Where k̂ of as many pilot draws
+    as are to be counted, or 500, is above its limit, chains are annealed from there.
 
-    Pilot draws are not counted, and choices by them leave the bound a bound. Where counted weights
-    w are dropped for their k̂, the mean weight changes by
-
-    .. math:: |E[(\bar w / p(x) - 1) 1_{dropped}]| \le sd(\bar w / p(x)) \sqrt{P(dropped)}
-
-    mostly downwards, as a large weight makes both mean and k̂ large: 0.002 nats on silhouettes of
-    40 units, where 1 % is dropped.
+    Pilot draws are not counted, so that the choice leaves the bound a bound.
 
     Args:
         pair: model and guide. Where log p(x, z) is no differentiable function of the code of each
@@ -120,8 +114,8 @@ class Ladder:
         rung, up = torch.zeros_like(every), every
         if guided:
             enough = guide_is_enough(self.pair, self.target, seed=self.seed)
-            log_weights[:, enough] = weights = self._by_guide(every[enough])
-            up = torch.cat([every[~enough], every[enough][self._uneven(weights)]])
+            log_weights[:, enough] = self._by_guide(every[enough])
+            up = every[~enough]
         dear = self.target.cost[up] >= self.most
         stopped = torch.zeros_like(every, dtype=torch.bool)
         stopped[up[dear]] = True
@@ -136,28 +130,20 @@ class Ladder:
     def _beyond_the_guide(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of some data points, ``(K, n)``; which are annealed; which stopped, ``(n,)``."""
         seed = derived_seed(self.seed, "proposal where the guide fails")
-        fitted = fit_proposal(self.target.subset(chosen), seed=seed)
-        seed = derived_seed(self.seed, "weights where the guide fails")
-        log_weights = counted(fitted.proposal, self.draws, seed=seed)
-        uneven = self._uneven(log_weights) | ~(fitted.pareto_k <= UNRELIABLE)
+        proposal = fit_proposal(self.target.subset(chosen), seed=seed).proposal
+        draws = max(self.draws, PILOT)
+        seed = derived_seed(self.seed, "verdict on a proposal")
+        pilot = _tame(counted(proposal, draws, seed=seed))
+        uneven = ~(smooth(pilot.T)[1] <= k_limit(draws))
         dear = self.target.cost[chosen] >= self.most
+        log_weights = pilot.new_zeros((self.draws, len(chosen)))
         annealed = uneven & ~dear
-        if annealed.any():
-            seed = derived_seed(self.seed, "annealed where a proposal fails")
-            proposal = fitted.proposal.subset(annealed.nonzero().squeeze(1))
-            log_weights[:, annealed] = annealed_from(proposal, self.draws, seed=seed)
+        for way, rows in ((counted, ~annealed), (annealed_from, annealed)):
+            if rows.any():
+                seed = derived_seed(self.seed, "weights where the guide fails")
+                part = proposal.subset(rows.nonzero().squeeze(1))
+                log_weights[:, rows] = way(part, self.draws, seed=seed)
         return log_weights, annealed, uneven & dear
-
-    def _uneven(self, log_weights: Tensor) -> Tensor:
-        """Which rows' weights, ``(K, n)``, have a k̂ above its limit, if they are enough to tell.
-
-        Weights of NaN or +∞ are let through: they are an error, which names the row.
-        """
-        broken = (log_weights.isnan() | (log_weights == torch.inf)).any(0)
-        if self.draws < PILOT or not len(broken):
-            return torch.zeros_like(broken)
-        tame = torch.where(broken, 0.0, log_weights)
-        return ~(smooth(tame.T)[1] <= k_limit(self.draws))
 
     def _by_guide(self, chosen: Tensor) -> Tensor:
         if not len(chosen):
@@ -184,10 +170,13 @@ def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
         starts, _ = starting_points(target, guide)
         density = density_of_guide(target, guide, starts)
         excess = target.of_draws(starts) - density - log_mean
-    # NaN or +inf is kept for the counted draws, where it is an error that names the row.
-    tame = log_weights.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
     reached = ~(excess > math.log(UNEXPLAINED)).any(0)
-    return (smooth(tame.T)[1] <= ENOUGH) & reached
+    return (smooth(_tame(log_weights).T)[1] <= ENOUGH) & reached
+
+
+def _tame(log_weights: Tensor) -> Tensor:
+    """Pilot weights without NaN and +∞, which among those that count are an error."""
+    return log_weights.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
 
 
 def _guide_weights(pair: Pair, target: Target, draws: int, *, seed: int) -> Tensor:

@@ -12,8 +12,8 @@ from pyrovae.evidence.hmc import Point
 from pyrovae.evidence.proposal import Proposal, as_one
 from pyrovae.randomness import derived_seed, seeded
 
-# From a good proposal a few temperatures are enough: they mend its tails.
-FROM_PROPOSAL = Annealing(temperatures=8, leapfrog=2)
+# From a proposal with the right modes a few temperatures are enough: they mend its tails.
+FROM_PROPOSAL = Annealing(temperatures=16, leapfrog=3)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -187,7 +188,18 @@ class Evidence(Result):
         )
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.mean()} over {len(self.values)} data points", *self.concerns])
+        return "\n".join(
+            [f"{self.mean()} over {len(self.values)} data points", *self._effort, *self.concerns]
+        )
+
+    @property
+    def _effort(self) -> list[str]:
+        """From where the weights are, and what they cost, in a line."""
+        if self.rungs is None or self.cost is None:
+            return []
+        numbers = [f"{name} at {number}" for name, number in Counter(self.rungs).items()]
+        average = round(float(self.cost.double().mean()))
+        return [f"Weights: {', '.join(numbers)}; {average:,} evaluations of log p(x, z) at each."]
 
 
 def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:

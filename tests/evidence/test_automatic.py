@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.evidence import Evidence
+from pyrovae.evidence import Evidence, summarise
+from pyrovae.evidence.proposal import Proposal
+from pyrovae.evidence.proposal_path import annealed_from
+from pyrovae.evidence.refined import counted
+from pyrovae.evidence.target import target_for
+from pyrovae.pairs import Pair
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 auto = partial(pv.log_evidence, method="auto")
@@ -48,6 +53,95 @@ def test_each_datum_s_draws_are_from_the_guide_where_that_is_enough() -> None:
     assert right(found, exact.log_prob(x))
     assert not found.unresolved.any()
     assert found.concerns == ()
+
+
+def test_chains_from_a_proposal_have_the_mean_p_x_and_more_even_weights() -> None:
+    # A proposal off by a standard deviation in every unit and half as wide.
+    exact = linear_gaussian_vae(8, 4)
+    vae, x = exact.vae(), exact.sample(20)
+    posterior = exact.posterior(x)
+    target = target_for(Pair(vae.model, vae.guide), x, None)
+    ones = torch.ones(20)
+    proposal = Proposal(
+        target,
+        None,
+        torch.tensor([[0.0, -torch.inf]]).expand(20, 2),
+        (posterior.mean + posterior.stddev).unsqueeze(1),
+        torch.diag_embed(0.5 * posterior.stddev).unsqueeze(1),
+        5 * ones,
+        ones,
+    )
+    truth = exact.log_prob(x)
+    before = target.cost.clone()
+    chains = summarise(annealed_from(proposal, 1000, seed=1).T)
+    assert right(chains, truth)
+    # 1,000 chains of 16 temperatures and 3 leapfrog steps, with gradients, and the pilot's.
+    assert int((target.cost - before).unique()) == 3 * (1000 * (16 + 15 * 3) + 8 * 17 * 4)
+    direct = summarise(counted(proposal, 1000, seed=2).T)
+    assert float(chains.pareto_k.mean()) < float(direct.pareto_k.mean()) - 0.1
+    assert float(chains.standard_error.mean()) < 0.5 * float(direct.standard_error.mean())
+
+
+@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")  # at some rows, where it is not told
+def test_where_a_proposal_fails_chains_go_on_from_it() -> None:
+    # Posteriors that are bent, for which no Gaussian is a good proposal.
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            bent = 2 * z[..., 1:] + z[..., :1].square()
+            pyro.sample("x", dist.Normal(bent, 0.6).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 0.5).to_event(1))
+
+    x = torch.linspace(-2.0, 3.0, 40).unsqueeze(-1)
+    line = torch.linspace(-6.0, 6.0, 40_001)
+    given = dist.Normal(line.square(), (4.0 + 0.36) ** 0.5).log_prob(x)
+    truth = (given + dist.Normal(0.0, 1.0).log_prob(line)).logsumexp(1) + (line[1] - line[0]).log()
+    found = auto(model, guide, x, draws=500)
+    assert "annealed" in found.rungs and "refined" in found.rungs
+    told = ~found.unresolved
+    assert float(told.double().mean()) > 0.5
+    assert float(((found.values - truth) / found.standard_error)[told].abs().max()) < 4.5
+    by_rung = dict(zip(found.rungs, found.cost.tolist(), strict=True))
+    assert by_rung["annealed"] > by_rung["refined"] + 80_000
+
+
+def test_a_cap_on_the_cost_is_said_and_no_mean_takes_in_what_it_stopped() -> None:
+    exact = linear_gaussian_vae(8, 3)
+    vae, x = exact.vae(), exact.sample(100)
+    vae.encoder = Uneven(exact)
+    with pytest.warns(UserWarning, match="the cap on the cost was reached"):
+        found = auto(vae.model, vae.guide, x, max_cost=600)
+    assert torch.equal(found.stopped, x[:, 0] > 0)
+    assert bool((found.unresolved == found.stopped).all())
+    assert found.rungs == ("guide",) * 100
+    free = auto(vae.model, vae.guide, x)
+    told = ~found.stopped
+    assert found.mean().value == pytest.approx(float(found.values[told].mean()))
+    assert found.mean().size == found.minus(free).size == int(told.sum())
+    assert torch.equal(found.values[told], free.values[told])
+    assert free.stopped is not None and not free.stopped.any()
+    with pytest.raises(ValueError, match="max_cost= of at least 1, and with method='auto'"):
+        pv.log_evidence(vae.model, vae.guide, x, method="refined", max_cost=600)
+
+
+@pytest.mark.parametrize("method", ["importance", "prior", "refined", "auto", "annealed"])
+@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")  # of few draws, and of the prior's
+def test_every_method_says_what_a_row_cost(method: str) -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(scale=1.2), exact.sample(6)
+    chains = pv.Annealing(temperatures=5, leapfrog=2, progress=False)
+    found = pv.log_evidence(
+        vae.model, vae.guide, x, method=chains if method == "annealed" else method, draws=40
+    )
+    if method in ("importance", "prior"):
+        assert torch.equal(found.cost, torch.full((6,), 40))
+    elif method == "annealed":
+        assert torch.equal(found.cost, torch.full((6,), 3 * (40 * (5 + 4 * 2) + 8 * 6 * 3)))
+    else:
+        assert bool((found.cost > 500).all())
 
 
 def test_an_exact_guide_is_left_as_it_is() -> None:
