@@ -42,6 +42,8 @@ SENTENCES = tuple(
         (r"Pass fewer rows, or a smaller effort= \(codes, evidence_rows, evidence_draws\)\.",
          "Give a file of fewer rows, or smaller --draws."),
         (r"Take more: Effort\(two_sample=…\) says how many\.", "Give a file of more rows."),
+        (r"Raise it: max_cost= of log_evidence, evidence_cost= of an Effort\.",
+         "Raise it in Python: the cap is evidence_cost of a pyrovae.Effort."),
         # what the command has no option for
         (r"Compare the aggregated posterior with a prior of your own by passing prior=\.",
          "Compare it with a prior of your own in Python: pyrovae.diagnose takes one."),

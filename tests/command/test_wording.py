@@ -43,6 +43,7 @@ UNREACHABLE = {
     "expected a distribution as prior=": "no prior is handed over",
     "expected as prior= a distribution": "no prior is handed over",
     "expected a method out of": "the method is the command's own",
+    "expected max_cost= of at least 1": "the method is the command's own",
     "expected at least one component to return": "no responsibilities are asked for",
     "expected independent units or normals": "the reductions are the command's own",
     "expected neighbours= or subsample=": "the prior is the command's own",
