@@ -70,9 +70,9 @@ def automatic_evidence(
         entire = whole(pair, x)
         target_for(entire, x[:2], prior, named=pair)
     except InputError as reason:
-        found = _by_guide(pair, x, draws, prior, seed, reason)
+        result = _by_guide(pair, x, draws, prior, seed, reason)
         tick(len(x))
-        return found
+        return result
     usable = not support_notes(pair, x, {"": prior})[""]
     most = math.inf if max_cost is None else max_cost
     parts = []
@@ -124,8 +124,8 @@ class Ladder:
             log_weights[:, up], annealed, stopped[up] = self._beyond_the_guide(up)
             rung[up] = 1 + annealed.long()
         names = tuple(RUNGS[index] for index in rung.tolist())
-        found = summarise(log_weights.T, first=first)
-        return replace(found, rungs=names, cost=self.target.cost, stopped=stopped)
+        result = summarise(log_weights.T, first=first)
+        return replace(result, rungs=names, cost=self.target.cost, stopped=stopped)
 
     def _beyond_the_guide(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of some data points, ``(K, n)``; which are annealed; which stopped, ``(n,)``."""
@@ -199,10 +199,10 @@ def _by_guide(
     reason: InputError,
 ) -> Evidence:
     """By draws from the guide alone, with the reason if that is not good enough."""
-    found = importance_evidence(pair, x, draws=draws, prior=prior, seed=seed)
-    found = replace(found, rungs=("guide",) * len(x), stopped=torch.zeros_like(found.unresolved))
-    if not found.unresolved.any():
-        return found
+    result = importance_evidence(pair, x, draws=draws, prior=prior, seed=seed)
+    result = replace(result, rungs=("guide",) * len(x), stopped=torch.zeros_like(result.unresolved))
+    if not result.unresolved.any():
+        return result
     why = str(reason).partition(". ")[0].removeprefix("expected ")
     note = f"{GUIDE_ALONE}: for others it takes {why}."
-    return replace(found, notes=(*found.notes, note))
+    return replace(result, notes=(*result.notes, note))

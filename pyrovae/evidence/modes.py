@@ -70,9 +70,9 @@ def find_modes(target: Density, u: Tensor, row: Tensor, scale: Tensor) -> Modes:
         at, number = u[active], row[active]
         _, gradient = target.slope(at, number)
         hessian = target.curvature(at, number, APART * width[active])
-        found, conditional = invert(hessian, scale[active])
-        factor[active], width[active] = found, conditional
-        direction = (found @ (found.mT @ gradient.unsqueeze(-1))).squeeze(-1)
+        inverse, conditional = invert(hessian, scale[active])
+        factor[active], width[active] = inverse, conditional
+        direction = (inverse @ (inverse.mT @ gradient.unsqueeze(-1))).squeeze(-1)
         promised = (direction * gradient).sum(-1) / 2
         reached, height = _search(target, at, number, direction, value[active])
         gain = height - value[active]

@@ -59,8 +59,8 @@ class Proposal:
         else:
             turned = torch.zeros_like(noise)
             for index in range(k):
-                found = torch.einsum("sbd,bed->sbe", noise, self.factor[:, index])
-                turned = torch.where((component == index).unsqueeze(-1), found, turned)
+                by_component = torch.einsum("sbd,bed->sbe", noise, self.factor[:, index])
+                turned = torch.where((component == index).unsqueeze(-1), by_component, turned)
         u = u + length * turned
         if self.guide is None:
             return u
@@ -89,8 +89,8 @@ class Proposal:
     @property
     def log_scale(self) -> Tensor:
         """log |A| of each component, shape ``(B, K)``."""
-        found: Tensor = torch.linalg.slogdet(self.factor).logabsdet
-        return found
+        log_scale: Tensor = torch.linalg.slogdet(self.factor).logabsdet
+        return log_scale
 
     def log_guide(self, u: Tensor) -> Tensor:
         """log density of the guide at positions, −∞ without one, shape ``(S, B)``."""
@@ -129,13 +129,13 @@ class Proposal:
 
 def density_of_guide(target: Target, guide: dist.Distribution, u: Tensor) -> Tensor:
     """log density of a guide at positions of shape ``(S, B, D)``, shape ``(S, B)``."""
-    z, jacobian, kept = target.codes(u)
-    kept = kept & guide.support.check(z)
-    if not kept.all():
-        z = torch.where(kept.unsqueeze(-1), z, guide.sample(torch.Size([1])))
+    z, jacobian, inside = target.codes(u)
+    inside = inside & guide.support.check(z)
+    if not inside.all():
+        z = torch.where(inside.unsqueeze(-1), z, guide.sample(torch.Size([1])))
     with pyro.validation_enabled(False):
-        found = guide.log_prob(z).double() + jacobian
-    return torch.where(kept & ~found.isnan(), found, -math.inf)
+        density = guide.log_prob(z).double() + jacobian
+    return torch.where(inside & ~density.isnan(), density, -math.inf)
 
 
 def as_one(mean: Tensor, factor: Tensor, log_mass: Tensor) -> tuple[Tensor, Tensor]:

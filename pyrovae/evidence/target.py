@@ -68,8 +68,8 @@ class Target:
 
     def positions(self, z: Tensor) -> Tensor:
         """Positions of codes."""
-        found: Tensor = torch.distributions.biject_to(self.support).inv(z)
-        return found.double()
+        positions: Tensor = torch.distributions.biject_to(self.support).inv(z)
+        return positions.double()
 
     def codes(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of positions, log |dz/du|, and whether the code has digits enough for its position.
@@ -82,10 +82,10 @@ class Target:
         z = z.to(self.dtype)
         with torch.no_grad():
             back = self.positions(z)
-            kept = (
+            usable = (
                 ((back - u).abs() < ROUNDED).all(-1) & self.support.check(z) & z.isfinite().all(-1)
             )
-        return z, jacobian, kept
+        return z, jacobian, usable
 
     def log_density(self, u: Tensor, row: Tensor) -> Tensor:
         """log f at positions, ``(n, D)``, each of the row with its number, ``(n,)``; ``(n,)``.
@@ -133,9 +133,9 @@ class Target:
 
     def _log_density(self, u: Tensor, row: Tensor) -> Tensor:
         self.count(row, OF_GRADIENT if u.requires_grad else 1)
-        z, jacobian, kept = self.codes(u)
-        if not kept.all():  # somewhere inside, in their place, with no weight
-            safe = torch.where(kept.unsqueeze(-1), u, 0.0)
+        z, jacobian, usable = self.codes(u)
+        if not usable.all():  # somewhere inside, in their place, with no weight
+            safe = torch.where(usable.unsqueeze(-1), u, 0.0)
             z, jacobian, _ = self.codes(safe)
         first, *rest = z.split(self.sizes, -1)
         names = self.pair.sites[len(self.named.sites) :]
@@ -144,7 +144,7 @@ class Target:
             likelihood, own = self.named.log_joint(self.rows[row], first, others=others)
             prior = own if self.prior is None else self.prior.log_prob(first)
         density = likelihood.double() + prior.double() + jacobian
-        return torch.where(kept, density, -torch.inf)
+        return torch.where(usable, density, -torch.inf)
 
     def _parts(self, u: Tensor, row: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         size = max(1, self.rows[:1].numel() * self.rows.element_size())

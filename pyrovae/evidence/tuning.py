@@ -91,8 +91,8 @@ def fit_modes(target: Target) -> Fitted:
         number = ((excess > math.log(UNEXPLAINED)) & room).nonzero().squeeze(1)
         if not len(number):
             break
-        found = find_modes(target, u[index[number], number], number, scale[number])
-        proposal, added = add_modes(fitted.proposal, found.u, found.factor, number)
+        modes = find_modes(target, u[index[number], number], number, scale[number])
+        proposal, added = add_modes(fitted.proposal, modes.u, modes.factor, number)
         if not added:
             break
         fitted = judge(proposal, PILOT)
@@ -145,9 +145,9 @@ def starting_points(target: Target, guide: dist.Distribution | None) -> tuple[Te
     the guide's do.
     """
     b = len(target.rows)
-    found = []
+    draws = []
     if guide is not None:
-        found.append(target.positions(guide.sample(torch.Size([OF_GUIDE]))))
+        draws.append(target.positions(guide.sample(torch.Size([OF_GUIDE]))))
     prior = _prior(target)
     if prior is None and guide is None:
         with torch.random.fork_rng():
@@ -155,9 +155,9 @@ def starting_points(target: Target, guide: dist.Distribution | None) -> tuple[Te
     if prior is not None:
         z = prior.sample(torch.Size([OF_PRIOR]))
         z = z.reshape(OF_PRIOR, 1, -1)
-        found.append(target.positions(z).expand(OF_PRIOR, b, -1))
-    spread = _spread(found[-1]) if prior is not None else 3 * _spread(found[-1])
-    usable = torch.cat(found)
+        draws.append(target.positions(z).expand(OF_PRIOR, b, -1))
+    spread = _spread(draws[-1]) if prior is not None else 3 * _spread(draws[-1])
+    usable = torch.cat(draws)
     usable = torch.where(usable.isfinite().all(-1, keepdim=True), usable, 0.0)
     return usable, spread
 
@@ -311,8 +311,8 @@ def matched(fitted: Fitted) -> Proposal:
         1,
     )
     old = proposal.factor @ proposal.factor.mT
-    kept = (u.shape[-1] / (u.shape[-1] + effective)).view(*effective.shape, 1, 1)
-    covariance = (1 - kept) * covariance + kept * old
+    old_share = (u.shape[-1] / (u.shape[-1] + effective)).view(*effective.shape, 1, 1)
+    covariance = (1 - old_share) * covariance + old_share * old
     factor, failed = torch.linalg.cholesky_ex(covariance)
     usable = present & (failed == 0)
     return proposal.with_components(
