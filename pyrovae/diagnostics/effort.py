@@ -38,9 +38,9 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
-        evidence_cost: evaluations of log p(x, z), one with its gradient for three, from which on no
-            better draws are looked for at a data point: it is then left out of the mean, and that
-            is said. By default that doesn't happen with 10,000 draws or fewer.
+        evidence_cost: ``max_cost`` of ``log_evidence``: evaluations of log p(x, z) at a data point
+            at which the search for better draws ends, which leaves it out of the mean, and is said.
+            The default is enough for 5,000 draws.
         export_rows, export_draws: data points, and draws at each, for ArviZ; 0 rows for no export.
         pictures: rows of data, and as many draws decoded from each density over z; 0 for none.
         two_sample: codes, one for each data point, that a classifier has to tell from as many draws

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
+from pyrovae.evidence.annealed import cost_of_chains
 from pyrovae.evidence.importance import (
     check_draws,
     importance_evidence,
@@ -19,7 +20,7 @@ from pyrovae.evidence.importance import (
 )
 from pyrovae.evidence.pareto_k import k_limit, smooth
 from pyrovae.evidence.proposal import density_of_guide
-from pyrovae.evidence.proposal_path import annealed_from
+from pyrovae.evidence.proposal_path import FROM_PROPOSAL, annealed_from
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
 from pyrovae.evidence.result import GUIDE_ALONE, Evidence, join, summarise
 from pyrovae.evidence.target import Target, target_for, whole
@@ -57,8 +58,8 @@ def automatic_evidence(
         x: rows, shape ``(N, ...)``.
         draws: K ≥ 2, or as many chains.
         prior: stands in the place of the model's own p(z).
-        max_cost: evaluations of log p(x, z), one with its gradient for three, from which on a data
-            point goes no further up.
+        max_cost: evaluations of log p(x, z) at a data point, one with its gradient for three. It
+            goes no further up where it has taken so many, or where chains would exceed it.
         seed: names all draws.
         tick: called with the number of rows that are done, block by block.
 
@@ -92,7 +93,8 @@ class Ladder:
         pair: model and guide.
         target: the data points' densities; it counts what they cost.
         draws: K weights that each rung gives a data point.
-        most: cost from which on a data point goes no further up.
+        most: what a data point may cost; the search for a proposal, whose price is not known
+            before, is begun below that.
         seed: names all draws.
     """
 
@@ -135,7 +137,8 @@ class Ladder:
         seed = derived_seed(self.seed, "verdict on a proposal")
         pilot = _tame(counted(proposal, draws, seed=seed))
         uneven = ~(smooth(pilot.T)[1] <= k_limit(draws))
-        dear = self.target.cost[chosen] >= self.most
+        price = cost_of_chains(self.draws, FROM_PROPOSAL)
+        dear = self.target.cost[chosen] + price > self.most
         log_weights = pilot.new_zeros((self.draws, len(chosen)))
         annealed = uneven & ~dear
         for way, rows in ((counted, ~annealed), (annealed_from, annealed)):

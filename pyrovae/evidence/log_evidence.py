@@ -62,9 +62,10 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
         data: rows, shape ``(N, ...)``.
         method: as above.
         draws: importance draws (by default 1000) or annealed chains (32) for each data point.
-        max_cost: evaluations of log p(x, z), one with its gradient for three, from which on
-            ``"auto"`` looks no further for better weights of a data point, but leaves it out of
-            the mean and says so; by default it does look.
+        max_cost: evaluations of log p(x, z) at a data point, one with its gradient for three, at
+            which ``"auto"`` stops to look for better weights: it leaves the data point out of the
+            mean and says so. A search for a proposal that was begun below it is ended, so that some
+            20,000 may be added. By default there is no such cap.
         prior: stands in the place of the model's p(z): a density, a module whose forward returns
             one, or the result of :func:`pyrovae.fit_ex_post_prior`.
         site: name of the latent site, or of several as one vector. All latent sites of the guide

@@ -103,14 +103,14 @@ class Evidence(Result):
 
     def _counted(self) -> Tensor:
         """The data points that means are over, shape ``(N,)``."""
-        return torch.ones_like(self.values, dtype=torch.bool) & (
-            True if self.stopped is None else ~self.stopped
-        )
+        if self.stopped is None:
+            return torch.ones_like(self.values, dtype=torch.bool)
+        return ~self.stopped
 
     def _mean_of(self, values: Tensor, bound: Bound | None, counted: Tensor) -> Estimate:
         broken = ~values.isfinite() & counted
         values = values[counted]
-        if len(values) < 2 < len(counted):
+        if len(values) < 2 and not counted.all():
             return Estimate(math.nan, math.inf, len(values), "data", bound).unresolve(
                 f"the cap on the cost left {len(values)} of {len(counted)} data points"
             )

@@ -106,6 +106,10 @@ def test_where_a_proposal_fails_chains_go_on_from_it() -> None:
     assert float(((found.values - truth) / found.standard_error)[told].abs().max()) < 4.5
     by_rung = dict(zip(found.rungs, found.cost.tolist(), strict=True))
     assert by_rung["annealed"] > by_rung["refined"] + 80_000
+    capped = auto(model, guide, x, draws=500, max_cost=80_000)
+    annealed = torch.tensor([rung == "annealed" for rung in found.rungs])
+    assert torch.equal(capped.stopped, annealed)
+    assert float(capped.cost.max()) < 80_000
 
 
 def test_a_cap_on_the_cost_is_said_and_no_mean_takes_in_what_it_stopped() -> None:
