@@ -24,7 +24,15 @@ from pyrovae.evidence.proposal_path import FROM_PROPOSAL, annealed_from
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
 from pyrovae.evidence.result import GUIDE_ALONE, Evidence, join, summarise
 from pyrovae.evidence.target import Target, target_for, whole
-from pyrovae.evidence.tuning import PILOT, UNEXPLAINED, fit_proposal, guide_inside, starting_points
+from pyrovae.evidence.tuning import (
+    OF_GUIDE,
+    PILOT,
+    UNEXPLAINED,
+    across_a_valley,
+    fit_proposal,
+    guide_inside,
+    starting_points,
+)
 from pyrovae.pairs import Pair
 from pyrovae.randomness import derived_seed, seeded
 
@@ -46,9 +54,10 @@ def automatic_evidence(
     r"""K-sample bound on log p(x), each data point as far up as it needs: guide, refined, annealed.
 
     The guide's draws are weighed where k̂ of 500 pilot draws is at most 0.3 and none of some draws
-    from the prior has a weight 20 times the mean, which would be a part of the posterior that the
-    guide does not reach. The others have a proposal of their own. Where k̂ of as many pilot draws
-    as are to be counted, or 500, is above its limit, chains are annealed from there.
+    from the prior has a weight 20 times the mean or lies beyond a valley of log p(x, z), which
+    would be a part of the posterior that the guide does not reach. The others have a proposal of
+    their own. Where k̂ of as many pilot draws as are to be counted, or 500, is above its limit,
+    chains are annealed from there.
 
     Pilot draws are not counted, so that the choice leaves the bound a bound.
 
@@ -172,8 +181,10 @@ def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
             return torch.zeros_like(log_mean, dtype=torch.bool)
         starts, _ = starting_points(target, guide)
         density = density_of_guide(target, guide, starts)
-        excess = target.of_draws(starts) - density - log_mean
-    reached = ~(excess > math.log(UNEXPLAINED)).any(0)
+        heights = target.of_draws(starts)
+        excess = heights - density - log_mean
+        beyond = across_a_valley(target, starts, heights, starts[:OF_GUIDE].mean(0))
+    reached = ~((excess > math.log(UNEXPLAINED)) | beyond).any(0)
     return (smooth(_tame(log_weights).T)[1] <= ENOUGH) & reached
 
 

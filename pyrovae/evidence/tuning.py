@@ -22,6 +22,8 @@ ROOM = 2  # modes of a row that a proposal has room for beside the first
 ROUNDS = 3  # of looking for modes that are not explained
 OF_GUIDE, OF_PRIOR = 32, 128  # draws at which a mode may be missed by the proposal
 UNEXPLAINED = 20.0  # times its share by which a single draw speaks of another mode
+VALLEY = 1.0  # nats by which log f is lower halfway to a mode than at both ends
+NEGLIGIBLE = 7.0  # nats by which a mode's mass is smaller where it is left out
 SEPARATE = 2.0  # standard deviations that part two modes
 PILOT = 500  # draws that judge a proposal and tune its tails; none of them is counted
 MATCHING = 2000  # draws whose weighted moments a proposal is matched to
@@ -81,6 +83,7 @@ def fit_modes(target: Target) -> Fitted:
     starts, scale = starting_points(target, guide)
     heights = target.of_draws(starts).nan_to_num(nan=-torch.inf)
     proposal = first_proposal(target, guide, _middle(guide, starts, heights), scale)
+    proposal = beyond_valleys(proposal, starts, heights, scale)
     fitted = judge(proposal, PILOT)
     for _ in range(ROUNDS):
         u = torch.cat([starts, fitted.u])
@@ -97,6 +100,48 @@ def fit_modes(target: Target) -> Fitted:
             break
         fitted = judge(proposal, PILOT)
     return fitted
+
+
+def beyond_valleys(proposal: Proposal, starts: Tensor, heights: Tensor, scale: Tensor) -> Proposal:
+    """The proposal with a mode added where one lies beyond a valley from the first.
+
+    Args:
+        proposal: with one component for each row; one with many is left as it is.
+        starts: positions, shape ``(S, B, D)``.
+        heights: log f there, shape ``(S, B)``.
+        scale: unit of length, shape ``(B, D)``.
+    """
+    if proposal.mean.shape[1] > 1 + ROOM:
+        return proposal
+    target, first = proposal.target, proposal.mean[:, 0]
+    top = target.of_draws(first.unsqueeze(0))
+    beyond = across_a_valley(target, starts, heights, first)
+    height, index = torch.where(beyond, heights, -torch.inf).max(0)
+    number = height.isfinite().nonzero().squeeze(1)
+    if not len(number):
+        return proposal
+    modes = find_modes(target, starts[index[number], number], number, scale[number])
+    log_mass = top[0] + proposal.log_scale[:, 0]
+    heavy = (modes.log_mass() > log_mass[number] - NEGLIGIBLE).nonzero().squeeze(1)
+    if not len(heavy):
+        return proposal
+    u, factor = modes.u[heavy], modes.factor[heavy]
+    return add_modes(proposal, u, factor, number[heavy])[0]
+
+
+def across_a_valley(target: Target, starts: Tensor, heights: Tensor, first: Tensor) -> Tensor:
+    """The starts that are nearer to another mode, ``(S, B)``: log f is lower halfway to the first.
+
+    That is seen from afar, where no draw is near enough to another mode to outweigh its share.
+
+    Args:
+        starts: positions, shape ``(S, B, D)``.
+        heights: log f there, shape ``(S, B)``.
+        first: a position near the first mode, shape ``(B, D)``.
+    """
+    halfway = target.of_draws((starts + first) / 2)
+    lower_end = torch.minimum(heights, target.of_draws(first.unsqueeze(0)))
+    return halfway < lower_end - VALLEY
 
 
 def first_proposal(
