@@ -3,7 +3,8 @@
 A ``Pair`` answers what the measures ask: q(z | x), log p(x | z), log p(z), draws with their
 importance weights, decoded data. It runs the two functions under Pyro's handlers and leaves them
 as they were, so a pair needs nothing but its ``pyro.sample`` statements. Start with ``pair.py``;
-``trace_reader.py`` reads one run and decides which plate is the data's.
+``trace_reader.py`` reads one run and decides which plate is the data's; ``refinement.py`` climbs a
+data point's ELBO from where the guide put it.
 """
 
 from pyrovae.pairs.encoding import aggregate, encode
@@ -12,6 +13,7 @@ from pyrovae.pairs.nested_arguments import with_arguments
 from pyrovae.pairs.pair import Pair, Weighted
 from pyrovae.pairs.position_parameters import by_place
 from pyrovae.pairs.reachable_modules import modules_of, parameters_behind
+from pyrovae.pairs.refinement import check_refinable, elbo_draws, refine
 from pyrovae.pairs.restore import (
     AsFound,
     PyroFunction,
@@ -34,6 +36,8 @@ __all__ = [
     "aggregate",
     "by_place",
     "check_parameters",
+    "check_refinable",
+    "elbo_draws",
     "encode",
     "evaluating",
     "masked_sites",
@@ -41,6 +45,7 @@ __all__ = [
     "modules_of",
     "over_rows",
     "parameters_behind",
+    "refine",
     "simulate",
     "with_arguments",
 ]

@@ -185,11 +185,17 @@ class Pair:
         If the guide has other latent sites u, this is log p(x, u | z) − log q(u | z, x) at a draw
         of u, whose mean is at most log p(x | z).
         """
+        return self.elbo_terms(x, z)[0]
+
+    def elbo_terms(self, x: Tensor | Batch, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z), as `log_likelihood` has it, and log p(z), each of shape ``(B,)``."""
         batch = as_batch(x)
         if not self.has_other_latents(batch):
-            return self.log_joint(batch, z)[0]
+            return self.log_joint(batch, z)
         blocks = self._together(batch, self._split(batch, z), draw_shared=False)
-        return torch.cat([self._with_guide(rows, codes)[1] for rows, codes, _ in blocks])
+        parts = [self._with_guide(rows, codes)[1:3] for rows, codes, _ in blocks]
+        likelihood, prior = (torch.cat(column) for column in zip(*parts, strict=True))
+        return likelihood, prior
 
     def decode(self, x: Tensor | Batch, z: Tensor) -> dist.Distribution:
         """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``."""

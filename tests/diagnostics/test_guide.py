@@ -15,6 +15,7 @@ import pyrovae as pv
 from pyrovae.diagnostics.calibration import _adjust, _test_uniformity, calibrate
 from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.nuts import beside_nuts
+from pyrovae.evidence import Evidence
 from pyrovae.testing import linear_gaussian_vae
 
 
@@ -30,6 +31,11 @@ def diagonal(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(0.3 * x.expand(-1, 2), 0.9).to_event(1))
 
 
+def error_of(result: Evidence) -> float:
+    """The standard error of the mean over these data points, by their draws."""
+    return float(result.standard_error.square().sum().sqrt()) / len(result.values)
+
+
 def test_gap_of_an_exact_family_is_all_amortization() -> None:
     exact = linear_gaussian_vae(6, 3)
     vae, x = exact.vae(scale=0.5, shift=0.3), exact.sample(5)
@@ -38,8 +44,12 @@ def test_gap_of_an_exact_family_is_all_amortization() -> None:
     kl = 3 * float(torch.distributions.kl_divergence(dist.Normal(0.3, 0.5), dist.Normal(0.0, 1.0)))
     amortization = gaps.amortization()
     assert amortization.value == pytest.approx(kl, abs=4 * amortization.standard_error + 0.02)
-    assert gaps.approximation().value == pytest.approx(0.0, abs=1e-3)
-    assert torch.allclose(gaps.evidence.values, exact.log_prob(x), atol=1e-3)
+    assert torch.allclose(gaps.family.values, exact.log_prob(x), atol=1e-3)
+    assert gaps.approximation().value == pytest.approx(0.0, abs=4 * error_of(gaps.evidence) + 1e-3)
+    off = (gaps.evidence.values - exact.log_prob(x)).abs()
+    assert bool((off < 4 * gaps.evidence.standard_error).all())
+    assert gaps.evidence.rungs == ("refined",) * 5 and not gaps.concerns
+    assert gaps.inference().bound == gaps.amortization().bound == "lower"
     assert gaps.inference().value == pytest.approx(
         amortization.value + gaps.approximation().value, abs=1e-9
     )
@@ -52,14 +62,14 @@ def test_gap_of_a_diagonal_family_is_what_full_covariance_recovers() -> None:
     gaps = inference_gaps(correlated, diagonal, x, steps=300, draws=4000)
     loss = 0.5 * float(torch.tensor(25 / 9).log())
     approximation = gaps.approximation()
-    error = float(gaps.family.standard_error.square().sum().sqrt()) / 3
+    error = error_of(gaps.family) + error_of(gaps.evidence)
     assert approximation.value == pytest.approx(loss, abs=4 * error + 2e-3)
     assert gaps.amortization().value > 0.5
     remainder = gaps.beyond_gaussian()
     assert remainder is not None
-    assert remainder.value == pytest.approx(0.0, abs=1e-3)
     truth = dist.Normal(0.0, 2.25**0.5).log_prob(x[:, 0])
-    assert torch.allclose(gaps.evidence.values, truth, atol=1e-3)
+    assert gaps.full is not None and torch.allclose(gaps.full.values, truth, atol=1e-3)
+    assert remainder.value == pytest.approx(0.0, abs=4 * error_of(gaps.evidence) + 1e-3)
 
 
 def test_gaps_of_positive_codes_and_of_draws_without_gradient() -> None:
