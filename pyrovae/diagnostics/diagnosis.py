@@ -22,6 +22,7 @@ from pyrovae.diagnostics.decoded_samples import Pictures, pictures
 from pyrovae.diagnostics.draws import Codes, draw_codes, moments
 from pyrovae.diagnostics.effort import Effort, left_out_of
 from pyrovae.diagnostics.elbo_terms import Surgery, surgery
+from pyrovae.diagnostics.gaps import elbo_of_guide, gap_below
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide, lower_first
 from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
@@ -61,6 +62,7 @@ COLUMNS = (
     "unresolved",
 )  # fmt: skip
 STAGES = 2  # of a diagnosis besides the estimates of log p(x), which take most of the time
+ELBO_DRAWS = 100  # at each row: their noise is small beside what differs between rows
 MANY_PAIRS = 1e8  # of data point and code: minutes even for a small guide
 UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
@@ -88,6 +90,8 @@ class Diagnosis(Result):
         guide_check: how good the guide is: its calibration, its gaps, its comparison with NUTS.
         bits: held-out bits per dimension under each density, if the data are grey levels of a
             discretised logistic; empty otherwise, and without ``evidence``.
+        elbo: held-out ELBO of the rows of ``evidence``, by draws of their own; ``None`` without
+            these rows, or if read from a file of an earlier version.
         measured: numbers of the held-out rows that were measured, in rising order: all, or the
             random half that the ex-post prior was not chosen on; ``None`` if read from a file of
             0.1.0.
@@ -110,6 +114,7 @@ class Diagnosis(Result):
     guide_check: GuideCheck
     bits: dict[str, Estimate]
     measured: Tensor | None = None
+    elbo: Evidence | None = None
 
     @property
     def advice(self) -> str:
@@ -119,6 +124,17 @@ class Diagnosis(Result):
         names = NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
         same = {"ex_post": "q_agg"} if self.ex_post.choice == Inflated().name else {}
         return advise(self.evidence, names, same=same)
+
+    @property
+    def inference_gap(self) -> Estimate | None:
+        """Mean of held-out log p(x) − ELBO, row by row: what the guide loses, at least.
+
+        It is measured at all rows of ``evidence``, or else at those where the guide's gaps were.
+        """
+        if self.elbo is not None:
+            return gap_below(self.evidence["prior"], self.elbo)
+        gaps = self.guide_check.gaps
+        return None if gaps is None else gaps.inference()
 
     @property
     def concerns(self) -> tuple[str, ...]:
@@ -204,6 +220,8 @@ class Diagnosis(Result):
                 yield "held-out", f"log_p_x.{name}_minus_prior", change
         for name, estimate in self.bits.items():
             yield "held-out", f"bits_per_dimension.{name}", estimate
+        if self.inference_gap is not None:
+            yield "held-out", "gaps.inference", self.inference_gap
         for name, estimate in self.guide_check.estimates():
             yield "simulated" if name.startswith("calibration.") else "held-out", name, estimate
 
@@ -291,6 +309,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             guide_check=guide_check,
             bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
+            elbo=elbo_of_guide(pair, x, draws=ELBO_DRAWS, seed=seed) if evidence else None,
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae.data import Data
 from pyrovae.display import Result
 from pyrovae.estimates import Estimate
-from pyrovae.evidence import Evidence, automatic_evidence, smooth
+from pyrovae.evidence import Evidence, automatic_evidence, smooth, weighted_draws
 from pyrovae.mixture import families
 from pyrovae.pairs import (
     Pair,
@@ -73,7 +73,7 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
     guide: PyroFunction,
     data: Data,
     *,
-    steps: int = 500,
+    steps: int = 200,
     draws: int = 2000,
     site: str | tuple[str, ...] = "z",
     observed: str | None = None,
@@ -131,6 +131,22 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
     return Gaps(amortized, family, full, evidence)
 
 
+def elbo_of_guide(pair: Pair, x: Tensor, *, draws: int, seed: int) -> Evidence:
+    """The ELBO of each data point by draws from the guide, of any pair.
+
+    Args:
+        pair: model and guide.
+        x: rows, shape ``(N, ...)``.
+        draws: at each of them.
+        seed: names them.
+    """
+    parts = [
+        weighted.log_likelihood + weighted.log_prior - weighted.log_guide
+        for weighted in weighted_draws(pair, x, draws=draws, seed=derived_seed(seed, "ELBO alone"))
+    ]
+    return _mean_log_weights(torch.cat(parts, 1))
+
+
 def gap_below(evidence: Evidence, elbo: Evidence) -> Estimate:
     """The mean of log p(x) − ELBO, which errs to the side to which log p(x) errs."""
     return replace(evidence.minus(elbo), bound=evidence.bound)
@@ -139,8 +155,13 @@ def gap_below(evidence: Evidence, elbo: Evidence) -> Estimate:
 def _estimate_elbo(
     pair: Pair, x: Tensor, q: dist.Distribution, draws: int, *, seed: int
 ) -> Evidence:
-    """Mean of the log weights of each data point, and k̂ of the weights (Yao et al. 2018)."""
+    """The ELBO of each data point under q."""
     with seeded(seed, "log weights"):
-        log_weights = elbo_draws(pair, (x,), q, draws).T.double()
-    error = log_weights.std(1) / math.sqrt(draws)
-    return Evidence(log_weights.mean(1), error, smooth(log_weights)[1], draws)
+        return _mean_log_weights(elbo_draws(pair, (x,), q, draws))
+
+
+def _mean_log_weights(log_weights: Tensor) -> Evidence:
+    """Mean log weight of each data point, and k̂ of the weights (Yao et al. 2018), ``(S, N)``."""
+    by_row = log_weights.T.double()
+    draws = by_row.shape[1]
+    return Evidence(by_row.mean(1), by_row.std(1) / math.sqrt(draws), smooth(by_row)[1], draws)

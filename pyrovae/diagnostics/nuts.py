@@ -18,7 +18,15 @@ from pyrovae.data import Data
 from pyrovae.diagnostics.draws import moments
 from pyrovae.display import Result
 from pyrovae.errors import InputError
-from pyrovae.evidence import Annealing, Evidence, Path, path_for, smooth, summarise
+from pyrovae.evidence import (
+    Annealing,
+    Evidence,
+    Path,
+    path_for,
+    proposal_for,
+    smooth,
+    summarise,
+)
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
@@ -135,8 +143,9 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
         model, guide: any Pyro pair.
         data: a few rows, shape ``(N, ...)``.
         draws, warmup: of each chain.
-        chains: at least 2, each started at its own draw from the prior, so that r-hat can tell
-            whether they have mixed.
+        chains: at least 2, each started at its own draw from the heavy-tailed proposal that
+            ``method="refined"`` of log p(x) weighs, or, where there is none, from the prior: far
+            enough apart for r-hat to tell whether they have mixed.
         site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
         seed: names all draws.
         progress: show a progress bar; by default if stderr is a terminal.
@@ -150,9 +159,13 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         path = path_for(pair, x, Annealing(start="prior"), None)
+        starts = _starts(pair, x, path, chains, seed)
         with progress_bar("NUTS", chains * (warmup + draws), progress=progress) as bar:
             u = torch.stack(
-                [_run_chain(path, draws, warmup, seed, chain, bar.tick) for chain in range(chains)]
+                [
+                    _run_chain(path, start, draws, warmup, derived_seed(seed, "NUTS", i), bar.tick)
+                    for i, start in enumerate(starts)
+                ]
             )
         _check_moved(u)
         with torch.no_grad(), seeded(seed, "guide beside NUTS"):
@@ -193,8 +206,23 @@ def _check_moved(u: Tensor) -> None:
         )
 
 
+@torch.no_grad()
+def _starts(pair: Pair, x: Tensor, path: Path, chains: int, seed: int) -> Tensor:
+    """Where the chains begin, shape ``(chains, N, D)``."""
+    with seeded(seed, "prior's starts of NUTS"):
+        start = path.sample(chains)
+    try:
+        proposal = proposal_for(pair, x, seed=derived_seed(seed, "proposal beside NUTS"))
+    except InputError:  # no density that a proposal could follow: the prior's draws will do
+        return start
+    with seeded(seed, "starts of NUTS"):
+        refined = proposal.sample(chains).to(start)
+    usable = path.inside(refined) & path.log_joint(path.constrained(refined)[0]).isfinite()
+    return torch.where(usable.unsqueeze(-1), refined, start)
+
+
 def _run_chain(
-    path: Path, draws: int, warmup: int, seed: int, chain: int, tick: Callable[[], None]
+    path: Path, start: Tensor, draws: int, warmup: int, seed: int, tick: Callable[[], None]
 ) -> Tensor:
     """One chain of NUTS over the positions of all data points, shape ``(draws, N, D)``."""
 
@@ -204,14 +232,14 @@ def _run_chain(
 
     with (
         torch.enable_grad(),
-        seeded(seed, "chain of NUTS", chain),
+        seeded(seed, "chain of NUTS"),
         pyro.validation_enabled(False),
     ):
         sampler = MCMC(
             NUTS(potential_fn=potential, max_tree_depth=8),
             num_samples=draws,
             warmup_steps=warmup,
-            initial_params={"u": path.sample(1)[0]},
+            initial_params={"u": start},
             disable_progbar=True,
             hook_fn=lambda *_: tick(),
         )

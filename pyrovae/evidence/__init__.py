@@ -21,7 +21,7 @@ from pyrovae.evidence.importance import (
 )
 from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.evidence.pareto_k import smooth
-from pyrovae.evidence.refined import refined_evidence
+from pyrovae.evidence.refined import proposal_for, refined_evidence
 from pyrovae.evidence.result import Evidence, summarise
 from pyrovae.evidence.sandwich import Sandwich, sandwich
 
@@ -37,6 +37,7 @@ __all__ = [
     "log_evidence",
     "log_joint_of_draws",
     "path_for",
+    "proposal_for",
     "refined_evidence",
     "sandwich",
     "smooth",

@@ -73,3 +73,19 @@ def counted(proposal: Proposal, draws: int, *, seed: int) -> Tensor:
             u = proposal.sample(min(STRIDE, draws - start))
             parts.append(proposal.target.of_draws(u) - proposal.log_prob(u))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def proposal_for(pair: Pair, x: Tensor, *, seed: int) -> Proposal:
+    """The refined proposal of each row, under the model's own prior.
+
+    Args:
+        pair: model and guide.
+        x: rows, shape ``(B, ...)``.
+        seed: names the draws that tune it.
+
+    Raises:
+        InputError: where log p(x, z) is no differentiable function of the code of each row.
+    """
+    target = target_for(whole(pair, x), x, None, named=pair)
+    return fit_proposal(target, seed=derived_seed(seed, "proposal for other draws")).proposal

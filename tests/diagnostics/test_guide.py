@@ -104,7 +104,7 @@ def test_gaps_of_positive_codes_and_of_draws_without_gradient() -> None:
 
     with pytest.raises(ValueError, match=r"reparametrised draws; got VonMises.*beside_nuts"):
         inference_gaps(correlated, angle, x)
-    assert beside_nuts(correlated, angle, x, draws=20, warmup=20, chains=2).kl.isfinite().all()
+    assert beside_nuts(correlated, angle, x, draws=20, warmup=60, chains=2).kl.isfinite().all()
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_several_sites_are_checked_as_one_vector() -> None:
     same = inference_gaps(correlated, diagonal, x, steps=20, draws=200)
     assert torch.allclose(gaps.guide.values, same.guide.values)
     comparison = beside_nuts(
-        two_sites, two_sites_guide, x, draws=20, warmup=20, chains=2, progress=False, **pair
+        two_sites, two_sites_guide, x, draws=20, warmup=60, chains=2, progress=False, **pair
     )
     assert comparison.mean.shape == (2, 2) and comparison.site == "one_two"
     calibration = calibrate(two_sites, two_sites_guide, x, simulations=2000, **pair)
