@@ -17,8 +17,9 @@ from pyrovae.diagnostics.effort import Effort
 from pyrovae.training.history import Fit, History
 
 EFFORT = Effort(
-    codes=120, evidence_rows=20, evidence_draws=30, export_rows=6, export_draws=5, pictures=9
-)
+    codes=120, evidence_rows=20, evidence_draws=30, export_rows=6, export_draws=5, pictures=9,
+    gap_rows=0,
+)  # fmt: skip
 SHAPES = {"image": (6, 6), "colour": (3, 4, 4), "table": (7,), "narrow": (2,), "number": (1,)}
 
 

@@ -112,8 +112,8 @@ def check_refinable(pair: Pair, batch: Batch, q: dist.Distribution) -> None:
     if isinstance(q, families.Editable):
         raise InputError(
             "expected a q(z|x) with parameters to optimise; got one whose density is known "
-            "only by running the guide. Name the site that is drawn first alone, with site=, or "
-            "compare the guide with NUTS instead: beside_nuts."
+            "only by running the guide. Name the site that is drawn first alone, or compare the "
+            "guide with NUTS instead: beside_nuts."
         )
     fixed = [] if q.has_rsample else [families.family(q)]
     if pair.has_other_latents(batch):

@@ -309,7 +309,7 @@ def test_options_reach_the_library(library: Callable[..., Library]) -> None:
         latent=3,
         prior="vamp",
         components=7,
-        effort=Effort(evidence_draws=70, gap_rows=16, nuts_rows=4),
+        effort=Effort(evidence_draws=70, nuts_rows=4),
         hidden=(64, 32),
         epochs=7,
         seed=5,

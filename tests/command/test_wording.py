@@ -46,6 +46,8 @@ UNREACHABLE = {
     "expected max_cost= of at least 1": "the method is the command's own",
     "expected at least one component to return": "no responsibilities are asked for",
     "expected independent units or normals": "the reductions are the command's own",
+    "expected refine= as": "the command refines no encoding",
+    "expected the model, whose ELBO": "the command refines no encoding",
     "expected neighbours= or subsample=": "the prior is the command's own",
     "expected a whole number of latent units": "--latent is checked before",
     "expected finite bounds": "the bounds are the command's own",

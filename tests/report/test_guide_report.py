@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pyrovae.diagnostics.advice import change_from
 from pyrovae.diagnostics.gaps import Gaps
 from pyrovae.diagnostics.nuts import NutsComparison
 from pyrovae.evidence.result import Evidence
 from pyrovae.plots import samples
-from pyrovae.report import guide_words, html, tables
+from pyrovae.report import guide_words, html, numbers, tables
 
 pytestmark = pytest.mark.float32
 
@@ -46,8 +47,27 @@ def test_calibration_is_shown_and_further_checks_are_offered(case) -> None:
     diagnosis = case("image", 2, "mixture")
     text = section(html.render(diagnosis, facts={}))
     assert diagnosis.guide_check.calibration.statement in text
-    assert "--check-guide" in text and "Where the ELBO is lost</h3>" not in text
-    assert text.count("<img") == 1
+    assert "--check-guide" in text and text.count("<img") == 1
+
+
+def test_what_guide_and_density_lose_is_said_of_every_diagnosis(case) -> None:
+    diagnosis = case("image", 2, "mixture")
+    gap = diagnosis.inference_gap
+    assert gap.bound == "lower" and gap.size == len(diagnosis.evidence["prior"].values)
+    rows = diagnosis.evidence["prior"].values - diagnosis.elbo.values
+    assert gap.value == pytest.approx(float(rows.mean()))
+    assert ("held-out", "gaps.inference", gap) in list(diagnosis.estimates())
+    accepted = {
+        name: replace(result, pareto_k=torch.zeros_like(result.pareto_k))
+        for name, result in diagnosis.evidence.items()
+    }
+    change = change_from(accepted["prior"], accepted["ex_post"])
+    text = guide_words.inference_gap(replace(diagnosis, evidence=accepted))
+    assert f"the ELBO lies {numbers.show(gap)} nats below log p(x)" in text
+    assert f"changes by {numbers.show(change, signed=True)}" in text
+    without = replace(diagnosis, elbo=None)  # as read from an older file
+    assert without.inference_gap is None
+    assert "Where the ELBO is lost</h3>" not in section(html.render(without, facts={}))
 
 
 def test_gaps_and_nuts_are_shown_once_they_are_measured(case) -> None:
