@@ -19,7 +19,7 @@ from pyrovae.pairs import Pair
 
 T = TypeVar("T")
 
-GAP_STEPS, GAP_DRAWS = 100, 500  # of inference_gaps, which go most of the way
+GAP_EFFORT: dict[str, Any] = {"steps": 100, "draws": 500}  # which go most of the way
 NUTS_DRAWS, NUTS_WARMUP, NUTS_CHAINS = 300, 200, 4
 
 
@@ -121,13 +121,7 @@ def check_guide(
         "gaps of the ELBO",
         gap_rows,
         lambda: inference_gaps(
-            *functions,
-            gap_batch,
-            steps=GAP_STEPS,
-            draws=GAP_DRAWS,
-            seed=seed,
-            progress=progress,
-            **sites,
+            *functions, gap_batch, seed=seed, progress=progress, **(GAP_EFFORT | sites)
         ),
     )
     beside = attempt(
