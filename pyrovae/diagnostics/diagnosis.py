@@ -131,7 +131,7 @@ class Diagnosis(Result):
 
         It is measured at all rows of ``evidence``, or else at those where the guide's gaps were.
         """
-        if self.elbo is not None:
+        if self.elbo is not None and self.evidence:
             return gap_below(self.evidence["prior"], self.elbo)
         gaps = self.guide_check.gaps
         return None if gaps is None else gaps.inference()

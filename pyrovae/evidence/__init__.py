@@ -16,7 +16,6 @@ from pyrovae.evidence.importance import (
     BLOCK,
     compare_priors,
     left_out,
-    log_joint_of_draws,
     weighted_draws,
 )
 from pyrovae.evidence.log_evidence import log_evidence
@@ -35,7 +34,6 @@ __all__ = [
     "compare_priors",
     "left_out",
     "log_evidence",
-    "log_joint_of_draws",
     "path_for",
     "proposal_for",
     "refined_evidence",
