@@ -12,6 +12,7 @@ The way of the data, and what does each step::
       fit_ex_post_prior a density fitted to q_agg, to use in the prior's place
       log_evidence      log p(x) of each row: an Evidence; sandwich bounds it from both sides
       diagnose          a Diagnosis: .advice, .concerns, .summary(), .to_arviz()
+      sample_quality    decoded samples of each density beside held-out data
       calibrate, inference_gaps, beside_nuts    the guide put to the test
       plots             pictures of a diagnosis
       save, load        any of these results in a file
@@ -29,7 +30,15 @@ AggregatedPosterior(components=64, event_shape=(2,), family=Normal)
 """
 
 from pyrovae import plots
-from pyrovae.diagnostics import Diagnosis, Effort, beside_nuts, calibrate, diagnose, inference_gaps
+from pyrovae.diagnostics import (
+    Diagnosis,
+    Effort,
+    beside_nuts,
+    calibrate,
+    diagnose,
+    inference_gaps,
+    sample_quality,
+)
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence import Annealing, Evidence, log_evidence, sandwich
@@ -112,6 +121,7 @@ __all__ = [
     "mlp_encoder",
     "plots",
     "reduce",
+    "sample_quality",
     "sandwich",
     "save",
     "variational_divergence",

@@ -207,7 +207,7 @@ def skewness(values: Tensor) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _student_quantile(freedom: int) -> float:
+def student_quantile(freedom: int) -> float:
     """The upper quantile of Student's t for an interval."""
     from scipy.stats import t
 
@@ -218,7 +218,7 @@ def _interval_ends(
     mean: float, error: float, freedom: int, skew: float = 0.0
 ) -> tuple[float, float]:
     """Ends of the interval by Student's t, with the skewness of the values put back."""
-    quantile = _student_quantile(freedom)
+    quantile = student_quantile(freedom)
     bend, shift = (skew / (factor * math.sqrt(freedom + 1)) for factor in (3, 6))
 
     def skewed(t: float) -> float:

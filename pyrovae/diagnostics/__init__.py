@@ -18,14 +18,16 @@ from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.guide_check import GuideCheck
 from pyrovae.diagnostics.holes import Holes
 from pyrovae.diagnostics.information import Information
-from pyrovae.diagnostics.labels import LABELS
+from pyrovae.diagnostics.labels import LABELS, QUALITY
 from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
+from pyrovae.diagnostics.sample_quality import Quality, SampleQuality, sample_quality
 from pyrovae.diagnostics.two_sample import TwoSample
 
 __all__ = [
     "ACTIVE",
     "ALARM",
     "LABELS",
+    "QUALITY",
     "TERMS",
     "Calibration",
     "Codes",
@@ -39,6 +41,8 @@ __all__ = [
     "Memorisation",
     "NutsComparison",
     "Pictures",
+    "Quality",
+    "SampleQuality",
     "Surgery",
     "TwoSample",
     "beside_nuts",
@@ -48,5 +52,6 @@ __all__ = [
     "diagnose",
     "inference_gaps",
     "left_out_of",
+    "sample_quality",
     "unit_log_densities",
 ]

@@ -38,11 +38,7 @@ def advise(
         same: densities that are others of these by another name, by key: they are not compared.
     """
     prior = evidence["prior"]
-    changes = {
-        name: change_from(prior, result)
-        for name, result in evidence.items()
-        if name != "prior" and name not in same
-    }
+    changes = _changes(evidence, same)
     resolved = [name for name, change in changes.items() if not change.unresolved]
     sentences = {
         name: _sentence(names[name], change, prior, evidence[name])
@@ -52,9 +48,7 @@ def advise(
     if not resolved:
         reasons = "; ".join([*sentences.values(), *twins])
         return f"Where to sample from can't be told by log p(x) ({reasons})."
-    candidates = [name for name in PREFERENCE if name == "prior" or name in resolved]
-    best = max(["prior", *resolved], key=lambda n: changes[n].value if n in resolved else 0.0)
-    choice = next(name for name in candidates if not _is_beaten(evidence[name], evidence[best]))
+    choice, best = _choose(evidence, changes)
     rows = max(changes[name].size for name in resolved)
     if choice == "prior":
         reason = (
@@ -110,6 +104,35 @@ def _rounded(number: int) -> str:
     """
     power = 10 ** (len(str(number)) - 1)
     return f"{math.ceil(number / power) * power:,}"
+
+
+def choose(evidence: Mapping[str, Evidence], same: Mapping[str, str] = NONE) -> str | None:
+    """The density that held-out log p(x) is for; ``None`` if no change from the prior can be told.
+
+    Args:
+        evidence, same: as `advise` has them.
+    """
+    changes = _changes(evidence, same)
+    if all(change.unresolved for change in changes.values()):
+        return None
+    return _choose(evidence, changes)[0]
+
+
+def _changes(evidence: Mapping[str, Evidence], same: Mapping[str, str]) -> dict[str, Estimate]:
+    """What each density changes, but for those that are others by another name."""
+    return {
+        name: change_from(evidence["prior"], result)
+        for name, result in evidence.items()
+        if name != "prior" and name not in same
+    }
+
+
+def _choose(evidence: Mapping[str, Evidence], changes: Mapping[str, Estimate]) -> tuple[str, str]:
+    """The density to sample from, and the one whose log p(x) is highest."""
+    resolved = [name for name, change in changes.items() if not change.unresolved]
+    candidates = [name for name in PREFERENCE if name == "prior" or name in resolved]
+    best = max(["prior", *resolved], key=lambda n: changes[n].value if n in resolved else 0.0)
+    return next(n for n in candidates if not _is_beaten(evidence[n], evidence[best])), best
 
 
 def change_from(prior: Evidence, other: Evidence) -> Estimate:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrovae.data import Batch, Data, all_rows, take_rows
 from pyrovae.diagnostics.active_units import Collapse, collapse, unit_rates
-from pyrovae.diagnostics.advice import advise, change_from
+from pyrovae.diagnostics.advice import advise, change_from, choose
 from pyrovae.diagnostics.code_densities import Memorisation, memorisation
 from pyrovae.diagnostics.decoded_samples import Pictures, pictures
 from pyrovae.diagnostics.draws import Codes, draw_codes, moments
@@ -27,6 +27,7 @@ from pyrovae.diagnostics.guide_check import GuideCheck, check_guide, lower_first
 from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.labels import LABELS
+from pyrovae.diagnostics.sample_quality import SampleQuality, measure_samples
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.display import Result, table
 from pyrovae.errors import InputError
@@ -95,6 +96,8 @@ class Diagnosis(Result):
         measured: numbers of the held-out rows that were measured, in rising order: all, or the
             random half that the ex-post prior was not chosen on; ``None`` if read from a file of
             0.1.0.
+        sample_quality: decoded samples of each density beside held-out data, or, in words, why
+            there is none of it; empty if it was left out.
     """
 
     training: Surgery
@@ -115,15 +118,20 @@ class Diagnosis(Result):
     bits: dict[str, Estimate]
     measured: Tensor | None = None
     elbo: Evidence | None = None
+    sample_quality: SampleQuality | str = ""
 
     @property
     def advice(self) -> str:
-        """One sentence that says where to draw z from, and why."""
+        """Where to draw z from, and why; and, if so, that decoded samples speak for another."""
         if not self.evidence:
             return UNADVISED
         names = NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
         same = {"ex_post": "q_agg"} if self.ex_post.choice == Inflated().name else {}
-        return advise(self.evidence, names, same=same)
+        advice = advise(self.evidence, names, same=same)
+        choice = choose(self.evidence, same)
+        if choice is None or isinstance(self.sample_quality, str):
+            return advice
+        return f"{advice} {self.sample_quality.disagreement(choice, NAMES)}".rstrip()
 
     @property
     def inference_gap(self) -> Estimate | None:
@@ -151,7 +159,9 @@ class Diagnosis(Result):
             for name, result in self.evidence.items()
             for concern in result.concerns
         ]
-        return (*saturated, *unresolved, *evidence, *self.guide_check.concerns)
+        refused = self.sample_quality if isinstance(self.sample_quality, str) else ""
+        quality = (f"Sample quality could not be measured: {refused}",) if refused else ()
+        return (*saturated, *unresolved, *evidence, *self.guide_check.concerns, *quality)
 
     def summary(self) -> pd.DataFrame:
         """All estimates as a table, one row each.
@@ -222,6 +232,9 @@ class Diagnosis(Result):
             yield "held-out", f"bits_per_dimension.{name}", estimate
         if self.inference_gap is not None:
             yield "held-out", "gaps.inference", self.inference_gap
+        if not isinstance(self.sample_quality, str):
+            for measure, name, estimate in self.sample_quality.estimates():
+                yield "held-out", f"sample_quality.{measure}.{name}", estimate
         for name, estimate in self.guide_check.estimates():
             yield "simulated" if name.startswith("calibration.") else "held-out", name, estimate
 
@@ -309,6 +322,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
             elbo=elbo_of_guide(pair, x, draws=ELBO_DRAWS, seed=seed) if evidence else None,
+            sample_quality=_sample_quality(pair, train_x, test_x, densities, effort, seed),
         )
 
 
@@ -411,6 +425,23 @@ def _pictures(
     with seeded(seed, "rows to show"):
         shown = x[torch.randperm(len(x))[: effort.pictures].sort().values]
     return pictures(pair, shown, densities, seed=seed)
+
+
+def _sample_quality(
+    pair: Pair,
+    train: Tensor,
+    held_out: Tensor,
+    densities: dict[str, dist.Distribution],
+    effort: Effort,
+    seed: int,
+) -> SampleQuality | str:
+    """The quality of decoded samples, or why it can't be measured; empty without samples."""
+    if not effort.samples:
+        return ""
+    try:
+        return measure_samples(pair, densities, train, held_out, samples=effort.samples, seed=seed)
+    except InputError as error:
+        return str(error)
 
 
 def _export(

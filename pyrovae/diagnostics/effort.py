@@ -21,6 +21,7 @@ LEAST = {
     "simulations": (100, True),
     "gap_rows": (2, True),
     "nuts_rows": (1, True),
+    "samples": (30, True),
 }
 EvidenceMethod = Literal["auto", "refined", "importance"]
 
@@ -50,6 +51,7 @@ class Effort:
             0 for none. 32 take some seconds.
         nuts_rows: held-out data points at which it is compared with NUTS; 0 for none: 4 take
             minutes.
+        samples: decoded samples of each density, compared with as many rows of data; 0 for none.
         method: where the importance draws come from, as in ``log_evidence``: ``"auto"``, a proposal
             of its own for each data point at which the guide is not good enough; ``"refined"``, for
             all of them; ``"importance"``, the guide alone, quicker and often not to be trusted.
@@ -69,6 +71,7 @@ class Effort:
     simulations: int = 500
     gap_rows: int = 32
     nuts_rows: int = 0
+    samples: int = 1000
     method: EvidenceMethod = "auto"
 
     def __post_init__(self) -> None:

@@ -37,3 +37,24 @@ LABELS = {
     "nuts.kl": "KL(q(z|x)‖p(z|x)) beside NUTS",
     "calibration.calibrated_units": "calibrated units",
 }
+
+SAMPLES = {
+    "prior": "samples of the prior",
+    "q_agg": "samples of raw q_agg",
+    "ex_post": "samples of the ex-post prior",
+    "held_out": "held-out rows",
+    "reconstructions": "reconstructions",
+}
+QUALITY = {
+    "frechet": "Fréchet distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "nearer_to_training": "share nearer to training rows",
+}
+LABELS |= {
+    f"sample_quality.{measure}.{samples}": f"{label}, {name}"
+    for measure, label in QUALITY.items()
+    for samples, name in SAMPLES.items()
+}

@@ -14,7 +14,9 @@ from pyrovae.evidence.automatic import automatic_evidence
 from pyrovae.evidence.hmc import Path
 from pyrovae.evidence.importance import (
     BLOCK,
+    as_density,
     compare_priors,
+    latent_units,
     left_out,
     weighted_draws,
 )
@@ -30,8 +32,10 @@ __all__ = [
     "Evidence",
     "Path",
     "Sandwich",
+    "as_density",
     "automatic_evidence",
     "compare_priors",
+    "latent_units",
     "left_out",
     "log_evidence",
     "path_for",

@@ -95,6 +95,30 @@ FURTHER = (
         "Lopez-Paz & Oquab 2017, Revisiting classifier two-sample tests, arXiv:1610.06545",
     ),
     Term(
+        "Fréchet distance",
+        "Between normals with the means and covariances of samples and data, squared. Means and "
+        "covariances of finite samples make it too high on average.",
+        "Heusel et al. 2017, GANs trained by a two time-scale update rule, arXiv:1706.08500",
+    ),
+    Term(
+        "precision, recall",
+        "Shares of samples that lie within the balls up to the k-th nearest neighbour of a data "
+        "point, and of data within those of a sample.",
+        "Kynkäänniemi et al. 2019, Improved precision and recall metric, arXiv:1904.06991",
+    ),
+    Term(
+        "density, coverage of samples",
+        "How many such balls of data points a sample lies in, over k: 1 where samples are like the "
+        "data. The share of data points whose ball holds a sample.",
+        "Naeem et al. 2020, Reliable fidelity and diversity metrics, arXiv:2002.09797",
+    ),
+    Term(
+        "share nearer to training rows",
+        "Share of samples that are nearer to a training than to a held-out row, of as many of "
+        "both: 0.5 if nothing is copied.",
+        "Meehan et al. 2020, A non-parametric test to detect data-copying, arXiv:2004.05675",
+    ),
+    Term(
         "aggregated posterior q_agg",
         "1/N Σ q(z|x_n), the distribution of the codes of the whole data set.",
         "Makhzani et al. 2016, Adversarial autoencoders, arXiv:1511.05644; Tomczak & Welling 2018, "

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from pyrovae.diagnostics import LABELS, TERMS, Diagnosis, Surgery, change_from
+from pyrovae.diagnostics import (
+    LABELS,
+    QUALITY,
+    TERMS,
+    Diagnosis,
+    Quality,
+    SampleQuality,
+    Surgery,
+    change_from,
+)
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence
 from pyrovae.mixture import families
@@ -30,7 +39,13 @@ class Row(NamedTuple):
 
 def density_name(name: str) -> str:
     """What a density over z is called in a table."""
-    names = {"prior": "prior p(z)", "q_agg": "raw q_agg", "ex_post": "ex-post prior"}
+    names = {
+        "prior": "prior p(z)",
+        "q_agg": "raw q_agg",
+        "ex_post": "ex-post prior",
+        "held_out": "held-out data",
+        "reconstructions": "their reconstructions",
+    }
     return names.get(name, name.replace("_", " "))
 
 
@@ -80,6 +95,34 @@ def _smoothed(result: Evidence) -> Estimate | None:
     if result.smoothed is None:
         return None
     return replace(result, values=result.smoothed, bound=None).mean()
+
+
+SAMPLE_HEADS = ("samples", "log p(x), difference from prior", *QUALITY.values())
+
+
+def sample_quality(diagnosis: Diagnosis, found: SampleQuality) -> list[Row]:
+    """Decoded samples of each density beside what log p(x) says, and the two references."""
+    rows = []
+    for name, quality in found.densities.items():
+        gain = Cell(MISSING)
+        if name != "prior" and name in diagnosis.evidence:
+            change = change_from(diagnosis.evidence["prior"], diagnosis.evidence[name])
+            gain = cell(change, signed=True)
+        rows.append(Row(density_name(name), (gain, *_measures(quality))))
+    for name, quality in found.references.items():
+        rows.append(Row(density_name(name), (Cell(MISSING), *_measures(quality))))
+    known = {"density": "1", "nearer_to_training": "0.5"}
+    known["coverage"] = f"{found.coverage_if_equal:.3f}"
+    expected = tuple(Cell(known.get(measure, MISSING)) for measure in QUALITY)
+    return [*rows, Row("expected of equals", (Cell(MISSING), *expected))]
+
+
+def _measures(quality: Quality) -> tuple[Cell, ...]:
+    estimates = dict(quality.estimates())
+    return tuple(
+        Cell(show(estimates[measure])) if measure in estimates else Cell(MISSING)
+        for measure in QUALITY
+    )
 
 
 def units(diagnosis: Diagnosis) -> list[Row]:

@@ -25,7 +25,8 @@ ROOMS = {
     "pyrovae.export": ("ExportedDraws",),
     "pyrovae.diagnostics": (
         "Calibration", "Codes", "Collapse", "Diagnosis", "Effort", "Gaps", "GuideCheck", "Holes",
-        "Information", "Memorisation", "NutsComparison", "Pictures", "Surgery", "TwoSample",
+        "Information", "Memorisation", "NutsComparison", "Pictures", "Quality",
+        "SampleQuality", "Surgery", "TwoSample",
     ),
 }  # fmt: skip
 HOME = {name: room for room, names in ROOMS.items() for name in names}
