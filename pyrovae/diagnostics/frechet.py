@@ -46,7 +46,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> Estimate:
     factors = [torch.linalg.qr(rows / math.sqrt(len(rows) - 1)) for rows in sides]
     # With X the first and Y the second rows over √(n−1): S_1 = XᵀX, the trace of the root is the
     # sum of the singular values of XYᵀ = U s Vᵀ, and X A Xᵀ = U s Uᵀ: no inverse is needed.
-    u, root, v = torch.linalg.svd(factors[0].R @ factors[1].R.mT)
+    u, root, v = torch.linalg.svd(factors[0].R @ factors[1].R.mT, full_matrices=False)
     distance, variance = shift.square().sum() - 2 * root.sum(), 0.0
     for rows, factor, turned, sign in zip(sides, factors, (u, v.mT), (1, -1), strict=True):
         spread = rows.square().sum(1)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics.holes import binomial_interval
 from pyrovae.estimates import Estimate, student_quantile
 from pyrovae.randomness import seeded
 
@@ -207,12 +206,11 @@ def share(value: float, error: float, size: int) -> Estimate:
         error: its standard error; taken as that of independent cases if it is smaller.
         size: number n of cases.
     """
-    if value in (0.0, 1.0):
-        ends = binomial_interval(round(value * size), size)
-        return Estimate(value, (ends[1] - ends[0]) / (2 * 1.96), size, "data", ends=ends)
-    error = max(error, math.sqrt(value * (1 - value) / size))
-    cases, quantile = value * (1 - value) / error**2, student_quantile(SPLITS)
-    middle = (value + quantile**2 / (2 * cases)) / (1 + quantile**2 / cases)
-    margin = quantile * math.sqrt(value * (1 - value) / cases + quantile**2 / (4 * cases**2))
-    margin /= 1 + quantile**2 / cases
-    return Estimate(value, error, size, "data", ends=(middle - margin, middle + margin))
+    cautious = (size * value + 1) / (size + 2)  # so that a share of 0 or 1 has an error too
+    error = max(error, math.sqrt(cautious * (1 - cautious) / size))
+    cases = cautious * (1 - cautious) / error**2
+    excess = student_quantile(SPLITS) ** 2 / cases
+    middle = (value + excess / 2) / (1 + excess)
+    margin = math.sqrt(excess * value * (1 - value) + excess**2 / 4) / (1 + excess)
+    ends = (max(middle - margin, 0.0), min(middle + margin, 1.0))  # outside by rounding only
+    return Estimate(value, error, size, "data", ends=ends)

@@ -360,8 +360,8 @@ def _checked(describe: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         if (broken := ~found.isfinite().all(1)).any():
             raise InputError(
                 f"expected finite features, to measure distances; got others in "
-                f"{name_rows(broken)} (counted from 0, among the rows or samples compared). Give a "
-                "function of rows as features= that fills in or leaves out what is missing."
+                f"{name_rows(broken)} (counted from 0) of those compared. Give "
+                "pyrovae.sample_quality a function from rows to features that are."
             )
         return found.double()
 
