@@ -38,6 +38,7 @@ Decoded = Literal["mean", "draw"]
 SAMPLES = 1000  # of each density
 FEWEST = 30  # rows of each data set, for an error from halves of them
 MOST_COMPARED = 10_000  # rows of each data set among which samples look for the nearest
+COMPARED_BYTES = 1 << 27  # of their features, unless there are as many samples
 
 
 @dataclass(frozen=True, repr=False)
@@ -278,17 +279,19 @@ def measure_samples(
         InputError: as :func:`sample_quality`.
     """
     sizes = len(train), len(held_out)
-    size, compared = min(*sizes, samples), min(*sizes, MOST_COMPARED)
+    size = min(*sizes, samples)
     if size < max(FEWEST, 2 * neighbours + 4):
         raise InputError(
             f"expected at least {max(FEWEST, 2 * neighbours + 4)} training and as many held-out "
             f"rows to compare samples with; got {sizes[0]} and {sizes[1]}. Use more data."
         )
     with seeded(seed, "rows beside samples"):
-        orders = [torch.randperm(n)[:compared].to(train.device) for n in sizes]
+        orders = [torch.randperm(n)[:MOST_COMPARED].to(train.device) for n in sizes]
     seen, unseen = train[orders[0]], held_out[orders[1]]
     describe = _describe(pair, features, seen)
-    near = [describe(pair.observe(rows)) for rows in (seen, unseen)]
+    width = describe(pair.observe(seen[:2])).shape[1]
+    compared = min(len(seen), len(unseen), max(size, COMPARED_BYTES // (8 * width)))
+    near = [describe(pair.observe(rows[:compared])) for rows in (seen, unseen)]
     train_features, held_out_features = (rows[:size] for rows in near)
     options = {"neighbours": neighbours, "seed": seed}
 
@@ -326,11 +329,10 @@ def measure_samples(
 def _describe(pair: Pair, features: Features, seen: Tensor) -> Callable[[Tensor], Tensor]:
     """The function from rows at the observed site, shape ``(n, ...)``, to features ``(n, F)``."""
     if features == "data":
-        data = pair.observe(seen).flatten(1).double()
+        data = pair.observe(seen).double()
         pixels = bool((data % 1 == 0).all()) or bool(((data >= 0) & (data <= 1)).all())
-        has_columns = pair.observe(seen[:1]).dim() == 2 and not pixels
-        scale = units(data, image=False)[1] if has_columns else 1.0
-        return _checked(lambda rows: rows.flatten(1).double() / scale)
+        scale = units(data, image=False)[1] if data.dim() == 2 and not pixels else 1.0
+        return _checked(lambda rows: rows.reshape(len(rows), -1) / scale)
     if features == "codes":
         observed = pair.observe(seen[:2])
         if observed.shape != seen[:2].shape or not torch.equal(observed.to(seen.dtype), seen[:2]):

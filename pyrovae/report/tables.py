@@ -114,7 +114,7 @@ def sample_quality(diagnosis: Diagnosis, found: SampleQuality) -> list[Row]:
     known = {"density": "1", "nearer_to_training": "0.5"}
     known["coverage"] = f"{found.coverage_if_equal:.3f}"
     expected = tuple(Cell(known.get(measure, MISSING)) for measure in QUALITY)
-    return [*rows, Row("expected of equals", (Cell(MISSING), *expected))]
+    return [*rows, Row("if both were alike", (Cell(MISSING), *expected))]
 
 
 def _measures(quality: Quality) -> tuple[Cell, ...]:

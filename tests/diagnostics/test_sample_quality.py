@@ -326,7 +326,7 @@ def test_features_are_data_codes_or_a_function() -> None:
     codes = found(lambda rows: EXACT.posterior(rows).mean)
     assert found("codes").table().equals(codes.table())
     for features, message in (
-        (lambda rows: rows[:, 0], r"shape \(40, F\).*got \(40,\)"),
+        (lambda rows: rows[:, 0], r"shape \(2, F\).*got \(2,\)"),
         (lambda rows: rows[:2], r"shape \(40, F\).*got \(2, 6\)"),
         (lambda rows: rows.log(), r"finite features.*got others in row"),
         ("pixels", "'data', 'codes' or a function of rows; got 'pixels'"),
@@ -343,6 +343,21 @@ def test_features_are_data_codes_or_a_function() -> None:
             found("data", **wrong)
     with pytest.raises(pv.InputError, match="at least one density"):
         pv.sample_quality(vae.model, vae.guide, {}, x[:40], x[40:])
+
+
+def test_rows_may_be_single_numbers() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson(z[:, 0].exp()), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None].log1p() - 1, 0.5).to_event(1))
+
+    x = torch.poisson(torch.randn(80).exp())
+    found = pv.sample_quality(model, guide, {"prior": None}, x[:40], x[40:], decoded="draw")
+    assert all(math.isfinite(e.value) and e.standard_error > 0 for _, _, e in found.estimates())
 
 
 def test_codes_need_a_pair_of_one_argument() -> None:
