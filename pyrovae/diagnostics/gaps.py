@@ -127,7 +127,8 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
             _estimate_elbo(pair, x, q, draws, seed=elbo_seed) for q in (start, best)
         )
         evidence_seed = derived_seed(seed, "log p(x) beside ELBO")
-        evidence = automatic_evidence(pair, x, draws=draws, seed=evidence_seed, progress=progress)
+        with progress_bar("log p(x)", len(x), progress=progress) as bar:
+            evidence = automatic_evidence(pair, x, draws=draws, seed=evidence_seed, tick=bar.tick)
     return Gaps(amortized, family, full, evidence)
 
 
