@@ -17,7 +17,15 @@ from pyrovae.testing import linear_gaussian_vae
 from studies.vampprior import results
 from studies.vampprior.data import SOURCES
 from studies.vampprior.networks import Once
-from studies.vampprior.rows import Row, Settings, error_of_part, over_all, train, under_each
+from studies.vampprior.rows import (
+    Row,
+    Settings,
+    compare_ways,
+    error_of_part,
+    over_all,
+    train,
+    under_each,
+)
 from studies.vampprior.table import render
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +73,24 @@ def test_errors_of_few_draws_for_all_and_many_for_some_are_the_spread(part: bool
     truth = float(fixed.mean()) if part else 0.0
     assert sum(found) / 4000 == pytest.approx(truth, abs=4 * spread / math.sqrt(4000))
     assert sum(variances) / 4000 == pytest.approx(spread**2, rel=4 / math.sqrt(2000))
+
+
+def test_both_ways_measure_the_same_images_under_the_same_priors(tmp_path: Path) -> None:
+    # The guide is exact, so each draw has the weight p(x) under the model's own prior.
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(), exact.sample(6)
+    with torch.no_grad():
+        priors = {"own": None, "q_agg": vae.prior(), "ex_post": vae.prior()}
+    row, settings = Row.parse("caltech:1:standard:0"), Settings(tmp_path, tmp_path, draws=50)
+    found = under_each(row, vae, x, priors, draws=50)
+    of = compare_ways(row, settings, vae, x[:4], priors, found)
+    assert of.keys() <= set(results.COLUMNS)
+    assert of["compared_images"] == 4
+    truth = float(exact.log_prob(x[:4]).mean())
+    for way in results.WAYS:
+        assert [of[f"{way}_log_p_{name}"] for name in results.PRIORS] == pytest.approx([truth] * 3)
+        assert of[f"{way}_gain_ex_post"] == 0.0
+    assert of["auto_minus_importance_own"] == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("text", ["mnist", "mnist:3:vamp:0", "mnist:1:vamp:0:1e-4:orthogonal"])

@@ -84,6 +84,12 @@ def main() -> None:
         "mean over all (default all)",
     )
     parser.add_argument(
+        "--compared",
+        type=int,
+        default=200,
+        help="test images to measure by proposals of their own as well (default 200)",
+    )
+    parser.add_argument(
         "--annealed", type=int, default=50, help="test images to check by annealing (default 50)"
     )
     parser.add_argument(

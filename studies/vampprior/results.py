@@ -16,6 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results.csv")
 PRIORS = ("own", "q_agg", "ex_post")  # that each model is measured under
+WAYS = ("importance", "auto")  # of measuring the same images, the first ones, by as many draws
 
 # What tells rows apart.
 KEY = (
@@ -31,6 +32,15 @@ COLUMNS = (
     *(f"error_if_images_are_given_{name}" for name in PRIORS),
     *(f"error_of_draws_{name}" for name in PRIORS),
     *(f"share_k_above_0.7_{name}" for name in PRIORS),
+    "compared_images",
+    *(f"{way}_log_p_{name}{error}" for way in WAYS for name in PRIORS for error in ("", "_error")),
+    *(
+        f"{way}_gain_{name}{error}"
+        for way in WAYS for name in PRIORS[1:] for error in ("", "_error")
+    ),
+    *(f"auto_minus_importance_{name}{error}" for name in PRIORS for error in ("", "_error")),
+    *(f"{way}_share_k_above_0.7_{name}" for way in WAYS for name in PRIORS),
+    "importance_seconds", *(f"auto_seconds_{name}" for name in PRIORS),
     "annealed_images", "annealing_temperatures",
     *(f"annealing_gain_{name}{error}" for name in ("own", "ex_post") for error in ("", "_error")),
     "refit_batches", "refit_gain", "refit_gain_error",

@@ -24,7 +24,7 @@ from torch import Tensor
 import pyrovae as pv
 from studies.vampprior.data import SOURCES, Images, load
 from studies.vampprior.networks import INITIAL, LATENT, NormalizedAdam, build
-from studies.vampprior.results import CANDIDATE, PRIORS, Result, find
+from studies.vampprior.results import CANDIDATE, PRIORS, WAYS, Result, find
 
 TRAINED_WITH = "standard", "vamp", "vamp-random"
 FEW = 20  # draws for each test image where most have no more
@@ -97,6 +97,8 @@ class Settings:
             that takes out the noise of the steps (Polyak & Juditsky 1992).
         draws: importance draws for each test image.
         test: test images that have so many draws, the others having ``FEW``; all if not given.
+        compared: test images that are measured by importance sampling and by proposals of their
+            own, by as many draws.
         annealed, temperatures: test images on which annealing, in so many steps, checks importance
             sampling.
         matmul: precision of matrix products in training, as torch names it; all measuring is done
@@ -110,6 +112,7 @@ class Settings:
     average: int = 0
     draws: int = 5000
     test: int | None = None
+    compared: int = 0
     annealed: int = 0
     temperatures: int = 300
     matmul: str = "highest"
@@ -225,7 +228,9 @@ def run(row: Row, settings: Settings) -> Result:
     agg, ex_post = ex_post_prior(row, pair, images, CANDIDATES)
     priors = {"own": None, "q_agg": agg, "ex_post": ex_post.distribution}
     test = images.test[: settings.test]
+    at_first = time.process_time()
     many = under_each(row, pair, test, priors, draws=settings.draws)
+    importance_seconds = (time.process_time() - at_first) / len(test)
     few = many
     if len(test) < len(images.test):
         few = under_each(row, pair, images.test, priors, draws=FEW)
@@ -242,6 +247,8 @@ def run(row: Row, settings: Settings) -> Result:
         "test_images": len(images.test),
         "draws": settings.draws,
         **_of_evidence(many, few),
+        **compare_ways(row, settings, pair, test[: settings.compared], priors, many),
+        "importance_seconds": importance_seconds,
         **_annealed(row, settings, pair, test[: settings.annealed], priors, many),
         "training_seconds": float(fits[-1].history.seconds.sum()),
         "measuring_seconds": time.perf_counter() - started,
@@ -331,6 +338,48 @@ def error_of_part(many: Tensor, few: Tensor) -> float:
 def _elbo(pair: pv.VAE | pv.HierarchicalVAE, x: Tensor) -> float:
     loss: float = pyro.infer.Trace_ELBO().loss(pair.model, pair.guide, x)
     return -loss / len(x)
+
+
+def compare_ways(
+    row: Row,
+    settings: Settings,
+    pair: pv.VAE | pv.HierarchicalVAE,
+    x: Tensor,
+    priors: dict[str, Any],
+    found: dict[str, pv.Evidence],
+) -> Result:
+    """log p(x) of the same images by the guide's draws and by their own proposals, by column.
+
+    Seconds are of the processor, for one image.
+    """
+    if not len(x):
+        return {}
+    of: Result = {"compared_images": len(x)}
+    values: dict[tuple[str, str], Tensor] = {}
+    for name, prior in priors.items():
+        with torch.no_grad():  # a learned prior is computed once, not anew for each draw
+            under = pair.with_prior(pair.prior() if prior is None else prior)
+        started = time.process_time()
+        refined = pv.log_evidence(
+            under.model,
+            under.guide,
+            x,
+            draws=settings.draws,
+            site=row.latents,
+            seed=row.seed,
+        )
+        of[f"auto_seconds_{name}"] = (time.process_time() - started) / len(x)
+        for way, result in zip(WAYS, (found[name], refined), strict=True):
+            rejected = result.pareto_k[: len(x)] > 0.7
+            of[f"{way}_share_k_above_0.7_{name}"] = float(rejected.double().mean())
+            values[way, name] = result.values[: len(x)]
+            of |= _columns({f"{way}_log_p_{name}": mean_estimate(values[way, name])})
+            if name != "own":
+                gain = mean_estimate(values[way, name] - values[way, "own"])
+                of |= _columns({f"{way}_gain_{name}": gain})
+        more = mean_estimate(values["auto", name] - values["importance", name])
+        of |= _columns({f"auto_minus_importance_{name}": more})
+    return of
 
 
 def _annealed(

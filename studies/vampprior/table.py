@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.vampprior.data import SOURCES
-from studies.vampprior.results import PRIORS, Result, read
+from studies.vampprior.results import PRIORS, WAYS, Result, read
 from studies.vampprior.rows import FEW, Row
 
 MARK = "<!-- {} -->"
@@ -19,6 +19,7 @@ PAPER = {
     ("mnist", 1): (-84.50, -82.38), ("mnist", 2): (-82.42, -81.24),
     ("static-mnist", 1): (-88.56, -85.57), ("static-mnist", 2): (-86.05, -83.19),
 }  # fmt: skip
+MEASURED = {"own": "own", "q_agg": "raw q_agg", "ex_post": "ex-post"}
 FACES = 28 * 20  # pixels
 
 Results = Sequence[Result]
@@ -27,9 +28,8 @@ Results = Sequence[Result]
 def render(page: Path) -> None:
     """Write the tables of all models there are, by their most test images, into a page."""
     models: dict[tuple[Any, ...], Result] = {}
-    for result in read():
-        if result["program"] != "pyrovae":
-            continue
+    results = [result for result in read() if result["program"] == "pyrovae"]
+    for result in results:
         model = (result["data"], result["layers"], result["prior"], -float(result["rate"]))
         model += (result["weights"] != Row.weights, _short(result), result["averaged_epochs"])
         model += (result["seed"],)
@@ -42,7 +42,8 @@ def render(page: Path) -> None:
         ).append(result)
     rows = [group for _, group in sorted(groups.items())]
     text = page.read_text()
-    for name, lines in (("figures", _figures(rows)), ("runs", _runs(rows))):
+    compared = _ways([result for result in results if result["compared_images"]])
+    for name, lines in (("figures", _figures(rows)), ("runs", _runs(rows)), ("ways", compared)):
         before, _, after = text.split(MARK.format(name))
         text = MARK.format(name).join((before, "\n" + "\n".join(lines) + "\n", after))
     page.write_text(text)
@@ -87,6 +88,30 @@ def _runs(rows: Sequence[Results]) -> list[str]:
             "; ".join(sorted({r["chosen"] for r in group})),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _ways(results: Results) -> list[str]:
+    lines = [
+        "| data | layers | prior in training | rate | weights | seed | draws × images | prior "
+        "| by importance | by auto | auto − importance | gain by importance | gain by auto "
+        "| k̂ > 0.7: importance, auto | seconds: importance, auto |",
+        f"|{'---|' * 15}",
+    ]
+    for result in results:
+        seconds = result["importance_seconds"]
+        for name in PRIORS:
+            columns = [f"{way}_log_p_{name}" for way in WAYS] + [f"auto_minus_importance_{name}"]
+            gains = [] if name == "own" else [f"{way}_gain_{name}" for way in WAYS]
+            cells = [*_key(result), str(result["seed"])]
+            cells += [f"{result['draws']:,} × {result['compared_images']:,}", MEASURED[name]]
+            cells += [_spread([result], column) for column in columns + gains]
+            cells += [""] * (2 - len(gains))
+            cells.append(
+                ", ".join(f"{result[f'{way}_share_k_above_0.7_{name}']:.1%}" for way in WAYS)
+            )
+            cells.append(f"{seconds / len(PRIORS):.2f}, {result[f'auto_seconds_{name}']:.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
