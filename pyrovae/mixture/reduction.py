@@ -37,8 +37,8 @@ LEAST = 16 * torch.finfo(torch.float64).eps
 NEGLIGIBLE = 1e-20
 #: Numbers in a chunk of pairs: they fit the processor's cache, which is ten times as fast.
 CHUNK = 1 << 18
-#: Components whose second moments are in memory at once.
-ROWS = 8192
+#: Components whose second moments are in memory at once; few enough to stay in the cache.
+ROWS = 2048
 
 
 @dataclass(frozen=True, repr=False)
@@ -396,9 +396,9 @@ class FullRounds(DiagonalRounds):
         sums, bound = torch.zeros_like(key), 0.0
         for rows in torch.arange(len(self.mean), device=key.device).split(ROWS):
             data, log_weight = self.second_moments(rows), self.log_weight[rows]
-            scores = data @ key.mT
+            scores = data.mT @ key.mT
             total = scores.logsumexp(-1)
-            sums += (scores + (log_weight - total).unsqueeze(-1)).exp().mT @ data
+            sums += (scores + (log_weight - total).unsqueeze(-1)).exp().mT @ data.mT
             bound += float(log_weight.exp() @ total)
         sums = sums[sums[:, -1] > 0]  # leave out those to which nothing is assigned
         mass, (row, column) = sums[:, -1], self.triangle
@@ -417,7 +417,7 @@ class FullRounds(DiagonalRounds):
     @cached_property
     def largest(self) -> Tensor:
         parts = torch.arange(len(self.mean), device=self.mean.device).split(ROWS)
-        maxima = [self.second_moments(rows).abs().amax(0) for rows in parts]
+        maxima = [self.second_moments(rows).abs().amax(1) for rows in parts]
         return torch.stack(maxima).amax(0)
 
     @cached_property
@@ -431,15 +431,21 @@ class FullRounds(DiagonalRounds):
         return isinstance(self.components, CORRELATED_NORMALS)
 
     def second_moments(self, rows: Tensor) -> Tensor:
-        """(E[z_a z_b] for a ≥ b, E[z], 1) of some old components."""
-        mean, (row, column) = self.mean[rows], self.triangle
-        moments = mean[:, row] * mean[:, column]
+        """(E[z_a z_b] for a ≥ b, E[z], 1) of some old components, one in each column."""
+        mean, (row, column) = self.mean[rows].mT.contiguous(), self.triangle
+        moments = mean.new_empty(len(row) + len(mean) + 1, len(rows))
+        pairs = moments[: len(row)]
+        # Slices of rows take a tenth of the time that indexing by row and column does.
+        for part, unit in zip(pairs.split(list(range(1, len(mean) + 1))), mean, strict=True):
+            torch.mul(mean[: len(part)], unit, out=part)
         if self.is_correlated:
             covariance = take(self.components, rows).covariance_matrix.double()
-            moments += covariance[:, row, column] / (self.unit[row] * self.unit[column])
+            pairs += (covariance[:, row, column] / (self.unit[row] * self.unit[column])).mT
         else:
-            moments[:, row == column] += self.variance[rows]
-        return torch.cat([moments, mean, torch.ones_like(mean[:, :1])], -1)
+            pairs[row == column] += self.variance[rows].mT
+        moments[len(row) : -1] = mean
+        moments[-1] = 1
+        return moments
 
     def factors(self, rows: Tensor) -> Tensor:
         """Lower Cholesky factors of some old components, shape ``(n, D, D)``."""
