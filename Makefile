@@ -5,6 +5,9 @@ PYTHON ?= python3
 OUT ?= pyrovae-report
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+# A process for each core, and one thread in each.
+PYTEST := -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+test test-lowest test-arviz1: export OMP_NUM_THREADS := 1
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-lowest test-arviz1 lint format clean
@@ -26,13 +29,13 @@ demo: .venv/.installed
 	$(PY) -m pyrovae analyze digits --out "$(OUT)" --resume
 
 test: lint
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
 
 test-lowest: .venv-lowest/.installed
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python $(PYTEST)
 
 test-arviz1: .venv-arviz1/.installed
-	.venv-arviz1/bin/python -m pytest
+	.venv-arviz1/bin/python $(PYTEST)
 
 lint: .venv/.installed-test
 	$(PY) -m ruff check .
