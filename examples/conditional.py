@@ -18,6 +18,7 @@ import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
 LATENT, HIDDEN, PIXELS, LABELS = 4, 64, 64, 10
+LIGHT = pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, two_sample=100, simulations=100)
 
 
 class Conditional(nn.Module):
@@ -82,11 +83,18 @@ def main() -> None:
         shares = dist.Categorical(train[1].mean(0))
         marginal = dist.MixtureSameFamily(shares, vae.priors())
     found = pv.diagnose(
-        vae.model, vae.guide, train, held_out=test, validation=validation, prior=marginal
+        vae.model,
+        vae.guide,
+        train,
+        held_out=test,
+        validation=validation,
+        prior=marginal,
+        effort=pv.Effort() if epochs > 10 else LIGHT,
     )
     print(found.summary().to_string(index=False))
     print("\nlog p(x | y) of new images, the label known:", found.evidence["prior"].mean())
-    alone = pv.log_evidence(vae.model, vae.guide, test, prior=marginal, draws=500)
+    new = test if epochs > 10 else tuple(array[:40] for array in test)
+    alone = pv.log_evidence(vae.model, vae.guide, new, prior=marginal, draws=500)
     print("log p(x), the label not known:            ", alone.mean())
 
 

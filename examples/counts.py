@@ -19,6 +19,7 @@ import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
 LATENT, HIDDEN, COUNTED, LABELS = 5, 64, 64, 10
+LIGHT = pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, two_sample=100, simulations=100)
 
 
 class Counts(nn.Module):
@@ -80,7 +81,10 @@ def main() -> None:
         optimizer=pv.adam(3e-3),
     )
     print(f"Trained on {len(train[0]):,} rows of {COUNTED} counts: {run}.\n")
-    found = pv.diagnose(vae.model, vae.guide, train, held_out=test, validation=validation)
+    effort = pv.Effort() if epochs > 10 else LIGHT
+    found = pv.diagnose(
+        vae.model, vae.guide, train, held_out=test, validation=validation, effort=effort
+    )
     print(found.summary().to_string(index=False))
     print(f"\n{found.advice}")
 

@@ -12,6 +12,8 @@ import torch
 import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
+LIGHT = pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, two_sample=100, simulations=100)
+
 
 def main() -> None:
     """Train a VAE on handwritten digits and ask the question of it."""
@@ -42,7 +44,10 @@ def main() -> None:
     print("   To write q(z|x) as a mixture over n that selects x's own component gains nothing.\n")
 
     print(f"2. q_agg(z), the aggregated posterior: a mixture of exactly N = {n:,} Gaussians.")
-    measured = pv.diagnose(vae.model, vae.guide, train, held_out=test, validation=validation)
+    effort = pv.Effort() if arguments.epochs > 10 else LIGHT
+    measured = pv.diagnose(
+        vae.model, vae.guide, train, held_out=test, validation=validation, effort=effort
+    )
     terms = measured.training
     print(
         f"   A code says {terms.index_code_mi} nats about which component it came from, of at most"

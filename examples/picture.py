@@ -4,6 +4,7 @@ python examples/picture.py --out docs/picture.png
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from pyrovae.plots.grids import mass_levels, pair_density
 
 EDGE = 4.2  # of the plane that is drawn, in units of z
 SIDE = 7  # images in a row of the sheet
+LIGHT = pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, two_sample=100, simulations=100)
 
 
 def ellipses(ax: Axes, agg: pv.AggregatedPosterior, labels: torch.Tensor) -> None:
@@ -78,7 +80,7 @@ def main() -> None:
         train,
         held_out=test,
         validation=validation,
-        effort=pv.Effort(pictures=SIDE**2),
+        effort=replace(pv.Effort() if arguments.epochs > 10 else LIGHT, pictures=SIDE**2),
     )
 
     figure = Figure(figsize=(10, 6.6), layout="constrained")

@@ -19,6 +19,7 @@ import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
 LATENT, HIDDEN, PIXELS, CLASSES, LABELLED = 4, 64, 64, 10, 200
+LIGHT = pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, two_sample=100, simulations=100)
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
@@ -92,7 +93,12 @@ def main() -> None:
     print(f"Of {len(test)} new digits {float(right.double().mean()):.0%} are classified right,")
     print(f"from {LABELLED} labels and {len(train):,} images.\n")
     found = pv.diagnose(
-        vae.model, vae.guide, (train, labels), held_out=(test, test_labels), observed="x"
+        vae.model,
+        vae.guide,
+        (train, labels),
+        held_out=(test, test_labels),
+        observed="x",
+        effort=pv.Effort() if epochs > 10 else LIGHT,
     )
     print("Labelled rows, z given image and label:")
     print(found.summary().to_string(index=False))

@@ -10,6 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LIGHT = "effort=pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, simulations=100)"
+QUICKER = {
+    "epochs=100, patience=20": "epochs=2",
+    "held_out=test, validation=validation)": f"held_out=test, validation=validation, {LIGHT})",
+    "held_out=x[400:])": f"held_out=x[400:], {LIGHT})",
+}
 
 
 def run(*arguments: str, cwd: Path) -> str:
@@ -24,9 +30,10 @@ def run(*arguments: str, cwd: Path) -> str:
 def test_readme_examples_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     assert len(blocks) == 2
-    script = (
-        "\n".join(blocks).replace("epochs=100", "epochs=2").replace("patience=20", "patience=2")
-    )
+    script = "\n".join(blocks)
+    for text, quicker in QUICKER.items():
+        assert text in script
+        script = script.replace(text, quicker)
     (tmp_path / "readme.py").write_text(script)
     assert "ample from" in run("readme.py", cwd=tmp_path)
 
