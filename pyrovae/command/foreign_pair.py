@@ -265,7 +265,7 @@ def _module(product: Any) -> nn.Module | None:
 
 def _import(name: str) -> Callable[[Dataset], Any]:
     module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
+    if not colon or not module_name or not attribute or module_name.startswith("."):
         raise InputError(
             f"expected package.module:factory as --pair; got {name!r}. Name the module, a colon "
             "and the function in it that returns model and guide."

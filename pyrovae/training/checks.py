@@ -39,7 +39,7 @@ def check_device(device: torch.device | str | None, name: str) -> None:
     try:
         usable = torch.device(device).type != "meta"
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # unknown, not built in, not there
+    except (RuntimeError, AssertionError, ImportError):  # unknown, not built in, not there
         usable = False
     if not usable:
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]

@@ -163,6 +163,7 @@ def test_a_pair_is_moved_with_its_modules_and_its_store(
     ("options", "words"),
     [
         (["--pair", "mine"], ["package.module:factory"]),
+        (["--pair", ".mine:make"], ["package.module:factory", "'.mine:make'"]),
         (["--pair", "nowhere:make"], ["'nowhere'", "No module named"]),
         (["--pair", "mine:built"], ["'built'", "make"]),
         (["--pair", "mine:nothing"], ["(model, guide)", "int"]),

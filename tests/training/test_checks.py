@@ -210,7 +210,10 @@ def test_an_error_of_the_factory_itself_passes_through() -> None:
         fit(*pairs.plain(), pairs.data(), epochs=1, optimizer=factory)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "nowhere", "meta", torch.device("cuda:99"), "cpu:x"])
+@pytest.mark.parametrize(
+    "device",
+    ["cuda:99", "nowhere", "meta", torch.device("cuda:99"), "cpu:x", "privateuseone", "hpu", "xla"],
+)
 def test_a_device_that_cannot_be_used_is_refused(device: Any) -> None:
     with pytest.raises(pv.InputError, match=r"expected one of cpu.* as device="):
         fit(*pairs.plain(), pairs.data(), epochs=1, device=device)
