@@ -57,13 +57,20 @@ def psis(log_weights: Array) -> tuple[Array, Array]:
 
 
 def _smooth_row(log_weights: Array) -> tuple[Array, Array]:
-    """One row by ArviZ 1.x, which takes negative log weights and raises without a tail."""
+    """One row by ArviZ 1.x, which takes negative log weights and raises without a tail.
+
+    It counts draws of no weight among the largest where there are not enough others. The tail is
+    then all draws with any weight, as in 0.x; its length is told by the relative efficiency.
+    """
     from arviz_stats.base import array_stats
 
+    draws, weighted = len(log_weights), int((log_weights > -np.inf).sum())
+    tail = int(3 * draws**0.5 if draws > 225 else draws / 5)
+    efficiency = 1.0 if weighted >= tail else 9 * draws / (weighted + 0.5) ** 2
     try:
-        if len(log_weights) < LEAST_DRAWS:
+        if weighted < LEAST_DRAWS:
             raise ValueError("too few draws")
-        smoothed, pareto_k = array_stats.psislw(-log_weights)
+        smoothed, pareto_k = array_stats.psislw(-log_weights, r_eff=efficiency)
     except ValueError:  # raised for a tail of equal weights as well
         return log_weights - np.logaddexp.reduce(log_weights), np.array(np.inf)
     return smoothed, np.asarray(pareto_k)

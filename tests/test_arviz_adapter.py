@@ -40,6 +40,16 @@ def test_a_heavy_tail_is_seen() -> None:
     assert arviz_adapter.psis(light)[1] < 0.4
 
 
+@pytest.mark.parametrize("draws", [150, 500, 5000])
+def test_draws_without_weight_are_no_tail(draws: int) -> None:
+    log_weights = np.full((1, draws), -np.inf)
+    log_weights[0, :28] = 0.1 * np.random.default_rng(0).normal(size=28)
+    smoothed, pareto_k = arviz_adapter.psis(log_weights)
+    assert pareto_k < 0.5
+    assert (smoothed[0, 28:] == -np.inf).all()
+    assert np.logaddexp.reduce(smoothed[0, :28]) == pytest.approx(0, abs=1e-12)
+
+
 READ = """
 import os, sys
 from pyrovae.arviz_adapter import arviz
