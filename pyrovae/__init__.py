@@ -15,6 +15,7 @@ The way of the data, and what does each step::
       sample_quality    decoded samples of each density beside held-out data
       calibrate, inference_gaps, beside_nuts    the guide put to the test
       plots             pictures of a diagnosis
+      to_arviz          what Pyro inferred for any model, by SVI or MCMC, for ArviZ
       save, load        any of these results in a file
 
 Every number is an Estimate, with its standard error and whether it is a bound; mean_estimate makes
@@ -43,6 +44,7 @@ from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence import Annealing, Evidence, log_evidence, sandwich
 from pyrovae.ex_post import ExPostPrior, Flow, Inflated, InflatedByUnit, Reduced, fit_ex_post_prior
+from pyrovae.export import to_arviz
 from pyrovae.mixture import (
     AggregatedPosterior,
     Mixture,
@@ -124,6 +126,7 @@ __all__ = [
     "sample_quality",
     "sandwich",
     "save",
+    "to_arviz",
     "variational_divergence",
     "with_arguments",
 ]

@@ -103,16 +103,18 @@ def to_arviz(
     coords: Mapping[str, Sequence[Any]],
     attrs: Mapping[str, str | int | float],
     notes: Mapping[str, str] | None = None,
+    sample_dims: tuple[str, ...] = ("chain", "draw"),
 ) -> Any:
     """Arrays by group and variable as ArviZ's own container.
 
     Args:
-        groups: group name → variable name → array; arrays of sampled groups begin with the
-            dimensions ``(chain, draw)``, ``observed_data`` has neither.
+        groups: group name → variable name → array; arrays of sampled groups begin with
+            ``sample_dims``, those of ``observed_data`` don't.
         dims: names of a variable's further dimensions.
         coords: labels along each named dimension.
         attrs: facts about all the data, written on every group.
         notes: group name → what its reader has to know, written there as ``note``.
+        sample_dims: names of the dimensions of the draws.
 
     Returns:
         ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under 1.x.
@@ -122,7 +124,7 @@ def to_arviz(
     notes = notes or {}
     datasets = {}
     for group, variables in groups.items():
-        lead = () if group == "observed_data" else ("chain", "draw")
+        lead = () if group == "observed_data" else sample_dims
         columns = {
             name: ((*lead, *dims.get(name, ()))[: array.ndim], array)
             for name, array in variables.items()
@@ -135,10 +137,24 @@ def to_arviz(
         labels = {dim: list(coords.get(dim, range(size))) for dim, size in sizes.items()}
         note = {} if group not in notes else {"note": notes[group]}
         datasets[group] = xr.Dataset(columns, coords=labels, attrs={**attrs, **note})
-    az = arviz()
-    if az.__version__.startswith("0."):  # 1.x has the name too, as a stub
-        return az.InferenceData(**datasets)
+    if _is_first():
+        return arviz().InferenceData(**datasets)
     return xr.DataTree.from_dict(datasets)
+
+
+def sample_dims(origin: str) -> tuple[str, ...]:
+    """Names of the dimensions of draws, as each version has them by default.
+
+    Args:
+        origin: ``"mcmc"``, or ``"guide"`` for independent draws, which ArviZ 1.x can tell from a
+            chain.
+    """
+    return ("chain", "draw") if origin == "mcmc" or _is_first() else ("sample",)
+
+
+def _is_first() -> bool:
+    """Whether this is ArviZ 0.x."""
+    return bool(arviz().__version__.startswith("0."))  # 1.x has InferenceData too, as a stub
 
 
 def variable_names(sites: Iterable[str], *, reserved: Iterable[str] = ()) -> tuple[str, ...]:
