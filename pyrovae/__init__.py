@@ -17,6 +17,7 @@ The way of the data, and what does each step::
       plots             pictures of a diagnosis
       to_arviz          what Pyro inferred for any model, by SVI or MCMC, for ArviZ
       save, load        any of these results in a file
+      load_run          a folder that ``pyrovae analyze`` has written: a Run
 
 Every number is an Estimate, with its standard error and whether it is a bound; mean_estimate makes
 one of values of your own. Input that can't be used is an InputError that says what to do.
@@ -30,49 +31,61 @@ one of values of your own. Input that can't be used is an InputError that says w
 AggregatedPosterior(components=64, event_shape=(2,), family=Normal)
 """
 
-from pyrovae import plots
-from pyrovae.diagnostics import (
-    Diagnosis,
-    Effort,
-    beside_nuts,
-    calibrate,
-    diagnose,
-    inference_gaps,
-    sample_quality,
-)
-from pyrovae.errors import InputError
-from pyrovae.estimates import Estimate, mean_estimate
-from pyrovae.evidence import Annealing, Evidence, log_evidence, sandwich
-from pyrovae.ex_post import ExPostPrior, Flow, Inflated, InflatedByUnit, Reduced, fit_ex_post_prior
-from pyrovae.export import to_arviz
-from pyrovae.mixture import (
-    AggregatedPosterior,
-    Mixture,
-    divergence,
-    entropy,
-    entropy_bounds,
-    reduce,
-    variational_divergence,
-)
-from pyrovae.models import (
-    VAE,
-    Branches,
-    ExemplarPrior,
-    FlowPrior,
-    GaussianMixture,
-    HierarchicalVAE,
-    StandardNormal,
-    VampPrior,
-    binarise,
-    bits_per_dimension,
-    conv_decoder,
-    conv_encoder,
-    mlp_decoder,
-    mlp_encoder,
-)
-from pyrovae.pairs import aggregate, encode, with_arguments
-from pyrovae.saving import load, save
-from pyrovae.training import Fit, adam, elbo, fit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyrovae import plots
+    from pyrovae.diagnostics import (
+        Diagnosis,
+        Effort,
+        beside_nuts,
+        calibrate,
+        diagnose,
+        inference_gaps,
+    )
+    from pyrovae.diagnostics.sample_quality import sample_quality
+    from pyrovae.errors import InputError
+    from pyrovae.estimates import Estimate, mean_estimate
+    from pyrovae.evidence import Annealing, Evidence, log_evidence, sandwich
+    from pyrovae.ex_post import (
+        ExPostPrior,
+        Flow,
+        Inflated,
+        InflatedByUnit,
+        Reduced,
+        fit_ex_post_prior,
+    )
+    from pyrovae.export import to_arviz
+    from pyrovae.mixture import (
+        AggregatedPosterior,
+        Mixture,
+        divergence,
+        entropy,
+        entropy_bounds,
+        reduce,
+        variational_divergence,
+    )
+    from pyrovae.models import (
+        VAE,
+        Branches,
+        ExemplarPrior,
+        FlowPrior,
+        GaussianMixture,
+        HierarchicalVAE,
+        StandardNormal,
+        VampPrior,
+        binarise,
+        bits_per_dimension,
+        conv_decoder,
+        conv_encoder,
+        mlp_decoder,
+        mlp_encoder,
+    )
+    from pyrovae.pairs import aggregate, encode, with_arguments
+    from pyrovae.runs import Run, load_run
+    from pyrovae.saving import load, save
+    from pyrovae.training import Fit, adam, elbo, fit
 
 __version__ = "0.1.0"
 
@@ -97,6 +110,7 @@ __all__ = [
     "InputError",
     "Mixture",
     "Reduced",
+    "Run",
     "StandardNormal",
     "VampPrior",
     "adam",
@@ -117,6 +131,7 @@ __all__ = [
     "fit_ex_post_prior",
     "inference_gaps",
     "load",
+    "load_run",
     "log_evidence",
     "mean_estimate",
     "mlp_decoder",
@@ -130,3 +145,26 @@ __all__ = [
     "variational_divergence",
     "with_arguments",
 ]
+
+#: Where those names are looked for, in this order. A room is imported when one of them is first
+#: used: the command line shows its help without torch.
+ROOMS = (
+    "errors", "estimates", "mixture", "pairs", "saving", "models", "training", "evidence",
+    "ex_post", "export", "diagnostics", "plots", "report", "runs", "data",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for room in ROOMS:
+            door = import_module(f"{__name__}.{room}")
+            if name in vars(door):
+                globals()[name] = found = getattr(door, name)
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,18 @@ def sample_dims(origin: str) -> tuple[str, ...]:
 def _is_first() -> bool:
     """Whether this is ArviZ 0.x."""
     return bool(arviz().__version__.startswith("0."))  # 1.x has InferenceData too, as a stub
+
+
+def write_netcdf(data: Any, path: Path) -> None:
+    """Write what :func:`to_arviz` returns to a file, compressed without loss."""
+    if _is_first():
+        data.to_netcdf(str(path))  # which compresses of its own accord
+        return
+    encoding = {
+        node.path: {name: {"zlib": True, "complevel": 4} for name in node.data_vars}
+        for node in data.subtree
+    }
+    data.to_netcdf(path, encoding=encoding)
 
 
 def variable_names(sites: Iterable[str], *, reserved: Iterable[str] = ()) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A progress bar on stderr that hardly slows the work down."""
+"""A progress bar on stderr, or lines where there is no terminal; hardly any of the work's time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _INTERVAL = 0.1  # seconds between two updates of the bar
+_in_lines: ContextVar[tuple[float, bool] | None] = ContextVar("in_lines", default=None)
 
 
 class Bar:
@@ -40,6 +42,67 @@ class Bar:
         self._pending, self._last = 0, time.monotonic()
 
 
+class Lines(Bar):
+    """Progress as a line on stderr now and then, with the time left.
+
+    Args:
+        description, total, completed: as for a bar.
+        every: seconds between two lines, and before the first.
+    """
+
+    def __init__(self, description: str, total: int, completed: int, every: float) -> None:
+        super().__init__(description, total, completed, None)
+        self._description, self._total, self._every = description, total, every
+        self._before = self._done = completed
+        self._start = self._shown = time.monotonic()
+
+    def tick(self, steps: int = 1) -> None:
+        """Count one step as done, or some."""
+        self._done += steps
+        self._show()
+
+    def update(self, description: str | None = None) -> None:
+        """Name the steps that follow otherwise, if a description is given."""
+        self._description = description or self._description
+        self._show()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._shown < self._every or self._done == self._before:
+            return
+        self._shown = now
+        left = (now - self._start) / (self._done - self._before) * (self._total - self._done)
+        share = 100 * self._done / self._total
+        line = f"pyrovae: {self._description}: {share:.0f} %, about {in_words(left)} left\n"
+        sys.stderr.write(line)
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> in_words(41), in_words(200), in_words(9000)
+    ('41 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def in_lines(every: float, *, on_terminal: bool = False) -> Iterator[None]:
+    """Show progress within as lines where it would be a bar but for want of a terminal.
+
+    Args:
+        every: seconds between two lines, and before the first.
+        on_terminal: lines in place of a bar on a terminal, too.
+    """
+    token = _in_lines.set((every, on_terminal))
+    try:
+        yield
+    finally:
+        _in_lines.reset(token)
+
+
 @contextmanager
 def progress_bar(
     description: str, total: int, *, done: int = 0, progress: bool | None
@@ -52,7 +115,11 @@ def progress_bar(
         done: how many were done before, in a resumed run.
         progress: whether to show the bar; ``None`` shows it if stderr is a terminal.
     """
-    if not (sys.stderr.isatty() if progress is None else progress):
+    terminal, (every, on_terminal) = sys.stderr.isatty(), _in_lines.get() or (0.0, False)
+    if progress is None and every and (on_terminal or not terminal):
+        yield Lines(description, total, done, every)
+        return
+    if not (terminal if progress is None else progress):
         yield Bar(description, total, done, None)
         return
     from rich.console import Console

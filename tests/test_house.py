@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -44,6 +45,7 @@ ROOMS = (
     ("diagnostics",),
     ("plots",),
     ("report",),
+    ("runs",),
     ("command", "__main__"),
 )
 GROUND = set(ROOMS[0])
@@ -273,3 +275,37 @@ def test_the_lowest_versions_are_those_that_are_declared() -> None:
         assert (
             Version(bound.version).release == lowest.release[: len(Version(bound.version).release)]
         )
+
+
+# -- the front door --------------------------------------------------------------------------------
+
+
+def test_a_name_of_the_front_door_is_what_a_type_checker_takes_it_for() -> None:
+    """It is found when it is first used, in the first room that has one of that name."""
+    (block,) = (
+        node
+        for node in ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.If)
+    )
+    declared = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            declared[alias.name] = str(node.module)
+    assert set(declared) == set(pyrovae.__all__)
+    for name, module in declared.items():
+        if module == "pyrovae":
+            found: object = importlib.import_module(f"pyrovae.{name}")
+        else:
+            found = getattr(importlib.import_module(module), name)
+        assert getattr(pyrovae, name) is found, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pyrovae.nothing  # noqa: B018
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, pyrovae, pyrovae.command; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

@@ -7,15 +7,15 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrovae.arviz_adapter import arviz
-from pyrovae.command.foreign_pair import PairOptions, make_pair
+from pyrovae.arviz_adapter import arviz, write_netcdf
 from pyrovae.command.run_checks import (
     CHECKPOINT,
     check_memory,
@@ -24,6 +24,7 @@ from pyrovae.command.run_checks import (
     training_saved,
     writable,
 )
+from pyrovae.command.terminal import quoted
 from pyrovae.command.wording import for_command
 from pyrovae.data import (
     Data,
@@ -32,39 +33,43 @@ from pyrovae.data import (
     check,
     check_near,
     default_likelihood,
+    numbers_of_parts,
     split,
     take_rows,
-    units,
 )
 from pyrovae.diagnostics import Diagnosis, Effort, check_pair, diagnose
-from pyrovae.errors import InputError
+from pyrovae.errors import InputError, nearest
 from pyrovae.extras import EXTRAS, check_packages
-from pyrovae.models import (
-    VAE,
-    Bounds,
-    ExemplarPrior,
-    FlowPrior,
-    GaussianMixture,
-    LogCounts,
-    NormalDecoder,
-    Standardize,
-    StandardNormal,
-    VampPrior,
-    binarise,
-    mlp,
-    mlp_decoder,
-    mlp_encoder,
-)
+from pyrovae.models import VAE, binarise
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.randomness import check_seed, seeded
 from pyrovae.report import render, write
+from pyrovae.runs import (
+    COMPONENTS,
+    PRIORS,
+    Outcome,
+    OwnPair,
+    PairOptions,
+    Recipe,
+    Run,
+    finish,
+    in_words,
+    location_and_scale,
+    make_pair,
+    recommended_source,
+    unfinish,
+)
+from pyrovae.runs import build as build_vae
 from pyrovae.saving import check_room, replace, write_archive
-from pyrovae.training import Fit, check_device, fit
+from pyrovae.training import Fit, adam, check_device, fit
 
-PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
-COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
+PRIORS_CALLED = {  # by others
+    "vampprior": "vamp", "normal": "standard", "gaussian": "standard", "gmm": "mixture",
+    "mog": "mixture", "realnvp": "flow", "maf": "flow",
+}  # fmt: skip
 FLOW_SIZE = 4_000  # parameters of the flow for each latent unit
-NEIGHBOURS = 10  # nearest exemplars that each row uses in training
+EXPORTED = 30_000_000  # bytes of the draws for ArviZ, at most
+FEWEST_DRAWS = 20  # of each row that is exported, where all of them would be more than that
 MARGIN = 1_000_000  # bytes that a file of arrays needs beside the arrays
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
@@ -82,14 +87,22 @@ class AnalysisOptions:
             VampPrior (by default 100, at most a tenth of the training data).
         hidden: sizes of the hidden layers, from the data inwards.
         epochs: largest number of passes over the training data; training may stop earlier.
+        batch_size: rows in a minibatch.
+        learning_rate: of Adam.
+        kl_warmup: epochs over which the weight on the KL grows to 1.
+        average: epochs after these over whose steps the parameters are averaged.
         seed: fixes the split, initial weights, minibatches and all draws.
         out: folder for report, draws, table and checkpoint.
         device: where to train, such as ``"cpu"`` or ``"cuda"``.
         resume: go on from the checkpoint in ``out``.
+        force: write over another run in ``out``.
         progress: show a progress bar; by default if standard error is a terminal.
         effort: how much the diagnosis computes.
         pair: the user's own pair instead of a VAE; ``likelihood``, ``latent``, ``hidden``,
             ``prior`` and ``components`` then have no effect.
+        source: where the data are from, as :func:`pyrovae.data.load` takes it; without it they are
+            copied into ``out``.
+        command: the command in words.
     """
 
     likelihood: str | None = None
@@ -98,13 +111,33 @@ class AnalysisOptions:
     components: int | None = None
     hidden: tuple[int, ...] = (256, 256)
     epochs: int = 300
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    kl_warmup: int = 0
+    average: int = 0
     seed: int = 0
     out: Path = Path("pyrovae-report")
     device: str | None = None
     resume: bool = False
+    force: bool = False
     progress: bool | None = None
     effort: Effort = field(default_factory=Effort)
     pair: PairOptions | None = None
+    source: str | None = None
+    command: str = "pyrovae.command.analysis.analyze"
+
+    def by_name(self) -> dict[str, Any]:
+        """What decides the numbers of a run, under the names of the command line's options."""
+        of_vae = ("likelihood", "latent", "prior", "components", "hidden")
+        trained = ("epochs", "batch_size", "learning_rate", "kl_warmup", "average")
+        names = (*(of_vae if self.pair is None else ()), *trained, "seed", "device")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"draws": self.effort.evidence_draws, "method": self.effort.method}
+        if self.effort.gap_rows or self.effort.nuts_rows:
+            options["check_guide"] = True
+        if self.pair is not None:
+            options |= self.pair.by_name()
+        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -118,6 +151,7 @@ class Analysis:
         report, netcdf, table: paths of the files; no ``netcdf`` if the effort left out draws.
         parameters: path of the trained parameters, for ``vae.load_state_dict`` or, of the user's
             own pair, for ``PairOptions.params``.
+        saved: the run, to go on with.
     """
 
     vae: VAE | None
@@ -127,6 +161,7 @@ class Analysis:
     netcdf: Path | None
     table: Path
     parameters: Path
+    saved: Run
 
 
 def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
@@ -142,9 +177,9 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             used; another process is writing to the folder; it holds an interrupted run and
             ``resume`` is not set; or the user's own pair can't be made.
     """
-    options = options or AnalysisOptions()
+    options = settled(data, options or AnalysisOptions())
     check_seed(options.seed)
-    likelihood = options.likelihood or default_likelihood(data)
+    likelihood = str(options.likelihood)
     check(data, likelihood if options.pair is None else None)
     check_prior_options(options)
     if options.pair is None:
@@ -164,7 +199,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     arviz()  # may fail for want of a cache folder: better now than after the training
     start = time.perf_counter()
     with writable(options.out), only_run(options.out):
-        check_no_run(options.out, resume=options.resume)
+        check_no_run(options.out, resume=options.resume, force=options.force)
         if options.pair is None:
             task = _vae_task(data, likelihood, options)
         else:
@@ -176,7 +211,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             task.train,
             held_out=task.held_out,
             validation=task.validation,
-            effort=options.effort,
+            effort=within_limits(options.effort, data),
             seed=options.seed,
             progress=options.progress,
             **task.sites,
@@ -184,11 +219,54 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         facts = {"data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}"}
         facts |= task.facts | _environment(options, time.perf_counter() - start)
         with training_saved(options.out):
+            unfinish(options.out)
             paths = _write(options.out, diagnosis, run, facts)
             parameters = options.out / "parameters.pt"
             task.save(parameters)
+            saved = finish(options.out, _outcome(data, task, options, diagnosis, run, facts))
         (options.out / CHECKPOINT).unlink(missing_ok=True)
-    return Analysis(task.vae, run, diagnosis, *paths, parameters)
+    return Analysis(task.vae, run, diagnosis, *paths, parameters, saved)
+
+
+def how_to_sample(out: Path, recommended: str | None) -> str:
+    """What to run to draw new rows from the density that the advice names.
+
+    Args:
+        out: the folder of the run.
+        recommended: that density; ``None`` where the advice names none.
+    """
+    words = f"pyrovae sample {quoted(str(out))} -n 1000"
+    if recommended is None:
+        return f"{words} --from DENSITY (prior, ex-post or q_agg)"
+    return words if recommended == "ex-post" else f"{words} --from {recommended}"
+
+
+def settled(data: Dataset, options: AnalysisOptions) -> AnalysisOptions:
+    """The options with the likelihood that the data ask for, if they name none."""
+    return replaced(options, likelihood=options.likelihood or default_likelihood(data))
+
+
+def _outcome(
+    data: Dataset,
+    task: _Task,
+    options: AnalysisOptions,
+    diagnosis: Diagnosis,
+    run: Fit | None,
+    facts: Mapping[str, str],
+) -> Outcome:
+    """What the run folder is written from."""
+    return Outcome(
+        data=data,
+        source=options.source,
+        rows=numbers_of_parts(len(data), seed=options.seed),
+        recipe=task.recipe,
+        own=None if task.own is None or options.pair is None else (task.own, options.pair),
+        diagnosis=diagnosis,
+        fit=run,
+        facts=facts,
+        options=options.by_name(),
+        command=options.command,
+    )
 
 
 @dataclass(frozen=True)
@@ -205,7 +283,8 @@ class _Task:
         facts: what the report says about the pair, by name.
         sites: names of the pair's sites, as ``diagnose`` takes them.
         transform: of the minibatches in training.
-        vae: the pair, if it is a VAE that was built here.
+        vae, recipe: the pair and how it was built, if it is a VAE that was built here.
+        own: the user's own pair, if it is one.
     """
 
     model: PyroFunction
@@ -220,6 +299,8 @@ class _Task:
     sites: dict[str, Any] = field(default_factory=dict)
     transform: Transform | None = None
     vae: VAE | None = None
+    recipe: Recipe | None = None
+    own: OwnPair | None = None
 
 
 def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
@@ -233,6 +314,10 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
         validation=validation,
         transform=task.transform,
         epochs=options.epochs,
+        batch_size=options.batch_size,
+        optimizer=adam(options.learning_rate),
+        kl_warmup=options.kl_warmup,
+        average=options.average,
         patience=PATIENCE,
         seed=options.seed,
         device=options.device,
@@ -247,15 +332,12 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
 
 def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
     """A multilayer-perceptron VAE, to be trained."""
-    if not _in_double(likelihood, options):
-        data = data.single()
-    parts = split(data, seed=options.seed)
-    is_grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
+    recipe = recipe_for(data, likelihood, options)
+    parts = split(data if recipe.double else data.single(), seed=options.seed)
     # Grey values are probabilities of a 1: training draws it anew for each minibatch, the measures
     # once.
     train, validation, held_out = (
-        _binary(part.values, options.seed, number) if is_grey else part.values
-        for number, part in enumerate(parts)
+        recipe.as_measured(part, number) for number, part in enumerate(parts)
     )
     with seeded(options.seed, "initial weights"):
         vae = build(data, train, likelihood, options)
@@ -271,12 +353,13 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
         facts={
             "likelihood": likelihood,
             "latent units": str(options.latent),
-            "prior": _prior_in_words(vae.prior),
+            "prior": in_words(vae.prior),
             "hidden layers": " × ".join(map(str, options.hidden)),
             "epochs at most": str(options.epochs),
         },
-        transform=binarise if is_grey else None,
+        transform=binarise if recipe.grey else None,
         vae=vae,
+        recipe=recipe,
     )
 
 
@@ -309,6 +392,7 @@ def _own_pair_task(data: Dataset, chosen: PairOptions, options: AnalysisOptions)
             "observed": chosen.observed,
             "data_plate": chosen.data_plate,
         },
+        own=pair,
     )
 
 
@@ -328,27 +412,27 @@ def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOption
         likelihood: as in :class:`AnalysisOptions`.
         options: number of latent units, sizes of hidden layers, and the prior.
     """
-    shape, latent, hidden = data.event_shape, options.latent, options.hidden
-    is_counts = likelihood == "negative_binomial"
-    location, scale = units(train.log1p() if is_counts else train, image=data.image)
-    if not _in_double(likelihood, options):
-        location, scale = location.float(), scale.float()
-    encoder = mlp_encoder(shape, latent, hidden=hidden)
-    log_layers = [LogCounts()] if is_counts else []
-    standardize = Standardize(location, scale, dtype=torch.get_default_dtype())
-    encoder.network = nn.Sequential(*log_layers, standardize, encoder.network)
-    decoder_sizes = tuple(reversed(hidden))
-    decoder: nn.Module
+    recipe = recipe_for(data, likelihood, options)
     if likelihood == "normal":
-        check_near(data, location, scale)
-        network = mlp((latent, *decoder_sizes, math.prod(shape)))
-        decoder = NormalDecoder(network, torch.Size(shape), location=location, scale=scale)
-    else:
-        categories = int(data.values.max()) + 1 if likelihood == "categorical" else None
-        decoder = mlp_decoder(
-            latent, shape, likelihood, hidden=decoder_sizes, categories=categories
-        )
-    return VAE(encoder, decoder, _prior(encoder, train, options, image=data.image))
+        check_near(data, *location_and_scale(recipe, train))
+    return build_vae(recipe, train)
+
+
+def recipe_for(data: Dataset, likelihood: str, options: AnalysisOptions) -> Recipe:
+    """What kind of VAE the options ask for, on these data."""
+    is_grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
+    return Recipe(
+        likelihood=likelihood,
+        event_shape=data.event_shape,
+        latent=options.latent,
+        hidden=options.hidden,
+        prior=options.prior,
+        components=options.components,
+        categories=int(data.values.max()) + 1 if likelihood == "categorical" else None,
+        grey=is_grey,
+        double=_in_double(likelihood, options),
+        seed=options.seed,
+    )
 
 
 def check_prior_options(options: AnalysisOptions) -> None:
@@ -359,9 +443,9 @@ def check_prior_options(options: AnalysisOptions) -> None:
             or a flow of a single latent unit.
     """
     if options.prior not in PRIORS:
+        hint = nearest(options.prior, PRIORS, PRIORS_CALLED) or " Choose one of them."
         raise InputError(
-            f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}. Choose one of "
-            "them."
+            f"expected a prior among {', '.join(PRIORS)}; got {options.prior!r}.{hint}"
         )
     if options.components is not None and options.prior not in COMPONENTS:
         raise InputError(
@@ -394,57 +478,23 @@ def least_memory(data: Dataset, likelihood: str, options: AnalysisOptions) -> in
     return 4 * (4 * parameters + 2 * units * len(data))
 
 
-def _prior(
-    encoder: nn.Module, train: Tensor, options: AnalysisOptions, *, image: bool
-) -> nn.Module:
-    """The prior that the options name; a VampPrior stays within the range of the data."""
-    if options.prior == "standard":
-        return StandardNormal(options.latent)
-    if options.prior == "flow":
-        return FlowPrior(options.latent)
-    if options.prior == "exemplar":
-        return ExemplarPrior(encoder, train, neighbours=min(NEIGHBOURS, len(train) - 1))
-    components = options.components or COMPONENTS[options.prior]
-    if options.prior == "mixture":
-        return GaussianMixture(options.latent, components)
-    if options.components is None:
-        components = max(1, min(components, len(train) // 10))
-    bounds = _range(train, image=image)
-    return VampPrior.from_data(encoder, train, components, bounds=bounds, seed=options.seed)
-
-
-def _range(train: Tensor, *, image: bool) -> Bounds | None:
-    """Least and greatest value of each column of a table, or of all pixels of an image."""
-    if image:
-        low, high = float(train.min()), float(train.max())
-        return (low, high) if low < high else None
-    least, greatest = train.amin(0), train.amax(0)
-    # A column that is constant in training stays constant; if all are, there are no bounds.
-    return (least, greatest) if bool((least < greatest).any()) else None
-
-
-def _prior_in_words(prior: nn.Module) -> str:
-    match prior:
-        case VampPrior():
-            return f"VampPrior of {len(prior.inputs)} pseudo-inputs"
-        case GaussianMixture():
-            return f"mixture of {len(prior.loc)} Gaussians"
-        case FlowPrior():
-            return "normalising flow"
-        case ExemplarPrior():
-            return f"{len(prior.exemplars)} exemplars"
-        case _:
-            return "standard normal"
-
-
 def _in_double(likelihood: str, options: AnalysisOptions) -> bool:
     """Whether to keep rows in float64: with a normal likelihood, on a device that has float64."""
     return likelihood == "normal" and torch.device(options.device or "cpu").type != "mps"
 
 
-def _binary(x: Tensor, seed: int, part: int) -> Tensor:
-    with seeded(seed, "grey pixels", part):
-        return torch.bernoulli(x)
+def within_limits(effort: Effort, data: Dataset) -> Effort:
+    """The effort with fewer draws for ArviZ, then fewer rows of them, where they would fill a disk.
+
+    Of each row there are the draws themselves and as many from the prior, in 8 bytes a number.
+    """
+    each = 2 * 8 * math.prod(data.event_shape)
+    if not effort.export_rows or effort.export_rows * effort.export_draws * each <= EXPORTED:
+        return effort
+    fewest = min(FEWEST_DRAWS, effort.export_draws)
+    draws = max(fewest, min(effort.export_draws, EXPORTED // (effort.export_rows * each)))
+    rows = max(1, min(effort.export_rows, EXPORTED // (draws * each)))
+    return replaced(effort, export_draws=draws, export_rows=rows)
 
 
 def _environment(options: AnalysisOptions, seconds: float) -> dict[str, str]:
@@ -468,11 +518,20 @@ def _write(
     if draws is None:  # the draws of an earlier run would be taken for this one's
         (out / "diagnosis.nc").unlink(missing_ok=True)
     else:
-        netcdf = replace(out / "diagnosis.nc", lambda path: diagnosis.to_arviz().to_netcdf(path))
+        netcdf = replace(
+            out / "diagnosis.nc", lambda path: write_netcdf(diagnosis.to_arviz(), path)
+        )
     table = replace(
         out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)
     )
     report = write(
-        out / "report.html", render(diagnosis, run=run, facts=facts, wording=for_command)
+        out / "report.html",
+        render(
+            diagnosis,
+            run=run,
+            facts=facts,
+            how=how_to_sample(out, recommended_source(diagnosis)),
+            wording=for_command,
+        ),
     )
     return report, netcdf, table

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from pyrovae.command.terminal import encodable, spelling_out
+from pyrovae.command import arguments
+from pyrovae.command.interruption import INTERRUPTED, importing
+from pyrovae.command.terminal import encodable, quoted, spelling_out
 from pyrovae.command.wording import for_command, warnings_in_words
 from pyrovae.errors import InputError
 
@@ -19,53 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pyrovae.command.analysis import Analysis
+    from pyrovae.data import Dataset
     from pyrovae.diagnostics import Diagnosis
 
 NUTS_ROWS = 4  # data points that --check-guide measures
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-
-ABOUT = """\
-Measure what the latent space of a variational autoencoder holds.
-
-A VAE's encoder turns every data point into a Gaussian. pyrovae treats the mixture of all of them,
-the aggregated posterior, as a distribution: it evaluates it exactly, compares it with the prior,
-and says which density to draw new data from.
-
-  pyrovae analyze                  try it on 1,797 images of handwritten digits
-  pyrovae analyze my.csv           analyze your own data
-  pyrovae analyze --help           see what is measured, and all options
-"""
-
-ANALYZE = """\
-Train a VAE on DATA, measure its latent space and write a report. The report answers:
-
-  * Is the latent distribution a mixture of N Gaussians? How far is it from the prior?
-  * How many latent units does the model use, and what does each of them hold?
-  * How likely are data that it has not seen: log p(x), with standard errors?
-  * Where should z be drawn from to get good samples: the prior, the mixture, or in between?
-
-A fifth of the data is held out for the measures, a tenth for early stopping.
-"""
-
-EXAMPLES = """\
-examples:
-  pyrovae analyze                                    scikit-learn's digits, about a minute
-  pyrovae analyze images.npy --latent 20             an array whose first axis counts the images
-  pyrovae analyze data.npz:x_train                   one array of an archive
-  pyrovae analyze table.csv --likelihood normal      one row per data point, all columns numbers
-  pyrovae analyze images.npy --out run1 --resume     go on with an interrupted run
-  pyrovae analyze images.npy --prior vamp            a prior that learns pseudo-inputs
-  pyrovae analyze table.csv --check-guide            compare the guide with the exact posterior
-  pyrovae analyze data.npy --pair mine:make          your own Pyro model and guide
-
-files in --out:
-  report.html       start here: tables and plots in one file
-  measures.csv      every number with its standard error and sample size
-  diagnosis.nc      draws for ArviZ: arviz.from_netcdf("diagnosis.nc")
-  parameters.pt     the trained network
-
-exit codes: 0 done; 1 training failed; 2 the input can't be used; 130 interrupted
-"""
+OK, FAILED, BAD_INPUT = 0, 1, 2
+SELDOM, OFTEN = 30.0, 5.0  # seconds between lines of progress, without a terminal and --verbose
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,14 +41,19 @@ def _run(words: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     options: dict[str, Any] = {}
     try:
-        options |= vars(_parser().parse_args(words))
+        with importing():
+            options |= arguments.read(words)
         command = options.pop("command", None)
         if options.pop("version", False):
             sys.stdout.write(f"{_versions()}\n")
         elif command is None:
-            sys.stdout.write(_parser().format_help())
+            sys.stdout.write(arguments.build()[0].format_help())
+        elif command == "analyze":
+            _analyze(options, words)
         else:
-            _analyze(options)
+            with importing():
+                from pyrovae.command import on_runs
+            on_runs.COMMANDS[command](options)
     except KeyboardInterrupt:
         return _fail(_interruption(words, options), INTERRUPTED)
     except ArithmeticError as error:
@@ -128,35 +92,72 @@ def _interruption(words: Sequence[str], options: dict[str, Any]) -> str:
 
     if not (options.get("out", Path("pyrovae-report")) / CHECKPOINT).exists():
         return "interrupted before the first epoch was over; nothing was saved."
-    arguments = " ".join(map(_quoted, [*words, *([] if options.get("resume") else ["--resume"])]))
+    arguments = " ".join(map(quoted, [*words, *([] if options.get("resume") else ["--resume"])]))
     return f"interrupted; the last epoch was saved. Go on with: pyrovae {arguments}"
 
 
-def _quoted(word: str) -> str:
-    """A word for the shell; bytes that are no text as bash and zsh take them, $'\\xff'."""
-    if not any("\udc80" <= letter <= "\udcff" for letter in word):
-        return shlex.quote(word)
-    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
-    return f"$'{encodable(escaped, 'utf-8')}'"
+# -- analyze -------------------------------------------------------------------------------------
 
 
-# -- the one command -----------------------------------------------------------------------------
-
-
-def _analyze(options: dict[str, Any]) -> None:
+def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     """Load, analyse and show."""
-    from pyrovae.data import load
+    with importing():
+        from pyrovae.command.analysis import AnalysisOptions, analyze
+        from pyrovae.command.run_checks import default_folder
+        from pyrovae.data import load
+        from pyrovae.progress import in_lines
 
-    data = load(options.pop("data"), likelihood=options.get("likelihood"))
+    quiet, verbose = options.pop("quiet", False), options.pop("verbose", False)
+    if "out" not in options:
+        options["out"] = default_folder(resume=options.get("resume", False))
+    source = options.pop("data", None) or "digits"
+    data = load(source, likelihood=options.get("likelihood"))
     options |= _pair_option(options)
-    from pyrovae.command.analysis import AnalysisOptions, analyze
+    options["effort"] = _effort(options)
+    options["source"] = _whole_path(source)
+    options["command"] = " ".join(map(quoted, ["pyrovae", *words]))
+    if quiet:
+        options["progress"] = False
+    chosen = AnalysisOptions(**options)
+    if chosen.resume and _is_there(chosen, data):
+        sys.stdout.write(f"The report of this run is there: {chosen.out / 'report.html'}\n")
+        return
+    with in_lines(OFTEN if verbose else SELDOM, on_terminal=verbose):
+        analysis = analyze(data, chosen)
+    if quiet:
+        sys.stdout.write(f"report: {analysis.report}\n")
+    else:
+        _show(analysis)
+
+
+def _effort(options: dict[str, Any]) -> Any:
+    """The effort that the options ask for, which are taken out of the others."""
     from pyrovae.diagnostics import Effort
 
-    effort = {"evidence_draws": options.pop("draws")} if "draws" in options else {}
+    effort: dict[str, Any] = {"evidence_draws": options.pop("draws")} if "draws" in options else {}
+    if "method" in options:
+        effort["method"] = options.pop("method")
     if options.pop("check_guide", False):
         effort |= {"nuts_rows": NUTS_ROWS}
-    options["effort"] = Effort(**effort)
-    _show(analyze(data, AnalysisOptions(**options)))
+    return Effort(**effort)
+
+
+def _whole_path(source: str) -> str:
+    """Where data are from, wherever the command is run next; an array of an archive, too."""
+    if source == "digits":
+        return source
+    from pyrovae.data import expanded
+
+    return str(expanded(source).absolute())
+
+
+def _is_there(chosen: Any, data: Dataset) -> bool:
+    """Whether ``--resume`` has nothing left to do."""
+    from pyrovae.command.analysis import settled
+    from pyrovae.command.run_checks import is_done
+    from pyrovae.runs import digest_of_data
+
+    return is_done(chosen.out, settled(data, chosen).by_name(), digest_of_data(data))
 
 
 def _pair_option(options: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _pair_option(options: dict[str, Any]) -> dict[str, Any]:
             f"expected no --{vae_options[0]} with --pair, which has a model of its own; got one. "
             "Leave it out."
         )
-    from pyrovae.command.foreign_pair import PairOptions
+    from pyrovae.runs import PairOptions
 
     fit = not pair_options.pop("no_fit", False)
     if "site" in pair_options:
@@ -195,6 +196,8 @@ def _pair_option(options: dict[str, Any]) -> dict[str, Any]:
 def _show(analysis: Analysis) -> None:
     from rich.console import Console
 
+    from pyrovae.command.analysis import how_to_sample
+
     console = Console(highlight=False)
 
     def spelled(text: str) -> str:
@@ -202,6 +205,8 @@ def _show(analysis: Analysis) -> None:
 
     console.print(_table(analysis.diagnosis, spelled))
     console.print(spelled(analysis.diagnosis.advice), markup=False)
+    how = how_to_sample(analysis.saved.folder, analysis.saved.recommended)
+    console.print(spelled(f"Draw new rows: {how}"), markup=False, soft_wrap=True)
     if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
         console.print(spelled(f"The guide: {calibration.statement}"), markup=False)
     for concern in analysis.diagnosis.concerns:
@@ -240,184 +245,6 @@ def _table(diagnosis: Diagnosis, spelled: Callable[[str], str]) -> Table:
         row = (label, values.get("training", ""), values.get("held-out", ""))
         table.add_row(*map(spelled, row))
     return table
-
-
-# -- arguments -----------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        sentence = message if "expected" in message else f"expected known arguments; got {message}"
-        self.exit(_fail(f"{sentence.rstrip('.')}. See {self.prog} --help", BAD_INPUT))
-
-
-def _parser() -> argparse.ArgumentParser:
-    settings: dict[str, Any] = {
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "allow_abbrev": False,
-        "argument_default": argparse.SUPPRESS,
-    }
-    parser = _Parser(prog="pyrovae", description=ABOUT, **settings)
-    parser.add_argument("--version", action="store_true", help="print versions and exit")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="", prog="pyrovae")
-    analyze = commands.add_parser(
-        "analyze",
-        description=ANALYZE,
-        epilog=EXAMPLES,
-        help="train a VAE on data, measure its latent space, write a report",
-        usage="pyrovae analyze [DATA] [options]",
-        **settings,
-    )
-    analyze.add_argument(
-        "data",
-        nargs="?",
-        default="digits",
-        metavar="DATA",
-        help="digits (the default), or a .npy, .npz, .csv or .parquet file of at least 20 rows",
-    )
-    _add_model_options(analyze.add_argument_group("the model"))
-    _add_pair_options(analyze.add_argument_group("a pair of your own"))
-    _add_run_options(analyze.add_argument_group("the run"))
-    return parser
-
-
-def _add_model_options(group: Any) -> None:
-    group.add_argument(
-        "--likelihood",
-        metavar="NAME",
-        help="bernoulli (values in [0, 1]; those between are drawn as 0 or 1), normal (any "
-        "numbers), categorical (0, 1, 2, …), logistic (grey levels 0–255) or negative_binomial "
-        "(counts, given their total in a row); by default bernoulli if all values are 0 or 1, else "
-        "normal",
-    )
-    group.add_argument(
-        "--latent",
-        type=_whole("--latent", 1),
-        metavar="D",
-        help="number of latent units (default 10)",
-    )
-    group.add_argument(
-        "--prior",
-        metavar="NAME",
-        help="p(z), trained with the rest: standard (normal, the default), mixture (of Gaussians), "
-        "vamp (a mixture of the encodings of learned pseudo-inputs), flow, or exemplar (a mixture "
-        "of the encodings of the training data)",
-    )
-    group.add_argument(
-        "--components",
-        type=_whole("--components", 1),
-        metavar="K",
-        help="number of Gaussians of a mixture (default 20), or of pseudo-inputs of vamp "
-        "(default 100, at most a tenth of the training data)",
-    )
-    group.add_argument(
-        "--hidden",
-        type=_sizes,
-        metavar="SIZES",
-        help="sizes of the hidden layers, from the data inwards (default 256,256)",
-    )
-
-
-def _add_pair_options(group: Any) -> None:
-    group.add_argument(
-        "--pair",
-        metavar="MODULE:FACTORY",
-        help="a Pyro model and guide: a function, in an installed module or one in this folder, "
-        "that takes the training data and returns (model, guide) or an object with both",
-    )
-    group.add_argument(
-        "--no-fit", action="store_true", help="measure the pair as it is, without training"
-    )
-    group.add_argument(
-        "--params",
-        type=_path,
-        metavar="FILE",
-        help="a file with its parameters: a saved parameter store, a state_dict, or parameters.pt",
-    )
-    group.add_argument(
-        "--site",
-        metavar="NAME",
-        help="its latent site, or several separated by commas (default z)",
-    )
-    group.add_argument("--observed", metavar="NAME", help="its observed site, if it has several")
-    group.add_argument("--data-plate", metavar="NAME", help="its plate over the data, if unclear")
-
-
-def _add_run_options(group: Any) -> None:
-    group.add_argument(
-        "--epochs",
-        type=_whole("--epochs", 1),
-        metavar="N",
-        help="passes over the data at most; training stops early (default 300)",
-    )
-    group.add_argument(
-        "--seed",
-        type=_whole("--seed", 0),
-        metavar="N",
-        help="fixes all random choices; the same seed gives the same numbers (default 0)",
-    )
-    group.add_argument(
-        "--out",
-        type=_path,
-        metavar="DIR",
-        help="folder for the report, created if missing (default pyrovae-report)",
-    )
-    group.add_argument(
-        "--check-guide",
-        action="store_true",
-        help="also measure, on a few held-out data points, how the guide compares with the exact "
-        "posterior, sampled by NUTS; takes minutes",
-    )
-    group.add_argument(
-        "--draws",
-        type=_whole("--draws", 2),
-        metavar="S",
-        help="draws for each estimate of log p(x), under each density (default 500)",
-    )
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default cpu)")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the interrupted run in --out, if there is one",
-    )
-
-
-def _path(text: str) -> Path:
-    from pyrovae.data import expanded
-
-    try:
-        return expanded(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _whole(option: str, least: int) -> Callable[[str], int]:
-    """A function that reads whole numbers from ``least`` to 2³² - 1."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value < 1 << 32:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number ≥ {least}; got {text!r}. Try {option} {max(least, 10)}"
-            )
-        return value
-
-    return read
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    words = text.split(",")
-    # Of a number of more than ten digits none of the machine's memories would hold the layer.
-    if not all(w.strip().isdecimal() and len(w) <= 10 and int(w) > 0 for w in words):
-        raise argparse.ArgumentTypeError(
-            f"expected whole numbers ≥ 1 separated by commas; got {text!r}. Try --hidden 256,256"
-        )
-    return tuple(int(word) for word in words)
 
 
 def _versions() -> str:

@@ -5,33 +5,96 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pyrovae.errors import InputError
+from pyrovae.runs import FILES, NAME, read
 from pyrovae.saving import check_folder, check_room, draft
 
+DEFAULT = Path("pyrovae-report")
 CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
-RESULTS = ("report.html", "measures.csv", "diagnosis.nc", "parameters.pt")
+RESULTS = ("report.html", "measures.csv", "diagnosis.nc", *FILES)
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, on Linux
 LOCK = ".pyrovae.lock"  # in the output folder while a run writes to it
 LEAST_ROOM = 4_000_000  # bytes of the report and the files beside it, for a table of few columns
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def check_no_run(out: Path, *, resume: bool) -> None:
-    """Raise if the folder holds an interrupted run that isn't to be resumed.
+def check_no_run(out: Path, *, resume: bool, force: bool = False) -> None:
+    """Raise if the folder holds another run, interrupted or not, that isn't to be gone on with.
+
+    With ``force`` an interrupted one is forgotten, unless it is to be resumed.
 
     Raises:
-        InputError: naming the checkpoint.
+        InputError: naming the checkpoint, or a file of the finished run.
     """
     checkpoint = out / CHECKPOINT
-    if checkpoint.exists() and not resume:
+    if checkpoint.exists():
+        if force and not resume:
+            checkpoint.unlink()
+        elif not resume:
+            raise InputError(
+                f"expected no interrupted run in --out; got {str(checkpoint)!r}. Go on with it "
+                "(--resume), write over it (--force), or name another folder."
+            )
+    elif (found := results_in(out)) and not force:
         raise InputError(
-            f"expected no interrupted run in --out; got {str(checkpoint)!r}. "
-            "Go on with it (--resume), delete that file, or name another folder."
+            f"expected no finished run in --out; got {str(found)!r}. Name another folder, or write "
+            "over it with --force."
         )
+
+
+def results_in(out: Path) -> Path | None:
+    """A file of a run that the folder holds; ``None`` if there is none."""
+    return next((out / name for name in RESULTS if (out / name).exists()), None)
+
+
+def is_taken(out: Path) -> bool:
+    """Whether a folder holds a finished run, so that another one needs another folder."""
+    return results_in(out) is not None and not (out / CHECKPOINT).exists()
+
+
+def default_folder(*, resume: bool) -> Path:
+    """The folder of a run that names none: ``pyrovae-report``, or with the next free number.
+
+    Args:
+        resume: whether to take the last one that there is.
+    """
+    folders = [DEFAULT, *(Path(f"{DEFAULT}-{number}") for number in range(2, 10_000))]
+    free = next(n for n, folder in enumerate(folders) if not is_taken(folder))
+    return folders[free - 1] if resume and free and not folders[free].exists() else folders[free]
+
+
+def is_done(out: Path, options: Mapping[str, Any], digest: str) -> bool:
+    """Whether the folder holds this very run, finished.
+
+    Args:
+        out: the folder.
+        options: those that decide the numbers, by name.
+        digest: that of the data.
+
+    Raises:
+        InputError: if it holds a finished run with other options or data.
+    """
+    if not (out / NAME).exists() or (out / CHECKPOINT).exists():
+        return False
+    before = read(out)
+    theirs = {**before["options"], "data": before["data"]["digest"]}
+    ours = {**options, "data": digest}
+    ours = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in ours.items()
+    }
+    others = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if others:
+        raise InputError(
+            f"expected the data and options that the run in {str(out)!r} was made with; got others "
+            f"for {', '.join(name.replace('_', '-') for name in others)}. Name another folder, or "
+            "write over it with --force."
+        )
+    return True
 
 
 @contextmanager

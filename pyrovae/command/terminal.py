@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -44,6 +45,14 @@ def _spelled(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # a byte of a file name that is no text
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def quoted(word: str) -> str:
+    """A word for the shell; bytes that are no text as bash and zsh take them, $'\\xff'."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in word):
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{encodable(escaped, 'utf-8')}'"
 
 
 class Terminal:

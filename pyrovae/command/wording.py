@@ -69,8 +69,13 @@ SENTENCES = tuple(
         (r", give batch_size=\d+ or, to a DataLoader, drop_last=True, or use", " or use"),
         (r"\bgive batch_size=\S+ or, to a DataLoader, drop_last=True, ", ""),
         (r"Try a smaller learning rate, clip_norm=, or a scale that is bounded away from 0\.",
-         "Look for outliers in the data; in a pair of your own, bound scales away from 0; or "
-         f"{TRAINED.format('with a smaller learning rate')}."),
+         "Take a smaller --learning-rate, look for outliers in the data, or, in your own pair, "
+         "bound scales away from 0."),
+        (r"Put the file back as it was, or name it with data=\.",
+         "Put the file back as it was, or name it with --data."),
+        (r"Name it with pair=\.", "Name it with --pair."),
+        (r"Draw the rows, without mean=\.", "Draw the rows, without --mean."),
+        (r"expected no pair= for", "expected no --pair for"),
         (r"or sum it out with objective=(pyro\.infer\.TraceEnum_ELBO)\(\)\.",
          f"or {TRAINED.format('by ' + FIRST)}."),
         (r"Pass objective=(pyro\.infer\.Trace_ELBO)\(\) or TraceEnum_ELBO\(\)\.",

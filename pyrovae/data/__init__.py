@@ -22,7 +22,18 @@ from pyrovae.data.batches import (
     row_kinds,
     take_rows,
 )
-from pyrovae.data.datasets import Dataset, check, check_near, default_likelihood, load, split, units
+from pyrovae.data.datasets import (
+    Dataset,
+    as_dataset,
+    check,
+    check_near,
+    check_values,
+    default_likelihood,
+    load,
+    numbers_of_parts,
+    split,
+    units,
+)
 from pyrovae.data.files import expanded
 
 __all__ = [
@@ -37,12 +48,15 @@ __all__ = [
     "all_rows",
     "as_batch",
     "as_batches",
+    "as_dataset",
     "check",
     "check_arguments",
     "check_near",
+    "check_values",
     "default_likelihood",
     "expanded",
     "load",
+    "numbers_of_parts",
     "repeat_rows",
     "row_count",
     "row_kinds",

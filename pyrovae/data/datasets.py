@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyrovae.data.arrays import from_numpy, narrowed
-from pyrovae.data.files import Table, listed, read, row_and_column
-from pyrovae.errors import InputError
+from pyrovae.data.files import Table, from_frame, listed, read, row_and_column
+from pyrovae.errors import InputError, nearest
 from pyrovae.extras import needed_for
 from pyrovae.randomness import check_seed, derived_seed
 
@@ -22,15 +22,28 @@ __all__ = [
     "LIKELIHOODS",
     "Dataset",
     "Split",
+    "as_dataset",
     "check",
     "check_near",
+    "check_values",
     "default_likelihood",
     "load",
+    "numbers_of_parts",
     "split",
     "units",
 ]
 
 LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic", "negative_binomial")
+#: What others call them.
+CALLED = {
+    "gaussian": "normal",
+    "binary": "bernoulli",
+    "softmax": "categorical",
+    "multinomial": "categorical",
+    "counts": "negative_binomial",
+    "poisson": "negative_binomial",
+    "nb": "negative_binomial",
+}
 MINIMUM_ROWS = 20
 MAXIMUM_CATEGORIES = 1024
 FARTHEST = 1e12  # standard deviations: a code's log density out there is of order 1e24
@@ -133,9 +146,31 @@ def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
     """
     if likelihood is not None:
         _check_name(likelihood)
-    data = _digits() if str(source) == "digits" else _from_table(read(str(source)))
+    data = as_dataset(source)
     check(data, likelihood)
     return data
+
+
+def as_dataset(rows: Any) -> Dataset:
+    """Rows as a data set, which may have any number of them: nothing is checked yet.
+
+    Args:
+        rows: ``"digits"``, the path of a file as :func:`load` takes it, a pandas table, whose
+            columns keep their names, or an array or tensor of shape ``(N, ...)``.
+
+    Raises:
+        InputError: if a file can't be read, or there are no real numbers in it.
+    """
+    if isinstance(rows, Dataset):
+        return rows
+    if isinstance(rows, str | Path):
+        return _digits() if str(rows) == "digits" else _from_table(read(str(rows)))
+    if hasattr(rows, "columns"):
+        return _from_table(from_frame("the table", rows, None))
+    values = rows if isinstance(rows, Tensor) else from_numpy(np.asarray(rows), "the rows")
+    if values.ndim < 1:
+        raise InputError("expected one row per data point; got a single number. Give rows.")
+    return Dataset("the rows", values[:, None] if values.ndim == 1 else values)
 
 
 def check(data: Dataset, likelihood: str | None = None) -> None:
@@ -153,9 +188,7 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
     if likelihood is not None:
         _check_name(likelihood)
     _check_rows(data)
-    _require(data, data.values.isfinite(), "finite numbers", "Remove or fill in such rows first.")
-    _require(data, data.values.abs() <= LARGEST, f"numbers of magnitude below {LARGEST:g}",
-             "Divide them by a power of ten.")  # fmt: skip
+    _check_finite(data)
     if bool((data.values == data.values[:1]).all()):
         raise InputError(
             f"expected data points that differ; got the same one {len(data):,} times in "
@@ -165,6 +198,29 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
     tiny = ((spread > 0) & (spread < 1 / LARGEST)).expand_as(data.values)
     _require(data, ~tiny, f"columns that vary by more than {1 / LARGEST:g}, or not at all",
              "Multiply them by a power of ten.")  # fmt: skip
+    _check_suited(data, likelihood)
+
+
+def check_values(data: Dataset, likelihood: str | None = None) -> None:
+    """Raise if a number can't be modelled or doesn't suit the likelihood, of however few rows.
+
+    Args:
+        data, likelihood: as :func:`check` takes them.
+
+    Raises:
+        InputError: naming the first wrong value, its row and its column.
+    """
+    _check_finite(data)
+    _check_suited(data, likelihood)
+
+
+def _check_finite(data: Dataset) -> None:
+    _require(data, data.values.isfinite(), "finite numbers", "Remove or fill in such rows first.")
+    _require(data, data.values.abs() <= LARGEST, f"numbers of magnitude below {LARGEST:g}",
+             "Divide them by a power of ten.")  # fmt: skip
+
+
+def _check_suited(data: Dataset, likelihood: str | None) -> None:
     if likelihood == "bernoulli":
         _check_bernoulli(data)
     elif likelihood == "categorical":
@@ -205,8 +261,21 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
     >>> [len(part) for part in split(load("digits"))]
     [1258, 180, 359]
     """
+    shares = {"held_out": held_out, "validation": validation}
+    numbers = numbers_of_parts(len(data), **shares, seed=seed)
+    return Split(*(data.rows(rows) for rows in numbers))
+
+
+def numbers_of_parts(
+    count: int, *, held_out: float = 0.2, validation: float = 0.1, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of the rows of each part that :func:`split` makes, in the same order.
+
+    Args:
+        count: number N of data points.
+        held_out, validation, seed: as :func:`split` takes them.
+    """
     check_seed(seed)
-    count = len(data)
     sizes = round(count * held_out), round(count * validation)
     if min(*sizes, count - sum(sizes)) < 2:
         raise InputError(
@@ -216,7 +285,7 @@ def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed
     generator = torch.Generator().manual_seed(derived_seed(seed, "split"))
     order = torch.randperm(count, generator=generator)
     held_out_rows, validation_rows, train_rows = order.split([*sizes, count - sum(sizes)])
-    return Split(data.rows(train_rows), data.rows(validation_rows), data.rows(held_out_rows))
+    return train_rows, validation_rows, held_out_rows
 
 
 def units(rows: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
@@ -254,10 +323,9 @@ def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
 def _check_name(likelihood: str) -> None:
     if likelihood in LIKELIHOODS:
         return
-    close = difflib.get_close_matches(likelihood.lower(), LIKELIHOODS, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}?" if close else "Choose one of them."
+    hint = nearest(likelihood, LIKELIHOODS, CALLED) or " Choose one of them."
     raise InputError(
-        f"expected one of {listed(LIKELIHOODS)} as likelihood; got {likelihood!r}. {hint}"
+        f"expected one of {listed(LIKELIHOODS)} as likelihood; got {likelihood!r}.{hint}"
     )
 
 

@@ -283,8 +283,8 @@ def _read_csv(path: Path) -> Table:
                 "numbers too, or leave it out."
             ) from warning
     if has_names:
-        return _from_frame(shown(path), frame, None)
-    table = _from_frame(shown(path), frame, [str(i + 1) for i in range(frame.shape[1])])
+        return from_frame(shown(path), frame, None)
+    table = from_frame(shown(path), frame, [str(i + 1) for i in range(frame.shape[1])])
     if _numbers_columns(path, separator, cells, table.array):
         return Table(shown(path), table.array[1:], columns=tuple(cells))
     _check_first_column(shown(path), table.array)
@@ -435,10 +435,10 @@ def _read_parquet(path: Path) -> Table:
     import pandas as pd
 
     check_packages("pyarrow", purpose=f"reading {str(path)!r}")  # pandas' own error names no extra
-    return _from_frame(shown(path), pd.read_parquet(path, engine="pyarrow"), None)
+    return from_frame(shown(path), pd.read_parquet(path, engine="pyarrow"), None)
 
 
-def _from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:
+def from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:
     """A table from a pandas ``DataFrame``, whose columns must all be numbers."""
     columns = tuple(names or [str(column) for column in frame.columns])
     arrays = [_column(name, label, frame.iloc[:, i]) for i, label in enumerate(columns)]

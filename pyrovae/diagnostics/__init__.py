@@ -6,12 +6,12 @@ densities, not models. Start with ``diagnosis.py``.
 """
 
 from pyrovae.diagnostics.active_units import ACTIVE, Collapse
-from pyrovae.diagnostics.advice import change_from
+from pyrovae.diagnostics.advice import change_from, choose
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.code_densities import Memorisation
 from pyrovae.diagnostics.decoded_samples import Pictures
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis, check_pair, diagnose
-from pyrovae.diagnostics.draws import Codes
+from pyrovae.diagnostics.draws import Codes, moments
 from pyrovae.diagnostics.effort import Effort, left_out_of
 from pyrovae.diagnostics.elbo_terms import Surgery, unit_log_densities
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
@@ -49,9 +49,11 @@ __all__ = [
     "calibrate",
     "change_from",
     "check_pair",
+    "choose",
     "diagnose",
     "inference_gaps",
     "left_out_of",
+    "moments",
     "sample_quality",
     "unit_log_densities",
 ]

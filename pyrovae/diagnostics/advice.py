@@ -110,7 +110,7 @@ def choose(evidence: Mapping[str, Evidence], same: Mapping[str, str] = NONE) -> 
     """The density that held-out log p(x) is for; ``None`` if no change from the prior can be told.
 
     Args:
-        evidence, same: as `advise` has them.
+        evidence, same: as `advise` takes them; there may be no evidence.
     """
     changes = _changes(evidence, same)
     if all(change.unresolved for change in changes.values()):

@@ -126,12 +126,20 @@ class Diagnosis(Result):
         if not self.evidence:
             return UNADVISED
         names = NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
-        same = {"ex_post": "q_agg"} if self.ex_post.choice == Inflated().name else {}
-        advice = advise(self.evidence, names, same=same)
-        choice = choose(self.evidence, same)
+        advice, choice = advise(self.evidence, names, same=self._same), self.recommended
         if choice is None or isinstance(self.sample_quality, str):
             return advice
         return f"{advice} {self.sample_quality.disagreement(choice, NAMES)}".rstrip()
+
+    @property
+    def recommended(self) -> str | None:
+        """The key of the density that the advice names; ``None`` if that can't be told."""
+        return choose(self.evidence, self._same)
+
+    @property
+    def _same(self) -> dict[str, str]:
+        """Densities that are others by another name."""
+        return {"ex_post": "q_agg"} if self.ex_post.choice == Inflated().name else {}
 
     @property
     def inference_gap(self) -> Estimate | None:

@@ -54,6 +54,7 @@ def render(
     facts: Mapping[str, str],
     run: Fit | None = None,
     netcdf: str = "diagnosis.nc",
+    how: str = "",
     wording: Callable[[str], str] = str,
 ) -> str:
     """The report as one HTML document that needs no other file and no network.
@@ -64,6 +65,7 @@ def render(
             goes into the title. All of it is escaped.
         run: how training went; without it the section on training is left out.
         netcdf: name of the file with the draws for ArviZ.
+        how: what to run to follow the advice.
         wording: puts a concern into other words, such as those of the command line.
 
     Raises:
@@ -82,6 +84,7 @@ def render(
     return environment.get_template("page.html.jinja").render(
         diagnosis=diagnosis,
         advice=diagnosis.advice,
+        how=how,
         concerns=[wording(concern) for concern in findings.concerns(diagnosis)],
         findings=findings,
         facts=dict(facts),

@@ -16,10 +16,13 @@ from pyrovae.randomness import seeded
 
 LAYOUT = ("split_dim", "input_dim", "hidden_dims", "count_bins", "bound")
 
+#: Of which a flow is made: Pyro's own, and that of a prior as a pair has read it.
+KINDS = (dist.TransformedDistribution, families.Pushed)
+
 
 def is_flow(density: dist.Distribution) -> bool:
     """Whether a density is another one through transforms that hold tensors or modules."""
-    return type(density) is dist.TransformedDistribution and (
+    return type(density) in KINDS and (
         is_flow(density.base_dist)
         or any(isinstance(v, Tensor) for step in density.transforms for v in vars(step).values())
         or any(isinstance(step, nn.Module) for step in density.transforms)
@@ -32,11 +35,12 @@ def to_state(density: dist.Distribution) -> dict[str, Any]:
     Raises:
         InputError: for other modules than spline couplings.
     """
-    if type(density) is not dist.TransformedDistribution:
+    if type(density) not in KINDS:
         return {"base": families.to_state(density)}
     return {
         "base": to_state(density.base_dist),
         "steps": [_step_state(step) for step in density.transforms],
+        "pushed": isinstance(density, families.Pushed),
     }
 
 
@@ -44,9 +48,8 @@ def from_state(state: dict[str, Any]) -> dist.Distribution:
     """The flow that `to_state` described, without gradients in its parameters."""
     if "steps" not in state:
         return families.from_state(state["base"])
-    return dist.TransformedDistribution(
-        from_state(state["base"]), [_step(held) for held in state["steps"]]
-    )
+    kind = families.Pushed if state.get("pushed") else dist.TransformedDistribution
+    return kind(from_state(state["base"]), [_step(held) for held in state["steps"]])
 
 
 def _step_state(step: Any) -> dict[str, Any]:

@@ -373,19 +373,13 @@ def compare_ways(
             rejected = result.pareto_k[: len(x)] > 0.7
             of[f"{way}_share_k_above_0.7_{name}"] = float(rejected.double().mean())
             values[way, name] = result.values[: len(x)]
-            of |= _columns({f"{way}_log_p_{name}": _mean(values[way, name])})
+            of |= _columns({f"{way}_log_p_{name}": pv.mean_estimate(values[way, name])})
             if name != "own":
-                gain = _mean(values[way, name] - values[way, "own"])
+                gain = pv.mean_estimate(values[way, name] - values[way, "own"])
                 of |= _columns({f"{way}_gain_{name}": gain})
-        more = _mean(values["auto", name] - values["importance", name])
+        more = pv.mean_estimate(values["auto", name] - values["importance", name])
         of |= _columns({f"auto_minus_importance_{name}": more})
     return of
-
-
-def _mean(values: Tensor) -> pv.Estimate:
-    return pv.Estimate(
-        float(values.mean()), float(values.std()) / math.sqrt(len(values)), len(values), "data"
-    )
 
 
 def _annealed(

@@ -19,9 +19,9 @@ import torch
 
 import pyrovae
 import pyrovae.command.analysis
-import pyrovae_command
 from pyrovae.command.analysis import AnalysisOptions
 from pyrovae.command.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
+from pyrovae.command.interruption import importing
 from pyrovae.data.datasets import Dataset
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.errors import InputError
@@ -156,6 +156,29 @@ BAD_INPUTS = {
         lambda f: ["digits", "--prior", "flow", "--latent", "1"], ("at least 2 latent units",)
     ),
     "unknown option": Refusal(lambda f: ["digits", "--fast"], ("--fast", "--help")),
+    "near miss": Refusal(
+        lambda f: ["digits", "--liklihood", "normal"], ("Did you mean '--likelihood'?",)
+    ),
+    "another's word for a likelihood": Refusal(
+        lambda f: ["digits", "--likelihood", "gaussian"], ("Did you mean 'normal'?",)
+    ),
+    "another's word for a prior": Refusal(
+        lambda f: ["digits", "--prior", "vampprior"], ("Did you mean 'vamp'?",)
+    ),
+    "learning rate": Refusal(
+        lambda f: ["digits", "--learning-rate", "-1"], ("--learning-rate", "'-1'")
+    ),
+    "unknown method": Refusal(lambda f: ["digits", "--method", "x"], ("'refined'", "'x'")),
+    "no such config": Refusal(lambda f: ["--config", str(f / "none.toml")], ("none.toml",)),
+    "config of tables": Refusal(
+        lambda f: ["--config", *text("c.toml", "[model]\nlatent = 3\n")(f)], ("[model]",)
+    ),
+    "config with an unknown option": Refusal(
+        lambda f: ["--config", *text("c.toml", "latnt = 3\n")(f)], ("'--latent'",)
+    ),
+    "config with a bad value": Refusal(
+        lambda f: ["--config", *text("c.toml", "latent = 0\n")(f)], ("--latent", "'0'")
+    ),
     "two data sets": Refusal(lambda f: ["digits", "a.npy"], ("a.npy", "--help")),
 }
 
@@ -293,7 +316,9 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Li
 def test_options_have_the_library_s_defaults(library: Callable[..., Library]) -> None:
     stand_in = library(raising(InputError("expected an end; got one.")))
     assert run([]) == BAD_INPUT
-    assert stand_in.options == AnalysisOptions()
+    assert stand_in.options == AnalysisOptions(
+        likelihood="normal", source="digits", command="pyrovae analyze"
+    )
     assert stand_in.data is not None and stand_in.data.name == "digits"
 
 
@@ -301,7 +326,8 @@ def test_options_reach_the_library(library: Callable[..., Library]) -> None:
     stand_in = library(raising(InputError("expected an end; got one.")))
     words = (
         "digits --likelihood normal --latent 3 --prior vamp --components 7 --check-guide "
-        "--draws 70 --hidden 64,32 --epochs 7 --seed 5 --out o/p --device cpu --resume"
+        "--draws 70 --hidden 64,32 --epochs 7 --seed 5 --out o/p --device cpu --resume --force "
+        "--batch-size 20 --learning-rate 0.01 --kl-warmup 3 --average 4 --method refined --quiet"
     )
     assert run(words.split()) == BAD_INPUT
     assert stand_in.options == AnalysisOptions(
@@ -309,13 +335,21 @@ def test_options_reach_the_library(library: Callable[..., Library]) -> None:
         latent=3,
         prior="vamp",
         components=7,
-        effort=Effort(evidence_draws=70, nuts_rows=4),
+        effort=Effort(evidence_draws=70, nuts_rows=4, method="refined"),
         hidden=(64, 32),
         epochs=7,
+        batch_size=20,
+        learning_rate=0.01,
+        kl_warmup=3,
+        average=4,
         seed=5,
         out=Path("o/p"),
         device="cpu",
         resume=True,
+        force=True,
+        progress=False,
+        source="digits",
+        command=f"pyrovae analyze {words}",
     )
 
 
@@ -324,12 +358,16 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
     text = " ".join(capsys.readouterr().out.split()).replace("pyrovae- report", "pyrovae-report")
     defaults = AnalysisOptions()
     for field in fields(AnalysisOptions):
-        if field.name not in ("progress", "effort"):
-            assert f"--{field.name} " in text
+        if field.name not in ("progress", "effort", "source", "command"):
+            assert f"--{field.name.replace('_', '-')} " in text
     hidden = ",".join(map(str, defaults.hidden))
-    values = (defaults.latent, hidden, defaults.epochs, defaults.seed, defaults.out)
+    values = (
+        defaults.latent, hidden, defaults.epochs, defaults.seed, defaults.batch_size,
+        defaults.learning_rate, defaults.kl_warmup, defaults.average,
+    )  # fmt: skip
     for value in values:
         assert f"(default {value})" in text
+    assert f"(default {defaults.out};" in text
     assert defaults.likelihood is None and defaults.device is None and not defaults.resume
 
 
@@ -424,14 +462,14 @@ def test_ctrl_c_in_training_as_a_shell_sees_it(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-SLOW_LIBRARY = "import time; print('importing', flush=True); time.sleep(60)"
+SLOW_TORCH = "import time; print('importing', flush=True); time.sleep(60)"
 
 
 def test_ctrl_c_while_the_library_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "pyrovae.py").write_text(SLOW_LIBRARY, encoding="utf-8")
+    (tmp_path / "torch.py").write_text(SLOW_TORCH, encoding="utf-8")
     root = Path(pyrovae.__file__).parents[1]
     with subprocess.Popen(
-        [sys.executable, "-m", "pyrovae_command"],
+        [sys.executable, "-m", "pyrovae", "analyze"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])},
         stdout=subprocess.PIPE,
@@ -447,15 +485,11 @@ def test_ctrl_c_while_the_library_is_imported(tmp_path: Path) -> None:
     assert err == "pyrovae: interrupted before the work began; nothing was saved.\n"
 
 
-def test_the_command_is_main_and_leaves_the_handling_of_ctrl_c(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_is_handled_as_before_after_the_imports() -> None:
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys, "argv", ["pyrovae", "--version"])
-    assert pyrovae_command.main() == OK
+    with importing():
+        assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
-    assert capsys.readouterr().out.startswith("pyrovae ")
-    assert pyrovae_command.INTERRUPTED == INTERRUPTED
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import sys
 import warnings
@@ -15,6 +14,7 @@ import pytest
 
 import pyrovae
 import pyrovae.command.analysis
+from pyrovae.command.arguments import build
 from pyrovae.command.cli import main
 from pyrovae.command.wording import for_command, warnings_in_words
 from pyrovae.errors import InputError
@@ -42,7 +42,7 @@ UNREACHABLE = {
     ", batch_shape=": "is an object in Python",
     "expected a distribution as prior=": "no prior is handed over",
     "expected as prior= a distribution": "no prior is handed over",
-    "expected a method out of": "the method is the command's own",
+    "expected a method out of": "log_evidence gets one that Effort has taken",
     "expected max_cost= of at least 1": "the method is the command's own",
     "expected decoded= out of": "the command takes means",
     "expected features= to be": "the features are the command's own",
@@ -97,24 +97,9 @@ def library() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def options() -> set[str]:
-    """The options that the help lists."""
-    shown: list[str] = []
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("argparse._sys.stdout", Recorder(shown))
-        main(["analyze", "--help"])
-    return set(OPTION.findall("".join(shown)))
-
-
-class Recorder(io.StringIO):
-    """A stream that keeps what is written to it in a list."""
-
-    def __init__(self, shown: list[str]) -> None:
-        super().__init__()
-        self.shown = shown
-
-    def write(self, text: str) -> int:
-        self.shown.append(text)
-        return len(text)
+    """The options that the help of any command lists."""
+    parser, commands = build()
+    return set(OPTION.findall("".join(p.format_help() for p in (parser, *commands.values()))))
 
 
 def test_no_remedy_names_an_argument_in_python(options: set[str]) -> None:

@@ -18,11 +18,11 @@ from torch import nn
 
 import pyrovae.command.analysis
 from pyrovae.command.cli import BAD_INPUT, OK, main
-from pyrovae.command.foreign_pair import OwnPair, PairOptions, make_pair
 from pyrovae.data.datasets import Dataset
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.errors import InputError
 from pyrovae.pairs.restore import modules_of
+from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
 from pyrovae.training.fit import adam, fit
 
 PAIR = """

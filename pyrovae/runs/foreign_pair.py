@@ -54,6 +54,18 @@ class PairOptions:
             return self.factory
         return getattr(self.factory, "__qualname__", type(self.factory).__name__)
 
+    def by_name(self) -> dict[str, Any]:
+        """What was chosen, under the names of the command line's options."""
+        names = self.site if isinstance(self.site, str) else ",".join(self.site)
+        return {
+            "pair": self.name,
+            "no_fit": not self.fit or None,
+            "params": None if self.params is None else str(self.params),
+            "site": names,
+            "observed": self.observed,
+            "data_plate": self.data_plate,
+        }
+
 
 @dataclass(frozen=True)
 class OwnPair:

@@ -1,0 +1,178 @@
+"""The subcommands on a finished run: draw, encode, score, compare, write its report again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae.command.analysis import how_to_sample
+from pyrovae.command.run_checks import only_run
+from pyrovae.command.terminal import encodable
+from pyrovae.command.wording import for_command
+from pyrovae.diagnostics import LABELS
+from pyrovae.errors import InputError
+from pyrovae.report import render, show, write
+from pyrovae.runs import Comparison, Run, codes_table, load_run
+from pyrovae.runs import compare as compare_runs
+from pyrovae.saving import check_folder, replace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIZE = 1000  # rows to draw, by default
+
+
+def sample(options: dict[str, Any]) -> None:
+    """Write new rows in the data's own units."""
+    run = _run(options)
+    default = "samples.csv" if run.columns is not None else "samples.npy"
+    out = _output(options, default, (".csv", ".npy"))
+    rows = run.sample(
+        options.get("n", SIZE),
+        options.get("source", "ex-post"),
+        mean=options.get("mean", False),
+        seed=options.get("seed", 0),
+    ).numpy()
+    if out.suffix == ".npy":
+        replace(out, lambda draft: _save_array(draft, rows))
+    else:
+        flat = rows.reshape(len(rows), -1)
+        names = run.columns or [f"x_{number}" for number in range(flat.shape[1])]
+        _write_table(out, dict(zip(names, flat.T, strict=True)))
+    _say(f"{len(rows):,} new rows: {out}")
+
+
+def encode(options: dict[str, Any]) -> None:
+    """Write mean and scale of the code of each row."""
+    run, out = _run(options), _output(options, "codes.csv", (".csv",))
+    columns = codes_table(run.encode(options["new"]))
+    size = len(next(iter(columns.values())))
+    _write_table(out, {"row": np.arange(size), **columns})
+    _say(f"codes of {size:,} rows: {out}")
+
+
+def score(options: dict[str, Any]) -> None:
+    """Write log p(x) and the p-value of each row."""
+    run, out = _run(options), _output(options, "scores.csv", (".csv",))
+    source = options.get("source", "prior")
+    scores = run.score(options["new"], source, seed=options.get("seed", 0))
+    evidence = scores.evidence
+    columns = {
+        "log_p_x": evidence.values,
+        "standard_error": evidence.standard_error,
+        "pareto_k": evidence.pareto_k,
+        "p_value": scores.p_value,
+    }
+    numbers = {name: values.cpu().numpy() for name, values in columns.items()}
+    _write_table(out, {"row": np.arange(len(scores.p_value)), **numbers})
+    _say(
+        f"log p(x) of {len(scores.p_value):,} rows, ranked among {scores.calibrated_on:,} held-out "
+        f"ones: {out}"
+    )
+
+
+def compare(options: dict[str, Any]) -> None:
+    """Show the measures of runs side by side."""
+    out = _output(options, None, (".csv",)) if "out" in options else None
+    found = compare_runs([load_run(folder) for folder in options["run"]])
+    _show(found)
+    if out is not None:
+        table = found.table()
+        replace(out, lambda draft: table.to_csv(draft, index=False))
+        _say(f"all numbers: {out}")
+
+
+def report(options: dict[str, Any]) -> None:
+    """Write the report of a run again."""
+    run = load_run(options["run"])
+    diagnosis = run.diagnosis
+    with only_run(run.folder):
+        how = how_to_sample(run.folder, run.recommended)
+        page = render(diagnosis, run=run.fit, facts=run.facts, how=how, wording=for_command)
+        path = write(run.folder / "report.html", page)
+    _say(f"report: {path}")
+
+
+COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "sample": sample,
+    "encode": encode,
+    "score": score,
+    "compare": compare,
+    "report": report,
+}
+
+
+def _run(options: dict[str, Any]) -> Run:
+    return load_run(options["run"], pair=options.get("pair"), data=options.get("data"))
+
+
+def _output(options: dict[str, Any], default: str | None, kinds: tuple[str, ...]) -> Path:
+    """The file to write: the one that is named, or the first of the default's that is free.
+
+    Raises:
+        InputError: before any work, if it can't be written or is there already.
+    """
+    out = options.get("out")
+    if out is None:
+        first = Path(str(default))
+        names = (first.with_stem(f"{first.stem}-{number}") for number in range(2, 10_000))
+        return next(path for path in (first, *names) if not path.exists())
+    if out.suffix.lower() not in kinds:
+        raise InputError(
+            f"expected a file ending in {' or '.join(kinds)} as --out; got {str(out)!r}. Give it "
+            "such an ending."
+        )
+    check_folder(out.parent)
+    if out.exists() and not options.get("force", False):
+        raise InputError(
+            f"expected no file at {str(out)!r}; got one. Name another, or write over it with "
+            "--force."
+        )
+    path: Path = out
+    return path
+
+
+def _write_table(path: Path, columns: dict[str, Any]) -> None:
+    import pandas as pd
+
+    table: pd.DataFrame = pd.DataFrame(columns)
+    replace(path, lambda draft: table.to_csv(draft, index=False))
+
+
+def _save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def _show(found: Comparison) -> None:
+    """The measures as a table with a column for each run, and below it the differences."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+
+    def spelled(text: str) -> str:
+        return encodable(text, console.encoding)
+
+    table = Table(title="Runs side by side (nats, unless it says bits)", title_justify="left")
+    for name in ("measure", "data", *found.names):
+        table.add_column(spelled(name), overflow="fold")
+    for (data, measure), row in found.estimates.items():
+        texts = ["" if e is None else show(e, signed=measure.endswith("_minus_prior")) for e in row]
+        table.add_row(spelled(LABELS[measure]), data, *map(spelled, texts))
+    for measure, row in found.differences.items():
+        texts = ["" if e is None else show(e, signed=True) for e in row]
+        label = f"{LABELS[measure]}, paired difference to the first"
+        table.add_row(spelled(label), "held-out", *map(spelled, texts))
+    console.print(table)
+    for name, reason in found.reasons.items():
+        line = f"{name} can't be paired with the first: {reason}."
+        console.print(spelled(line), markup=False, soft_wrap=True)

@@ -1,0 +1,165 @@
+"""Two or more runs side by side, with paired differences where they measured the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pyrovae.diagnostics import change_from
+from pyrovae.display import Result
+from pyrovae.errors import InputError
+from pyrovae.estimates import Estimate
+from pyrovae.evidence import Evidence
+from pyrovae.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "run", "data", "measure", "value", "standard_error", "size", "low", "high", "unresolved",
+)  # fmt: skip
+FEWEST = 2  # rows in common
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
+    """The measures of several runs.
+
+    Args:
+        names: of the runs, in their order.
+        estimates: by data and key of the measure, the estimate of each run, or ``None`` where a run
+            has none.
+        differences: by key of log p(x), what each run after the first has more than that, paired
+            by the rows that both measured; ``None`` for the first.
+        reasons: why a run can't be paired with the first, by its name.
+    """
+
+    names: tuple[str, ...]
+    estimates: dict[tuple[str, str], tuple[Estimate | None, ...]]
+    differences: dict[str, tuple[Estimate | None, ...]]
+    reasons: dict[str, str]
+
+    def table(self) -> pd.DataFrame:
+        """A row for each measure of each run; columns as in ``Diagnosis.summary``."""
+        import pandas as pd
+
+        found = [
+            (name, data, measure, estimate)
+            for (data, measure), row in self.estimates.items()
+            for name, estimate in zip(self.names, row, strict=True)
+            if estimate is not None
+        ] + [
+            (name, "held-out", f"{measure} minus {self.names[0]}", estimate)
+            for measure, row in self.differences.items()
+            for name, estimate in zip(self.names, row, strict=True)
+            if estimate is not None
+        ]
+        rows = [
+            (run, data, measure, e.value, e.standard_error, e.size, *e.interval, e.unresolved)
+            for run, data, measure, e in found
+        ]
+        columns = [
+            "run",
+            "data",
+            "measure",
+            "value",
+            "standard_error",
+            "size",
+            "low",
+            "high",
+            "unresolved",
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """All measures of two or more runs, and paired differences of log p(x) to the first.
+
+    Differences are over the held-out rows whose log p(x) both runs have estimated. They are left
+    out, with the reason, where the runs are of different data or likelihoods, whose log p(x) are in
+    different units, or have drawn grey values differently.
+
+    Args:
+        runs: at least two.
+
+    Raises:
+        InputError: for fewer than two runs, or one without measures.
+    """
+    if len(runs) < 2:
+        raise InputError(f"expected at least two runs to compare; got {len(runs)}. Name more.")
+    names = tuple(str(run.folder) for run in runs)
+    found = [{(d, m): e for d, m, e in run.diagnosis.estimates()} for run in runs]
+    keys = [(data, measure) for measures in found for data, measure in measures]
+    first, *others = runs
+    reasons = {str(run.folder): reason for run in others if (reason := unlike(first, run))}
+    differences: dict[str, tuple[Estimate | None, ...]] = {}
+    for density in first.diagnosis.evidence:
+        row = [
+            None if str(run.folder) in reasons else _paired(first, run, density) for run in others
+        ]
+        if any(row):
+            differences[f"log_p_x.{density}"] = (None, *row)
+    return Comparison(
+        names,
+        {key: tuple(measures.get(key) for measures in found) for key in dict.fromkeys(keys)},
+        differences,
+        reasons,
+    )
+
+
+def unlike(first: Run, other: Run) -> str:
+    """Why log p(x) of two runs can't be subtracted row by row; empty if it can."""
+    (data, model), (data2, model2) = (
+        (run.about["data"], run.about["model"]) for run in (first, other)
+    )
+    if data["digest"] != data2["digest"]:
+        return "its data are others"
+    if model["kind"] != model2["kind"] or model.get("likelihood") != model2.get("likelihood"):
+        return "its likelihood is another"
+    if model.get("grey") and model["seed"] != model2["seed"]:
+        return "its grey values were drawn as other zeros and ones, by another seed"
+    if len(_common(first, other)[0]) < FEWEST:
+        return "it measured other rows"
+    return ""
+
+
+def _common(first: Run, other: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the rows that both measured stand in the log p(x) of each."""
+    numbers = []
+    for run in (first, other):
+        evidence = next(iter(run.diagnosis.evidence.values()), None)
+        rows = torch.empty(0, dtype=torch.long) if evidence is None else _numbers(evidence)
+        numbers.append(run.rows["held_out"][rows].tolist())
+    places = [{row: place for place, row in enumerate(found)} for found in numbers]
+    shared = sorted(places[0].keys() & places[1].keys())
+    here, there = (torch.tensor([p[row] for row in shared], dtype=torch.long) for p in places)
+    return here, there
+
+
+def _numbers(evidence: Evidence) -> torch.Tensor:
+    return torch.arange(len(evidence.values)) if evidence.rows is None else evidence.rows
+
+
+def _paired(first: Run, other: Run, density: str) -> Estimate | None:
+    if density not in other.diagnosis.evidence:
+        return None
+    pairs = zip((first, other), _common(first, other), strict=True)
+    before, after = (_at(run.diagnosis.evidence[density], places) for run, places in pairs)
+    return change_from(before, after)
+
+
+def _at(evidence: Evidence, places: torch.Tensor) -> Evidence:
+    """log p(x) of some of the data points."""
+    return replace(
+        evidence,
+        values=evidence.values[places],
+        standard_error=evidence.standard_error[places],
+        pareto_k=evidence.pareto_k[places],
+        smoothed=None,
+        acceptance=None,
+        rungs=None,
+        rows=_numbers(evidence)[places],
+    )

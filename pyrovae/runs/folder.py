@@ -1,0 +1,198 @@
+"""Writing a run folder: file by file, each whole or not at all, and ``run.toml`` last."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae.data import Dataset
+from pyrovae.diagnostics import Diagnosis, moments
+from pyrovae.errors import InputError
+from pyrovae.runs import manifest as manifests
+from pyrovae.runs.foreign_pair import OwnPair, PairOptions
+from pyrovae.runs.recipe import Recipe, location_and_scale
+from pyrovae.runs.run import (
+    CODES,
+    DATA,
+    PARAMETERS,
+    PARTS,
+    RESULTS,
+    ROWS,
+    SAMPLES,
+    SOURCES,
+    Run,
+)
+from pyrovae.saving import replace, save
+from pyrovae.training import Fit
+
+SIZE = 1000  # samples in the folder
+PACKAGES = ("pyrovae", "torch", "pyro-ppl", "arviz")
+#: The files that a run folder has besides those for people to look at.
+FILES = (PARAMETERS, ROWS, RESULTS, DATA, CODES, SAMPLES, manifests.NAME)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an analysis has at its end.
+
+    Args:
+        data: all rows, as they are in the file.
+        source: ``"digits"`` or the path of the file; ``None`` for rows from no file, which the
+            folder then holds.
+        rows: numbers of the training, validation and held-out rows.
+        recipe: how the VAE was built; ``None`` for a pair of the user's own.
+        own: that pair, and how it was named.
+        diagnosis, fit: what was measured, and how training went.
+        facts: what the report says of the run.
+        options: those of the command, by name.
+        command: the command in words.
+    """
+
+    data: Dataset
+    source: str | None
+    rows: tuple[Tensor, Tensor, Tensor]
+    recipe: Recipe | None
+    own: tuple[OwnPair, PairOptions] | None
+    diagnosis: Diagnosis
+    fit: Fit | None
+    facts: Mapping[str, str]
+    options: Mapping[str, Any]
+    command: str
+
+
+def unfinish(folder: Path) -> None:
+    """Let a folder no longer count as finished, before its files are written anew."""
+    (folder / manifests.NAME).unlink(missing_ok=True)
+
+
+def finish(folder: Path, outcome: Outcome) -> Run:
+    """Write what is missing in a folder that has the parameters and the report, ``run.toml`` last.
+
+    Codes and samples are made from the files as they were written, so that a folder which can't be
+    read again is never called finished.
+
+    Raises:
+        InputError: if a file can't be written.
+    """
+    _write_rows(folder, outcome)
+    results, left_out = _write_results(folder, outcome)
+    if outcome.source is None:
+        data = outcome.data
+        held = {"values": data.values, "columns": data.columns, "labels": data.labels}
+        save(held, folder / DATA)
+    recommended = recommended_source(outcome.diagnosis)
+    about = {
+        "data": _about_data(outcome),
+        "options": dict(outcome.options),
+        "model": _about_model(outcome),
+        "samples": {"source": recommended or "ex-post", "recommended": recommended or ""},
+        "left_out": left_out,
+        "files": {},
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    own = None if outcome.own is None else outcome.own[0]
+    as_read = tomllib.loads(manifests.to_toml(outcome.command, about))
+    run = Run(folder, as_read, pair=own, data=outcome.data, results=results)
+    _write_codes(run, folder / CODES)
+    samples = run.sample(SIZE, about["samples"]["source"], seed=outcome.options["seed"]).numpy()
+    replace(folder / SAMPLES, lambda draft: _save_array(draft, samples))
+    for name in FILES:
+        with suppress(FileNotFoundError):
+            about["files"][name] = manifests.digest_of_file(folder / name)
+    text = manifests.to_toml(outcome.command, about)
+    replace(folder / manifests.NAME, lambda draft: draft.write_text(text, encoding="utf-8"))
+    return run
+
+
+def recommended_source(diagnosis: Diagnosis) -> str | None:
+    """The density to sample from, as ``Run.sample`` takes it; ``None`` if that can't be told."""
+    return next((name for name, key in SOURCES.items() if key == diagnosis.recommended), None)
+
+
+def _save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _write_rows(folder: Path, outcome: Outcome) -> None:
+    held: dict[str, Any] = dict(zip(PARTS, outcome.rows, strict=True))
+    held |= {"columns": outcome.data.columns, "location": None, "scale": None}
+    if (recipe := outcome.recipe) is not None:
+        train = recipe.as_measured(outcome.data.rows(outcome.rows[0]), 0)
+        held["location"], held["scale"] = location_and_scale(recipe, train)
+    save(held, folder / ROWS)
+
+
+def _write_results(folder: Path, outcome: Outcome) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write the measures, as far as they can be; return all of them, and what was left out."""
+    diagnosis = outcome.diagnosis
+    others = {"fit": outcome.fit, "facts": dict(outcome.facts)}
+    whole = {"diagnosis": diagnosis, **others}
+    reason = ""
+    for content in (whole, {"ex_post": diagnosis.ex_post, **others}, others):
+        try:
+            save(content, folder / RESULTS)
+        except InputError as error:  # a density that runs the guide
+            reason = reason or str(error)
+            continue
+        names = ("diagnosis", "ex_post")
+        missing = names if content is others else names[:1] if content is not whole else ()
+        return whole, dict.fromkeys(missing, reason)
+    raise InputError(reason)
+
+
+def _about_data(outcome: Outcome) -> dict[str, Any]:
+    data, source = outcome.data, outcome.source
+    return {
+        "source": source,
+        "name": data.name,
+        "rows": len(data),
+        "shape": list(data.event_shape),
+        "digest": manifests.digest_of_data(data),
+    }
+
+
+def _about_model(outcome: Outcome) -> dict[str, Any]:
+    if outcome.recipe is not None:
+        return {"kind": "vae", **asdict(outcome.recipe)}
+    _, chosen = cast(tuple[OwnPair, PairOptions], outcome.own)
+    return {
+        "kind": "pair",
+        "factory": chosen.name,
+        "site": chosen.site,
+        "observed": chosen.observed,
+        "data_plate": chosen.data_plate,
+    }
+
+
+def _write_codes(run: Run, path: Path) -> None:
+    """A table with a line for each row of the data: its number, its part, and its code."""
+    import pandas as pd
+
+    tables = []
+    for part in PARTS:
+        columns = codes_table(run.encode_part(part))
+        numbers = run.rows[part].numpy()
+        tables.append(pd.DataFrame({"row": numbers, "part": part.replace("_", "-"), **columns}))
+    table = pd.concat(tables).sort_values("row")
+    replace(path, lambda draft: table.to_csv(draft, index=False))
+
+
+def codes_table(encoding: Any) -> dict[str, Any]:
+    """Columns with the mean and the standard deviation of each unit of some encodings."""
+    with torch.no_grad():
+        held = moments(encoding)
+    columns = {}
+    for name, values in (("mean", held.mean), ("scale", held.stddev)):
+        for unit, column in enumerate(values.cpu().numpy().T):
+            columns[f"{name}_{unit}"] = column
+    return columns

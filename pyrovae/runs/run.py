@@ -1,0 +1,541 @@
+"""A run folder as an object: the trained pair, its data and its measures, to go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.data import (
+    Data,
+    Dataset,
+    all_rows,
+    as_dataset,
+    check_values,
+)
+from pyrovae.diagnostics import Diagnosis
+from pyrovae.errors import InputError, nearest
+from pyrovae.evidence import log_evidence
+from pyrovae.ex_post import ExPostPrior
+from pyrovae.mixture import AggregatedPosterior
+from pyrovae.models import VAE
+from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
+from pyrovae.randomness import check_seed, derived_seed, seeded
+from pyrovae.runs import manifest as manifests
+from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
+from pyrovae.runs.manifest import Manifest
+from pyrovae.runs.recipe import COUNTS, Recipe, rebuild
+from pyrovae.runs.scores import Scores, conformal
+from pyrovae.saving import from_archive, load
+from pyrovae.torch_modes import plain
+from pyrovae.training import Fit
+
+PARAMETERS, ROWS, RESULTS = "parameters.pt", "rows.pt", "results.pt"
+CODES, SAMPLES, DATA = "codes.csv", "samples.npy", "data.pt"
+PARTS = ("train", "validation", "held_out")
+#: The densities over codes: what a user calls them, and their keys in a diagnosis.
+SOURCES = {"prior": "prior", "ex-post": "ex_post", "q_agg": "q_agg"}
+CALLED = {"ex_post": "ex-post", "expost": "ex-post", "aggregated": "q_agg", "posterior": "q_agg"}
+BLOCK = 4096  # codes that go through the decoder at once
+
+
+class Run:
+    """A finished run, read from its folder as far as it is used; :func:`load_run` makes one.
+
+    A file is read when it is first needed, and refused if it is no longer the one that the run has
+    written. The data are read from where they were; the folder itself has none of them, unless they
+    came from no file.
+
+    Args:
+        folder: where the run is.
+        manifest: the content of its ``run.toml``.
+        pair: the user's own pair, or its factory, if the run is of one.
+        data: the data set, or the file in which it is now.
+        results: the content of ``results.pt``, if it is at hand.
+
+    Attributes:
+        folder: the same.
+        about: the content of ``run.toml``.
+        options: the options of the command, by name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        pair: str | Callable[[Dataset], Any] | OwnPair | None = None,
+        data: str | Path | Dataset | None = None,
+        results: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.about = manifest
+        self.options = dict(manifest["options"])
+        self._given_pair, self._given_data = pair, data
+        if results is not None:
+            self._results = dict(results)
+
+    def __repr__(self) -> str:
+        about = self.about["data"]
+        return f"Run({str(self.folder)!r}, {about['name']}, {about['rows']:,} rows)"
+
+    # -- the data --------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> Dataset:
+        """All rows as they are in the file.
+
+        Raises:
+            InputError: if the file is no longer there, or has other numbers than it had.
+        """
+        about, given = self.about["data"], self._given_data
+        source = about.get("source") if given is None else given
+        if source is None:
+            held = load(self._file(DATA))
+            data = Dataset(about["name"], held["values"], held["columns"], held["labels"])
+        else:
+            data = as_dataset(source)
+        if manifests.digest_of_data(data) != about["digest"]:
+            raise InputError(
+                f"expected the data of this run, {about['rows']:,} rows as they were; got other "
+                f"numbers or names in {str(source)!r}, {len(data):,} rows of shape "
+                f"{data.event_shape}. Put the file back as it was, or name it with data=."
+            )
+        return data
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The numbers of the rows of ``data`` by part: training, validation and held-out."""
+        return {name: self._parts[name] for name in PARTS}
+
+    @property
+    def train(self) -> Data:
+        """The training rows as the pair takes them; grey values are drawn as 0 or 1."""
+        return self._part("train")
+
+    @property
+    def validation(self) -> Data:
+        """Rows for early stopping and for choosing the ex-post prior, as the pair takes them."""
+        return self._part("validation")
+
+    @property
+    def held_out(self) -> Data:
+        """The rows that measures are on, as the pair takes them."""
+        return self._part("held_out")
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The names of the columns, if the data are a table with names."""
+        columns: tuple[str, ...] | None = self._parts["columns"]
+        return columns
+
+    @property
+    def location(self) -> Tensor:
+        """What the encoder subtracts of a row: means of training rows, in the data's units."""
+        return cast(Tensor, self._parts["location"])
+
+    @property
+    def scale(self) -> Tensor:
+        """What the encoder divides by: standard deviations of training rows."""
+        return cast(Tensor, self._parts["scale"])
+
+    @cached_property
+    def _parts(self) -> dict[str, Any]:
+        held: dict[str, Any] = load(self._file(ROWS))
+        return held
+
+    def _part(self, name: str) -> Data:
+        return self._arguments(self.data.rows(self.rows[name]), PARTS.index(name))
+
+    def _arguments(self, part: Dataset, number: int) -> Data:
+        """Rows as the pair takes them."""
+        if self._recipe is not None:
+            return self._recipe.as_measured(part, number)
+        return self._own.arguments(part.single())
+
+    # -- what was trained and measured -----------------------------------------------------------
+
+    @cached_property
+    def vae(self) -> VAE:
+        """The trained VAE.
+
+        Raises:
+            InputError: if the run is of the user's own pair, or its files are not as they were.
+        """
+        recipe = self._recipe
+        if recipe is None:
+            raise InputError(
+                "expected a run of a VAE that pyrovae has built; got one of a pair of your own. "
+                "Use its model and guide."
+            )
+        try:
+            state = from_archive(self._file(PARAMETERS).read_bytes())
+        except ValueError as error:
+            raise self._unlike(PARAMETERS, str(error)) from error
+        return rebuild(recipe, state, lambda: cast(Tensor, self.train))
+
+    @property
+    def model(self) -> PyroFunction:
+        """The generative function of the trained pair."""
+        return self.vae.model if self._recipe is not None else self._own.model
+
+    @property
+    def guide(self) -> PyroFunction:
+        """The variational function of the trained pair."""
+        return self.vae.guide if self._recipe is not None else self._own.guide
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """All measures.
+
+        Raises:
+            InputError: if they could not be written, as those of a guide that is no table of
+                numbers.
+        """
+        return cast(Diagnosis, self._result("diagnosis"))
+
+    @property
+    def fit(self) -> Fit | None:
+        """How training went; ``None`` for a pair that was trained elsewhere."""
+        return cast("Fit | None", self._result("fit"))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the report says of the run, by name."""
+        return cast("dict[str, str]", self._result("facts"))
+
+    @property
+    def aggregated(self) -> AggregatedPosterior:
+        """q_agg of the training rows."""
+        return self.diagnosis.aggregated
+
+    @property
+    def ex_post(self) -> ExPostPrior:
+        """The density fitted to q_agg after training."""
+        if "ex_post" in self._results:
+            return cast(ExPostPrior, self._results["ex_post"])
+        return self.diagnosis.ex_post
+
+    @property
+    def recommended(self) -> str | None:
+        """The density to sample from, as ``sample`` takes it; ``None`` if that can't be told."""
+        return self.about["samples"]["recommended"] or None
+
+    # -- what can be done with it ----------------------------------------------------------------
+
+    @torch.no_grad()
+    @plain()
+    def sample(
+        self, n: int, source: str = "ex-post", *, mean: bool = False, seed: int = 0
+    ) -> Tensor:
+        """New rows in the data's own units: codes from a density, and a row from p(x | z) of each.
+
+        Counts are drawn given the totals of training rows, which are chosen at random; a pair of
+        several arguments is given those of such rows.
+
+        Args:
+            n: number of rows.
+            source: where codes are drawn: ``"ex-post"``, ``"prior"``, the model's own, or
+                ``"q_agg"``.
+            mean: take the mean of p(x | z) in place of a draw from it.
+            seed: names the draws.
+
+        Returns:
+            shape ``(n, ...)``.
+
+        Raises:
+            InputError: for a number of rows below 1, or another density.
+        """
+        check_seed(seed)
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError(f"expected a number of rows ≥ 1; got {n!r}. Give 1000, say.")
+        density = self._density(source)
+        with seeded(seed, "codes of new rows"), measuring(self.model, self.guide):
+            z = density.sample(torch.Size([n])).reshape(n, -1)
+        with seeded(seed, "new rows"):
+            likelihoods = self._likelihoods(z)
+            rows = torch.cat([p.mean if mean else p.sample() for p in likelihoods])
+        if bool(rows.isnan().any()):
+            raise InputError(
+                "expected a likelihood that has a mean; got a categorical one, or one without. "
+                "Draw the rows, without mean=."
+            )
+        return rows
+
+    def encode(self, new: Any) -> dist.Distribution:
+        """q(z | x) of new rows, batch shape ``(M,)``, event shape ``(D,)``.
+
+        Args:
+            new: rows in the data's own units: a file, a pandas table, an array or a tensor. The
+                columns of a table are found by their names.
+
+        Raises:
+            InputError: for rows unlike those of the run, naming the first.
+        """
+        return self._encode(self._new(new))
+
+    def encode_part(self, name: str) -> dist.Distribution:
+        """q(z | x) of ``"train"``, ``"validation"`` or ``"held_out"``, the run's own rows."""
+        return self._encode(self._part(name))
+
+    def decode(self, z: Tensor, *, total: Tensor | None = None) -> dist.Distribution:
+        """p(x | z) of codes, in the data's own units.
+
+        Args:
+            z: codes, shape ``(S, D)``.
+            total: of each row, shape ``(S,)``, for counts.
+
+        Raises:
+            InputError: for a pair of the user's own whose model takes more than rows.
+        """
+        if self._recipe is not None:
+            return self.vae.decode(z.to(self._dtype), total=total)
+        batch = all_rows(self.train)
+        if len(batch) > 1 or total is not None:
+            raise InputError(
+                "expected a model of rows alone, to decode codes; got one of "
+                f"{len(batch)} arguments, or totals. Run the model itself, or draw with sample()."
+            )
+        pair = self._pair
+        with torch.no_grad(), measuring(pair.model, pair.guide):
+            return pair.decode(batch[0][torch.zeros(len(z), dtype=torch.long)], z)
+
+    def score(self, new: Any, source: str = "prior", *, seed: int = 0) -> Scores:
+        """log p(x) of new rows, and a calibrated p-value of each against novelty.
+
+        log p(x) is estimated as it was for the held-out rows that were measured, and ranked among
+        theirs, see :class:`~pyrovae.runs.scores.Scores`.
+
+        Args:
+            new: as :meth:`encode`.
+            source: the density in the prior's place: ``"prior"``, the model's own, ``"ex-post"``
+                or ``"q_agg"``.
+            seed: names all draws.
+
+        Raises:
+            InputError: as :meth:`encode`, or if log p(x) was not measured in the run.
+        """
+        key, measured = self._key(source), self.diagnosis.evidence
+        if not measured:
+            raise InputError(
+                "expected a run with log p(x) of held-out rows, to rank new ones among; got one "
+                "without. Analyze the data again."
+            )
+        pair, known = self._pair, measured[key]
+        evidence = log_evidence(
+            pair.model,
+            pair.guide,
+            self._new(new),
+            method=self.options.get("method", "auto"),
+            draws=known.draws,
+            prior=None if key == "prior" else self._density(source),
+            site=pair.site,
+            observed=pair.observed,
+            data_plate=pair.data_plate,
+            seed=derived_seed(seed, "log p(x) of new rows"),
+        )
+        p_value = conformal(evidence.values, known.values, seed=seed)
+        return Scores(evidence, p_value, source, len(known.values))
+
+    def anomaly(self, new: Any, source: str = "prior", *, seed: int = 0) -> Tensor:
+        """The p-values of :meth:`score`: how rare so low a log p(x) is among rows like the data.
+
+        Args:
+            new, source, seed: as :meth:`score`.
+
+        Returns:
+            shape ``(M,)``.
+        """
+        return self.score(new, source, seed=seed).p_value
+
+    # -- behind them -----------------------------------------------------------------------------
+
+    def _encode(self, rows: Data) -> dist.Distribution:
+        pair = self._pair
+        return encode(
+            pair.guide, rows, site=pair.site, data_plate=pair.data_plate, model=pair.model
+        )
+
+    def _key(self, source: str) -> str:
+        if source not in SOURCES:
+            hint = nearest(source, SOURCES, CALLED) or " Choose one of them."
+            raise InputError(f"expected one of {', '.join(SOURCES)}; got {source!r}.{hint}")
+        return SOURCES[source]
+
+    def _density(self, source: str) -> dist.Distribution:
+        key = self._key(source)
+        if key == "ex_post":
+            return self.ex_post.distribution
+        return self.diagnosis.prior if key == "prior" else self.aggregated
+
+    def _likelihoods(self, z: Tensor) -> list[dist.Distribution]:
+        """p(x | z), block by block; of rows with the arguments of training rows drawn at random."""
+        recipe, blocks = self._recipe, z.split(BLOCK)
+        if recipe is not None and recipe.likelihood != COUNTS:
+            return [self.vae.decode(block.to(self._dtype)) for block in blocks]
+        train = self.train
+        chosen = torch.randint(len(self.rows["train"]), (len(z),)).split(BLOCK)
+        if recipe is not None:
+            totals = cast(Tensor, train).flatten(1).sum(1)
+            parts = zip(blocks, chosen, strict=True)
+            return [self.vae.decode(b.to(self._dtype), total=totals[rows]) for b, rows in parts]
+        pair, (x,) = over_rows(self._pair, train)
+        with measuring(self.model, self.guide):
+            return [pair.decode(x[rows], b) for b, rows in zip(blocks, chosen, strict=True)]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.vae.decoder.parameters()).dtype
+
+    @cached_property
+    def _pair(self) -> Pair:
+        about = self.about["model"]
+        if self._recipe is not None:
+            return Pair(self.model, self.guide)
+        return Pair(
+            self.model, self.guide, _site(about), about.get("observed"), about.get("data_plate")
+        )
+
+    @cached_property
+    def _recipe(self) -> Recipe | None:
+        """How the VAE was built; ``None`` for a pair of the user's own."""
+        about = self.about["model"]
+        return None if about["kind"] == "pair" else Recipe.from_table(about)
+
+    @cached_property
+    def _own(self) -> OwnPair:
+        """The user's own pair, which is imported only if the user has named it."""
+        about, given = self.about["model"], self._given_pair
+        if isinstance(given, OwnPair):
+            return given
+        if given is None:
+            raise InputError(
+                f"expected the factory of the run's own pair, {about.get('factory')}, which is "
+                "code and isn't run unless you name it; got none. Name it with pair=."
+            )
+        options = PairOptions(
+            given, False, self._file(PARAMETERS), _site(about), about.get("observed"),
+            about.get("data_plate"),
+        )  # fmt: skip
+        train = self.data.rows(self.rows["train"]).single()
+        with seeded(self.options["seed"], "own pair"):
+            return make_pair(options, train)
+
+    def _new(self, new: Any) -> Data:
+        """New rows as the pair takes them."""
+        data = self._like_the_data(as_dataset(new))
+        check_values(data, None if self._recipe is None else self._recipe.likelihood)
+        if self._recipe is not None and (known := self._recipe.categories) is not None:
+            check_categories(data, known)
+        return self._arguments(data, 3)
+
+    def _like_the_data(self, new: Dataset) -> Dataset:
+        """Rows with the columns of the run in its order.
+
+        Raises:
+            InputError: if there are others, or the rows have another shape.
+        """
+        shape = tuple(self.about["data"]["shape"])
+        if new.columns is not None and self.columns is not None:
+            missing = [name for name in self.columns if name not in new.columns]
+            others = [name for name in new.columns if name not in self.columns]
+            if missing or others:
+                raise InputError(
+                    f"expected the columns of the run in {new.name}; got "
+                    f"{_named('none called', missing)}{' and ' if missing and others else ''}"
+                    f"{_named('others,', others)}. Give the columns {_short(self.columns)}."
+                )
+            order = torch.tensor([new.columns.index(name) for name in self.columns])
+            new = Dataset(new.name, new.values[:, order], self.columns, new.labels)
+        if new.event_shape != shape or not len(new):
+            raise InputError(
+                f"expected rows of shape {shape}, as the run's data; got {len(new):,} of shape "
+                f"{new.event_shape} in {new.name}. Give an array of shape (M, ...)."
+            )
+        return new
+
+    def _result(self, name: str) -> Any:
+        if name not in self._results:
+            reason = dict(self.about.get("left_out", {})).get(name, "none was written")
+            raise InputError(f"expected the {name} in {str(self.folder)!r}; got none: {reason}")
+        return self._results[name]
+
+    @cached_property
+    def _results(self) -> dict[str, Any]:
+        results: dict[str, Any] = load(self._file(RESULTS))
+        return results
+
+    def _file(self, name: str) -> Path:
+        """The path of a file of the run, checked to be the one that the run has written."""
+        path, digest = self.folder / name, self.about["files"].get(name)
+        try:
+            if digest is not None and manifests.digest_of_file(path) != digest:
+                raise self._unlike(name, "it has been changed")
+        except OSError as error:
+            raise self._unlike(name, error.strerror or "unreadable") from error
+        return path
+
+    def _unlike(self, name: str, reason: str) -> InputError:
+        return InputError(
+            f"expected {name} in {str(self.folder)!r} as the run has written it; got another "
+            f"one: {reason}. Take the folder as it was written, and load the run again."
+        )
+
+
+def load_run(
+    folder: str | Path,
+    *,
+    pair: str | Callable[[Dataset], Any] | None = None,
+    data: str | Path | Dataset | None = None,
+) -> Run:
+    """A run that ``pyrovae analyze`` has finished, to go on with.
+
+    ``run.sample(1000)``, ``run.encode(new)``, ``run.score(new)``, and ``run.vae``,
+    ``run.diagnosis`` and so on, see :class:`Run`. Nothing in the folder is run or unpickled. A pair
+    of the user's own is code that stands elsewhere: it is imported only if it is named here.
+
+    Args:
+        folder: the ``--out`` of the command.
+        pair: the factory of the user's own pair, ``"package.module:factory"`` or the function,
+            which is called with the training data. Pyro's parameter store has its parameters then.
+        data: the data set, or the file in which it is now, if it has been moved.
+
+    Raises:
+        InputError: if it is no folder of a finished run, it is damaged, or ``pair`` is given for a
+            run without one.
+    """
+    path = Path(folder)
+    manifest = manifests.read(path)
+    if pair is not None and manifest["model"]["kind"] != "pair":
+        raise InputError(
+            f"expected no pair= for {str(path)!r}, whose VAE is in the folder; got {pair!r}. "
+            "Leave it out."
+        )
+    return Run(path, manifest, pair=pair, data=data)
+
+
+def check_categories(data: Dataset, known: int) -> None:
+    """Raise if new rows have a category that the training data did not have."""
+    if int(data.values.max()) >= known:
+        raise InputError(
+            f"expected categories 0 to {known - 1}, as the run's data; got "
+            f"{int(data.values.max())} in {data.name}. Leave such rows out."
+        )
+
+
+def _site(about: Mapping[str, Any]) -> str | tuple[str, ...]:
+    site = about.get("site", "z")
+    return tuple(site) if isinstance(site, list) else site
+
+
+def _named(words: str, names: Sequence[str]) -> str:
+    return f"{words} {_short(names)}" if names else ""
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if names[5:] else "")
