@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyrovae.progress import progress_bar
+from pyrovae.progress import in_lines, progress_bar
 
 
 def test_every_step_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,4 +21,25 @@ def test_it_is_silent_if_told_so(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("waiting", 2, progress=False) as bar:
         bar.tick()
         bar.update("done with it")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_lines_say_how_much_time_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 4))  # seconds: each look at the clock takes four
+    monkeypatch.setattr("pyrovae.progress.time.monotonic", lambda: next(clock))
+    with in_lines(30.0), progress_bar("epoch 1", 100, done=20, progress=None) as bar:
+        for _ in range(16):
+            bar.tick()
+        bar.update("epoch 2")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "pyrovae: epoch 1: 28 %, about 5 min left",  # 8 steps in 32 s, 72 to go
+        "pyrovae: epoch 1: 36 %, about 4 min left",
+    ]
+    with progress_bar("epoch 1", 100, progress=None) as bar:  # and none outside
+        bar.tick()
+    with in_lines(1.0), progress_bar("epoch 1", 100, progress=False) as bar:
+        bar.tick()
     assert capsys.readouterr() == ("", "")

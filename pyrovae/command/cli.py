@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     options: dict[str, Any] = {}
+    command = None
     try:
         with importing():
             options |= arguments.read(words)
@@ -55,7 +56,9 @@ def _run(words: Sequence[str]) -> int:
                 from pyrovae.command import on_runs
             on_runs.COMMANDS[command](options)
     except KeyboardInterrupt:
-        return _fail(_interruption(words, options), INTERRUPTED)
+        on_run = "interrupted; nothing was written."
+        message = _interruption(words, options) if command == "analyze" else on_run
+        return _fail(message, INTERRUPTED)
     except ArithmeticError as error:
         return _fail(str(error), FAILED)
     except OSError as error:
@@ -92,8 +95,8 @@ def _interruption(words: Sequence[str], options: dict[str, Any]) -> str:
 
     if not (options.get("out", Path("pyrovae-report")) / CHECKPOINT).exists():
         return "interrupted before the first epoch was over; nothing was saved."
-    arguments = " ".join(map(quoted, [*words, *([] if options.get("resume") else ["--resume"])]))
-    return f"interrupted; the last epoch was saved. Go on with: pyrovae {arguments}"
+    again = " ".join(map(quoted, [*words, *([] if options.get("resume") else ["--resume"])]))
+    return f"interrupted; the last epoch was saved. Go on with: pyrovae {again}"
 
 
 # -- analyze -------------------------------------------------------------------------------------
@@ -119,7 +122,7 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     if quiet:
         options["progress"] = False
     chosen = AnalysisOptions(**options)
-    if chosen.resume and _is_there(chosen, data):
+    if chosen.resume and not chosen.force and _is_there(chosen, data):
         sys.stdout.write(f"The report of this run is there: {chosen.out / 'report.html'}\n")
         return
     with in_lines(OFTEN if verbose else SELDOM, on_terminal=verbose):

@@ -54,8 +54,7 @@ def test_help_goes_to_every_terminal(monkeypatch: pytest.MonkeyPatch, encoding: 
 def test_errors_go_to_every_terminal(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     shown = screen(monkeypatch, encoding)
     assert main(["analyze", f"{RAW}.npy"]) == BAD_INPUT
-    with pytest.raises(SystemExit):
-        main(["analyze", "--latent", "0"])
+    assert main(["analyze", "--latent", "0"]) == BAD_INPUT
     missing, small = shown.text(encoding)[1].splitlines()
     assert r"o\udcff.npy" in missing and f"number {encodable('≥', encoding)} 1" in small
 
@@ -69,7 +68,10 @@ def analysis(*_: object) -> Any:
         concerns=["k̂ > 0.7 …"],
         guide_check=SimpleNamespace(calibration=None),
     )
-    return SimpleNamespace(diagnosis=diagnosis, netcdf=None, report=Path(RAW, "r.html"))
+    saved = SimpleNamespace(folder=Path(RAW), recommended="q_agg")
+    return SimpleNamespace(
+        diagnosis=diagnosis, netcdf=None, report=Path(RAW, "r.html"), saved=saved
+    )
 
 
 @encodings
@@ -81,7 +83,8 @@ def test_results_go_to_every_terminal(monkeypatch: pytest.MonkeyPatch, encoding:
     assert lines[-1] == rf"report: o\xff{os.sep}r.html"
     spelled = [encodable(text, encoding) for text in ("k̂ > 0.7 …", "q‖p) ± 1")]
     assert all(text in "\n".join(lines) for text in spelled)
-    table = lines[1:-5]
+    assert any(line.endswith("-n 1000 --from q_agg") for line in lines)
+    table = lines[1:-6]
     assert len(table) > 4 and len({len(line) for line in table}) == 1, "columns are aligned"
 
 

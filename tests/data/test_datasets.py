@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from pyrovae.data.datasets import LIKELIHOODS, Dataset, check, default_likelihood, load, split
+from pyrovae.data.datasets import (
+    LIKELIHOODS,
+    Dataset,
+    as_dataset,
+    check,
+    check_values,
+    default_likelihood,
+    load,
+    numbers_of_parts,
+    split,
+)
 from pyrovae.errors import InputError
 from pyrovae.models.likelihoods import LIKELIHOODS as DECODERS
 
@@ -382,6 +392,28 @@ def test_split_is_a_partition_and_repeats_by_seed(n: int, seed: int) -> None:
     for part, repetition in zip(parts, split(data, seed=seed), strict=True):
         assert torch.equal(part.values, repetition.values)
         assert part.labels is not None and torch.equal(part.labels, part.values.flatten().long())
+
+
+def test_the_numbers_of_the_parts_are_those_of_their_rows() -> None:
+    data = Dataset("d", torch.arange(50.0)[:, None])
+    numbers = numbers_of_parts(50, seed=3)
+    for part, rows in zip(split(data, seed=3), numbers, strict=True):
+        assert torch.equal(part.values[:, 0], rows.float())
+
+
+def test_rows_may_be_few_and_of_any_kind(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1.5], "b": [2.0]})
+    frame.to_csv(tmp_path / "one.csv", index=False)
+    for rows in (frame, tmp_path / "one.csv", str(tmp_path / "one.csv")):
+        found = as_dataset(rows)
+        assert found.columns == ("a", "b") and found.values.tolist() == [[1.5, 2.0]]
+        check_values(found, "normal")
+    assert as_dataset(np.ones(3)).event_shape == (1,)
+    assert as_dataset(torch.ones(2, 4, 4)).event_shape == (4, 4)
+    with pytest.raises(InputError, match="a single number"):
+        as_dataset(torch.tensor(1.0))
+    with pytest.raises(InputError, match=r"values in \[0, 1\].*got 1\.5.*column 'a'"):
+        check_values(as_dataset(frame), "bernoulli")
 
 
 def test_split_depends_on_the_seed_and_leaves_the_global_one_alone() -> None:

@@ -21,6 +21,7 @@ from pyrovae.data import Dataset, load
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.runs import PairOptions, Run, compare, load_run
 from pyrovae.runs import folder as folders
+from pyrovae.runs.recipe import Recipe
 
 pytestmark = [
     pytest.mark.float32,
@@ -221,37 +222,63 @@ def test_files_of_another_run_are_refused(copy: Path, name: str, kind: str) -> N
         _ = run.vae.state_dict(), run.diagnosis, run.rows
 
 
-@pytest.mark.parametrize("name", folders.FILES)
-def test_a_kill_between_two_files_leaves_no_finished_folder(
-    table: tuple[Path, Analysis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Nor does it where another finished run is written over."""
+class Killed(BaseException):
+    """What a test ends the writing of a file with."""
 
-    class Killed(BaseException):
-        pass
 
-    replaced, out = folders.replace, tmp_path / "run"
-    data = Dataset("rows", torch.as_tensor(rows()))
-    if name == "parameters.pt":
-        shutil.copytree(table[0] / "run", out)
+def kill_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process end when a file is to be written."""
+    replaced = folders.replace
 
-    def killed_at(path: Path, write: Callable[[Path], object]) -> Path:
+    def replace_or_die(path: Path, write: Callable[[Path], object]) -> Path:
         if path.name == name:
             raise Killed
         return replaced(path, write)
 
-    for module in ("folder", "manifest"):
-        if hasattr(getattr(pv.runs, module), "replace"):
-            monkeypatch.setattr(getattr(pv.runs, module), "replace", killed_at)
-    monkeypatch.setattr("pyrovae.saving.results.replace", killed_at)
-    monkeypatch.setattr("pyrovae.saving.atomic.replace", killed_at)
+    for place in ("runs.folder", "saving.results", "saving.atomic"):
+        monkeypatch.setattr(f"pyrovae.{place}.replace", replace_or_die)
+
+
+@pytest.mark.parametrize("name", sorted({*folders.FILES} - {"parameters.pt"}))
+def test_a_kill_between_two_files_leaves_no_finished_folder(
+    table: tuple[Path, Analysis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = load_run(table[0] / "run")
+    rows = (run.rows["train"], run.rows["validation"], run.rows["held_out"])
+    recipe = Recipe.from_table(run.about["model"])
+    outcome = folders.Outcome(
+        run.data, None, rows, recipe, None, run.diagnosis, run.fit, run.facts, run.options, "it"
+    )
+    shutil.copy(table[0] / "run" / "parameters.pt", tmp_path)
+    kill_at(name, monkeypatch)
     with pytest.raises(Killed):
-        analysed(out, data, epochs=1, force=True)
+        folders.finish(tmp_path, outcome)
     with pytest.raises(pv.InputError, match=r"without run\.toml"):
-        load_run(out)
+        load_run(tmp_path)
     monkeypatch.undo()
-    assert isinstance(analysed(out, data, epochs=1, resume=True).saved, Run)
-    assert load_run(out).about["data"]["name"] == "rows"
+    folders.finish(tmp_path, outcome)
+    again = load_run(tmp_path)
+    assert torch.equal(again.data.values, run.data.values) and again.data.columns == NAMES
+    assert torch.equal(again.sample(3), run.sample(3))
+
+
+def test_a_finished_run_is_not_overwritten_but_by_force_and_then_is_no_longer_finished(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, before = Dataset("rows", torch.as_tensor(rows())), load_run(copy)
+    with pytest.raises(pv.InputError, match="expected no finished run in --out"):
+        analysed(copy, data)
+    assert torch.equal(load_run(copy).sample(3), before.sample(3))
+    kill_at("parameters.pt", monkeypatch)
+    with pytest.raises(Killed):
+        analysed(copy, data, epochs=1, force=True)
+    with pytest.raises(pv.InputError, match=r"without run\.toml"):
+        load_run(copy)
+    monkeypatch.undo()
+    analysed(copy, data, epochs=1, resume=True)
+    assert load_run(copy).about["data"]["name"] == "rows"
+    with pytest.raises(pv.InputError, match="as the run has written it"):
+        _ = before.rows, before.columns, load_run(copy), Run(copy, before.about).rows
 
 
 # -- other models ----------------------------------------------------------------------------------

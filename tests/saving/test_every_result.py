@@ -35,7 +35,8 @@ MODULES = (
     *(f"pyrovae.diagnostics.{info.name}" for info in pkgutil.iter_modules(diagnostics.__path__)),
     "pyrovae.estimates", "pyrovae.training.history", "pyrovae.mixture.divergence",
     "pyrovae.mixture.reduction", "pyrovae.mixture.kernel.component_scores",
-    "pyrovae.ex_post.selection", "pyrovae.export.groups",
+    "pyrovae.ex_post.selection", "pyrovae.export.groups", "pyrovae.runs.compare",
+    "pyrovae.runs.scores",
 )  # fmt: skip
 NO_RESULTS = {
     "Fitted",

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import pyrovae as pv
+from pyrovae.pairs import Pair
 from pyrovae.testing import linear_gaussian_vae
 
 EXACT = linear_gaussian_vae()
@@ -86,7 +87,10 @@ def test_flows(tmp_path: Path) -> None:
     wide = dist.TransformedDistribution(
         pv.FlowPrior(3)(), [dist.transforms.AffineTransform(torch.ones(3), 2.0, event_dim=1)]
     )
-    for density in (flow, wide):
+    network = pv.mlp_encoder((4,), 3, hidden=(5,)), pv.mlp_decoder(3, (4,), hidden=(5,))
+    vae = pv.VAE(*network, pv.FlowPrior(3))
+    read = Pair(vae.model, vae.guide).prior(torch.zeros(2, 4))  # as a diagnosis has it
+    for density in (flow, wide, read):
         pv.save(density, tmp_path / "f.pt")
         before = torch.get_rng_state()
         again = pv.load(tmp_path / "f.pt")
