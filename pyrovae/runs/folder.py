@@ -71,7 +71,8 @@ class Outcome:
 
 def unfinish(folder: Path) -> None:
     """Let a folder no longer count as finished, before its files are written anew."""
-    (folder / manifests.NAME).unlink(missing_ok=True)
+    for name in (manifests.NAME, DATA):  # of these, the data need not be written again
+        (folder / name).unlink(missing_ok=True)
 
 
 def finish(folder: Path, outcome: Outcome) -> Run:

@@ -115,7 +115,7 @@ def test_an_analysis_writes_and_shows_what_there_is(
     (tmp_path / "diagnosis.nc").write_text("of an earlier run")
     effort = Effort(**(TINY | dict.fromkeys(OPTIONAL, 0)))
     options = AnalysisOptions(
-        latent=2, hidden=(8,), epochs=1, out=tmp_path, effort=effort, progress=False
+        latent=2, hidden=(8,), epochs=1, out=tmp_path, effort=effort, progress=False, force=True
     )
     analysis = analyze(data, options)
     assert analysis.netcdf is None and not (tmp_path / "diagnosis.nc").exists()
