@@ -278,5 +278,5 @@ def _skewness_within(values: Tensor) -> float:
     draws = values.shape[1]
     cubes = float((values - values.mean(1, keepdim=True)).pow(3).sum(1).mean())
     third = cubes * draws / ((draws - 1) * (draws - 2))
-    second = float(values.var(1).mean())
-    return third / second**1.5 if second else 0.0
+    scale = float(values.var(1).mean()) ** 1.5
+    return third / scale if scale else 0.0
