@@ -132,16 +132,17 @@ class SampleQuality(Result):
         doubt = math.hypot(ours.frechet.standard_error, other.frechet.standard_error)
         if ours.frechet.value - other.frechet.value <= 1.96 * doubt:
             return ""
-        copied = other.nearer_to_training
-        share = (
-            "" if copied is None else f"{copied.value:.0%} ± {copied.standard_error:.0%} of them"
-        )
-        return (
+        said = (
             f"By decoded samples {names[best]} is closer to held-out data: Fréchet distance "
             f"{other.frechet.value:.3g} ± {other.frechet.standard_error:.2g} against "
-            f"{ours.frechet.value:.3g} ± {ours.frechet.standard_error:.2g}, with {share} nearer to "
-            "a training than to a held-out row (50% if nothing is copied)."
+            f"{ours.frechet.value:.3g} ± {ours.frechet.standard_error:.2g}"
         )
+        if (copies := other.nearer_to_training) is not None:
+            said += (
+                f"; {copies.value:.0%} ± {copies.standard_error:.0%} of these are nearer to a "
+                "training than to a held-out row (50% if none is copied)"
+            )
+        return f"{said}."
 
 
 @torch.no_grad()
