@@ -37,7 +37,8 @@ def frechet_distance(first: Tensor, second: Tensor) -> Estimate:
     Dowson & Landau 1982, "The Fréchet distance between multivariate normal distributions"; Heusel
     et al. 2017, arXiv:1706.08500; Chong & Forsyth 2020, arXiv:1911.07023, on the bias.
 
-    >>> frechet_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [3.0]])).value
+    >>> first, second = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [3.0]])
+    >>> round(frechet_distance(first, second).value, 9)
     1.0
     """
     first, second = first.double(), second.double()
