@@ -306,14 +306,13 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         test_seed = derived_seed(seed, "held-out codes")
         test_codes = draw_codes(test_encoding, size=size, rows=numbers, seed=test_seed)
         test_aggregated = AggregatedPosterior(test_encoding)
-        test_terms = _terms(pair, test_x, test_codes, test_aggregated, prior, bar, unseen=True)
         memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
         chosen = _choose_rows(len(numbers), effort.evidence_rows, seed)
         x, needed = test_x[chosen], memorised.needed
         evidence = _evidence(pair, x, numbers[chosen], densities, needed, effort, seed, bar)
         return Diagnosis(
             training=_terms(pair, train_x, codes, aggregated, prior, bar),
-            held_out=test_terms,
+            held_out=_terms(pair, test_x, test_codes, test_aggregated, prior, bar, unseen=True),
             collapse=_collapse(encoding, prior, codes, seed),
             memorisation=memorised,
             ex_post=ex_post,

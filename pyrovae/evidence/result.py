@@ -71,7 +71,7 @@ class Evidence(Result):
     def unresolved(self) -> Tensor:
         """The data points whose k̂ is above the limit or not known, or stopped, ``(N,)``."""
         rejected = ~(self.pareto_k <= self.k_limit)
-        return rejected if self.stopped is None else rejected | self.stopped
+        return rejected | ~self._counted
 
     def mean(self) -> Estimate:
         """Mean over the data points; its standard error is over data and draws together.
@@ -79,7 +79,7 @@ class Evidence(Result):
         It can't be told where log p(x) of a data point is infinite. Where the cap on the cost
         stopped some, it is that of the others.
         """
-        return self._mean_of(self.values, self.bound, self._counted())
+        return self._mean_of(self.values, self.bound, self._counted)
 
     def minus(self, other: Evidence) -> Estimate:
         """Mean of the paired differences to ``other``, computed on the same data points.
@@ -95,17 +95,17 @@ class Evidence(Result):
                 f"expected two results on the same data; got {len(self.values)} and "
                 f"{len(other.values)} data points."
             )
-        counted = self._counted() & other._counted()
+        counted = self._counted & other._counted
         change = self._mean_of(self.values - other.values, None, counted)
         if change.size >= max(self.needed, other.needed) or change.unresolved:
             return change
         return change.unresolve(TOO_FEW["data"])
 
+    @property
     def _counted(self) -> Tensor:
         """The data points that means are over, shape ``(N,)``."""
-        if self.stopped is None:
-            return torch.ones_like(self.values, dtype=torch.bool)
-        return ~self.stopped
+        none = torch.zeros_like(self.values, dtype=torch.bool)
+        return ~(none if self.stopped is None else self.stopped.bool())
 
     def _mean_of(self, values: Tensor, bound: Bound | None, counted: Tensor) -> Estimate:
         broken = ~values.isfinite() & counted
@@ -126,7 +126,7 @@ class Evidence(Result):
         impossible, improper = self.values == -math.inf, self.values == math.inf
         unknown = self.pareto_k.isinf() & self.values.isfinite()
         rejected = (self.pareto_k > self.k_limit) & self.pareto_k.isfinite()
-        stopped = torch.zeros_like(unknown) if self.stopped is None else self.stopped
+        stopped = ~self._counted
         unknown, rejected = unknown & ~stopped, rejected & ~stopped
         more = "draws" if self.acceptance is None else "chains"
         sentences = []

@@ -40,12 +40,15 @@ MODULES = (
 )  # fmt: skip
 NO_RESULTS = {
     "Fitted",
+    "Ladder",
     "Modes",
     "Moments",
     "Normals",
     "Path",
     "Point",
+    "Product",
     "Proposal",
+    "ProposalPath",
     "Target",
     "Tuning",
 }  # what a computation goes through
