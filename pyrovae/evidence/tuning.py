@@ -314,16 +314,36 @@ def responsibilities(proposal: Proposal, u: Tensor, log_weights: Tensor) -> Tens
 
 
 def by_climbing(fitted: Fitted) -> Fitted:
-    """Each component climbs the ELBO, if they are few."""
+    """Each component climbs the ELBO; one in their place does, where they are many."""
     proposal = fitted.proposal
     if proposal.mean.shape[1] > 1 + ROOM:
-        return fitted
+        proposal = at_highest_mode(fitted)
     row, component = (proposal.log_weights[:, :-1] > -torch.inf).nonzero(as_tuple=True)
     mean, factor = proposal.mean.clone(), proposal.factor.clone()
     mean[row, component], factor[row, component] = climb_elbo(
         proposal.target, mean[row, component], factor[row, component], row
     )
     return judge(replace(proposal, mean=mean, factor=factor), PILOT)
+
+
+def at_highest_mode(fitted: Fitted) -> Proposal:
+    """One component at the mode that the highest pilot draw leads to, in the place of all.
+
+    Where a mixture's components overlap, or have correlations, the posterior is one mode more than
+    it is theirs.
+    """
+    proposal = fitted.proposal
+    heights = fitted.log_weights + proposal.log_prob(fitted.u)
+    row = torch.arange(len(proposal.mean), device=proposal.mean.device)
+    highest = fitted.u[heights.nan_to_num(nan=-torch.inf).argmax(0), row]
+    scale = proposal.factor[:, -1 - ROOM].square().sum(-1).sqrt()  # of all components together
+    modes = find_modes(proposal.target, highest, row, scale)
+    mean, factor = proposal.mean.clone(), proposal.factor.clone()
+    mean[:, 0], factor[:, 0] = modes.u, modes.factor
+    masses = torch.zeros_like(mean[..., 0])
+    masses[:, 0] = 1.0
+    weights = mixture_weights(masses, guided=proposal.guide is not None)
+    return proposal.with_components(weights, mean, factor)
 
 
 def by_matching(fitted: Fitted) -> Fitted:
