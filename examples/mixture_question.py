@@ -12,7 +12,15 @@ import torch
 import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
-LIGHT = pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, two_sample=100, simulations=100)
+LIGHT = pv.Effort(
+    codes=1000,
+    evidence_rows=40,
+    evidence_draws=100,
+    samples=100,
+    two_sample=100,
+    simulations=100,
+    gap_rows=0,
+)
 
 
 def main() -> None:

@@ -18,7 +18,15 @@ from pyrovae.data.datasets import load, split
 TOP, INNER, HIDDEN = 4, 8, (100, 100)
 PSEUDO_INPUTS = 50
 BOTH = ("z2", "z1")
-LIGHT = pv.Effort(codes=1000, evidence_rows=20, evidence_draws=100, two_sample=100, simulations=100)
+LIGHT = pv.Effort(
+    codes=1000,
+    evidence_rows=20,
+    evidence_draws=100,
+    samples=100,
+    two_sample=100,
+    simulations=100,
+    gap_rows=0,
+)
 
 
 def build(train: Tensor, prior: str) -> pv.HierarchicalVAE:

@@ -18,7 +18,7 @@ from pyrovae.training.history import Fit, History
 
 EFFORT = Effort(
     codes=120, evidence_rows=20, evidence_draws=30, export_rows=6, export_draws=5, pictures=9,
-    gap_rows=0,
+    gap_rows=0, samples=30,
 )  # fmt: skip
 SHAPES = {"image": (6, 6), "colour": (3, 4, 4), "table": (7,), "narrow": (2,), "number": (1,)}
 

@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-LIGHT = "effort=pv.Effort(codes=1000, evidence_rows=40, evidence_draws=100, simulations=100)"
+LIGHT = (
+    "effort=pv.Effort("
+    "codes=1000, evidence_rows=40, evidence_draws=100, simulations=100, gap_rows=0, samples=100)"
+)
 QUICKER = {
     "epochs=100, patience=20": "epochs=2",
     "held_out=test, validation=validation)": f"held_out=test, validation=validation, {LIGHT})",

@@ -289,7 +289,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     check_seed(seed)
     effort = effort or Effort()
     original = Pair(model, guide, site, observed, data_plate)
-    batches = [all_rows(data) for data in (train, held_out, validation) if data is not None]
+    batches = _read(train, held_out, *([] if validation is None else [validation]))
     pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
     steps = STAGES + _evidence_steps(effort, len(test_x))
     with measuring(model, guide):
@@ -357,6 +357,11 @@ def _check_guide(
         seed=seed,
         progress=progress,
     )
+
+
+def _read(*data: Data) -> list[Batch]:
+    """All rows of each data set, which are read once."""
+    return [all_rows(one) for one in data]
 
 
 def _split_rows(

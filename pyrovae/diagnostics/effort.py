@@ -63,7 +63,6 @@ class Effort:
     codes: int = 8192
     evidence_rows: int = 500
     evidence_draws: int = 500
-    evidence_cost: int = 1_000_000
     export_rows: int = 100
     export_draws: int = 200
     pictures: int = 36
@@ -71,8 +70,9 @@ class Effort:
     simulations: int = 500
     gap_rows: int = 32
     nuts_rows: int = 0
-    samples: int = 1000
     method: EvidenceMethod = "auto"
+    evidence_cost: int = 1_000_000
+    samples: int = 1000
 
     def __post_init__(self) -> None:
         for name, (least, zero_allowed) in LEAST.items():

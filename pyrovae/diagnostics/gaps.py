@@ -117,8 +117,9 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
             best = refine(pair, (x,), start, steps=steps, seed=climb_seed, tick=bar.tick)
             full = None
             if gaussian:
+                middle, deviation = best.mean, best.stddev  # of two precisions in some guides
                 wide: dist.Distribution = dist.MultivariateNormal(
-                    best.mean, scale_tril=torch.diag_embed(best.stddev)
+                    middle, scale_tril=torch.diag_embed(deviation.to(middle.dtype))
                 )
                 climb_seed = derived_seed(seed, "best of full covariance")
                 wide = refine(pair, (x,), wide, steps=steps, seed=climb_seed, tick=bar.tick)

@@ -37,6 +37,7 @@ from pyrovae.pairs import Pair
 from pyrovae.randomness import derived_seed, seeded
 
 RUNGS = ("guide", "refined", "annealed")
+EXACT = 1e-3  # nats by which weights may differ where the guide is the posterior
 ENOUGH = 0.3  # k̂ of the guide's pilot draws up to which it is good enough beyond doubt
 
 
@@ -184,7 +185,8 @@ def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
         heights = target.of_draws(starts)
         excess = heights - density - log_mean
         beyond = across_a_valley(target, starts, heights, starts[:OF_GUIDE].mean(0))
-    reached = ~((excess > math.log(UNEXPLAINED)) | beyond).any(0)
+    exact = (excess.abs() < EXACT).all(0)  # where the guide is the posterior nothing is missed
+    reached = ~((excess > math.log(UNEXPLAINED)) | beyond).any(0) | exact
     return (smooth(_tame(log_weights).T)[1] <= ENOUGH) & reached
 
 

@@ -94,7 +94,7 @@ def to_arviz(  # noqa: PLR0913 - a flat front door
         InputError: without or with both of guide and mcmc, for a plate that is subsampled, for
             latent sites of which there are no draws, or for a prior that can't be drawn from.
 
-    >>> import pyro.distributions as dist
+    >>> import pyro, pyro.distributions as dist
     >>> from pyro.infer.autoguide import AutoNormal
     >>> def model(y):
     ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))

@@ -26,8 +26,9 @@ from pyrovae.mixture.mixture import Mixture
 from pyrovae.report import html
 
 TINY = pv.Effort(
-    codes=64, evidence_rows=6, evidence_draws=30, export_rows=3, export_draws=30, pictures=4
-)
+    codes=64, evidence_rows=6, evidence_draws=30, export_rows=3, export_draws=30, pictures=4,
+    gap_rows=0, samples=30,
+)  # fmt: skip
 X = EXACT.sample(ROWS)
 HELD_OUT = EXACT.sample(12, seed=1)
 

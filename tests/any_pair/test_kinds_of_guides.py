@@ -27,7 +27,7 @@ ROWS, LATENT = 12, 2
 X = EXACT.sample(ROWS)
 TINY = pv.Effort(
     codes=64, evidence_rows=4, evidence_draws=30, export_rows=3, export_draws=30, pictures=4,
-    simulations=100,
+    simulations=100, gap_rows=0, samples=30,
 )  # fmt: skip
 
 

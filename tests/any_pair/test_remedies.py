@@ -30,7 +30,7 @@ ROWS, LATENT = 40, 2
 X = EXACT.sample(ROWS)
 TINY = pv.Effort(
     codes=64, evidence_rows=6, evidence_draws=30, export_rows=3, export_draws=30, pictures=4,
-    simulations=0,
+    simulations=0, gap_rows=0, samples=30,
 )  # fmt: skip
 FILES = [
     *(
@@ -150,6 +150,20 @@ case(
     aggregate(chain, site="top"),
     aggregate(chain, site=("top", "z")),
     evidence(chain_model, chain, site="top"),
+)
+
+
+case(
+    "half a step",
+    aggregate(guide, model=model, refine=0.5),
+    "a whole number of steps, 0 for none; got 0.5. Try 100",
+    aggregate(guide, model=model, refine=2),
+)
+case(
+    "steps without a model",
+    aggregate(guide, refine=2),
+    "whose ELBO is climbed; got refine= without one. Give it with model=",
+    aggregate(guide, model=model, refine=2),
 )
 
 

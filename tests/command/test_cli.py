@@ -486,10 +486,12 @@ def test_ctrl_c_while_the_library_is_imported(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_handled_as_before_after_the_imports() -> None:
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     before = signal.getsignal(signal.SIGINT)
     with importing():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, outside)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from pyrovae.testing import linear_gaussian_vae
 
 TINY: dict[str, int] = {
     "codes": 60, "evidence_rows": 4, "evidence_draws": 30, "export_rows": 3, "export_draws": 5,
-    "pictures": 4, "two_sample": 20, "simulations": 0,
+    "pictures": 4, "two_sample": 20, "simulations": 0, "gap_rows": 0, "samples": 30,
 }  # fmt: skip
 OPTIONAL = ("evidence_rows", "pictures", "export_rows")
 

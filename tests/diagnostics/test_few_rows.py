@@ -29,7 +29,7 @@ from pyrovae.testing import linear_gaussian_vae
 
 TINY: dict[str, Any] = {
     "codes": 400, "evidence_draws": 20, "export_draws": 4, "pictures": 4, "two_sample": 40,
-    "simulations": 0,
+    "simulations": 0, "gap_rows": 0, "samples": 0,
 }  # fmt: skip
 
 
@@ -273,12 +273,15 @@ def test_no_two_draws_of_a_diagnosis_share_a_stream(monkeypatch: pytest.MonkeyPa
     alike |= {"pilot of the guide", "counted draws from the guide", "draws from the guide"}
     alike |= {"where the guide may not reach", "proposal where the guide fails"}
     alike |= {"weights where the guide fails", "modes of a target", "improved proposal"}
-    alike |= {"counted draws", "halves of neighbours"}
+    alike |= {"counted draws", "halves of neighbours", "log weights", "ELBO before and after"}
     assert {key[1] for key in again} <= alike
     assert len(streams) > 15
 
 
 SEEDED: dict[str, Callable[[Any], Any]] = {
+    "aggregate": lambda s: pv.aggregate(None, torch.zeros(9, 2), seed=s),
+    "encode": lambda s: pv.encode(None, torch.zeros(9, 2), seed=s),
+    "to_arviz": lambda s: pv.to_arviz(None, torch.zeros(9, 2), seed=s),
     "calibrate": lambda s: pv.calibrate(None, None, torch.zeros(9, 2), seed=s),
     "diagnose": lambda s: pv.diagnose(None, None, torch.zeros(9, 2), held_out=None, seed=s),
     "beside_nuts": lambda s: pv.beside_nuts(None, None, torch.zeros(9, 2), seed=s),

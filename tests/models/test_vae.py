@@ -115,7 +115,7 @@ def test_size_smaller_than_the_batch_is_an_error() -> None:
 X = torch.bernoulli(torch.full((30, 4), 0.4, dtype=torch.float64))
 TINY = pv.Effort(
     codes=40, evidence_rows=6, evidence_draws=20, export_rows=4, export_draws=4, pictures=4,
-    simulations=0, two_sample=20,
+    simulations=0, two_sample=20, gap_rows=0, samples=30,
 )  # fmt: skip
 RUNS = {
     "model": lambda vae: vae.model(X),
