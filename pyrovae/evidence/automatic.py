@@ -38,6 +38,7 @@ from pyrovae.randomness import derived_seed, seeded
 
 RUNGS = ("guide", "refined", "annealed")
 EXACT = 1e-3  # nats by which weights may differ where the guide is the posterior
+ROUGH = 0.05  # by which k̂ of draws that count may be higher than that of pilot draws
 ENOUGH = 0.3  # k̂ of the guide's pilot draws up to which it is good enough beyond doubt
 
 
@@ -57,8 +58,8 @@ def automatic_evidence(
     The guide's draws are weighed where k̂ of 500 pilot draws is at most 0.3 and none of some draws
     from the prior has a weight 20 times the mean or lies beyond a valley of log p(x, z), which
     would be a part of the posterior that the guide does not reach. The others have a proposal of
-    their own. Where k̂ of as many pilot draws as are to be counted, or 500, is above its limit,
-    chains are annealed from there.
+    their own. Where k̂ of as many pilot draws as are to be counted, or 500, is not below its limit by
+    0.05, chains are annealed from there.
 
     Pilot draws are not counted, so that the choice leaves the bound a bound.
 
@@ -146,7 +147,7 @@ class Ladder:
         draws = max(self.draws, PILOT)
         seed = derived_seed(self.seed, "verdict on a proposal")
         pilot = _tame(counted(proposal, draws, seed=seed))
-        uneven = ~(smooth(pilot.T)[1] <= k_limit(draws))
+        uneven = ~(smooth(pilot.T)[1] <= k_limit(draws) - ROUGH)
         price = cost_of_chains(self.draws, FROM_PROPOSAL)
         dear = self.target.cost[chosen] + price > self.most
         log_weights = pilot.new_zeros((self.draws, len(chosen)))
