@@ -4,9 +4,10 @@
 ``sandwich`` bounds it from both sides on simulated data. Where draws from the guide are not enough,
 ``refined.py`` weighs those from a proposal of its own for each datum, which ``tuning.py`` finds:
 ``target.py`` is what it has to resemble, ``modes.py`` and ``tilted.py`` are where it begins,
-``climb.py`` improves it, ``proposal.py`` is the density itself. Where that is not enough either,
-``proposal_path.py`` anneals from there; ``automatic.py`` decides. k̂ is computed in ``pareto_k.py``,
-and what is concluded from it stands in ``result.py``. Start with ``log_evidence.py``.
+``full_covariance.py`` improves it, ``proposal.py`` is the density itself. Where that is not enough
+either, ``proposal_path.py`` anneals from there; ``automatic.py`` decides. k̂ is computed in
+``pareto_k.py``, and what is concluded from it stands in ``result.py``. Start with
+``log_evidence.py``.
 """
 
 from pyrovae.evidence.annealed import Annealing, path_for

@@ -58,8 +58,8 @@ def automatic_evidence(
     The guide's draws are weighed where k̂ of 500 pilot draws is at most 0.3 and none of some draws
     from the prior has a weight 20 times the mean or lies beyond a valley of log p(x, z), which
     would be a part of the posterior that the guide does not reach. The others have a proposal of
-    their own. Where k̂ of as many pilot draws as are to be counted, or 500, is not below its limit by
-    0.05, chains are annealed from there.
+    their own. Where k̂ of as many pilot draws as are to be counted, or 500, is not below its limit
+    by 0.05, chains are annealed from there.
 
     Pilot draws are not counted, so that the choice leaves the bound a bound.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
-from pyrovae.evidence.climb import climb_elbo
+from pyrovae.evidence.full_covariance import climb_elbo
 from pyrovae.evidence.modes import find_modes
 from pyrovae.evidence.pareto_k import smooth
 from pyrovae.evidence.proposal import Proposal, log_t, mixture_weights

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pyrovae.runs.scores import conformal
+from pyrovae.runs.conformal import conformal
 
 REPEATS, HELD_OUT = 4000, 19
 
