@@ -125,8 +125,10 @@ MODULES = {module_name(path): path for path in FILES}
 def whence(module: str, name: str) -> str:
     """The module that ``from module import name`` takes: what a door offers, before a file."""
     inner = f"{module}.{name}"
-    offered = () if module == "pyrovae" else getattr(sys.modules.get(module), "__all__", ())
-    return inner if inner in MODULES and name not in offered else module
+    if inner not in MODULES:
+        return module
+    offered = () if module == "pyrovae" else getattr(importlib.import_module(module), "__all__", ())
+    return module if name in offered else inner
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
