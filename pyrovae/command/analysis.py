@@ -133,7 +133,7 @@ class AnalysisOptions:
         names = (*(of_vae if self.pair is None else ()), *trained, "seed", "device")
         options = {name: getattr(self, name) for name in names}
         options |= {"draws": self.effort.evidence_draws, "method": self.effort.method}
-        if self.effort.gap_rows or self.effort.nuts_rows:
+        if self.effort.nuts_rows:
             options["check_guide"] = True
         if self.pair is not None:
             options |= self.pair.by_name()

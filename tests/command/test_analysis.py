@@ -50,6 +50,12 @@ def log_evidence(values: np.ndarray, prior: str = "standard") -> Tensor:
     return torch.as_tensor(evidence.values).double()
 
 
+def test_a_run_says_that_the_guide_was_checked_only_if_that_was_asked_for() -> None:
+    # or another run by its run.toml would take minutes that nobody asked for
+    assert "check_guide" not in AnalysisOptions().by_name()
+    assert AnalysisOptions(effort=Effort(nuts_rows=4)).by_name()["check_guide"] is True
+
+
 UNITS = {
     "10^-30": ([1e-30, 1, 1, 1], [0, 0, 0, 0]),
     "10^30": ([1, 1e30, 1, 1], [0, 0, 0, 0]),
