@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from importlib.metadata import version
@@ -216,16 +216,27 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             progress=options.progress,
             **task.sites,
         )
-        facts = {"data": f"{data.name}, {len(data):,} rows of shape {data.event_shape}"}
+        facts = {"data": f"{data.name}, {len(data):,} {_kind_of_rows(data.event_shape)}"}
         facts |= task.facts | _environment(options, time.perf_counter() - start)
         with training_saved(options.out):
             unfinish(options.out)
-            paths = _write(options.out, diagnosis, run, facts)
+            paths = _write(options.out, diagnosis, run, facts, data.columns or ())
             parameters = options.out / "parameters.pt"
             task.save(parameters)
             saved = finish(options.out, _outcome(data, task, options, diagnosis, run, facts))
         (options.out / CHECKPOINT).unlink(missing_ok=True)
     return Analysis(task.vae, run, diagnosis, *paths, parameters, saved)
+
+
+def _kind_of_rows(shape: tuple[int, ...]) -> str:
+    """What each row is, in words.
+
+    >>> _kind_of_rows((13,)), _kind_of_rows((1,)), _kind_of_rows((8, 8))
+    ('rows of 13 columns', 'rows of 1 column', 'rows of shape 8 × 8')
+    """
+    if len(shape) == 1:
+        return f"rows of {shape[0]:,} column{'' if shape[0] == 1 else 's'}"
+    return f"rows of shape {' × '.join(map(str, shape))}"
 
 
 def how_to_sample(out: Path, recommended: str | None) -> str:
@@ -508,7 +519,11 @@ def _environment(options: AnalysisOptions, seconds: float) -> dict[str, str]:
 
 
 def _write(
-    out: Path, diagnosis: Diagnosis, run: Fit | None, facts: Mapping[str, str]
+    out: Path,
+    diagnosis: Diagnosis,
+    run: Fit | None,
+    facts: Mapping[str, str],
+    columns: Sequence[str],
 ) -> tuple[Path, Path | None, Path]:
     """Write report, draws and table, each completely or not at all."""
     draws = diagnosis.exported
@@ -532,6 +547,7 @@ def _write(
             facts=facts,
             how=how_to_sample(out, recommended_source(diagnosis)),
             wording=for_command,
+            columns=columns,
         ),
     )
     return report, netcdf, table

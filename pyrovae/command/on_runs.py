@@ -92,7 +92,14 @@ def report(options: dict[str, Any]) -> None:
     diagnosis = run.diagnosis
     with only_run(run.folder):
         how = how_to_sample(run.folder, run.recommended)
-        page = render(diagnosis, run=run.fit, facts=run.facts, how=how, wording=for_command)
+        page = render(
+            diagnosis,
+            run=run.fit,
+            facts=run.facts,
+            how=how,
+            wording=for_command,
+            columns=run.columns or (),
+        )
         path = write(run.folder / "report.html", page)
     _say(f"report: {path}")
 

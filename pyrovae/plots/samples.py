@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SMALLEST_IMAGE = 3  # an event with fewer rows or columns is not shown as an image
 FEW = 4  # a table of up to so many features is drawn point by point
+LONGEST = 29  # characters of a feature's title that fit above its panel
 LIMIT = 2.5  # standard deviations at which colours saturate
 
 
@@ -95,8 +97,17 @@ def _sheets(sheets: dict[str, Tensor], columns: int) -> Figure:
 
 
 @styled
-def feature_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
-    """Histograms of the first features: held-out data and draws of x with z from the prior."""
+def feature_marginals(diagnosis: Diagnosis, *, most: int = 6, names: Sequence[str] = ()) -> Figure:
+    """Histograms of the first features: held-out data and draws of x with z from the prior.
+
+    Args:
+        diagnosis: the measures, with draws.
+        most: features that are drawn at most.
+        names: of all features in their order; without them each is called by its number.
+
+    Raises:
+        InputError: if the diagnosis holds no draws.
+    """
     if diagnosis.exported is None:
         raise left_out_of("draws of x", "export_rows")
     groups = diagnosis.exported.groups
@@ -110,11 +121,16 @@ def feature_marginals(diagnosis: Diagnosis, *, most: int = 6) -> Figure:
     figure, axes = panels(rows, columns, height=0.7 + (2.6 if rows == 1 else 1.6 * rows))
     for feature, ax in enumerate(axes[:feature_count]):
         _histograms(ax, data[:, feature], draws[:, feature])
-        ax.set_title(f"feature {feature}")
+        name = f": {names[feature]}" if len(names) == data.shape[1] else ""
+        ax.set_title(_shortened(f"feature {feature}{name}"), parse_math=False)
     for ax in axes[feature_count:]:
         ax.set_axis_off()
     legend_above(figure, axes[0], columns=2)
     return figure
+
+
+def _shortened(title: str) -> str:
+    return title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
 
 
 def _histograms(ax: Axes, data: Array, draws: Array) -> None:

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,6 +56,7 @@ def render(
     netcdf: str = "diagnosis.nc",
     how: str = "",
     wording: Callable[[str], str] = str,
+    columns: Sequence[str] = (),
 ) -> str:
     """The report as one HTML document that needs no other file and no network.
 
@@ -67,6 +68,7 @@ def render(
         netcdf: name of the file with the draws for ArviZ.
         how: what to run to follow the advice.
         wording: puts a concern into other words, such as those of the command line.
+        columns: names of the data's columns, for a table that has them.
 
     Raises:
         InputError: if jinja2 or matplotlib is not installed.
@@ -99,7 +101,7 @@ def render(
         tables=tables,
         guide_words=guide_words,
         glossary=glossary,
-        pictures=_pictures(diagnosis, run),
+        pictures=_pictures(diagnosis, run, columns),
         count=numbers.count,
         signed=partial(numbers.show, signed=True),
         sentence=_sentence,
@@ -137,7 +139,7 @@ def _sentence(run: Fit) -> str:
     return f"{ending}; {choice}. {objective}."
 
 
-def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
+def _pictures(diagnosis: Diagnosis, run: Fit | None, columns: Sequence[str]) -> dict[str, Picture]:
     figures = {
         "map": plots.latent_map(diagnosis),
         "activity": plots.unit_activity(diagnosis),
@@ -148,13 +150,13 @@ def _pictures(diagnosis: Diagnosis, run: Fit | None) -> dict[str, Picture]:
         figures["marginals"] = plots.unit_marginals(diagnosis)
     if diagnosis.evidence:
         figures |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
-    figures |= _data_figures(diagnosis) | _guide_figures(diagnosis.guide_check)
+    figures |= _data_figures(diagnosis, columns) | _guide_figures(diagnosis.guide_check)
     if run is not None:
         figures["training"] = plots.training_curve(run)
     return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in figures.items()}
 
 
-def _data_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
+def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Figure]:
     """Data beside decoded samples, if there are any."""
     pictures = diagnosis.pictures
     if pictures is None:
@@ -164,7 +166,7 @@ def _data_figures(diagnosis: Diagnosis) -> dict[str, Figure]:
         "narrow": plots.sample_sheets(diagnosis, columns=2),
     }
     if diagnosis.exported is not None and not plots.is_image(tuple(pictures.data.shape[1:])):
-        figures["features"] = plots.feature_marginals(diagnosis)
+        figures["features"] = plots.feature_marginals(diagnosis, names=columns)
     if pictures.pseudo_inputs is not None:
         figures["pseudo"] = plots.pseudo_inputs(diagnosis)
     return figures

@@ -61,6 +61,17 @@ def test_feature_marginals_draw_tables(case, data):
     drawn(figure)
 
 
+def test_features_have_the_names_of_their_columns(case):
+    columns = case("table", 2).pictures.data.shape[1]
+    names = ["$price_0", "n" * 40, *(f"c{number}" for number in range(2, columns))]
+    figure = samples.feature_marginals(case("table", 2), names=names)
+    first, second = (ax.get_title() for ax in figure.axes[:2])
+    assert first == "feature 0: $price_0" and second == f"feature 1: {'n' * 17}…"
+    drawn(figure)
+    unnamed = samples.feature_marginals(case("table", 2), names=names[1:])
+    assert unnamed.axes[0].get_title() == "feature 0"
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 8])
 @pytest.mark.parametrize("warmup", [False, True])
 @pytest.mark.parametrize("validation", [False, True])
