@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.infer.mcmc.api import MCMC
+from pyro.infer import MCMC, SVI
 from torch import Tensor
 
 from pyrovae import arviz_adapter
@@ -91,7 +91,8 @@ def to_arviz(  # noqa: PLR0913 - a flat front door
         ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under 1.x.
 
     Raises:
-        InputError: without or with both of guide and mcmc, for a plate that is subsampled, for
+        InputError: without or with both of guide and mcmc, if an SVI or MCMC stands where the model
+            or the guide belongs, for a plate that is subsampled, for
             latent sites of which there are no draws, or for a prior that can't be drawn from.
 
     >>> import pyro, pyro.distributions as dist
@@ -106,6 +107,7 @@ def to_arviz(  # noqa: PLR0913 - a flat front door
     ('school', 8)
     """
     check_seed(seed)
+    _check_functions(model, guide)
     if (guide is None) == (mcmc is None):
         raise InputError(
             f"expected one of guide= and mcmc=; got {'neither' if guide is None else 'both'}. Name "
@@ -146,6 +148,17 @@ def to_arviz(  # noqa: PLR0913 - a flat front door
         notes=_notes(sites),
         sample_dims=lead,
     )
+
+
+def _check_functions(model: object, guide: object) -> None:
+    """Raise if what has inferred stands in the place of what it was made of."""
+    for name, function in (("model", model), ("guide", guide)):
+        if isinstance(function, MCMC | SVI):
+            raise InputError(
+                f"expected a Pyro {name}; got {type(function).__name__}. Give the model first, "
+                "then its data, and the posterior by name: to_arviz(model, data, guide=svi.guide) "
+                "or to_arviz(model, data, mcmc=mcmc)."
+            )
 
 
 # -- where the draws come from -------------------------------------------------------------------

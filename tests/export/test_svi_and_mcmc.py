@@ -317,6 +317,11 @@ def test_what_is_refused_says_what_to_do(rows: tuple[Tensor, Tensor]) -> None:
     guide = AutoNormal(regression)
     with pytest.raises(pv.InputError, match="got neither"):
         pv.to_arviz(regression, rows)
+    svi = SVI(regression, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    with pytest.raises(pv.InputError, match=r"Pyro guide; got SVI.*guide=svi\.guide"):
+        pv.to_arviz(regression, rows, guide=svi)
+    with pytest.raises(pv.InputError, match=r"Pyro model; got MCMC.*mcmc=mcmc"):
+        pv.to_arviz(MCMC(NUTS(regression), num_samples=1))
     with pytest.raises(pv.InputError, match="2 of 5 rows in 'row'"):
         pv.to_arviz(part, torch.zeros(5), guide=AutoNormal(part))
     with pytest.raises(pv.InputError, match="draws of every latent site; got none of 'scale'"):
