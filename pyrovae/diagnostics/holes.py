@@ -80,14 +80,19 @@ def share_below(
         values: shape ``(n,)``.
         reference: shape ``(m,)``.
         level: α, the share of the reference's own density that lies below the quantile.
-        over: whether the reference values are of data points or of draws.
+        over: whether the reference values are of data points or of draws; the values are of the
+            other.
+
+    Returns:
+        The share, with the number of values; or, if it can't be told, with that of the reference
+        values, which are too few.
     """
     n, m = len(values), len(reference)
     ordered = reference.double().sort().values
     values = values.double()
     lower, upper = _ranks(m, level)
     if lower < 1 or upper > m:
-        return Estimate(math.nan, math.inf, n, over).unresolve(TOO_FEW[over])
+        return Estimate(math.nan, math.inf, m, over).unresolve(TOO_FEW[over])
 
     def count_below(threshold: Tensor) -> int:
         return int((values < threshold).sum())
@@ -105,7 +110,8 @@ def share_below(
         share + math.hypot(most - share, high - share),
     )
     error = (ends[1] - ends[0]) / (2 * 1.96)
-    return Estimate(share, error, n, ends=(max(ends[0], 0.0), min(ends[1], 1.0)))
+    counted: Over = "draws" if over == "data" else "data"
+    return Estimate(share, error, n, counted, ends=(max(ends[0], 0.0), min(ends[1], 1.0)))
 
 
 def _ranks(size: int, level: float) -> tuple[int, int]:

@@ -67,8 +67,15 @@ def test_the_ranks_around_a_quantile_err_on_a_side_in_at_most_5_percent() -> Non
 def test_a_quantile_that_the_rows_do_not_reach_is_not_told(rows: int) -> None:
     share = share_below(torch.randn(1000) - 3, torch.randn(rows), over="data")
     assert share.unresolved == "too few rows to tell"
+    assert (share.size, share.over) == (rows, "data")  # those that are too few
     assert math.isnan(share.value) and share.interval == (-math.inf, math.inf)
     assert share_below(torch.randn(1000), torch.randn(rows)).unresolved == "too few draws to tell"
+
+
+def test_a_share_has_the_number_and_kind_of_what_was_counted() -> None:
+    codes, draws = torch.randn(400), torch.randn(1000)
+    counted = share_below(draws, codes, over="data"), share_below(codes, draws)
+    assert [(share.size, share.over) for share in counted] == [(1000, "draws"), (400, "data")]
 
 
 @pytest.mark.parametrize(("rows", "spread"), [(299, 1.3), (500, 1.0), (500, 2.0), (1500, 1.3)])
