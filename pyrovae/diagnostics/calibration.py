@@ -53,14 +53,15 @@ class Calibration(Result):
         """One sentence on whether all units are calibrated, and how those that are not depart."""
         n, units = self.ranks.shape
         rejected = (self.adjusted < ALARM).nonzero().flatten().tolist()
-        rate = f"with a false-alarm rate of {ALARM:.0%} over all units"
+        rate = f"with a false-alarm rate of {100 * ALARM:.0f} % over all units"
         if not rejected:
             return f"None of {units} units departs from calibration in {n} simulations, {rate}."
         faults: dict[str, list[str]] = {}
         for unit in rejected:
             faults.setdefault(self._name_fault(unit), []).append(str(unit))
         details = "; ".join(f"{fault}: {', '.join(numbers)}" for fault, numbers in faults.items())
-        start = f"{len(rejected)} of {units} units are not calibrated in {n} simulations, {rate}"
+        verb = "is" if len(rejected) == 1 else "are"
+        start = f"{len(rejected)} of {units} units {verb} not calibrated in {n} simulations, {rate}"
         return f"{start} ({details})."
 
     def _name_fault(self, unit: int) -> str:

@@ -139,8 +139,8 @@ class SampleQuality(Result):
         )
         if (copies := other.nearer_to_training) is not None:
             said += (
-                f"; {copies.value:.0%} ± {copies.standard_error:.0%} of these are nearer to a "
-                "training than to a held-out row (50% if none is copied)"
+                f"; {100 * copies.value:.0f} ± {100 * copies.standard_error:.0f} % of these are "
+                "nearer to a training than to a held-out row (50 % if none is copied)"
             )
         return f"{said}."
 

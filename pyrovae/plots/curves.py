@@ -86,7 +86,7 @@ def held_out_densities(diagnosis: Diagnosis) -> Figure:
     ax.scatter(
         prior[finite], aggregated[finite], s=9, alpha=0.45, linewidths=0,
         color=COLOURS["q_agg"], rasterized=True,
-        label=f"held-out data point ({share_above:.0%} above the line)",
+        label=f"held-out data point ({100 * share_above:.0f} % above the line)",
     )  # fmt: skip
     median = float(np.median(prior[finite])) if finite.any() else 0.0
     ax.axline((median, median), slope=1, color=MUTED, linestyle="--", label="equal density")

@@ -36,7 +36,9 @@ def calibration(result: Calibration) -> Figure:
     ecdf = np.arange(1, count + 1) / count
     figure, (ax,) = panels()
     width = math.sqrt(math.log(2 * unit_count / ALARM) / (2 * count))
-    ax.axhspan(-width, width, color="#E4E4E4", label=f"{1 - ALARM:.0%} band of an exact guide")
+    ax.axhspan(
+        -width, width, color="#E4E4E4", label=f"{100 * (1 - ALARM):.0f} % band of an exact guide"
+    )
     is_calibrated = (result.adjusted >= ALARM).tolist()
     for state, colour in ((True, TRAINING), (False, COLOURS["q_agg"])):
         units = [unit for unit in range(unit_count) if is_calibrated[unit] == state]

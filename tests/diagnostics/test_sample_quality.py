@@ -416,6 +416,6 @@ def test_the_advice_says_so_where_samples_speak_for_another_density() -> None:
     densities = {"prior": quality(4, 0.5), "q_agg": quality(1, 0.7), "ex_post": quality(1.2, 0.6)}
     found = replace(exact_quality(), densities=densities)
     said = found.disagreement("prior", names)
-    assert "raw q_agg is closer" in said and "70% ± 2% of these" in said
+    assert "raw q_agg is closer" in said and "70 ± 2 % of these" in said
     assert found.disagreement("q_agg", names) == ""
     assert found.disagreement("ex_post", names) == ""  # 0.2 ± 0.14
