@@ -125,7 +125,9 @@ class Diagnosis(Result):
         """Where to draw z from, and why; and, if so, that decoded samples speak for another."""
         if not self.evidence:
             return UNADVISED
-        names = NAMES | {"ex_post": f"the ex-post prior ({self.ex_post.choice})"}
+        names = dict(NAMES)
+        if not self._same:
+            names["ex_post"] = f"the ex-post prior ({self.ex_post.choice})"
         advice, choice = advise(self.evidence, names, same=self._same), self.recommended
         if choice is None or isinstance(self.sample_quality, str):
             return advice
