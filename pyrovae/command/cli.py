@@ -200,6 +200,7 @@ def _show(analysis: Analysis) -> None:
     from rich.console import Console
 
     from pyrovae.command.analysis import how_to_sample
+    from pyrovae.report import concerns
 
     console = Console(highlight=False)
 
@@ -212,7 +213,7 @@ def _show(analysis: Analysis) -> None:
     console.print(spelled(f"Draw new rows: {how}"), markup=False, soft_wrap=True)
     if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
         console.print(spelled(f"The guide: {calibration.statement}"), markup=False)
-    for concern in analysis.diagnosis.concerns:
+    for concern in concerns(analysis.diagnosis, analysis.run):
         sentence = spelled(f"Careful: {for_command(concern)}")
         console.print(sentence, markup=False, style="yellow")
     console.print()

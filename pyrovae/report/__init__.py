@@ -5,10 +5,12 @@ sentences are in ``answers.py``, ``findings.py``, ``guide_words.py`` and ``gloss
 in ``tables.py``. Start with ``html.py``.
 """
 
+from pyrovae.report.findings import concerns
 from pyrovae.report.html import render, write
 from pyrovae.report.numbers import show
 
 __all__ = [
+    "concerns",
     "render",
     "show",
     "write",

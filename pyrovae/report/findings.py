@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pyrovae.diagnostics import Diagnosis
 from pyrovae.estimates import Estimate
 from pyrovae.report.numbers import plain, show
+from pyrovae.training import Fit
 
 ABOUT_DENSITY = re.compile(r"log p\(x\) under (?P<density>[^:]+): (?P<rest>.+)", re.DOTALL)
 ABOUT_POINTS = re.compile(r"for (?P<some>\d+) of (?P<all>\d+) data points (?P<rest>.+)", re.DOTALL)
 
 
-def concerns(diagnosis: Diagnosis) -> list[str]:
-    """``diagnosis.concerns``, each once, with the names of all densities that it applies to."""
-    return grouped(diagnosis.concerns)
+def concerns(diagnosis: Diagnosis, run: Fit | None = None) -> list[str]:
+    """All concerns, each once, with the names of all densities that it applies to."""
+    of_training = [run.concern] if run is not None and run.concern else []
+    return [*of_training, *grouped(diagnosis.concerns)]
 
 
 def grouped(sentences: Sequence[str]) -> list[str]:

@@ -87,7 +87,7 @@ def render(
         diagnosis=diagnosis,
         advice=diagnosis.advice,
         how=how,
-        concerns=[wording(concern) for concern in findings.concerns(diagnosis)],
+        concerns=[wording(concern) for concern in findings.concerns(diagnosis, run)],
         findings=findings,
         facts=dict(facts),
         run=run,

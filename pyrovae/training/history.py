@@ -106,6 +106,17 @@ class Fit(Result):
         """Whether the pair has mean parameters over the last ``history.averaged_epochs`` epochs."""
         return self.history.averaged_epochs > 0 and self.best_epoch == self.epochs
 
+    @property
+    def concern(self) -> str:
+        """Says so if validation was best at the last epoch that was allowed; else empty."""
+        ended = self.stopped == "epochs" and self.best_epoch == self.epochs
+        if not ended or self.history.averaged_epochs or np.isnan(self.validation):
+            return ""
+        return (
+            f"Training ended while validation still improved, after {self.epochs} epochs: longer "
+            f"training may change every number. Try epochs={2 * self.epochs}."
+        )
+
     def __str__(self) -> str:
         ending = {
             "epochs": "ran all epochs",

@@ -167,6 +167,15 @@ def test_plain_parameters_come_back_too() -> None:
     assert all(torch.equal(best[name], value) for name, value in weights().items())
 
 
+def test_a_run_that_was_cut_off_while_it_improved_says_so() -> None:
+    held_out = pairs.data(40, seed=1)
+    run = train_plain(epochs=2, validation=held_out)
+    assert run.best_epoch == 2 and run.concern.endswith("Try epochs=4.")
+    assert train_plain(epochs=2).concern == ""  # nothing to tell it by
+    over = train_plain(epochs=40, optimizer=adam(0.5), validation=held_out, patience=3)
+    assert over.concern == ""
+
+
 def test_patience_stops_and_counts_from_the_end_of_the_warm_up() -> None:
     held_out = pairs.data(40, seed=1)
     run = train_plain(epochs=40, optimizer=adam(0.5), validation=held_out, patience=3)
