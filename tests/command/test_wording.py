@@ -50,7 +50,7 @@ UNREACHABLE = {
     "expected at least one component to return": "no responsibilities are asked for",
     "expected independent units or normals": "the reductions are the command's own",
     "expected one of guide= and mcmc=": "the command exports a diagnosis",
-    "to_arviz(model, data, mcmc=mcmc)": "the command exports a diagnosis",
+    "expected a Pyro 7; got": "the command exports a diagnosis",
     "expected one length of dimension": "the command exports a diagnosis",
     "expected a prior that can be drawn from": "the command exports a diagnosis",
     "expected refine= as": "the command refines no encoding",
