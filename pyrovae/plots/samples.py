@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SMALLEST_IMAGE = 3  # an event with fewer rows or columns is not shown as an image
 FEW = 4  # a table of up to so many features is drawn point by point
-LONGEST = 29  # characters of a feature's title that fit above its panel
+LONGEST = 26  # characters of a feature's title that fit above its panel
 LIMIT = 2.5  # standard deviations at which colours saturate
 
 
@@ -121,8 +121,9 @@ def feature_marginals(diagnosis: Diagnosis, *, most: int = 6, names: Sequence[st
     figure, axes = panels(rows, columns, height=0.7 + (2.6 if rows == 1 else 1.6 * rows))
     for feature, ax in enumerate(axes[:feature_count]):
         _histograms(ax, data[:, feature], draws[:, feature])
-        name = f": {names[feature]}" if len(names) == data.shape[1] else ""
-        ax.set_title(_shortened(f"feature {feature}{name}"), parse_math=False)
+        named = len(names) == data.shape[1]
+        title = f"{feature}: {names[feature]}" if named else f"feature {feature}"
+        ax.set_title(_shortened(title), parse_math=False)
     for ax in axes[feature_count:]:
         ax.set_axis_off()
     legend_above(figure, axes[0], columns=2)

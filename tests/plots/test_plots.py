@@ -66,7 +66,7 @@ def test_features_have_the_names_of_their_columns(case):
     names = ["$price_0", "n" * 40, *(f"c{number}" for number in range(2, columns))]
     figure = samples.feature_marginals(case("table", 2), names=names)
     first, second = (ax.get_title() for ax in figure.axes[:2])
-    assert first == "feature 0: $price_0" and second == f"feature 1: {'n' * 17}…"
+    assert first == "0: $price_0" and second == f"1: {'n' * 22}…"
     drawn(figure)
     unnamed = samples.feature_marginals(case("table", 2), names=names[1:])
     assert unnamed.axes[0].get_title() == "feature 0"
