@@ -167,7 +167,9 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     """The parser of the command, and that of each subcommand by its name."""
     parser = Parser(prog="pyrovae", description=ABOUT, **SETTINGS)
     parser.add_argument("--version", action="store_true", help="print versions and exit")
-    group: Any = parser.add_subparsers(title="commands", dest="command", metavar="", prog="pyrovae")
+    group: Any = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", prog="pyrovae"
+    )
     commands = {
         "analyze": _analyze(group),
         "sample": _on_run(
