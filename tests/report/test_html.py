@@ -66,7 +66,7 @@ def test_the_page_needs_no_other_file_and_no_network(page, kind):
 
 
 def test_text_from_outside_is_escaped(case, monkeypatch):
-    monkeypatch.setattr(html, "_pictures", lambda diagnosis, run: {})
+    monkeypatch.setattr(html, "_pictures", lambda diagnosis, run, columns: {})
     hostile = "<script>alert(1)</script>\"'&"
     facts = {"data": hostile, hostile: "value", "versions": hostile}
     text = html.render(case(*CASES[0]), facts=facts, netcdf=hostile)
@@ -80,7 +80,7 @@ def test_only_a_run_has_a_section_on_training(page):
 
 
 def test_facts_may_be_missing(case, monkeypatch):
-    monkeypatch.setattr(html, "_pictures", lambda diagnosis, run: {})
+    monkeypatch.setattr(html, "_pictures", lambda diagnosis, run, columns: {})
     assert "<title>Latent distribution</title>" in html.render(case(*CASES[0]), facts={})
 
 
