@@ -92,7 +92,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the arguments, in one line."""
-        sentence = message if "expected" in message else f"expected known arguments; got {message}"
+        missing = message.partition("the following arguments are required: ")[2]
+        if missing:
+            sentence = (
+                f"expected {missing.replace(', ', ' and ')} after {self.prog}; got too few words"
+            )
+        elif "expected" in message:
+            sentence = message
+        else:
+            sentence = f"expected known arguments; got {message}"
         end = "" if sentence.endswith("?") else "."
         raise InputError(f"{sentence.rstrip('.')}{end} See {self.prog} --help")
 

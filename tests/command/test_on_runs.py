@@ -106,7 +106,7 @@ def test_compare_and_report(
         ("encode {run} taken.csv", "none called 'a'"),
         ("score {run} taken.csv", "none called 'a'"),
         ("compare {run}", "at least two runs"),
-        ("report", "DIR"),
+        ("report", "expected DIR after pyrovae report; got too few words"),
         ("analise", "Did you mean 'analyze'?"),
         ("analyze data.csv --out {run}", "--force"),
         ("analyze data.csv --out {run} --resume --seed 3", "seed"),
