@@ -10,6 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.infer import config_enumerate, infer_discrete
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
@@ -59,11 +60,11 @@ class Model:
         """Run the model once and sort its sites.
 
         Raises:
-            InputError: for a subsampled plate, or a latent site without draws.
+            InputError: for a subsampled plate, or a latent site without draws, or enumerated in
+                sequence.
         """
-        trace = run(call, poutine.condition(function, values))
-        _check_plates(trace)
-        nodes = sample_sites(trace)
+        nodes = sample_sites(run(call, poutine.condition(function, values)))
+        _check_plates(nodes)
         kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for name, node in nodes.items():
             kinds[_kind(name, node, values)].append(name)
@@ -102,11 +103,11 @@ class Model:
     def summed_likelihood(self, values: Values) -> Tensor:
         """log p(y_n | latents) of the marginal site, with the discrete sites summed over."""
         nodes = self.enumerated(values).nodes
-        log_probs = [nodes[name]["log_prob"] for name in (*self.summed, str(self.marginal))]
+        log_probs = [log_density(nodes[name]) for name in (*self.summed, str(self.marginal))]
         joint = torch.stack(torch.broadcast_tensors(*log_probs)).sum(0)
         total = joint.logsumexp(tuple(range(joint.dim() - self.depth)))
         node = self.nodes[str(self.marginal)]
-        return _without_ones(total.reshape(node["fn"].batch_shape), node)
+        return _without_ones(total.reshape(_shapes(node)[0]), node)
 
     def discrete(self, values: Values) -> Values:
         """Draws of the discrete sites from their distribution given all others and the data."""
@@ -126,19 +127,34 @@ class _Unobserved(UnconditionMessenger):
     """Draw what was observed, but leave the values of deterministic sites and factors alone."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not (msg["infer"].get("_deterministic") or isinstance(msg["fn"], dist.Unit)):
-            super()._pyro_sample(msg)
+        if _is_deterministic(msg) or isinstance(msg["fn"], dist.Unit):
+            return
+        if msg["is_observed"] and (shape := _shapes(msg)[0]) != msg["fn"].batch_shape:
+            msg["fn"] = msg["fn"].expand(shape)  # as many as there are data
+        super()._pyro_sample(msg)
+
+
+def _is_deterministic(node: Node) -> bool:
+    """Whether a site only names a value: of ``pyro.deterministic``, or reparametrised."""
+    fn, named = node["fn"], bool(node["infer"].get("_deterministic"))
+    is_unweighted = isinstance(fn, dist.MaskedDistribution) and fn._mask is False
+    return named or (is_unweighted and isinstance(fn.base_dist, dist.Delta))
 
 
 def _kind(name: str, node: Node, values: Values) -> str:
     if name in values:
         return "latent"
-    if node["infer"].get("_deterministic"):
+    if _is_deterministic(node):
         return "deterministic"
     if isinstance(node["fn"], dist.Unit):
         return "factors"
     if node["is_observed"]:
         return "observed"
+    if node["infer"].get("enumerate") == "sequential":
+        raise InputError(
+            f"expected discrete sites that are enumerated in parallel; got {name!r}, in sequence. "
+            'Write infer={"enumerate": "parallel"} there, or give draws of it.'
+        )
     if node["fn"].has_enumerate_support:
         return "summed"
     raise InputError(
@@ -147,15 +163,13 @@ def _kind(name: str, node: Node, values: Values) -> str:
     )
 
 
-def _check_plates(trace: Trace) -> None:
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample" and site_is_subsample(node):
-            size, part = node["fn"].size, node["fn"].subsample_size
-            if part is not None and part != size:
-                raise InputError(
-                    f"expected plates that hold all data; got {part} of {size} rows in {name!r}. "
-                    "Call the model with all data, without subsample_size."
-                )
+def _check_plates(nodes: Mapping[str, Node]) -> None:
+    for frame in (frame for node in nodes.values() for frame in node["cond_indep_stack"]):
+        if frame.full_size is not None and frame.size != frame.full_size:
+            raise InputError(
+                f"expected plates that hold all data; got {frame.size} of {frame.full_size} rows "
+                f"in {frame.name!r}. Call the model with all data, without subsampling."
+            )
 
 
 def _plates(node: Node) -> list[Any]:
@@ -201,7 +215,24 @@ def value_of(node: Node) -> Tensor:
 
 def log_prob_of(node: Node) -> Tensor:
     """Its log density, with the same dimensions as far as they are not of the event."""
-    return _without_ones(node["log_prob"], node)
+    return _without_ones(log_density(node), node)
+
+
+def log_density(node: Node) -> Tensor:
+    """Its log density, 0 where it is masked, and without the scale that it has in training."""
+    density: Tensor = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+    return density
+
+
+def joint_log_density(nodes: Mapping[str, Node]) -> Tensor:
+    """log density of some sites of a run together."""
+    return sum((log_density(node).sum() for node in nodes.values()), torch.zeros(()))
+
+
+def is_masked(node: Node) -> bool:
+    """Whether a mask leaves out some of a site."""
+    masks = (node["mask"], getattr(node["fn"], "_mask", None))
+    return any(mask is not None and not bool(torch.as_tensor(mask).all()) for mask in masks)
 
 
 def _without_ones(tensor: Tensor, node: Node) -> Tensor:
@@ -222,7 +253,8 @@ def _shapes(node: Node) -> tuple[torch.Size, torch.Size]:
     value, fn = node["value"], node["fn"]
     if node["infer"].get("_deterministic") and fn.event_dim == value.dim():
         return value.shape, torch.Size()
-    return fn.batch_shape, fn.event_shape
+    of_value = value.shape[: value.dim() - fn.event_dim]  # more where one density is for all data
+    return broadcast_shape(fn.batch_shape, of_value), fn.event_shape
 
 
 def dimensions(name: str, node: Node) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, SVI
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyrovae import arviz_adapter
@@ -22,6 +23,8 @@ from pyrovae.export.model_sites import (
     Values,
     calling,
     dimensions,
+    is_masked,
+    joint_log_density,
     log_prob_of,
     run,
     sample_sites,
@@ -182,22 +185,35 @@ class _Posterior:
 
 
 def _of_guide(call: Call, guide: PyroFunction, draws: int, *, seed: int) -> _Posterior:
-    values, log_guide, points = [], [], False
+    values: list[Values] = []
+    log_guide = []
     with seeded(seed, "draws of a guide for ArviZ"):
         for _ in range(draws):
-            trace = run(call, guide)
-            nodes = sample_sites(trace)
+            nodes = _drawn(run(call, guide))
             values.append({name: node["value"] for name, node in nodes.items()})
-            log_guide.append(trace.log_prob_sum())
-            points = points or _has_points(nodes)
+            log_guide.append(joint_log_density(nodes))
+        again = {name: node["value"] for name, node in _drawn(run(call, guide)).items()}
+    points = _has_points(nodes, values[-1], again)
     return _Posterior(values, (1, draws), None if points else log_guide)
 
 
-def _has_points(nodes: Mapping[str, Node]) -> bool:
-    """Whether a guide has a site with a value but no density, as in a MAP estimate."""
+def _drawn(trace: Trace) -> dict[str, Node]:
+    """The sites that a guide draws; one made of the model itself has the observed ones, too."""
+    return {name: node for name, node in sample_sites(trace).items() if not node["is_observed"]}
+
+
+def _has_points(nodes: Mapping[str, Node], one: Values, other: Values) -> bool:
+    """Whether a guide has a site with a value but no density, as in a MAP estimate.
+
+    Args:
+        nodes: the sites of the guide.
+        one, other: their values in two runs.
+    """
+    certain = [name for name, node in nodes.items() if isinstance(node["fn"], dist.Delta)]
     if any(node["infer"].get("is_auxiliary") for node in nodes.values()):
-        return False  # an autoguide: its Deltas are functions of what it draws there
-    return any(isinstance(node["fn"], dist.Delta) for node in nodes.values())
+        # An autoguide: its Deltas are functions of what it draws there, unless they never change.
+        return any(torch.equal(one[name], other[name]) for name in certain)
+    return bool(certain)
 
 
 def _of_chains(mcmc: Any) -> _Posterior:
@@ -252,7 +268,7 @@ def _given_data(model: Model, posterior: _Posterior, *, seed: int, bar: Bar) -> 
             for name in model.factors:
                 columns["sample_stats"][name].append(log_prob_of(trace.nodes[name]))
             if posterior.log_guide is not None and not model.summed:
-                weight = trace.log_prob_sum() - posterior.log_guide[number]
+                weight = joint_log_density(sample_sites(trace)) - posterior.log_guide[number]
                 columns["sample_stats"]["log_weight"].append(weight)
             predicted = model.anew(values)
             for name in model.observed:
@@ -370,10 +386,16 @@ def _stack(
 
 
 def _notes(model: Model) -> dict[str, str]:
-    if not model.untold:
-        return {}
-    return {
-        "posterior": f"log p(y_n | latents) of {', '.join(model.untold)} is left out. The discrete "
-        f"sites {', '.join(model.summed)} are summed over, and they don't belong to one row of one "
-        "observed site each, so that the likelihood is no product over rows."
-    }
+    notes = {}
+    if masked := [name for name in model.observed if is_masked(model.nodes[name])]:
+        notes["log_likelihood"] = (
+            f"log p(y_n | latents) of {', '.join(masked)} is 0 for what a mask leaves out, as if "
+            "such data were certain. Leave them out before models are compared."
+        )
+    if model.untold:
+        notes["posterior"] = (
+            f"log p(y_n | latents) of {', '.join(model.untold)} is left out. The discrete sites "
+            f"{', '.join(model.summed)} are summed over, and they don't belong to one row of one "
+            "observed site each, so that the likelihood is no product over rows."
+        )
+    return notes

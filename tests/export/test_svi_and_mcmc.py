@@ -16,7 +16,15 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+)
+from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 import pyrovae as pv
@@ -343,3 +351,124 @@ def test_what_is_refused_says_what_to_do(rows: tuple[Tensor, Tensor]) -> None:
         pv.to_arviz(regression, rows, mcmc=MCMC(NUTS(regression), num_samples=2))
     with pytest.raises(pv.InputError, match="sample_dims"):
         pv.to_arviz(regression, rows, guide=guide, draws=2, sample_dims=("a", "b", "c"))
+
+
+# -- models as people write them -----------------------------------------------------------------
+
+Y = torch.tensor([0.5, -1.0, 2.0, 1.5])
+
+
+def groups_of(model: Any, guide: Any, data: Any = Y, **options: Any) -> Any:
+    guide(*(data if isinstance(data, tuple) else (data,)))
+    return pv.to_arviz(model, data, guide=guide, draws=4, prior_draws=2, **options)
+
+
+def grouped(y: Tensor) -> None:
+    """With effects of groups, and nothing more than Pyro needs."""
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("group", len(y)):
+        effect = pyro.sample("effect", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+
+
+def test_one_density_of_all_data_without_a_plate_is_one_for_each() -> None:
+    def model(y: Tensor) -> None:
+        pyro.sample("y", dist.Normal(pyro.sample("mean", dist.Normal(0.0, 1.0)), 2.0), obs=y)
+
+    data = groups_of(model, lambda y: pyro.sample("mean", dist.Normal(0.0, 0.1)))
+    mean = data["posterior"]["mean"].values.reshape(-1, 1)
+    found = data["log_likelihood"]["y"].values.reshape(-1, 4)
+    np.testing.assert_allclose(found, normal_log_prob(Y.numpy(), mean, 2.0), rtol=1e-5)
+    for name in ("posterior_predictive", "prior_predictive"):
+        drawn = data[name]["y"].values.reshape(-1, 4)
+        assert len(np.unique(drawn)) == drawn.size
+    np.testing.assert_array_equal(data["observed_data"]["y"].values, Y.numpy())
+
+
+def test_a_reparametrised_site_is_no_observation() -> None:
+    model = poutine.reparam(grouped, config={"effect": LocScaleReparam(0.0)})
+    data = groups_of(model, AutoNormal(model))
+    assert list(data["observed_data"].data_vars) == ["y"]
+    assert list(data["log_likelihood"].data_vars) == ["y"]
+    posterior = data["posterior"]
+    np.testing.assert_allclose(
+        posterior["effect"].values,
+        posterior["effect_decentered"].values * posterior["tau"].values[..., None],
+        rtol=1e-5,
+    )
+
+
+def test_data_in_the_trace_of_a_guide_are_no_latent_site() -> None:
+    guide = AutoNormalMessenger(grouped)
+    data = groups_of(grouped, guide)
+    assert list(data["observed_data"].data_vars) == ["y"]
+    assert set(data["posterior"].data_vars) == {"tau", "effect"}
+    first = {name: data["posterior"][name].values.reshape(4, -1)[0] for name in ("tau", "effect")}
+    values = {"tau": torch.tensor(first["tau"][0]), "effect": torch.tensor(first["effect"])}
+    traces = []
+    for function in (grouped, guide):
+        traces.append(poutine.trace(poutine.condition(function, values)).get_trace(Y))
+        traces[-1].compute_log_prob()
+    log_guide = sum(traces[1].nodes[name]["log_prob"].sum() for name in values)
+    weight = data["sample_stats"]["log_weight"].values.reshape(-1)[0]
+    assert weight == pytest.approx(float(traces[0].log_prob_sum() - log_guide), rel=1e-5)
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_points_among_the_sites_of_an_autoguide_have_no_weight(draws: int) -> None:
+    some = AutoGuideList(grouped)
+    some.append(AutoDelta(poutine.block(grouped, expose=["tau"])))
+    some.append(AutoNormal(poutine.block(grouped, expose=["effect"])))
+    for guide in (some, AutoLaplaceApproximation(grouped)):
+        pyro.clear_param_store()
+        guide(Y)
+        data = pv.to_arviz(grouped, Y, guide=guide, draws=draws, prior_draws=0)
+        assert "sample_stats" not in data
+    weighted = pv.to_arviz(grouped, Y, guide=AutoNormal(grouped), draws=draws, prior_draws=0)
+    assert "log_weight" in weighted["sample_stats"]
+
+
+def test_a_scale_of_training_is_not_in_the_densities() -> None:
+    scaled = poutine.scale(grouped, scale=0.1)
+    guide = AutoNormal(grouped)
+    guide(Y)
+    ours, theirs = (
+        pv.to_arviz(model, Y, guide=guide, draws=4, prior_draws=0) for model in (scaled, grouped)
+    )
+    for group in ("log_likelihood", "log_prior", "sample_stats"):
+        for name in theirs[group].data_vars:
+            np.testing.assert_allclose(ours[group][name].values, theirs[group][name].values)
+
+
+def test_a_mask_is_told_of() -> None:
+    def model(y: Tensor, there: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y, obs_mask=there)
+
+    there = torch.tensor([True, False, True, True])
+    data = groups_of(model, AutoNormal(model), (Y, there))
+    values = data["log_likelihood"]["y_observed"].values
+    assert (values[..., 1] == 0).all() and (values[..., [0, 2, 3]] != 0).all()
+    assert "y_observed is 0 for what a mask leaves out" in data["log_likelihood"].attrs["note"]
+
+
+def test_chosen_rows_and_labels_in_sequence_are_refused() -> None:
+    def chosen(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y), subsample=torch.tensor([0, 2])) as index:
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y[index])
+
+    def in_sequence(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y)):
+            label = pyro.sample("label", dist.Bernoulli(0.5), infer={"enumerate": "sequential"})
+            pyro.sample("y", dist.Normal(mean * label, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(pv.InputError, match="2 of 4 rows in 'row'"):
+        pv.to_arviz(chosen, Y, guide=guide, draws=2)
+    with pytest.raises(pv.InputError, match="got 'label', in sequence"):
+        pv.to_arviz(in_sequence, Y, guide=guide, draws=2)
