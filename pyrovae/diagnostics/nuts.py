@@ -228,7 +228,8 @@ def _run_chain(
 
     def potential(sites: dict[str, Tensor]) -> Tensor:
         z, jacobian = path.constrained(sites["u"].unsqueeze(0))
-        return -(path.log_joint(z) + jacobian).sum()
+        # NUTS moves in the dtype of its potential, which double data would make that of the codes.
+        return -(path.log_joint(z) + jacobian).sum().to(start.dtype)
 
     with (
         torch.enable_grad(),

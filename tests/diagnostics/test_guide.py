@@ -16,6 +16,7 @@ from pyrovae.diagnostics.calibration import _adjust, _test_uniformity, calibrate
 from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.nuts import beside_nuts
 from pyrovae.evidence import Evidence
+from pyrovae.runs.recipe import Recipe, build
 from pyrovae.testing import linear_gaussian_vae
 
 
@@ -274,3 +275,12 @@ def test_a_pair_of_fixed_size_is_refused_in_words() -> None:
     for check in (inference_gaps, beside_nuts, calibrate):
         with pytest.raises(ValueError, match="any number of rows"):
             check(model, guide, torch.zeros(3, 1))
+
+
+@pytest.mark.float32
+def test_nuts_takes_double_data_of_a_single_pair() -> None:
+    x = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64).view(2, 3)
+    vae = build(Recipe("normal", (3,), 2, (4,), "standard", double=True), x)
+    found = beside_nuts(vae.model, vae.guide, x, draws=20, warmup=20, chains=2)
+    assert found.draws.dtype == torch.float32
+    assert found.kl.isfinite().all()
