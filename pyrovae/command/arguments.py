@@ -118,7 +118,7 @@ def read(words: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"expected a command out of {', '.join(COMMANDS)}; got {command!r}.{hint}")
     options = _read(parser, commands, words)
     if config := options.pop("config", None):
-        defaults = _read(parser, commands, [command, *_words_in(config)])
+        defaults = _read(parser, commands, [command, *_words_in(config, named="data" in options)])
         options = defaults | options
     return options
 
@@ -137,8 +137,13 @@ def _read(parser: Parser, commands: dict[str, Parser], words: Sequence[str]) -> 
     return options
 
 
-def _words_in(path: Path) -> list[str]:
-    """The words of a command line that say what stands in a file of options."""
+def _words_in(path: Path, *, named: bool) -> list[str]:
+    """The words of a command line that say what stands in a file of options.
+
+    Args:
+        path: the file.
+        named: whether the command line names the data.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -153,9 +158,18 @@ def _words_in(path: Path) -> list[str]:
         about = content.get("data")
         if isinstance(about, dict) and "source" in about:
             options["data"] = about["source"]
+        elif isinstance(about, dict) and not named:
+            raise InputError(
+                f"expected data to analyze; got {str(path)!r}, whose run had them from no file. "
+                "Name a file with the same rows: pyrovae analyze FILE --config ..."
+            )
     words: list[str] = []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
+        if name in ("config", "help"):
+            raise InputError(
+                f"expected options of an analysis in {str(path)!r}; got {name}. Leave it out."
+            )
         if isinstance(value, dict):
             raise InputError(
                 f"expected lines such as latent = 20 in {str(path)!r}; got a table [{name}]. "

@@ -37,7 +37,7 @@ def sample(options: dict[str, Any]) -> None:
         mean=options.get("mean", False),
         seed=options.get("seed", 0),
     ).numpy()
-    if out.suffix == ".npy":
+    if out.suffix.lower() == ".npy":
         replace(out, lambda draft: _save_array(draft, rows))
     else:
         flat = rows.reshape(len(rows), -1)

@@ -176,6 +176,13 @@ BAD_INPUTS = {
     "config with an unknown option": Refusal(
         lambda f: ["--config", *text("c.toml", "latnt = 3\n")(f)], ("'--latent'",)
     ),
+    "config in a config": Refusal(
+        lambda f: ["--config", *text("c.toml", 'config = "d.toml"\n')(f)], ("got config",)
+    ),
+    "config of a run without a file": Refusal(
+        lambda f: ["--config", *text("c.toml", '[data]\nname = "x"\n[options]\nlatent = 3\n')(f)],
+        ("from no file",),
+    ),
     "config with a bad value": Refusal(
         lambda f: ["--config", *text("c.toml", "latent = 0\n")(f)], ("--latent", "'0'")
     ),

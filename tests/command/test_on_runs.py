@@ -58,6 +58,16 @@ def test_sample_writes_rows_under_the_columns_names(run: str) -> None:
     assert len(pd.read_csv("samples-2.csv")) == 2 and len(pd.read_csv("samples.csv")) == 7
 
 
+def test_an_ending_in_capitals_is_that_kind_of_file(run: str) -> None:
+    assert main(["sample", run, "-n", "3", "-o", "new.NPY"]) == OK
+    assert np.load("new.NPY").shape == (3, 3)
+
+
+def test_a_check_of_the_guide_is_an_option_only_where_it_was_asked_for(run: str) -> None:
+    asked = "--check-guide" in WORDS
+    assert ("check_guide" in load_run(run).options) == asked
+
+
 def test_encode_and_score_write_a_line_for_each_row(run: str, finished: Path) -> None:
     data = str(finished / "data.csv")
     assert main(["encode", run, data, "-o", "codes.csv"]) == OK
