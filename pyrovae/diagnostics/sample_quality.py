@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
 import pyro.distributions as dist
@@ -251,10 +252,12 @@ def _check(
         )
     if decoded not in get_args(Decoded):
         raise InputError(f"expected decoded= out of {get_args(Decoded)}; got {decoded!r}.")
-    if neighbours < 1:
-        raise InputError(f"expected at least 1 neighbour; got {neighbours}. Take 5, for example.")
-    if samples < FEWEST:
-        raise InputError(f"expected at least {FEWEST} samples; got {samples}. Take more.")
+    if not isinstance(neighbours, Integral) or neighbours < 1:
+        raise InputError(f"expected a whole number of neighbours ≥ 1; got {neighbours}. Try 5.")
+    if not isinstance(samples, Integral) or samples < FEWEST:
+        raise InputError(
+            f"expected a whole number of samples ≥ {FEWEST}; got {samples}. Take {SAMPLES}, say."
+        )
     if not all(pair.takes_any_number_of_rows(rows) for rows in (train, held_out)):
         raise InputError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "

@@ -99,7 +99,7 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
             "bounds from both sides, on data that the model simulates, use "
             "pyrovae.sandwich(model, guide, like=data)."
         )
-    if max_cost is not None and (method != "auto" or max_cost < 1):
+    if max_cost is not None and (method != "auto" or not max_cost >= 1):
         raise InputError(
             f"expected max_cost= of at least 1, and with method='auto'; got {max_cost} with "
             f"{method!r}. What the other methods cost is set by draws=, or by an Annealing."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -252,11 +253,11 @@ class Run:
             InputError: for a number of rows below 1, or another density.
         """
         check_seed(seed)
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise InputError(f"expected a number of rows ≥ 1; got {n!r}. Give 1000, say.")
         density = self._density(source)
         with seeded(seed, "codes of new rows"), measuring(self.model, self.guide):
-            z = density.sample(torch.Size([n])).reshape(n, -1)
+            z = density.sample(torch.Size([int(n)])).reshape(int(n), -1)
         with seeded(seed, "new rows"):
             likelihoods = self._likelihoods(z)
             rows = torch.cat([p.mean if mean else p.sample() for p in likelihoods])

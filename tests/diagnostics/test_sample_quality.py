@@ -335,8 +335,10 @@ def test_features_are_data_codes_or_a_function() -> None:
             found(features)
     for wrong, message in (
         ({"decoded": "mode"}, "decoded= out of"),
-        ({"neighbours": 0}, "at least 1 neighbour"),
-        ({"samples": 10}, "at least 30 samples"),
+        ({"neighbours": 0}, "whole number of neighbours"),
+        ({"neighbours": 2.5}, "whole number of neighbours"),
+        ({"samples": 50.5}, "whole number of samples"),
+        ({"samples": 10}, "samples ≥ 30"),
         ({"neighbours": 19}, "at least 42 training and as many held-out rows.*got 40 and 40"),
     ):
         with pytest.raises(pv.InputError, match=message):

@@ -129,6 +129,8 @@ def test_a_cap_on_the_cost_is_said_and_no_mean_takes_in_what_it_stopped() -> Non
     assert free.stopped is not None and not free.stopped.any()
     with pytest.raises(ValueError, match="max_cost= of at least 1, and with method='auto'"):
         pv.log_evidence(vae.model, vae.guide, x, method="refined", max_cost=600)
+    with pytest.raises(ValueError, match=r"max_cost= of at least 1.*got nan"):
+        pv.log_evidence(vae.model, vae.guide, x, max_cost=math.nan)
 
 
 @pytest.mark.parametrize("method", ["importance", "prior", "refined", "auto", "annealed"])
