@@ -153,7 +153,7 @@ def _kind(name: str, node: Node, values: Values) -> str:
     if node["infer"].get("enumerate") == "sequential":
         raise InputError(
             f"expected discrete sites that are enumerated in parallel; got {name!r}, in sequence. "
-            'Write infer={"enumerate": "parallel"} there, or give draws of it.'
+            "Enumerate it in parallel, or give draws of it."
         )
     if node["fn"].has_enumerate_support:
         return "summed"
