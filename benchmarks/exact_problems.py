@@ -58,8 +58,7 @@ def one_normal() -> Mixture:
 
 def some_rows(result: Evidence, rows: Tensor | slice) -> Evidence:
     """The result for some of the data points."""
-    parts = (result.values[rows], result.standard_error[rows], result.pareto_k[rows])
-    return type(result)(*parts, result.draws, needed=result.needed)
+    return result.subset(torch.arange(len(result.values))[rows])
 
 
 class Correlated:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from pyrovae.estimates import TOO_FEW, Bound, Estimate, mean_estimate, name_rows
 from pyrovae.evidence.pareto_k import FEWEST, k_limit, smooth
 
 STUCK = 0.1  # share of accepted moves below which a datum's chains hardly moved
+OF_EACH = ("values", "standard_error", "pareto_k", "smoothed", "acceptance", "cost", "stopped")
 GUIDE_ALONE = "All draws are from the guide"  # begins the note on a pair that can't be refined
 
 
@@ -72,6 +74,16 @@ class Evidence(Result):
         """The data points whose k̂ is above the limit or not known, or stopped, ``(N,)``."""
         rejected = ~(self.pareto_k <= self.k_limit)
         return rejected | ~self._counted
+
+    def subset(self, chosen: Tensor) -> Evidence:
+        """The same for some of the data points, numbers of shape ``(n,)``."""
+        parts: dict[str, Any] = {
+            name: part[chosen] for name in OF_EACH if (part := getattr(self, name)) is not None
+        }
+        rows = torch.arange(len(self.values), device=self.values.device)
+        rows = (rows if self.rows is None else self.rows)[chosen]
+        rungs = self.rungs and tuple(self.rungs[number] for number in chosen.tolist())
+        return replace(self, **parts, rows=rows, rungs=rungs)
 
     def mean(self) -> Estimate:
         """Mean over the data points; its standard error is over data and draws together.
@@ -234,23 +246,10 @@ def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:
 def join(parts: list[Evidence]) -> Evidence:
     """One result over the data points of several, in order."""
     first = parts[0]
-
-    def cat(field: str) -> Tensor:
-        return torch.cat([getattr(part, field) for part in parts])
-
-    return Evidence(
-        cat("values"),
-        cat("standard_error"),
-        cat("pareto_k"),
-        first.draws,
-        first.bound,
-        smoothed=None if first.smoothed is None else cat("smoothed"),
-        acceptance=None if first.acceptance is None else cat("acceptance"),
-        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-        rows=None if first.rows is None else cat("rows"),
-        rungs=None
-        if first.rungs is None
-        else tuple(rung for part in parts for rung in part.rungs or ()),
-        cost=None if first.cost is None else cat("cost"),
-        stopped=None if first.stopped is None else cat("stopped"),
-    )
+    fields = [name for name in (*OF_EACH, "rows") if getattr(first, name) is not None]
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in fields
+    }
+    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    rungs = first.rungs and tuple(rung for part in parts for rung in part.rungs or ())
+    return replace(first, **joined, notes=notes, rungs=rungs)

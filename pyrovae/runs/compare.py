@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -119,6 +119,8 @@ def unlike(first: Run, other: Run) -> str:
         return "its data are others"
     if model["kind"] != model2["kind"] or model.get("likelihood") != model2.get("likelihood"):
         return "its likelihood is another"
+    if model.get("factory") != model2.get("factory"):
+        return "its factory is another, which may have other units"
     if model.get("grey") and model["seed"] != model2["seed"]:
         return "its grey values were drawn as other zeros and ones, by another seed"
     if len(_common(first, other)[0]) < FEWEST:
@@ -147,19 +149,5 @@ def _paired(first: Run, other: Run, density: str) -> Estimate | None:
     if density not in other.diagnosis.evidence:
         return None
     pairs = zip((first, other), _common(first, other), strict=True)
-    before, after = (_at(run.diagnosis.evidence[density], places) for run, places in pairs)
+    before, after = (run.diagnosis.evidence[density].subset(places) for run, places in pairs)
     return change_from(before, after)
-
-
-def _at(evidence: Evidence, places: torch.Tensor) -> Evidence:
-    """log p(x) of some of the data points."""
-    return replace(
-        evidence,
-        values=evidence.values[places],
-        standard_error=evidence.standard_error[places],
-        pareto_k=evidence.pareto_k[places],
-        smoothed=None,
-        acceptance=None,
-        rungs=None,
-        rows=_numbers(evidence)[places],
-    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.display import Result
+from pyrovae.errors import InputError
 from pyrovae.evidence import Evidence
 from pyrovae.randomness import seeded
 
@@ -43,8 +44,13 @@ def conformal(scores: Tensor, held_out: Tensor, *, seed: int = 0) -> Tensor:
         held_out: s_i, shape ``(n,)``, of rows that neither training nor any choice has seen.
         seed: names u, one for each score.
 
+    Raises:
+        InputError: for a score that is not a number, which has no rank.
+
     Vovk, Gammerman & Shafer 2005, "Algorithmic learning in a random world".
     """
+    if bool(scores.isnan().any()) or bool(held_out.isnan().any()):
+        raise InputError("expected scores that are numbers; got NaN. Look at log p(x) of the rows.")
     ranked = held_out.sort().values
     below = torch.searchsorted(ranked, scores.contiguous())
     equal = torch.searchsorted(ranked, scores.contiguous(), right=True) - below

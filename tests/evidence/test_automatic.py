@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -16,6 +17,7 @@ from pyrovae.evidence import Evidence, summarise
 from pyrovae.evidence.proposal import Proposal
 from pyrovae.evidence.proposal_path import annealed_from
 from pyrovae.evidence.refined import counted
+from pyrovae.evidence.result import join
 from pyrovae.evidence.target import target_for
 from pyrovae.pairs import Pair
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
@@ -249,3 +251,24 @@ def test_advice_is_right_where_the_guide_is_far_off() -> None:
     assert right(found.evidence["prior"], exact.log_prob(x))
     change = found.evidence["ex_post"].minus(found.evidence["prior"])
     assert change.value < -4 * change.standard_error
+
+
+def test_a_subset_has_all_that_is_known_of_each_of_its_rows() -> None:
+    n = torch.arange(5.0)
+    entire = Evidence(
+        n, n + 1, n / 10, 100, smoothed=n + 2, acceptance=n + 3, rows=n.long() + 40,
+        rungs=tuple("abcde"), cost=n + 4, stopped=n > 3,
+    )  # fmt: skip
+    chosen = torch.tensor([4, 0, 2])
+    part = entire.subset(chosen)
+    for field in dataclasses.fields(Evidence):
+        value, whole = getattr(part, field.name), getattr(entire, field.name)
+        if isinstance(whole, Tensor):
+            assert torch.equal(value, whole[chosen]), field.name
+    assert part.rungs == ("e", "a", "c")
+    assert part.mean().size == 2  # one is stopped
+    unnumbered = dataclasses.replace(entire, rows=None).subset(chosen)
+    assert unnumbered.rows is not None and torch.equal(unnumbered.rows, chosen)
+    again = join([entire.subset(chosen[:1]), entire.subset(chosen[1:])])
+    assert torch.equal(again.cost, part.cost) and torch.equal(again.stopped, part.stopped)
+    assert again.rungs == part.rungs

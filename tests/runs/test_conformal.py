@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pyrovae.errors import InputError
 from pyrovae.runs.conformal import conformal
 
 REPEATS, HELD_OUT = 4000, 19
@@ -32,3 +33,11 @@ def test_a_lower_score_is_rarer_and_the_lowest_is_as_rare_as_it_can_be() -> None
     assert float(p[0]) < 0.01 and float(p[1]) < 0.01  # 1 / (n + 1)
     assert 0.5 <= float(p[2]) <= 0.51 and float(p[3]) >= 0.99
     assert torch.equal(p, conformal(torch.tensor([-math.inf, 0.0, 50.5, 1000.0]), held_out))
+
+
+@pytest.mark.parametrize("part", ["scores", "held_out"])
+def test_what_is_no_number_has_no_rank(part: str) -> None:
+    numbers = {"scores": torch.zeros(3), "held_out": torch.zeros(4)}
+    numbers[part][1] = torch.nan
+    with pytest.raises(InputError, match="scores that are numbers; got NaN"):
+        conformal(**numbers)
