@@ -70,7 +70,7 @@ def analysis(*_: object) -> Any:
     )
     saved = SimpleNamespace(folder=Path(RAW), recommended="q_agg")
     return SimpleNamespace(
-        diagnosis=diagnosis, netcdf=None, report=Path(RAW, "r.html"), saved=saved
+        run=None, diagnosis=diagnosis, netcdf=None, report=Path(RAW, "r.html"), saved=saved
     )
 
 
