@@ -16,7 +16,7 @@ from pyrovae.command.wording import for_command
 from pyrovae.diagnostics import LABELS
 from pyrovae.errors import InputError
 from pyrovae.report import render, show, write
-from pyrovae.runs import Comparison, Run, codes_table, load_run
+from pyrovae.runs import Comparison, Run, codes_table, load_run, write_array
 from pyrovae.runs import compare as compare_runs
 from pyrovae.saving import check_folder, replace
 
@@ -38,7 +38,7 @@ def sample(options: dict[str, Any]) -> None:
         seed=options.get("seed", 0),
     ).numpy()
     if out.suffix.lower() == ".npy":
-        replace(out, lambda draft: _save_array(draft, rows))
+        write_array(out, rows)
     else:
         flat = rows.reshape(len(rows), -1)
         names = run.columns or [f"x_{number}" for number in range(flat.shape[1])]
@@ -148,11 +148,6 @@ def _write_table(path: Path, columns: dict[str, Any]) -> None:
 
     table: pd.DataFrame = pd.DataFrame(columns)
     replace(path, lambda draft: table.to_csv(draft, index=False))
-
-
-def _save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
 
 
 def _say(line: str) -> None:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyrovae.data import Batch, repeat_rows
+from pyrovae.data import Batch, repeat_rows, row_count
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import Pushed
 from pyrovae.pairs.pair import Pair
-from pyrovae.pairs.trace_reader import Reader
 from pyrovae.randomness import seeded
 
 RATE = 0.2  # of Adam at the first step; falls to 0 along a cosine
@@ -118,7 +117,7 @@ def check_refinable(pair: Pair, batch: Batch, q: dist.Distribution) -> None:
     fixed = [] if q.has_rsample else [families.family(q)]
     if pair.has_other_latents(batch):
         with torch.no_grad(), torch.random.fork_rng():
-            reading = Reader(pair.guide, "guide", pair.data_plate).read(batch)[0]
+            reading = pair.guide_reader.read(batch)[0]
         others = [name for name in reading.latent if name not in pair.sites]
         fixed += [f"other draws of {n}" for n in others if not reading.nodes[n]["fn"].has_rsample]
     if fixed:
@@ -146,7 +145,7 @@ def _log_joint(pair: Pair, batch: Batch, z: Tensor) -> Tensor:
 def _split(batch: Batch, draws: int) -> list[int]:
     """How many draws at each row go through the model at once."""
     size = max(array[:1].numel() * array.element_size() for array in batch)
-    at_once = max(1, min(CODES, BYTES // max(1, size)) // len(batch[0]))
+    at_once = max(1, min(CODES, BYTES // max(1, size)) // row_count(batch))
     return [min(at_once, draws - first) for first in range(0, draws, at_once)]
 
 

@@ -8,7 +8,15 @@ user's own is found. Start with ``run.py``.
 
 from pyrovae.runs.compare import Comparison, compare
 from pyrovae.runs.conformal import Scores
-from pyrovae.runs.folder import FILES, Outcome, codes_table, finish, recommended_source, unfinish
+from pyrovae.runs.folder import (
+    FILES,
+    Outcome,
+    codes_table,
+    finish,
+    recommended_source,
+    unfinish,
+    write_array,
+)
 from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
 from pyrovae.runs.manifest import NAME, digest_of_data, read
 from pyrovae.runs.recipe import COMPONENTS, PRIORS, Recipe, build, in_words, location_and_scale
@@ -39,4 +47,5 @@ __all__ = [
     "read",
     "recommended_source",
     "unfinish",
+    "write_array",
 ]

@@ -105,7 +105,7 @@ def finish(folder: Path, outcome: Outcome) -> Run:
     run = Run(folder, as_read, pair=own, data=outcome.data, results=results)
     _write_codes(run, folder / CODES)
     samples = run.sample(SIZE, about["samples"]["source"], seed=outcome.options["seed"]).numpy()
-    replace(folder / SAMPLES, lambda draft: _save_array(draft, samples))
+    write_array(folder / SAMPLES, samples)
     for name in FILES:
         with suppress(FileNotFoundError):
             about["files"][name] = manifests.digest_of_file(folder / name)
@@ -119,9 +119,14 @@ def recommended_source(diagnosis: Diagnosis) -> str | None:
     return next((name for name, key in SOURCES.items() if key == diagnosis.recommended), None)
 
 
-def _save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write a .npy file, whole or not at all, whatever the ending of its name."""
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    replace(path, write)
 
 
 def _write_rows(folder: Path, outcome: Outcome) -> None:
