@@ -1,13 +1,13 @@
 """What refined encodings do to held-out codes, to the choice of the ex-post prior and its gain.
 
-A VAE is trained on scikit-learn's digits, or on the images of a file. Its training, validation and
-test images are encoded as the encoder has them; then the held-out ones are refined by some steps on
-each image's own ELBO, and then all. Printed are the mean log density of test codes under raw q_agg
+A VAE is trained on scikit-learn's digits, or on Caltech-101 silhouettes. Its training, validation
+and test images are encoded as the encoder has them; then the held-out ones are refined by some
+steps on each image's own ELBO, and then all. Printed are the mean log density of test codes under raw q_agg
 and under the ex-post prior that is then chosen, what was chosen, and how far log p(x) of test
 images under it lies above that under the model's prior.
 
     python benchmarks/refined_encoding.py
-    python benchmarks/refined_encoding.py --data caltech101_silhouettes.npz --rows 60 --steps 50
+    python benchmarks/refined_encoding.py --data DIR --rows 60 --steps 50
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyro.distributions as dist
 import torch
-from evidence import binary_images, digits
+from evidence import digits, silhouettes
 from torch import Tensor
 
 import pyrovae as pv
@@ -32,10 +32,10 @@ WAYS = {"encoder": (False, False), "held-out refined": (False, True), "all refin
 
 
 def images(path: Path | None) -> list[Tensor]:
-    """Training, validation and test images, of the digits or of a file."""
+    """Training, validation and test images, of the digits or of the silhouettes."""
     if path is None:
         return [part.values for part in split(load("digits").single(), seed=0)]
-    with np.load(path) as content:
+    with np.load(path / "caltech101_silhouettes.npz") as content:
         names = ("x_train", "x_val", "x_test")
         return [torch.tensor(content[name], dtype=torch.float32).flatten(1) for name in names]
 
@@ -66,14 +66,14 @@ def mean_elbo(vae: pv.VAE, x: Tensor, encoding: dist.Distribution) -> Estimate:
 def main() -> None:
     """Train, encode, choose, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="an .npz file with x_train, x_val and x_test")
+    parser.add_argument("--data", type=Path, help="folder of caltech101_silhouettes.npz")
     parser.add_argument("--rows", type=int, default=100, help="test images for log p(x)")
     parser.add_argument("--steps", type=int, default=100, help="of refinement")
     parser.add_argument("--draws", type=int, default=1000, help="for log p(x) of each image")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    vae, _ = digits() if options.data is None else binary_images(options.data)
+    vae, _ = digits() if options.data is None else silhouettes(options.data)
     parts = images(options.data)
     plain = [encode(vae, x, 0) for x in parts]
     refined = [encode(vae, x, options.steps) for x in parts]

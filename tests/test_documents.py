@@ -78,3 +78,11 @@ def test_readme_names_files_that_exist() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_benchmark_finds_what_it_imports(tmp_path: Path) -> None:
+    folder = ROOT / "benchmarks"
+    names = sorted(path.stem for path in folder.glob("*.py"))
+    lines = [f"import sys; sys.path.insert(0, {str(folder)!r})", *(f"import {n}" for n in names)]
+    (tmp_path / "imports.py").write_text("\n".join(lines))
+    run("imports.py", cwd=tmp_path)
