@@ -2,9 +2,9 @@
 
 A VAE is trained on scikit-learn's digits, or on Caltech-101 silhouettes. Its training, validation
 and test images are encoded as the encoder has them; then the held-out ones are refined by some
-steps on each image's own ELBO, and then all. Printed are the mean log density of test codes under raw q_agg
-and under the ex-post prior that is then chosen, what was chosen, and how far log p(x) of test
-images under it lies above that under the model's prior.
+steps on each image's own ELBO, and then all. Printed are the mean log density of test codes under
+raw q_agg and under the ex-post prior that is then chosen, what was chosen, and how far log p(x) of
+test images under it lies above that under the model's prior.
 
     python benchmarks/refined_encoding.py
     python benchmarks/refined_encoding.py --data DIR --rows 60 --steps 50
