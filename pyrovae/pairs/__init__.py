@@ -12,7 +12,7 @@ from pyrovae.pairs.many_arguments import over_rows
 from pyrovae.pairs.nested_arguments import with_arguments
 from pyrovae.pairs.pair import Pair, Weighted
 from pyrovae.pairs.position_parameters import by_place
-from pyrovae.pairs.reachable_modules import modules_of, parameters_behind
+from pyrovae.pairs.reachable_modules import modules_of, naming_other_dtype, parameters_behind
 from pyrovae.pairs.refinement import check_refinable, elbo_draws, refine
 from pyrovae.pairs.restore import (
     AsFound,
@@ -43,6 +43,7 @@ __all__ = [
     "masked_sites",
     "measuring",
     "modules_of",
+    "naming_other_dtype",
     "over_rows",
     "parameters_behind",
     "refine",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+
+from pyrovae.errors import InputError
 
 PyroFunction = Any
 
@@ -22,6 +25,7 @@ _LIBRARIES = _FRAMEWORKS | {"numpy", "pandas", "scipy", "sklearn", "matplotlib"}
 _LEAVES = (type(None), bool, int, float, complex, str, bytes, Tensor, np.ndarray, np.generic)
 _ALWAYS = ("__call__", "forward", "guide")  # methods that run without being named
 _BY_ANY_NAME = {"getattr", "vars", "__dict__"}  # a body that names these may reach any attribute
+_SPEAKS_OF_DTYPE = re.compile("dtype|scalar type|input type", re.IGNORECASE)
 _MODULE_ATTRIBUTES = vars(nn.Module()).keys()  # those of every module
 
 
@@ -52,6 +56,28 @@ def parameters_behind(value: Tensor) -> list[Tensor]:
             if (leaf := getattr(step, "variable", None)) is not None:
                 leaves[id(leaf)] = leaf
     return list(leaves.values())
+
+
+@contextmanager
+def naming_other_dtype(batch: Iterable[Tensor], *functions: PyroFunction) -> Iterator[None]:
+    """If a model or guide fails since rows and networks differ in their dtype, say so.
+
+    Raises:
+        InputError: naming both, in place of torch's words about a product of matrices.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        own = {p.dtype for module in modules_of(*functions) for p in module.parameters()}
+        rows = {array.dtype for array in batch if array.is_floating_point()}
+        if not _SPEAKS_OF_DTYPE.search(reason) or len(own) != 1 or not rows - own:
+            raise
+        (expected,), other = own, min(rows - own, key=str)
+        raise InputError(
+            f"expected rows of the dtype of the pair's networks, {expected}; got {other}: "
+            f"{reason}. Convert them: x.to({expected}), of a tensor x."
+        ) from error
 
 
 class _Walk:

@@ -26,6 +26,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import declared, has_support
 from pyrovae.pairs.masks import elements, redrawn, unmasked
+from pyrovae.pairs.reachable_modules import naming_other_dtype
 from pyrovae.pairs.restore import AsFound, PyroFunction, modules_in_reach
 
 Node = Mapping[str, Any]
@@ -410,7 +411,8 @@ class Reader:
         placed = place(blank, rows)(self.function)
         tracing = poutine.trace(_StopAfter(ends)(placed) if ends else placed)
         try:
-            reading = replace(blank, nodes=self._sites_of_run(batch, tracing))
+            with naming_other_dtype(batch, self.function):
+                reading = replace(blank, nodes=self._sites_of_run(batch, tracing))
             if names := reading.ambiguous:
                 raise _Ambiguous(names)
             self._check_shared(reading, batch)

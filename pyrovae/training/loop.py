@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyrovae.data import Batch, Batches, Transform, row_count
 from pyrovae.errors import InputError
-from pyrovae.pairs import PyroFunction
+from pyrovae.pairs import PyroFunction, naming_other_dtype
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded_everywhere
 from pyrovae.saving import check_room
@@ -114,7 +114,8 @@ class Evaluator:
         """Run the pair on a batch to see what can be trained and how large its plate is."""
         run = partial(survey, self.objective, self.model, self.guide, batch)
         try:
-            result = run()
+            with naming_other_dtype(batch, self.model, self.guide):
+                result = run()
         except ValueError as error:
             result = unchecked(run, error)  # the step that follows says where a NaN is
         self._plate_sizes[row_count(batch)] = result.plate_size

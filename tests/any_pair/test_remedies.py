@@ -45,6 +45,7 @@ FILES = [
             "many_arguments",
             "under_prior",
             "nested_arguments",
+            "reachable_modules",
         )
     ),
     "mixture/families/shared_transforms.py",
@@ -800,6 +801,32 @@ OF_MASKS = (
     "all of the model's latent sites",
     "model and guide that depend on",
 )
+
+_network = torch.nn.Linear(X.shape[-1], LATENT)
+_single = X.float()
+of_network = in_plate(("z", lambda x: dist.Normal(_network(x), 1.0).to_event(1)))
+
+
+def of_network_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(_network.bias), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ _network.weight, 1.0).to_event(1), obs=x)
+
+
+def train(rows: Tensor) -> Callable[[], Any]:
+    return lambda: pv.fit(of_network_model, of_network, rows, epochs=1, progress=False)
+
+
+for _name, _with in {
+    "rows of another dtype than the guide's network, encoded": lambda rows: aggregate(
+        of_network, data=rows
+    ),
+    "rows of another dtype, weighed": lambda rows: evidence(
+        of_network_model, of_network, data=rows
+    ),
+    "rows of another dtype, trained on": train,
+}.items():
+    case(_name, _with(X), "Convert them: x.to", _with(_single))
 
 
 @pytest.fixture(autouse=True)
