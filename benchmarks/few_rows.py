@@ -335,17 +335,31 @@ def of_draws(p: Problem, repetitions: int) -> Cells:
 
 
 def of_activity(repetitions: int, units: int = 100) -> Cells:
-    """The number of active units, of which half lie closely above the limit of 0.01."""
-    variance = torch.linspace(0.007, 0.013, units)
-    cells: dict[int, Cell] = {}
+    """How many units are active, of variances closely around the limit of 0.01.
+
+    They lie evenly around it, half of them above, or are drawn at random anew each time.
+    """
+    evenly = torch.linspace(0.007, 0.013, units)
+    cells: Cells = {f"active units, {units // 2} of {units}": {}, "the same, drawn at random": {}}
     for size in SIZES:
-        found = []
+        errors: dict[str, list[Estimate]] = {name: [] for name in cells}
         for seed in range(repetitions):
             with seeded(seed, "means", size):
-                means = variance.sqrt() * torch.randn(size, units)
-            found.append(collapse(moments(dist.Normal(means, torch.ones(size, units)).to_event(1))))
-        cells[size] = judge([f.active_units for f in found], units / 2)
-    return {f"active units, {units // 2} of {units}": cells}
+                at_random = 0.007 + 0.006 * torch.rand(units)
+                for name, variance in zip(cells, (evenly, at_random), strict=True):
+                    means = variance.sqrt() * torch.randn(size, units)
+                    encoding = dist.Normal(means, torch.ones(size, units)).to_event(1)
+                    count = collapse(moments(encoding)).active_units
+                    errors[name].append(_minus(count, float((variance > 0.01).sum())))
+        for name in cells:
+            cells[name][size] = judge(errors[name], 0.0)
+    return cells
+
+
+def _minus(estimate: Estimate, truth: float) -> Estimate:
+    """The estimate of an error, from that of a number whose truth is known."""
+    low, high = estimate.interval
+    return replace(estimate, value=estimate.value - truth, ends=(low - truth, high - truth))
 
 
 def of_classifier(repetitions: int) -> Cells:
