@@ -12,6 +12,7 @@ The way of the data, and what does each step::
       fit_ex_post_prior a density fitted to q_agg, to use in the prior's place
       log_evidence      log p(x) of each row: an Evidence; sandwich bounds it from both sides
       diagnose          a Diagnosis: .advice, .concerns, .summary(), .to_arviz()
+      compare_groups    where the codes of groups lie apart, with errors over donors or days
       sample_quality    decoded samples of each density beside held-out data
       calibrate, inference_gaps, beside_nuts    the guide put to the test
       plots             pictures of a diagnosis
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
         mlp_encoder,
     )
     from pyrovae.pairs import aggregate, encode, with_arguments
+    from pyrovae.populations import compare_groups
     from pyrovae.runs import Run, load_run
     from pyrovae.saving import load, save
     from pyrovae.training import Fit, adam, elbo, fit
@@ -119,6 +121,7 @@ __all__ = [
     "binarise",
     "bits_per_dimension",
     "calibrate",
+    "compare_groups",
     "conv_decoder",
     "conv_encoder",
     "diagnose",
@@ -150,7 +153,7 @@ __all__ = [
 #: used: the command line shows its help without torch.
 ROOMS = (
     "errors", "estimates", "mixture", "pairs", "saving", "models", "training", "evidence",
-    "ex_post", "export", "diagnostics", "plots", "report", "runs", "data",
+    "ex_post", "export", "diagnostics", "plots", "report", "populations", "runs", "data",
 )  # fmt: skip
 
 

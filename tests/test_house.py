@@ -42,7 +42,7 @@ ROOMS = (
     ("saving", "pairs"),
     ("models", "training", "evidence"),
     ("ex_post", "export", "testing"),
-    ("diagnostics",),
+    ("diagnostics", "populations"),
     ("plots",),
     ("report",),
     ("runs",),
