@@ -13,6 +13,7 @@ The way of the data, and what does each step::
       log_evidence      log p(x) of each row: an Evidence; sandwich bounds it from both sides
       diagnose          a Diagnosis: .advice, .concerns, .summary(), .to_arviz()
       compare_groups    where the codes of groups lie apart, with errors over donors or days
+      novelty           which new rows are unlike the data, with calibrated p-values
       sample_quality    decoded samples of each density beside held-out data
       calibrate, inference_gaps, beside_nuts    the guide put to the test
       plots             pictures of a diagnosis
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
         mlp_encoder,
     )
     from pyrovae.pairs import aggregate, encode, with_arguments
-    from pyrovae.populations import compare_groups
+    from pyrovae.populations import compare_groups, novelty
     from pyrovae.runs import Run, load_run
     from pyrovae.saving import load, save
     from pyrovae.training import Fit, adam, elbo, fit
@@ -139,6 +140,7 @@ __all__ = [
     "mean_estimate",
     "mlp_decoder",
     "mlp_encoder",
+    "novelty",
     "plots",
     "reduce",
     "sample_quality",

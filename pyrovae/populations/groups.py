@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from pyrovae.display import Result
@@ -17,11 +15,11 @@ from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.mixture import AggregatedPosterior
 from pyrovae.populations.contrast import compare, divergence, permuted
+from pyrovae.populations.multiple_tests import Control, check_control, q_values
 from pyrovae.populations.replicates import Labels, Names, log_densities, numbered
 from pyrovae.randomness import check_seed
 from pyrovae.torch_modes import plain
 
-Control = Literal["bh", "by"]
 TOO_FEW = "too few replicates to tell"
 
 
@@ -118,7 +116,7 @@ class GroupComparison(Result):
     replicate: Tensor
     level: float
     permutations: int
-    control: str
+    control: Control
     seed: int
 
     @property
@@ -157,7 +155,7 @@ class GroupComparison(Result):
             result.log_ratio,
             result.standard_error if tested else torch.full_like(result.log_ratio, math.inf),
             result.p_value if tested else None,
-            self._q_value(result.p_value) if tested else None,
+            q_values(result.p_value, self.control) if tested else None,
             result.global_p_value if tested else None,
             forward if tested else forward.unresolve(TOO_FEW),
             reverse if tested else reverse.unresolve(TOO_FEW),
@@ -165,10 +163,6 @@ class GroupComparison(Result):
             ways.smallest_p_value,
             self.level,
         )
-
-    def _q_value(self, p_value: Tensor) -> Tensor:
-        adjusted = false_discovery_control(p_value.numpy(), method=self.control)
-        return torch.from_numpy(adjusted)
 
 
 @plain()
@@ -225,8 +219,10 @@ def compare_groups(
     >>> bool(comparison.contrast("ill", "well").found.any())
     True
     """
-    _check_settings(level, control, permutations)
+    check_control(level, control)
     check_seed(seed)
+    if permutations < 1:
+        raise InputError(f"expected at least one permutation; got permutations={permutations}.")
     rows = agg.size
     names = groups if replicates is None else replicates
     replicate, labels = numbered(names, rows, "groups" if replicates is None else "replicates")
@@ -245,15 +241,6 @@ def compare_groups(
         control,
         int(seed),
     )
-
-
-def _check_settings(level: float, control: str, permutations: int) -> None:
-    if not 0 < level < 1:
-        raise InputError(f"expected a false discovery rate between 0 and 1; got level={level}.")
-    if control not in ("bh", "by"):
-        raise InputError(f"expected control 'bh' or 'by'; got {control!r}.")
-    if permutations < 1:
-        raise InputError(f"expected at least one permutation; got permutations={permutations}.")
 
 
 def _by_label(groups: Labels, replicate: Tensor, labels: Names) -> tuple[tuple[str, ...], Tensor]:

@@ -7,7 +7,6 @@ user's own is found. Start with ``run.py``.
 """
 
 from pyrovae.runs.compare import Comparison, compare
-from pyrovae.runs.conformal import Scores
 from pyrovae.runs.folder import (
     FILES,
     Outcome,
@@ -21,6 +20,7 @@ from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
 from pyrovae.runs.manifest import NAME, digest_of_data, read
 from pyrovae.runs.recipe import COMPONENTS, PRIORS, Recipe, build, in_words, location_and_scale
 from pyrovae.runs.run import SOURCES, Run, load_run
+from pyrovae.runs.scores import Scores
 
 __all__ = [
     "COMPONENTS",

@@ -26,12 +26,13 @@ from pyrovae.ex_post import ExPostPrior
 from pyrovae.mixture import AggregatedPosterior
 from pyrovae.models import VAE
 from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
+from pyrovae.populations import conformal
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.runs import manifest as manifests
-from pyrovae.runs.conformal import Scores, conformal
 from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
 from pyrovae.runs.manifest import Manifest
 from pyrovae.runs.recipe import COUNTS, Recipe, rebuild
+from pyrovae.runs.scores import Scores
 from pyrovae.saving import from_archive, load
 from pyrovae.torch_modes import plain
 from pyrovae.training import Fit
@@ -310,7 +311,7 @@ class Run:
         """log p(x) of new rows, and a calibrated p-value of each against novelty.
 
         log p(x) is estimated as it was for the held-out rows that were measured, and ranked among
-        theirs, see :class:`~pyrovae.runs.conformal.Scores`.
+        theirs, see :class:`~pyrovae.runs.scores.Scores`.
 
         Args:
             new: as :meth:`encode`.

@@ -28,7 +28,7 @@ ROOMS = {
         "Information", "Memorisation", "NutsComparison", "Pictures", "Quality",
         "SampleQuality", "Surgery", "TwoSample",
     ),
-    "pyrovae.populations": ("GroupComparison", "GroupContrast"),
+    "pyrovae.populations": ("GroupComparison", "GroupContrast", "Novelty"),
     "pyrovae.runs": ("Comparison", "Scores"),
 }  # fmt: skip
 HOME = {name: room for room, names in ROOMS.items() for name in names}

@@ -1,35 +1,12 @@
-"""How unlike the data a row is: the rank of its log p(x) among rows that the pair has not seen."""
+"""The rank of a score among those of rows that nothing has been fitted to, as a p-value."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyrovae.display import Result
 from pyrovae.errors import InputError
-from pyrovae.evidence import Evidence
 from pyrovae.randomness import seeded
-
-
-@dataclass(frozen=True, repr=False)
-class Scores(Result):
-    """log p(x) of new rows, and how rare so low a value is among rows like the held-out ones.
-
-    Args:
-        evidence: log p(x) of each row, in nats, shape ``(M,)``.
-        p_value: of each row, shape ``(M,)``: if it is like the held-out rows, its p-value is
-            below any a in [0, 1] with probability a. It can't be smaller than about
-            1/(``calibrated_on`` + 1).
-        source: the density in the prior's place: ``"prior"``, ``"q_agg"`` or ``"ex-post"``.
-        calibrated_on: number of held-out rows.
-    """
-
-    evidence: Evidence
-    p_value: Tensor
-    source: str
-    calibrated_on: int
 
 
 def conformal(scores: Tensor, held_out: Tensor, *, seed: int = 0) -> Tensor:

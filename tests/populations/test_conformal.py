@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyrovae.errors import InputError
-from pyrovae.runs.conformal import conformal
+from pyrovae.populations.conformal import conformal
 
 REPEATS, HELD_OUT = 4000, 19
 
