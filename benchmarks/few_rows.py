@@ -42,7 +42,7 @@ from pyrovae.evidence.importance import compare_priors
 from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import reduce
-from pyrovae.pairs.pair import Pair
+from pyrovae.pairs import Pair, elbo_terms
 from pyrovae.randomness import seeded
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
@@ -174,7 +174,7 @@ def of_rows(p: Problem, repetitions: int) -> Cells:
     """Means over held-out rows."""
     x = p.exact.sample(POOL, seed=2)
     codes = draw_codes(p.encode(x), size=4 * POOL)
-    like = torch.stack([p.pair.log_likelihood(x, z) for z in codes.z.unbind(1)], 1)
+    like = torch.stack([elbo_terms(p.pair, x, z)[0] for z in codes.z.unbind(1)], 1)
     log_p, log_q, log_r = (d.log_prob(codes.z) for d in (PRIOR, p.seen, p.fitted))
     population = p.population().log_prob(p.cells.z)
 

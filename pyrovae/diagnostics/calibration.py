@@ -159,7 +159,7 @@ def calibrate_pair(pair: Pair, rows: Batch, *, simulations: int, seed: int = 0) 
         simulations, seed: as :func:`calibrate` has them.
     """
     chosen = torch.arange(simulations, device=rows[0].device) % row_count(rows)
-    if not pair.takes_any_number_of_rows(rows):
+    if not pair.traits.takes_any_number_of_rows(rows):
         raise InputError(
             "expected a pair that takes any number of rows, so that as many can be "
             "simulated as requested; got one with a plate or parameters of fixed size. Write "

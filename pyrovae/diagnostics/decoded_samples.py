@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.data import as_batch
 from pyrovae.display import Result
 from pyrovae.models import VampPrior
-from pyrovae.pairs import Pair, modules_of
+from pyrovae.pairs import Pair, modules_of, observe
 from pyrovae.randomness import seeded
 
 DRAWS = 101  # from which a mean without a closed form is estimated
@@ -52,7 +52,7 @@ def pictures(
         with seeded(seed, "decoded draws", number):
             z = density.sample(torch.Size([len(x)])).view(len(x), -1)
             samples[name] = expected(pair.decode(x, z))
-    return Pictures(pair.observe(x)[1], samples, _pseudo_inputs(pair, x, seed))
+    return Pictures(observe(pair, x)[1], samples, _pseudo_inputs(pair, x, seed))
 
 
 def _pseudo_inputs(pair: Pair, x: Tensor, seed: int) -> Tensor | None:

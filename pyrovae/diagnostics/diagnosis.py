@@ -46,7 +46,7 @@ from pyrovae.extras import MissingPackage
 from pyrovae.mixture import AggregatedPosterior, families
 from pyrovae.mixture.families import declared
 from pyrovae.models import DiscretizedLogistic, bits_per_dimension
-from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
+from pyrovae.pairs import Pair, PyroFunction, elbo_terms, encode, measuring, over_rows
 from pyrovae.progress import Bar, progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.torch_modes import plain
@@ -523,7 +523,7 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
         InputError: naming the site or the plate that is missing or ambiguous, or if the guide's
             support is not the prior's.
     """
-    if not pair.takes_any_number_of_rows(x):
+    if not pair.traits.takes_any_number_of_rows(x):
         raise InputError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "
             "got one with a plate or parameters of fixed size. Write an amortized guide. "
@@ -533,7 +533,7 @@ def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None)
     rows = x[:2]
     guide = pair.encode(rows)
     z = guide.sample()
-    pair.log_likelihood(rows, z)
+    elbo_terms(pair, rows, z)
     likelihood = pair.decode(rows, z)
     try:
         likelihood.sample()
@@ -563,7 +563,7 @@ def _terms(
     *,
     unseen: bool = False,
 ) -> Surgery:
-    draws = [pair.log_likelihood(x[codes.index], z) for z in codes.z.unbind(1)]
+    draws = [elbo_terms(pair, x[codes.index], z)[0] for z in codes.z.unbind(1)]
     terms = surgery(codes, torch.stack(draws, 1), aggregated, prior, unseen=unseen)
     bar.tick()
     return terms

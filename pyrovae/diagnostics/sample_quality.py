@@ -26,7 +26,7 @@ from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, name_rows
 from pyrovae.evidence import BLOCK, as_density, latent_units
 from pyrovae.models import Prior
-from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
+from pyrovae.pairs import Pair, PyroFunction, measuring, observe, over_rows
 from pyrovae.randomness import check_seed, seeded
 from pyrovae.torch_modes import plain
 
@@ -258,7 +258,7 @@ def _check(
         raise InputError(
             f"expected a whole number of samples ≥ {FEWEST}; got {samples}. Take {SAMPLES}, say."
         )
-    if not all(pair.takes_any_number_of_rows(rows) for rows in (train, held_out)):
+    if not all(pair.traits.takes_any_number_of_rows(rows) for rows in (train, held_out)):
         raise InputError(
             "expected a pair that takes any number of rows, so that held-out data can be encoded; "
             "got one with a plate or parameters of fixed size. Write an amortized guide."
@@ -293,9 +293,9 @@ def measure_samples(
         orders = [torch.randperm(n)[:MOST_COMPARED].to(train.device) for n in sizes]
     seen, unseen = train[orders[0]], held_out[orders[1]]
     describe = _describe(pair, features, seen)
-    width = describe(pair.observe(seen[:2])[1]).shape[1]
+    width = describe(observe(pair, seen[:2])[1]).shape[1]
     compared = min(len(seen), len(unseen), max(size, COMPARED_BYTES // (8 * width)))
-    near = [describe(pair.observe(rows[:compared])[1]) for rows in (seen, unseen)]
+    near = [describe(observe(pair, rows[:compared])[1]) for rows in (seen, unseen)]
     train_features, held_out_features = (rows[:size] for rows in near)
     options = {"neighbours": neighbours, "seed": seed}
 
@@ -333,12 +333,12 @@ def measure_samples(
 def _describe(pair: Pair, features: Features, seen: Tensor) -> Callable[[Tensor], Tensor]:
     """The function from rows at the observed site, shape ``(n, ...)``, to features ``(n, F)``."""
     if features == "data":
-        data = pair.observe(seen)[1].double()
+        data = observe(pair, seen)[1].double()
         pixels = bool((data % 1 == 0).all()) or bool(((data >= 0) & (data <= 1)).all())
         scale = units(data, image=False)[1] if data.dim() == 2 and not pixels else 1.0
         return _checked(lambda rows: rows.reshape(len(rows), -1) / scale)
     if features == "codes":
-        observed = pair.observe(seen[:2])[1]
+        observed = observe(pair, seen[:2])[1]
         if observed.shape != seen[:2].shape or not torch.equal(observed.to(seen.dtype), seen[:2]):
             raise InputError(
                 "expected a pair whose one argument is what it observes, so that samples can be "

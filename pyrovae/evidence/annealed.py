@@ -167,7 +167,7 @@ def path_for(
         InputError: if the guide has another support than the prior, the pair takes one number of
             rows only, or log p(x, z) is not a function of z.
     """
-    if not pair.takes_any_number_of_rows(rows):
+    if not pair.traits.takes_any_number_of_rows(rows):
         raise InputError(
             "expected a model and guide that take any number of rows, so that many chains go "
             "through them at once; got a pair that takes only all data together. Use "

@@ -33,7 +33,7 @@ from pyrovae.evidence.tuning import (
     guide_inside,
     starting_points,
 )
-from pyrovae.pairs import Pair
+from pyrovae.pairs import Pair, weigh
 from pyrovae.randomness import derived_seed, seeded
 
 RUNGS = ("guide", "refined", "annealed")
@@ -202,7 +202,7 @@ def _guide_weights(pair: Pair, target: Target, draws: int, *, seed: int) -> Tens
     parts = []
     for part, start in enumerate(range(0, draws, STRIDE)):
         with seeded(seed, "draws from the guide", part):
-            weighted = pair.weigh(target.rows, min(STRIDE, draws - start))
+            weighted = weigh(pair, target.rows, min(STRIDE, draws - start))
             parts.append(log_weights_of_guide(weighted, target.prior))
     return torch.cat(parts).double()
 

@@ -14,7 +14,7 @@ from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.mixture.families import declared
 from pyrovae.models import Prior
-from pyrovae.pairs import Pair, Weighted
+from pyrovae.pairs import Pair, Weighted, weigh
 from pyrovae.randomness import derived_seed, seeded
 
 Proposal = Literal["guide", "prior"]
@@ -97,7 +97,7 @@ def compare_priors(
         for name, blocks in columns.items()
     }
     rows = _blocks(pair, x)[0]
-    if not pair.has_other_latents(rows) or not (points := pair.points(rows)):
+    if not pair.traits.has_other_latents(rows) or not (points := pair.traits.points(rows)):
         return results
     note = (
         f"The guide has a point at {', '.join(points)} and no density: log p(x) is that given its "
@@ -129,13 +129,13 @@ def support_notes(
     """A sentence for each prior that gives mass to a part of the space the guide leaves out."""
     rows = _blocks(pair, x)[0]
     # Then there is no one density a row to compare with p(z).
-    if pair.has_other_latents(rows) or pair.draws_for_all(rows):
+    if pair.traits.has_other_latents(rows) or pair.traits.draws_for_all(rows):
         return dict.fromkeys(priors, ())
     with seeded(0, "support notes"):
-        guide = pair.encode(rows, filled=False)
+        guide = pair.guide_density.of((rows,), filled=False)
         own = None
         if None in priors.values():
-            own = pair.prior(rows[:1] if pair.takes_any_number_of_rows(rows) else rows)
+            own = pair.prior(rows[:1] if pair.traits.takes_any_number_of_rows(rows) else rows)
     sources = {name: own if prior is None else prior for name, prior in priors.items()}
     return {name: _support_note(guide, p) for name, p in sources.items() if p is not None}
 
@@ -177,7 +177,7 @@ def as_density(prior: Prior, units: int) -> dist.Distribution:
 @torch.no_grad()
 def latent_units(pair: Pair, x: Tensor) -> int:
     """Number of latent units at the pair's sites."""
-    return sum(pair.units(_blocks(pair, x)[0]))
+    return sum(pair.traits.units(_blocks(pair, x)[0]))
 
 
 def left_out(guide: dist.Distribution, prior: dist.Distribution) -> float:
@@ -231,7 +231,7 @@ def weighted_blocks(
 
 def _blocks(pair: Pair, x: Tensor) -> Sequence[Tensor]:
     """Blocks of ``BLOCK`` rows; one block of all rows if the pair takes nothing else."""
-    return x.split(BLOCK) if pair.takes_any_number_of_rows(x) else (x,)
+    return x.split(BLOCK) if pair.traits.takes_any_number_of_rows(x) else (x,)
 
 
 def _parts(
@@ -239,7 +239,7 @@ def _parts(
 ) -> Iterator[Weighted]:
     for part, start in enumerate(range(0, draws, STRIDE)):
         with torch.no_grad(), seeded(seed, "weighted draws", block, part):
-            weighted = pair.weigh(rows, min(STRIDE, draws - start), proposal=source)
+            weighted = weigh(pair, rows, min(STRIDE, draws - start), proposal=source)
         yield weighted
 
 

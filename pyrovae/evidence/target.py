@@ -160,22 +160,22 @@ def whole(pair: Pair, x: Tensor) -> Pair:
             none, sites that are one for all rows, or points.
     """
     rows = x[:2]
-    if not pair.takes_any_number_of_rows(x):
+    if not pair.traits.takes_any_number_of_rows(x):
         raise InputError(
             "expected a model and guide that take any number of rows, so that many codes go "
             f"through them at once; got a pair that takes all data or none. {REMEDY}"
         )
-    if pair.draws_for_all(rows):
+    if pair.traits.draws_for_all(rows):
         raise InputError(
             "expected latent sites with a value for each row; got one for all rows, which is drawn "
             f"anew each time. {REMEDY}"
         )
-    if points := pair.points(rows):
+    if points := pair.traits.points(rows):
         raise InputError(
             f"expected a guide with a density at each site; got a point at {', '.join(points)}. "
             f"{REMEDY}"
         )
-    if not pair.has_other_latents(rows):
+    if not pair.traits.has_other_latents(rows):
         return pair
     with torch.no_grad(), seeded(0, "sites of the guide"):
         reading = pair.guide_reader.read((rows,))[0]
@@ -218,7 +218,7 @@ def target_for(
         z = _first_codes(pair, rows, support)
         # Here validation is still on: shapes and values are checked.
         once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
-        units, first = pair.units(rows), len(named.sites)
+        units, first = pair.traits.units(rows), len(named.sites)
         sizes = (sum(units[:first]), *units[first:])
     if not torch.allclose(once, again, equal_nan=True):
         raise InputError(

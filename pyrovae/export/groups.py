@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae.arviz_adapter import Array, dimension_names, to_arviz, variable_names
 from pyrovae.display import Result
 from pyrovae.evidence import weighted_draws
-from pyrovae.pairs import Pair, Weighted
+from pyrovae.pairs import Pair, Weighted, observe
 from pyrovae.randomness import derived_seed, seeded
 
 EVENT_DIMS = {0: (), 1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
@@ -98,7 +98,7 @@ def export_draws(
         prior_predictive = _predict(pair, x, codes)
     log_weight = posterior.log_likelihood + posterior.log_prior - posterior.log_guide
     estimates = _estimate_log_p(pair, x, seed)
-    observed_site, data = pair.observe(x)
+    observed_site, data = observe(pair, x)
     z, observed = variable_names((pair.name, observed_site), reserved=RESERVED)
     datum, unit, *event = dimension_names(
         ("datum", "unit", *_event_dims(data.dim() - 1)), (z, observed)

@@ -1,16 +1,17 @@
 """Any Pyro model and guide, read row by row.
 
-A ``Pair`` answers what the measures ask: q(z | x), log p(x | z), log p(z), draws with their
-importance weights, decoded data. It runs the two functions under Pyro's handlers and leaves them
-as they were, so a pair needs nothing but its ``pyro.sample`` statements. Start with ``pair.py``;
-``trace_reader.py`` reads one run and decides which plate is the data's; ``refinement.py`` climbs a
-data point's ELBO from where the guide put it.
+A ``Pair`` answers what the measures ask: q(z | x), p(z), p(x | z), and log p(x, z) at given codes.
+It runs the two functions under Pyro's handlers and leaves them as they were, so a pair needs
+nothing but its ``pyro.sample`` statements. Start with ``pair.py``; ``trace_reader.py`` reads one
+run and decides which plate is the data's; ``weighing.py`` draws codes with the terms of their
+weights; ``refinement.py`` climbs a data point's ELBO from where the guide put it.
 """
 
 from pyrovae.pairs.encoding import aggregate, encode
 from pyrovae.pairs.many_arguments import over_rows
 from pyrovae.pairs.nested_arguments import with_arguments
-from pyrovae.pairs.pair import Pair, Weighted
+from pyrovae.pairs.observed_data import observe
+from pyrovae.pairs.pair import Pair
 from pyrovae.pairs.position_parameters import by_place
 from pyrovae.pairs.reachable_modules import modules_of, naming_other_dtype, parameters_behind
 from pyrovae.pairs.refinement import check_refinable, elbo_draws, refine
@@ -25,6 +26,7 @@ from pyrovae.pairs.simulation import simulate
 from pyrovae.pairs.site_scores import masked_sites
 from pyrovae.pairs.trace_reader import Reader
 from pyrovae.pairs.under_prior import UnderPrior
+from pyrovae.pairs.weighing import Weighted, elbo_terms, weigh
 
 __all__ = [
     "AsFound",
@@ -38,15 +40,18 @@ __all__ = [
     "check_parameters",
     "check_refinable",
     "elbo_draws",
+    "elbo_terms",
     "encode",
     "evaluating",
     "masked_sites",
     "measuring",
     "modules_of",
     "naming_other_dtype",
+    "observe",
     "over_rows",
     "parameters_behind",
     "refine",
     "simulate",
+    "weigh",
     "with_arguments",
 ]

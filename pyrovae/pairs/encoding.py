@@ -104,7 +104,7 @@ def encode(
         except InputError:  # transforms by row, or masks that only some batches have
             if not any(isinstance(part, Pushed | Ancestral) for part in parts):
                 raise
-            return concatenate([pair.run_guide(batch) for batch in batches.ordered()])
+            return concatenate([pair.guide_density.run(batch) for batch in batches.ordered()])
 
 
 def _check_refinement(steps: int, model: PyroFunction | None) -> None:

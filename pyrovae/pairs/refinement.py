@@ -16,6 +16,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import Pushed
 from pyrovae.pairs.pair import Pair
+from pyrovae.pairs.weighing import elbo_terms
 from pyrovae.randomness import seeded
 
 RATE = 0.2  # of Adam at the first step; falls to 0 along a cosine
@@ -102,7 +103,7 @@ def refine(
 
 def check_refinable(pair: Pair, batch: Batch, q: dist.Distribution) -> None:
     """Raise unless the ELBO has a gradient in the parameters of q at each data point."""
-    if not pair.takes_any_number_of_rows(batch):
+    if not pair.traits.takes_any_number_of_rows(batch):
         raise InputError(
             "expected a model and guide that take any number of rows, so that many draws go "
             "through them at once; got a pair that takes only all data together. Write an "
@@ -115,7 +116,7 @@ def check_refinable(pair: Pair, batch: Batch, q: dist.Distribution) -> None:
             "guide with NUTS instead: beside_nuts."
         )
     fixed = [] if q.has_rsample else [families.family(q)]
-    if pair.has_other_latents(batch):
+    if pair.traits.has_other_latents(batch):
         with torch.no_grad(), torch.random.fork_rng():
             reading = pair.guide_reader.read(batch)[0]
         others = [name for name in reading.latent if name not in pair.sites]
@@ -138,7 +139,7 @@ def elbo_draws(pair: Pair, batch: Batch, q: dist.Distribution, draws: int) -> Te
 
 def _log_joint(pair: Pair, batch: Batch, z: Tensor) -> Tensor:
     """log p(x, z) of draws of shape ``(S, B, D)``, shape ``(S, B)``."""
-    likelihood, prior = pair.elbo_terms(repeat_rows(batch, len(z)), z.flatten(0, 1))
+    likelihood, prior = elbo_terms(pair, repeat_rows(batch, len(z)), z.flatten(0, 1))
     return (likelihood + prior).view(z.shape[:2])
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyrovae.data import Batch, as_batch, row_count
 from pyrovae.errors import InputError
+from pyrovae.pairs.observed_data import observed_argument
 from pyrovae.pairs.pair import Pair
 from pyrovae.randomness import seeded
 
@@ -57,7 +58,9 @@ def _check_likelihood(pair: Pair, like: Batch, simulated: Batch, z: Tensor, x: T
         for rows in (like, simulated):
             with seeded(0, "scored twice"):  # other draws of the model are the same in both
                 densities.append(pair.decode(rows, z).log_prob(x))
-        reason, same = "", _same(*densities, tolerance=1e-5)
+        first, second = densities
+        same = torch.allclose(first, second, rtol=1e-5, atol=1e-5, equal_nan=True)
+        reason = ""
     except ValueError as error:
         first_line = str(error).splitlines()[0].rstrip(".")  # Pyro adds the shapes of all sites
         reason, same = f", and refuses its own draws: {first_line}", False
@@ -67,33 +70,3 @@ def _check_likelihood(pair: Pair, like: Batch, simulated: Batch, z: Tensor, x: T
             f"model that takes something from x, such as a row's total{reason}. Give that to model "
             "and guide as an argument of its own, such as model(x, total)."
         )
-
-
-def observed_argument(pair: Pair, batch: Batch) -> int:
-    """The number of the argument that the model observes; raises as `simulate`."""
-    # Only the model is run: the rows need not be real data, and a guide may refuse them.
-    reading = pair.model_reader.read(batch)[0]
-    names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
-    if len(names) > 1:
-        raise InputError(
-            f"expected one observed site, to simulate data there; got {names}. Condition the model "
-            "on all others, or observe them as one site."
-        )
-    _, value = pair.observe(batch)
-    positions = [
-        number
-        for number, argument in enumerate(batch)
-        if argument.shape == value.shape and _same(argument.to(value.dtype), value)
-    ]
-    if len(positions) != 1:
-        shapes = [tuple(argument.shape[1:]) for argument in batch]
-        raise InputError(
-            f"expected one argument that the site {names[0]!r} observes as it is, to put simulated "
-            f"data in its place; got {len(positions)} among arguments of shapes {shapes} for rows "
-            f"of shape {tuple(value.shape[1:])}. Transform the data beforehand, not in the model."
-        )
-    return positions[0]
-
-
-def _same(first: Tensor, second: Tensor, *, tolerance: float = 0.0) -> bool:
-    return torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -86,6 +86,28 @@ class Reading:
             if name not in shared and not isinstance(self.nodes[name]["fn"], dist.Unit)
         ]
 
+    def observed_site(self, named: str | None) -> str:
+        """The observed site with data in each row, or that of them which is named.
+
+        Raises:
+            InputError: with the names of all such sites, if it is not one.
+        """
+        names = self.data_sites
+        if named is not None:
+            for name in (named, f"{named}_observed"):
+                if name in names:
+                    return name
+            raise InputError(
+                f"expected an observed site {named!r} in the model; got {names}. Name one "
+                "of those with observed=."
+            )
+        if len(names) != 1:
+            raise InputError(
+                f"expected one observed site in the model; got {names}. Give the site obs=, or "
+                "name the one that is meant with observed=."
+            )
+        return names[0]
+
     @property
     def ambiguous(self) -> set[str]:
         """Names of plates as large as the batch, where it is not known which are over the data."""

@@ -16,7 +16,7 @@ from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.diagnostics.draws import moments
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.models.networks import Standardize
-from pyrovae.pairs.pair import Pair, measuring
+from pyrovae.pairs import Pair, measuring
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 EFFORT = Effort(

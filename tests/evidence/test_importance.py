@@ -16,7 +16,7 @@ import pyrovae as pv
 from pyrovae.evidence.importance import importance_evidence
 from pyrovae.evidence.pareto_k import smooth
 from pyrovae.evidence.result import Evidence, summarise
-from pyrovae.pairs.pair import Pair, Weighted
+from pyrovae.pairs import Pair, Weighted, weigh
 from pyrovae.testing import linear_gaussian_vae
 
 importance = partial(pv.log_evidence, method="importance")
@@ -86,7 +86,7 @@ def test_rows_scored_in_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPat
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.5), exact.sample(20)
     whole = importance(vae.model, vae.guide, x, draws=50)
-    monkeypatch.setattr("pyrovae.pairs.pair.ROWS", 40)
+    monkeypatch.setattr("pyrovae.pairs.weighing.ROWS", 40)
     chunked = importance(vae.model, vae.guide, x, draws=50)
     assert torch.allclose(whole.values, chunked.values, rtol=1e-12)
 
@@ -143,13 +143,12 @@ def test_thousands_of_draws_are_held_a_part_at_a_time(monkeypatch: pytest.Monkey
     exact = linear_gaussian_vae()
     vae, x = exact.vae(scale=1.3), exact.sample(20)
     block_sizes: list[int] = []
-    weigh = Pair.weigh
 
     def recorded(pair: Pair, rows: Tensor, draws: int, **rest: object) -> Weighted:
         block_sizes.append(len(rows) * draws)
         return weigh(pair, rows, draws, **rest)
 
-    monkeypatch.setattr(Pair, "weigh", recorded)
+    monkeypatch.setattr("pyrovae.evidence.importance.weigh", recorded)
     result = importance(vae.model, vae.guide, x, draws=20_000)
     assert max(block_sizes) <= 16 * 1024
     assert sum(block_sizes) == 20 * 20_000

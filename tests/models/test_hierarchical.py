@@ -26,8 +26,8 @@ from pyrovae.evidence.importance import compare_priors
 from pyrovae.ex_post.candidates import MOMENT_DRAWS, with_normals
 from pyrovae.mixture.divergence import divergence
 from pyrovae.models.likelihoods import NegativeBinomialDecoder
+from pyrovae.pairs import Pair, measuring
 from pyrovae.pairs.joint_sites import Ancestral
-from pyrovae.pairs.pair import Pair, measuring
 from pyrovae.randomness import seeded
 from pyrovae.report.html import render
 from pyrovae.training.objectives import elbo

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae as pv
-from pyrovae.pairs.pair import Pair, measuring
+from pyrovae.pairs import Pair, measuring, observe
 from pyrovae.testing import linear_gaussian_vae
 
 
@@ -97,7 +97,7 @@ def test_a_data_plate_that_is_not_there() -> None:
         lambda name: pv.log_evidence(model, guide, X, data_plate=name, draws=4),
         lambda name: pv.log_evidence(model, guide, X, data_plate=name, method="prior", draws=4),
         lambda name: Pair(model, guide, data_plate=name).decode(X, X[:, :2]),
-        lambda name: Pair(model, guide, data_plate=name).observe(X),
+        lambda name: observe(Pair(model, guide, data_plate=name), X),
     ]
     for measure in measures:
         with pytest.raises(
