@@ -46,7 +46,15 @@ from pyrovae.extras import MissingPackage
 from pyrovae.mixture import AggregatedPosterior, families
 from pyrovae.mixture.families import declared
 from pyrovae.models import DiscretizedLogistic, bits_per_dimension
-from pyrovae.pairs import Pair, PyroFunction, elbo_terms, encode, measuring, over_rows
+from pyrovae.pairs import (
+    Encoded,
+    Pair,
+    PyroFunction,
+    elbo_terms,
+    encode_rows,
+    measuring,
+    over_rows,
+)
 from pyrovae.progress import Bar, progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.torch_modes import plain
@@ -296,22 +304,29 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     steps = STAGES + _evidence_steps(effort, len(test_x))
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
-        guide_check = _check_guide(original, batches[1], numbers, effort, seed, progress)
-        encoding, validation_q = _encode(pair, train_x), _encode(pair, validation_x)
-        aggregated = _aggregate(encoding, effort)
-        ex_post = fit_ex_post_prior(aggregated, held_out=validation_q, seed=seed, progress=progress)
+        train_q, validation_q, test_q = (
+            encode_rows(pair, rows) for rows in (train_x, validation_x, test_x)
+        )
+        guide_check = _check_guide(original, batches[1], test_q, numbers, effort, seed, progress)
+        encoding, aggregated = train_q.density, _aggregate(train_q.density, effort)
+        ex_post = fit_ex_post_prior(
+            aggregated, held_out=validation_q.density, seed=seed, progress=progress
+        )
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(train_x) if prior is None else declared(prior)
-        test_encoding, size, fitted = _encode(pair, test_x), effort.codes, ex_post.distribution
+        size, fitted = effort.codes, ex_post.distribution
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": fitted}
         codes = draw_codes(encoding, size=size, seed=derived_seed(seed, "training codes"))
         test_seed = derived_seed(seed, "held-out codes")
-        test_codes = draw_codes(test_encoding, size=size, rows=numbers, seed=test_seed)
-        test_aggregated = AggregatedPosterior(test_encoding)
+        test_codes = draw_codes(test_q.density, size=size, rows=numbers, seed=test_seed)
+        test_aggregated = AggregatedPosterior(test_q.density)
         memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
         chosen = _choose_rows(len(numbers), effort.evidence_rows, seed)
-        x, needed = test_x[chosen], memorised.needed
-        evidence = _evidence(pair, x, numbers[chosen], densities, needed, effort, seed, bar)
+        x, x_q, needed = test_x[chosen], test_q.take(chosen), memorised.needed
+        evidence = _evidence(pair, x, x_q, numbers[chosen], densities, needed, effort, seed, bar)
+        elbo = None
+        if evidence:
+            elbo = elbo_of_guide(pair, x, draws=ELBO_DRAWS, encoded=x_q, seed=seed)
         return Diagnosis(
             training=_terms(pair, train_x, codes, aggregated, prior, bar),
             held_out=_terms(pair, test_x, test_codes, test_aggregated, prior, bar, unseen=True),
@@ -323,14 +338,14 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             prior=prior,
             codes=codes,
             pictures=_pictures(pair, train_x, densities, effort, seed),
-            exported=_export(pair, test_x, numbers, prior, effort, seed),
+            exported=_export(pair, test_x, test_q, numbers, prior, effort, seed),
             information=information(test_codes, test_aggregated, fitted),
             holes=holes(test_codes, aggregated, prior, draws=size, seed=seed),
             two_sample=_compare_with_prior(codes, prior, size=effort.two_sample, seed=seed),
             guide_check=guide_check,
             bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
-            elbo=elbo_of_guide(pair, x, draws=ELBO_DRAWS, seed=seed) if evidence else None,
+            elbo=elbo,
             sample_quality=_sample_quality(pair, train_x, test_x, densities, effort, seed),
         )
 
@@ -345,14 +360,17 @@ def _collapse(
 def _check_guide(
     original: Pair,
     held_out: Batch,
+    encoded: Encoded,
     numbers: Tensor,
     effort: Effort,
     seed: int,
     progress: bool | None,
 ) -> GuideCheck:
+    order = _shuffle(len(numbers), seed)
     return check_guide(
         original,
-        take_rows(held_out, numbers[_shuffle(len(numbers), seed)]),
+        take_rows(held_out, numbers[order]),
+        encoded.take(order),
         simulations=effort.simulations,
         gap_rows=effort.gap_rows,
         nuts_rows=effort.nuts_rows,
@@ -401,6 +419,7 @@ def _evidence_steps(effort: Effort, rows: int) -> int:
 def _evidence(
     pair: Pair,
     x: Tensor,
+    encoded: Encoded,
     numbers: Tensor,
     densities: Mapping[str, dist.Distribution],
     needed: float,
@@ -414,13 +433,17 @@ def _evidence(
     priors = {**densities, "prior": None}  # the model's own, whatever it is compared with
     draws = effort.evidence_draws
     if effort.method == "importance":
-        results = compare_priors(pair, x, priors, draws=draws, seed=seed, tick=bar.tick)
+        results = compare_priors(
+            pair, x, priors, draws=draws, encoded=encoded, seed=seed, tick=bar.tick
+        )
     else:
         estimate = refined_evidence
         if effort.method == "auto":
             estimate = partial(automatic_evidence, max_cost=effort.evidence_cost)
         results = {
-            name: estimate(pair, x, draws=draws, prior=prior, seed=seed, tick=bar.tick)
+            name: estimate(
+                pair, x, draws=draws, prior=prior, encoded=encoded, seed=seed, tick=bar.tick
+            )
             for name, prior in priors.items()
         }
     results["q_agg"] = replace(results["q_agg"], needed=needed)
@@ -461,6 +484,7 @@ def _sample_quality(
 def _export(
     pair: Pair,
     x: Tensor,
+    encoded: Encoded,
     numbers: Tensor,
     prior: dist.Distribution,
     effort: Effort,
@@ -473,6 +497,7 @@ def _export(
         pair,
         x[chosen],
         draws=effort.export_draws,
+        encoded=encoded.take(chosen),
         prior=prior,
         numbers=numbers[chosen].tolist(),
         seed=seed,
@@ -505,10 +530,6 @@ def _compare_with_prior(
     except MissingPackage as error:  # one number among many, which says in its place what it lacks
         unknown = Estimate(math.nan, math.inf, 0).unresolve(error.remedy)
         return TwoSample(unknown, unknown)
-
-
-def _encode(pair: Pair, x: Tensor) -> dist.Distribution:
-    return encode(pair.guide, x, site=pair.site, data_plate=pair.data_plate, model=pair.model)
 
 
 def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None) -> None:

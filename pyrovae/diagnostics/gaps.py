@@ -15,6 +15,7 @@ from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence, automatic_evidence, smooth, weighted_draws
 from pyrovae.mixture import families
 from pyrovae.pairs import (
+    Encoded,
     Pair,
     PyroFunction,
     check_refinable,
@@ -108,32 +109,59 @@ def inference_gaps(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide), torch.no_grad():
         with seeded(seed, "guide to climb from"):
-            start = families.convert(pair.encode(x), torch.Tensor.detach)
-        check_refinable(pair, (x,), start)
-        elbo_seed = derived_seed(seed, "ELBO")  # shared, so that differences are paired
-        gaussian = families.family(start) in ("Normal", "MultivariateNormal")
-        with progress_bar("optimising q(z|x)", steps * (1 + gaussian), progress=progress) as bar:
-            climb_seed = derived_seed(seed, "best of the family")
-            best = refine(pair, (x,), start, steps=steps, seed=climb_seed, tick=bar.tick)
-            full = None
-            if gaussian:
-                middle, deviation = best.mean, best.stddev  # of two precisions in some guides
-                wide: dist.Distribution = dist.MultivariateNormal(
-                    middle, scale_tril=torch.diag_embed(deviation.to(middle.dtype))
-                )
-                climb_seed = derived_seed(seed, "best of full covariance")
-                wide = refine(pair, (x,), wide, steps=steps, seed=climb_seed, tick=bar.tick)
-                full = _estimate_elbo(pair, x, wide, draws, seed=elbo_seed)
-        amortized, family = (
-            _estimate_elbo(pair, x, q, draws, seed=elbo_seed) for q in (start, best)
+            encoded = pair.guide_density.encode((x,))
+        return gaps_of_pair(
+            pair, x, encoded, steps=steps, draws=draws, seed=seed, progress=progress
         )
-        evidence_seed = derived_seed(seed, "log p(x) beside ELBO")
-        with progress_bar("log p(x)", len(x), progress=progress) as bar:
-            evidence = automatic_evidence(pair, x, draws=draws, seed=evidence_seed, tick=bar.tick)
+
+
+@torch.no_grad()
+def gaps_of_pair(
+    pair: Pair,
+    x: Tensor,
+    encoded: Encoded,
+    *,
+    steps: int,
+    draws: int,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Gaps:
+    """As :func:`inference_gaps`, of a pair that is being measured.
+
+    Args:
+        pair: model and guide over rows.
+        x: rows, shape ``(N, ...)``.
+        encoded: q(z | x) of them.
+        steps, draws, seed, progress: as :func:`inference_gaps` has them.
+    """
+    start = families.convert(encoded.density, torch.Tensor.detach)
+    check_refinable(pair, (x,), start)
+    elbo_seed = derived_seed(seed, "ELBO")  # shared, so that differences are paired
+    gaussian = families.family(start) in ("Normal", "MultivariateNormal")
+    with progress_bar("optimising q(z|x)", steps * (1 + gaussian), progress=progress) as bar:
+        climb_seed = derived_seed(seed, "best of the family")
+        best = refine(pair, (x,), start, steps=steps, seed=climb_seed, tick=bar.tick)
+        full = None
+        if gaussian:
+            middle, deviation = best.mean, best.stddev  # of two precisions in some guides
+            wide: dist.Distribution = dist.MultivariateNormal(
+                middle, scale_tril=torch.diag_embed(deviation.to(middle.dtype))
+            )
+            climb_seed = derived_seed(seed, "best of full covariance")
+            wide = refine(pair, (x,), wide, steps=steps, seed=climb_seed, tick=bar.tick)
+            full = _estimate_elbo(pair, x, wide, draws, seed=elbo_seed)
+    amortized, family = (_estimate_elbo(pair, x, q, draws, seed=elbo_seed) for q in (start, best))
+    evidence_seed = derived_seed(seed, "log p(x) beside ELBO")
+    with progress_bar("log p(x)", len(x), progress=progress) as bar:
+        evidence = automatic_evidence(
+            pair, x, draws=draws, encoded=encoded, seed=evidence_seed, tick=bar.tick
+        )
     return Gaps(amortized, family, full, evidence)
 
 
-def elbo_of_guide(pair: Pair, x: Tensor, *, draws: int, seed: int) -> Evidence:
+def elbo_of_guide(
+    pair: Pair, x: Tensor, *, draws: int, seed: int, encoded: Encoded | None = None
+) -> Evidence:
     """The ELBO of each data point by draws from the guide, of any pair.
 
     Args:
@@ -141,10 +169,12 @@ def elbo_of_guide(pair: Pair, x: Tensor, *, draws: int, seed: int) -> Evidence:
         x: rows, shape ``(N, ...)``.
         draws: at each of them.
         seed: names them.
+        encoded: q(z | x) of the rows, if it is known.
     """
+    seed = derived_seed(seed, "ELBO alone")
     parts = [
         weighted.log_likelihood + weighted.log_prior - weighted.log_guide
-        for weighted in weighted_draws(pair, x, draws=draws, seed=derived_seed(seed, "ELBO alone"))
+        for weighted in weighted_draws(pair, x, draws=draws, encoded=encoded, seed=seed)
     ]
     return _mean_log_weights(torch.cat(parts, 1))
 

@@ -10,12 +10,12 @@ import torch
 
 from pyrovae.data import Batch, take_rows
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate_pair
-from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.diagnostics.gaps import Gaps, gaps_of_pair
 from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
 from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
-from pyrovae.pairs import Pair
+from pyrovae.pairs import Encoded, Pair, over_rows
 
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ class GuideCheck(Result):
 def check_guide(
     pair: Pair,
     batch: Batch,
+    encoded: Encoded,
     *,
     simulations: int,
     gap_rows: int,
@@ -87,17 +88,16 @@ def check_guide(
     Args:
         pair: model and guide.
         batch: held-out rows.
+        encoded: q(z | x) of them.
         simulations: data points to simulate for calibration, at least 100; 0 for none.
         gap_rows: data points whose gaps are measured; 0 for none.
         nuts_rows: data points that NUTS is run for; 0 for none.
         seed: names the draws.
         progress: show progress bars; by default if stderr is a terminal.
     """
-    functions = (pair.model, pair.guide)
     sites: dict[str, Any] = {
         "site": pair.site, "observed": pair.observed, "data_plate": pair.data_plate,
     }  # fmt: skip
-    gap_batch, nuts_batch = (take_rows(batch, slice(0, n)) for n in (gap_rows, nuts_rows))
     refused: dict[str, str] = {}
 
     def attempt(name: str, size: int, check: Callable[[], T]) -> T | None:
@@ -112,24 +112,25 @@ def check_guide(
             refused[name] = f"a distribution of the pair lacks a method: {error or 'sample'}"
         return None
 
+    def measure_gaps() -> Gaps:
+        some = slice(0, gap_rows)
+        by_row, (x,) = over_rows(pair, take_rows(batch, some))
+        known = encoded.take(some)
+        return gaps_of_pair(by_row, x, known, seed=seed, progress=progress, **GAP_EFFORT)
+
     calibration = attempt(
         "simulation-based calibration",
         simulations,
         lambda: calibrate_pair(pair, batch, simulations=simulations, seed=seed),
     )
-    gaps = attempt(
-        "gaps of the ELBO",
-        gap_rows,
-        lambda: inference_gaps(
-            *functions, gap_batch, seed=seed, progress=progress, **(GAP_EFFORT | sites)
-        ),
-    )
+    gaps = attempt("gaps of the ELBO", gap_rows, measure_gaps)
     beside = attempt(
         "comparison with NUTS",
         nuts_rows,
         lambda: beside_nuts(
-            *functions,
-            nuts_batch,
+            pair.model,
+            pair.guide,
+            take_rows(batch, slice(0, nuts_rows)),
             draws=NUTS_DRAWS,
             warmup=NUTS_WARMUP,
             chains=NUTS_CHAINS,

@@ -27,7 +27,7 @@ from pyrovae.evidence import (
     smooth,
     summarise,
 )
-from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
+from pyrovae.pairs import Encoded, Pair, PyroFunction, measuring, over_rows
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.torch_modes import plain
@@ -159,7 +159,9 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         path = path_for(pair, x, Annealing(start="prior"), None)
-        starts = _starts(pair, x, path, chains, seed)
+        with seeded(seed, "guide of NUTS's rows"):
+            encoded = pair.guide_density.encode((x,))
+        starts = _starts(pair, x, encoded, path, chains, seed)
         with progress_bar("NUTS", chains * (warmup + draws), progress=progress) as bar:
             u = torch.stack(
                 [
@@ -170,7 +172,8 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
         _check_moved(u)
         with torch.no_grad(), seeded(seed, "guide beside NUTS"):
             evidence = _estimate_evidence(path, u.flatten(0, 1))
-            q = pair.encode(x)
+            encoded.advance()
+            q = encoded.density
             guide_moments = moments(q, draws=1000, seed=derived_seed(seed, "moments beside NUTS"))
             z = q.sample(torch.Size([evidence.draws]))
             log_weights = (path.log_joint(z) - q.log_prob(z)).T.double()
@@ -207,12 +210,13 @@ def _check_moved(u: Tensor) -> None:
 
 
 @torch.no_grad()
-def _starts(pair: Pair, x: Tensor, path: Path, chains: int, seed: int) -> Tensor:
+def _starts(pair: Pair, x: Tensor, encoded: Encoded, path: Path, chains: int, seed: int) -> Tensor:
     """Where the chains begin, shape ``(chains, N, D)``."""
     with seeded(seed, "prior's starts of NUTS"):
         start = path.sample(chains)
     try:
-        proposal = proposal_for(pair, x, seed=derived_seed(seed, "proposal beside NUTS"))
+        proposal_seed = derived_seed(seed, "proposal beside NUTS")
+        proposal = proposal_for(pair, x, encoded=encoded, seed=proposal_seed)
     except InputError:  # no density that a proposal could follow: the prior's draws will do
         return start
     with seeded(seed, "starts of NUTS"):

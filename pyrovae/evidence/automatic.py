@@ -13,8 +13,9 @@ from torch import Tensor
 from pyrovae.errors import InputError
 from pyrovae.evidence.annealed import cost_of_chains
 from pyrovae.evidence.importance import (
+    BLOCK,
     check_draws,
-    importance_evidence,
+    compare_priors,
     log_weights_of_guide,
     support_notes,
 )
@@ -33,7 +34,7 @@ from pyrovae.evidence.tuning import (
     guide_inside,
     starting_points,
 )
-from pyrovae.pairs import Pair, weigh
+from pyrovae.pairs import Encoded, Pair, drawn_from, weigh
 from pyrovae.randomness import derived_seed, seeded
 
 RUNGS = ("guide", "refined", "annealed")
@@ -49,6 +50,7 @@ def automatic_evidence(
     *,
     draws: int,
     prior: dist.Distribution | None = None,
+    encoded: Encoded | None = None,
     max_cost: int | None = None,
     seed: int = 0,
     tick: Callable[[int], None] = lambda _: None,
@@ -69,6 +71,7 @@ def automatic_evidence(
         x: rows, shape ``(N, ...)``.
         draws: K ≥ 2, or as many chains.
         prior: stands in the place of the model's own p(z).
+        encoded: q(z | x) of the rows, if it is known.
         max_cost: evaluations of log p(x, z) at a data point, one with its gradient for three. It
             goes no further up where it has taken so many, or where chains would exceed it.
         seed: names all draws.
@@ -78,18 +81,27 @@ def automatic_evidence(
         InputError: with fewer than 2 draws.
     """
     check_draws(draws)
+
+    def target_of(block: int) -> Target:
+        rows = slice(block * ROWS, (block + 1) * ROWS)
+        known = None if encoded is None else encoded.take(rows)
+        return target_for(entire, x[rows], prior, named=pair, encoded=known)
+
     try:
         entire = whole(pair, x)
-        target_for(entire, x[:2], prior, named=pair)
+        target = target_of(0)
     except InputError as reason:
-        result = _by_guide(pair, x, draws, prior, seed, reason)
+        result = compare_priors(pair, x, {"": prior}, draws=draws, encoded=encoded, seed=seed)[""]
+        result = _by_guide_alone(result, reason)
         tick(len(x))
         return result
-    usable = not support_notes(pair, x, {"": prior})[""]
+    guide = drawn_from(pair, x[:BLOCK], target.encoded.take(slice(0, BLOCK)))
+    usable = not support_notes(pair, x, {"": prior}, guide)[""]
     most = math.inf if max_cost is None else max_cost
     parts = []
     for index, rows in enumerate(x.split(ROWS)):
-        target = target_for(entire, rows, prior, named=pair)
+        if index > 0:
+            target = target_of(index)
         ladder = Ladder(pair, target, draws, most, derived_seed(seed, "rungs of a block", index))
         parts.append(ladder.climb(guided=usable, first=index * ROWS))
         tick(len(rows))
@@ -199,25 +211,19 @@ def _tame(log_weights: Tensor) -> Tensor:
 def _guide_weights(pair: Pair, target: Target, draws: int, *, seed: int) -> Tensor:
     """log weights of draws from the guide, shape ``(S, B)``."""
     target.count(torch.arange(len(target.rows), device=target.rows.device), draws)
+    source = drawn_from(pair, target.rows, target.encoded)
     parts = []
     for part, start in enumerate(range(0, draws, STRIDE)):
         with seeded(seed, "draws from the guide", part):
-            weighted = weigh(pair, target.rows, min(STRIDE, draws - start))
+            weighted = weigh(pair, target.rows, min(STRIDE, draws - start), source=source)
             parts.append(log_weights_of_guide(weighted, target.prior))
     return torch.cat(parts).double()
 
 
-def _by_guide(
-    pair: Pair,
-    x: Tensor,
-    draws: int,
-    prior: dist.Distribution | None,
-    seed: int,
-    reason: InputError,
-) -> Evidence:
-    """By draws from the guide alone, with the reason if that is not good enough."""
-    result = importance_evidence(pair, x, draws=draws, prior=prior, seed=seed)
-    result = replace(result, rungs=("guide",) * len(x), stopped=torch.zeros_like(result.unresolved))
+def _by_guide_alone(result: Evidence, reason: InputError) -> Evidence:
+    """An estimate by draws from the guide, with the reason if that is not good enough."""
+    rungs, stopped = ("guide",) * len(result.values), torch.zeros_like(result.unresolved)
+    result = replace(result, rungs=rungs, stopped=stopped)
     if not result.unresolved.any():
         return result
     why = str(reason).partition(". ")[0].removeprefix("expected ")

@@ -14,7 +14,7 @@ from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.mixture.families import declared
 from pyrovae.models import Prior
-from pyrovae.pairs import Pair, Weighted, weigh
+from pyrovae.pairs import Encoded, Pair, Weighted, drawn_from, weigh
 from pyrovae.randomness import derived_seed, seeded
 
 Proposal = Literal["guide", "prior"]
@@ -54,7 +54,8 @@ def importance_evidence(
     source = pair.prior(x) if prior is None else prior
     seed = derived_seed(seed, "draws from the prior")
     blocks: list[Evidence] = []
-    for parts in weighted_blocks(pair, x, draws=draws, seed=seed, proposal=source):
+    sources = [source.expand((len(rows),)) for rows in _blocks(pair, x)]
+    for parts in weighted_blocks(pair, x, sources, draws=draws, seed=seed):
         weights = torch.cat([w.log_likelihood for w in parts])
         blocks.append(summarise(weights.T, first=len(blocks) * BLOCK))
     return replace(join(blocks), cost=torch.full((len(x),), draws, device=x.device))
@@ -67,6 +68,7 @@ def compare_priors(
     priors: Mapping[str, dist.Distribution | None],
     *,
     draws: int,
+    encoded: Encoded | None = None,
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Evidence]:
@@ -75,6 +77,7 @@ def compare_priors(
     Args:
         pair, x, draws, seed: as :func:`importance_evidence`.
         priors: p(z) by name; ``None`` is the model's own.
+        encoded: q(z | x) of the rows, if it is known.
         tick: called after each ``BLOCK`` of data points.
 
     Raises:
@@ -82,7 +85,8 @@ def compare_priors(
     """
     check_draws(draws)
     columns: dict[str, list[Evidence]] = {name: [] for name in priors}
-    for parts in weighted_blocks(pair, x, draws=draws, seed=seed):
+    sources = _sources(pair, x, encoded)
+    for parts in weighted_blocks(pair, x, sources, draws=draws, seed=seed):
         weights: dict[str, list[Tensor]] = {name: [] for name in priors}
         for part in parts:
             for name, prior in priors.items():
@@ -90,7 +94,7 @@ def compare_priors(
         for name, blocks in columns.items():
             blocks.append(summarise(torch.cat(weights[name]).T, first=len(blocks) * BLOCK))
         tick()
-    notes = support_notes(pair, x, priors)
+    notes = support_notes(pair, x, priors, sources[0])
     cost = torch.full((len(x),), draws, device=x.device)
     results = {
         name: replace(join(blocks), notes=notes[name], cost=cost)
@@ -124,15 +128,24 @@ def log_weights_of_guide(part: Weighted, prior: dist.Distribution | None) -> Ten
 
 @torch.no_grad()
 def support_notes(
-    pair: Pair, x: Tensor, priors: Mapping[str, dist.Distribution | None]
+    pair: Pair,
+    x: Tensor,
+    priors: Mapping[str, dist.Distribution | None],
+    guide: dist.Distribution | None,
 ) -> dict[str, tuple[str, ...]]:
-    """A sentence for each prior that gives mass to a part of the space the guide leaves out."""
+    """A sentence for each prior that gives mass to a part of the space the guide leaves out.
+
+    Args:
+        pair, x, priors: as :func:`compare_priors`.
+        guide: q(z | x) of the first ``BLOCK`` of rows, as `drawn_from` has it.
+    """
     rows = _blocks(pair, x)[0]
     # Then there is no one density a row to compare with p(z).
     if pair.traits.has_other_latents(rows) or pair.traits.draws_for_all(rows):
         return dict.fromkeys(priors, ())
     with seeded(0, "support notes"):
-        guide = pair.guide_density.of((rows,), filled=False)
+        if guide is None:  # something is left out by a mask
+            guide = pair.guide_density.of((rows,), filled=False)
         own = None
         if None in priors.values():
             own = pair.prior(rows[:1] if pair.traits.takes_any_number_of_rows(rows) else rows)
@@ -205,9 +218,15 @@ def _support_note(guide: dist.Distribution, prior: dist.Distribution) -> tuple[s
     )
 
 
-def weighted_draws(pair: Pair, x: Tensor, *, draws: int, seed: int) -> Iterator[Weighted]:
-    """Draws from the guide with the three terms of their weights, block by block of ``x``."""
-    for parts in weighted_blocks(pair, x, draws=draws, seed=seed):
+def weighted_draws(
+    pair: Pair, x: Tensor, *, draws: int, seed: int, encoded: Encoded | None = None
+) -> Iterator[Weighted]:
+    """Draws from the guide with the three terms of their weights, block by block of ``x``.
+
+    Args:
+        pair, x, draws, seed, encoded: as :func:`compare_priors`.
+    """
+    for parts in weighted_blocks(pair, x, _sources(pair, x, encoded), draws=draws, seed=seed):
         whole = list(parts)
         yield Weighted(
             *(torch.cat([getattr(p, name) for p in whole]) for name in Weighted.__annotations__)
@@ -215,17 +234,21 @@ def weighted_draws(pair: Pair, x: Tensor, *, draws: int, seed: int) -> Iterator[
 
 
 def weighted_blocks(
-    pair: Pair, x: Tensor, *, draws: int, seed: int, proposal: dist.Distribution | None = None
+    pair: Pair,
+    x: Tensor,
+    sources: Sequence[dist.Distribution | None],
+    *,
+    draws: int,
+    seed: int,
 ) -> Iterator[Iterator[Weighted]]:
     """For each ``BLOCK`` of data points its draws, ``STRIDE`` at a time, made as they are read.
 
-    What is held at once grows neither with the number of data points nor with that of draws.
+    The draws that are held at once don't grow with the number of data points, nor with theirs.
 
     Args:
-        proposal: where z is drawn from, batch shape ``()`` or ``(1,)``, in the guide's place.
+        sources: what z is drawn from in each block, as `weigh` takes it.
     """
-    for index, rows in enumerate(_blocks(pair, x)):
-        source = None if proposal is None else proposal.expand((len(rows),))
+    for index, (rows, source) in enumerate(zip(_blocks(pair, x), sources, strict=True)):
         yield _parts(pair, rows, source, draws, seed, index)
 
 
@@ -234,12 +257,24 @@ def _blocks(pair: Pair, x: Tensor) -> Sequence[Tensor]:
     return x.split(BLOCK) if pair.traits.takes_any_number_of_rows(x) else (x,)
 
 
+def _sources(pair: Pair, x: Tensor, encoded: Encoded | None) -> list[dist.Distribution | None]:
+    """What the codes of each block are drawn from; see `drawn_from`."""
+    blocks = _blocks(pair, x)
+    if encoded is None:
+        return [drawn_from(pair, rows) for rows in blocks]
+    starts = range(0, len(x), len(blocks[0]))
+    return [
+        drawn_from(pair, rows, encoded.take(slice(start, start + len(rows))))
+        for start, rows in zip(starts, blocks, strict=True)
+    ]
+
+
 def _parts(
     pair: Pair, rows: Tensor, source: dist.Distribution | None, draws: int, seed: int, block: int
 ) -> Iterator[Weighted]:
     for part, start in enumerate(range(0, draws, STRIDE)):
         with torch.no_grad(), seeded(seed, "weighted draws", block, part):
-            weighted = weigh(pair, rows, min(STRIDE, draws - start), proposal=source)
+            weighted = weigh(pair, rows, min(STRIDE, draws - start), source=source)
         yield weighted
 
 

@@ -107,7 +107,7 @@ class Proposal:
         target = self.target.subset(chosen)
         return Proposal(
             target,
-            None if self.guide is None else target.pair.encode(target.rows),
+            None if self.guide is None else target.encoded.density,
             self.log_weights[chosen],
             self.mean[chosen],
             self.factor[chosen],

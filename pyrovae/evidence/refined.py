@@ -14,7 +14,7 @@ from pyrovae.evidence.proposal import Proposal
 from pyrovae.evidence.result import Evidence, join, summarise
 from pyrovae.evidence.target import target_for, whole
 from pyrovae.evidence.tuning import fit_proposal
-from pyrovae.pairs import Pair
+from pyrovae.pairs import Encoded, Pair
 from pyrovae.randomness import derived_seed, seeded
 
 ROWS = 64  # data points whose proposals are found together
@@ -28,6 +28,7 @@ def refined_evidence(
     *,
     draws: int,
     prior: dist.Distribution | None = None,
+    encoded: Encoded | None = None,
     seed: int = 0,
     tick: Callable[[int], None] = lambda _: None,
 ) -> Evidence:
@@ -44,6 +45,7 @@ def refined_evidence(
         x: rows, shape ``(N, ...)``.
         draws: K ≥ 2.
         prior: stands in the place of the model's own p(z).
+        encoded: q(z | x) of the rows, if it is known.
         seed: names all draws; the result depends on it and the data alone.
         tick: called with the number of rows that are done, block by block.
 
@@ -55,7 +57,8 @@ def refined_evidence(
     entire = whole(pair, x)
     parts: list[Evidence] = []
     for index, numbers in enumerate(torch.arange(len(x), device=x.device).split(ROWS)):
-        target = target_for(entire, x[numbers], prior, named=pair)
+        known = None if encoded is None else encoded.take(numbers)
+        target = target_for(entire, x[numbers], prior, named=pair, encoded=known)
         tuning = derived_seed(seed, "refined proposal", index)
         proposal = fit_proposal(target, seed=tuning).proposal
         weights = counted(proposal, draws, seed=derived_seed(seed, "refined weights", index))
@@ -76,16 +79,17 @@ def counted(proposal: Proposal, draws: int, *, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def proposal_for(pair: Pair, x: Tensor, *, seed: int) -> Proposal:
+def proposal_for(pair: Pair, x: Tensor, *, encoded: Encoded, seed: int) -> Proposal:
     """The refined proposal of each row, under the model's own prior.
 
     Args:
         pair: model and guide.
         x: rows, shape ``(B, ...)``.
+        encoded: q(z | x) of them.
         seed: names the draws that tune it.
 
     Raises:
         InputError: where log p(x, z) is no differentiable function of the code of each row.
     """
-    target = target_for(whole(pair, x), x, None, named=pair)
+    target = target_for(whole(pair, x), x, None, named=pair, encoded=encoded)
     return fit_proposal(target, seed=derived_seed(seed, "proposal for other draws")).proposal

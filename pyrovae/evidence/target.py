@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
-from pyrovae.pairs import Pair, masked_sites
+from pyrovae.pairs import Encoded, Pair, masked_sites
 from pyrovae.randomness import seeded
 
 AT_ONCE = 8192  # codes that go through the model at once, at most
@@ -33,7 +33,9 @@ class Target:
     Args:
         pair: model and guide, with all latent sites of the guide as one code.
         rows: B data points, shape ``(B, ...)``.
+        encoded: q(z | x) of them.
         prior: p in the place of the model's own at the sites that it is for, if given.
+        code_prior: p(z) of the whole code, if it is one for all rows: where to look from.
         support: the prior's support, through whose standard bijection codes have positions.
         dtype: of the codes that the model takes.
         named: the pair with the sites alone that ``prior`` is for, the first of the code.
@@ -44,7 +46,9 @@ class Target:
 
     pair: Pair
     rows: Tensor
+    encoded: Encoded
     prior: dist.Distribution | None
+    code_prior: dist.Distribution | None
     support: torch.distributions.constraints.Constraint
     dtype: torch.dtype
     named: Pair
@@ -54,17 +58,17 @@ class Target:
 
     def subset(self, chosen: Tensor) -> Target:
         """The target at some of the rows, with the same count of what they cost."""
-        return replace(self, rows=self.rows[chosen], numbers=self.numbers[chosen])
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            encoded=self.encoded.take(chosen),
+            numbers=self.numbers[chosen],
+        )
 
     def count(self, row: Tensor, evaluations: int = 1) -> None:
         """Add to the cost of rows, as often as their numbers come, shape ``(n,)``."""
         times = torch.bincount(row, minlength=len(self.rows))
         self.cost[self.numbers] += evaluations * times
-
-    @property
-    def whole_prior(self) -> dist.Distribution | None:
-        """The given prior, if it is one of the whole code."""
-        return self.prior if len(self.sizes) == 1 else None
 
     def positions(self, z: Tensor) -> Tensor:
         """Positions of codes."""
@@ -197,7 +201,12 @@ REMEDY = "Use method='importance'."
 
 @torch.no_grad()
 def target_for(
-    pair: Pair, rows: Tensor, prior: dist.Distribution | None, *, named: Pair | None = None
+    pair: Pair,
+    rows: Tensor,
+    prior: dist.Distribution | None,
+    *,
+    named: Pair | None = None,
+    encoded: Encoded | None = None,
 ) -> Target:
     """The target at some data points, with the pair checked there.
 
@@ -206,6 +215,7 @@ def target_for(
         rows: B data points, shape ``(B, ...)``.
         prior: p(z) in the place of the model's own, at the sites that ``named`` names.
         named: the pair as it was given, if it has other sites.
+        encoded: q(z | x) of the data points, if it is known; of a pair with other sites it is not.
 
     Raises:
         InputError: where codes can't be moved through the support, or log p(x, z) is no function
@@ -214,8 +224,11 @@ def target_for(
     with seeded(0, "checks of a target"):
         named = named or pair
         alone = len(named.sites) == len(pair.sites)
-        support = support_of(pair, rows, prior if alone else None)
-        z = _first_codes(pair, rows, support)
+        code_prior = prior if alone and prior is not None else _own_prior(pair, rows)
+        support = support_of(pair, rows, code_prior)
+        if encoded is None or not alone:
+            encoded = pair.guide_density.encode((rows,))
+        z = _first_codes(encoded.density, support)
         # Here validation is still on: shapes and values are checked.
         once, again = (torch.stack(pair.log_joint(rows, z)) for _ in range(2))
         units, first = pair.traits.units(rows), len(named.sites)
@@ -227,9 +240,19 @@ def target_for(
         )
     numbers = torch.arange(len(rows), device=rows.device)
     cost = torch.zeros_like(numbers)
-    target = Target(pair, rows, prior, support, z.dtype, named, sizes, numbers, cost)
+    target = Target(
+        pair, rows, encoded, prior, code_prior, support, z.dtype, named, sizes, numbers, cost
+    )
     _check_gradient(target, target.positions(z))
     return target
+
+
+def _own_prior(pair: Pair, rows: Tensor) -> dist.Distribution | None:
+    """The model's p(z), if there is one for all rows."""
+    try:
+        return pair.prior(rows)
+    except InputError:  # another one for each row
+        return None
 
 
 def support_of(
@@ -250,10 +273,10 @@ def support_of(
 
 
 def _first_codes(
-    pair: Pair, rows: Tensor, support: torch.distributions.constraints.Constraint
+    guide: dist.Distribution, support: torch.distributions.constraints.Constraint
 ) -> Tensor:
     """A code for each row inside of the support: the guide's, or the middle where it has none."""
-    z = pair.encode(rows).sample()
+    z = guide.sample()
     inside = support.check(z)
     if inside.all():
         return z

@@ -9,7 +9,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.errors import InputError
 from pyrovae.evidence.full_covariance import climb_elbo
 from pyrovae.evidence.modes import find_modes
 from pyrovae.evidence.pareto_k import smooth
@@ -73,6 +72,8 @@ def fit_proposal(target: Target, *, seed: int) -> Fitted:
         if not len(number):
             break
         with seeded(seed, "improved proposal", stage):
+            if fitted.proposal.guide is not None:
+                target.encoded.take(number).advance()
             fitted = _put(fitted, number, improve(subset(fitted, number)))
     return fitted
 
@@ -149,7 +150,7 @@ def first_proposal(
 ) -> Proposal:
     """A t around the mode that a start leads to, or around those of the prior's components."""
     row = torch.arange(len(start), device=start.device)
-    if (mixture := mixture_of(target, _prior(target))) is not None:
+    if (mixture := mixture_of(target, target.code_prior)) is not None:
         mean, factor, log_mass = tilted_components(target, mixture, start, scale)
     else:
         modes = find_modes(target, start, row, scale)
@@ -165,20 +166,10 @@ def first_proposal(
     return Proposal(target, guide, weights, mean, factor, HEAVY * ones, ones)
 
 
-def _prior(target: Target) -> dist.Distribution | None:
-    """p(z) of the whole code, if there is one for all rows."""
-    if target.whole_prior is not None:
-        return target.whole_prior
-    with torch.random.fork_rng():  # the draws are the same whether the prior is given or found
-        try:
-            return target.pair.prior(target.rows)
-        except InputError:  # another one for each row
-            return None
-
-
 def guide_inside(target: Target) -> dist.Distribution | None:
     """The guide, or none where some of its draws leave the target's support."""
-    guide = target.pair.encode(target.rows)
+    target.encoded.advance()
+    guide = target.encoded.density
     z = guide.sample(torch.Size([OF_GUIDE]))
     return guide if bool(target.support.check(z).all()) else None
 
@@ -193,7 +184,7 @@ def starting_points(target: Target, guide: dist.Distribution | None) -> tuple[Te
     draws = []
     if guide is not None:
         draws.append(target.positions(guide.sample(torch.Size([OF_GUIDE]))))
-    prior = _prior(target)
+    prior = target.code_prior
     if prior is None and guide is None:
         with torch.random.fork_rng():
             prior = target.pair.prior(target.rows[:1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae.arviz_adapter import Array, dimension_names, to_arviz, variable_names
 from pyrovae.display import Result
 from pyrovae.evidence import weighted_draws
-from pyrovae.pairs import Pair, Weighted, observe
+from pyrovae.pairs import Encoded, Pair, Weighted, observe
 from pyrovae.randomness import derived_seed, seeded
 
 EVENT_DIMS = {0: (), 1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
@@ -61,6 +61,7 @@ def export_draws(
     x: Tensor,
     *,
     draws: int,
+    encoded: Encoded | None = None,
     prior: dist.Distribution | None = None,
     numbers: list[int] | None = None,
     seed: int = 0,
@@ -80,11 +81,13 @@ def export_draws(
         pair: model and guide.
         x: rows, shape ``(N, ...)``.
         draws: S, for each row.
+        encoded: q(z | x) of the rows, if it is known.
         prior: p(z) to draw from where the pair's own is not the same for all rows.
         numbers: of the rows in a larger data set, to label them by; by default 0, …, N − 1.
         seed: names the draws.
     """
-    blocks = list(weighted_draws(pair, x, draws=draws, seed=derived_seed(seed, "exported codes")))
+    codes_seed = derived_seed(seed, "exported codes")
+    blocks = list(weighted_draws(pair, x, draws=draws, encoded=encoded, seed=codes_seed))
     posterior = Weighted(
         *(
             torch.cat([getattr(block, name) for block in blocks], 1)
@@ -97,7 +100,7 @@ def export_draws(
         predictive = _predict(pair, x, posterior.z)
         prior_predictive = _predict(pair, x, codes)
     log_weight = posterior.log_likelihood + posterior.log_prior - posterior.log_guide
-    estimates = _estimate_log_p(pair, x, seed)
+    estimates = _estimate_log_p(pair, x, encoded, seed)
     observed_site, data = observe(pair, x)
     z, observed = variable_names((pair.name, observed_site), reserved=RESERVED)
     datum, unit, *event = dimension_names(
@@ -132,11 +135,10 @@ def export_draws(
     )
 
 
-def _estimate_log_p(pair: Pair, x: Tensor, seed: int) -> Tensor:
+def _estimate_log_p(pair: Pair, x: Tensor, encoded: Encoded | None, seed: int) -> Tensor:
     """Independent estimates of log p(x) of each row, shape ``(ESTIMATES, N)``."""
-    blocks = weighted_draws(
-        pair, x, draws=ESTIMATES * DRAWS, seed=derived_seed(seed, "exported log p(x)")
-    )
+    seed = derived_seed(seed, "exported log p(x)")
+    blocks = weighted_draws(pair, x, draws=ESTIMATES * DRAWS, encoded=encoded, seed=seed)
     columns = []
     for block in blocks:
         log_weight = block.log_likelihood + block.log_prior - block.log_guide

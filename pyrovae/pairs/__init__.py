@@ -7,7 +7,8 @@ run and decides which plate is the data's; ``weighing.py`` draws codes with the 
 weights; ``refinement.py`` climbs a data point's ELBO from where the guide put it.
 """
 
-from pyrovae.pairs.encoding import aggregate, encode
+from pyrovae.pairs.encoding import aggregate, encode, encode_rows
+from pyrovae.pairs.guide_density import Encoded
 from pyrovae.pairs.many_arguments import over_rows
 from pyrovae.pairs.nested_arguments import with_arguments
 from pyrovae.pairs.observed_data import observe
@@ -26,10 +27,11 @@ from pyrovae.pairs.simulation import simulate
 from pyrovae.pairs.site_scores import masked_sites
 from pyrovae.pairs.trace_reader import Reader
 from pyrovae.pairs.under_prior import UnderPrior
-from pyrovae.pairs.weighing import Weighted, elbo_terms, weigh
+from pyrovae.pairs.weighing import Weighted, drawn_from, elbo_terms, weigh
 
 __all__ = [
     "AsFound",
+    "Encoded",
     "Pair",
     "PyroFunction",
     "Reader",
@@ -39,9 +41,11 @@ __all__ = [
     "by_place",
     "check_parameters",
     "check_refinable",
+    "drawn_from",
     "elbo_draws",
     "elbo_terms",
     "encode",
+    "encode_rows",
     "evaluating",
     "masked_sites",
     "measuring",

@@ -13,6 +13,7 @@ from pyrovae.data import Batch, Data, as_batches, check_arguments, row_count, ta
 from pyrovae.errors import InputError
 from pyrovae.mixture import AggregatedPosterior, no_numbers
 from pyrovae.mixture.families import Pushed, concatenate, convert, snapshot
+from pyrovae.pairs.guide_density import Encoded
 from pyrovae.pairs.joint_sites import Ancestral
 from pyrovae.pairs.pair import Pair
 from pyrovae.pairs.position_parameters import by_place
@@ -80,18 +81,34 @@ def encode(
     _check_refinement(refine, model)
     check_seed(seed)
     pair = Pair(model or _no_model, guide, site, data_plate=data_plate)
+    return encode_rows(
+        pair, data, batch_size=batch_size, refine=refine, seed=seed, progress=progress
+    ).density
+
+
+def encode_rows(
+    pair: Pair,
+    data: Data,
+    *,
+    batch_size: int = 4096,
+    refine: int = 0,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Encoded:
+    """As :func:`encode`, of a pair, with what else is known of the rows once they are encoded."""
     parts: list[dist.Distribution] = []
     first: Batch = ()
-    rows = 0
-    with torch.no_grad(), measuring(pair.model, guide):
+    rows, masked = 0, False
+    with torch.no_grad(), measuring(pair.model, pair.guide):
         batches = as_batches(data, REFINED if refine else batch_size, name="data")
         steps = progress_bar("refining q(z|x)", refine * len(batches), progress=progress)
         with steps if refine else nullcontext() as bar:
             for batch in batches.ordered():
-                check_arguments(guide, batch, "guide")
+                check_arguments(pair.guide, batch, "guide")
                 if len(parts) == 1:
-                    _check_batches(guide, data_plate, first)
-                part = _encode(pair, batch, rows)
+                    _check_batches(pair, first)
+                encoded = _encode(pair, batch, rows)
+                part, masked = encoded.density, masked or encoded.masked
                 if bar is not None:
                     stream = derived_seed(seed, "refined encoding", len(parts))
                     part = refined(pair, batch, part, steps=refine, seed=stream, tick=bar.tick)
@@ -100,11 +117,12 @@ def encode(
                 rows += part.batch_shape[0]
         try:
             one = convert(parts[0], Tensor.clone) if len(parts) == 1 else concatenate(parts)
-            return snapshot(one)
+            return Encoded(snapshot(one), masked)
         except InputError:  # transforms by row, or masks that only some batches have
             if not any(isinstance(part, Pushed | Ancestral) for part in parts):
                 raise
-            return concatenate([pair.guide_density.run(batch) for batch in batches.ordered()])
+            joints = [pair.guide_density.run(batch) for batch in batches.ordered()]
+            return Encoded(concatenate(joints), masked)
 
 
 def _check_refinement(steps: int, model: PyroFunction | None) -> None:
@@ -120,10 +138,10 @@ def _check_refinement(steps: int, model: PyroFunction | None) -> None:
         )
 
 
-def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) -> None:
+def _check_batches(pair: Pair, batch: Batch) -> None:
     """Raise if a guide would give the rows of every batch the parameters of the first batch."""
     model = Reader(_no_model, "model")
-    if parameters := by_place(model, Reader(guide, "guide", data_plate), batch):
+    if parameters := by_place(model, pair.guide_reader, batch):
         shape = tuple(parameters[0].shape)
         raise InputError(
             f"expected a guide that encodes each row by itself, for batches of {row_count(batch)}; "
@@ -132,7 +150,7 @@ def _check_batches(guide: PyroFunction, data_plate: str | None, batch: Batch) ->
         )
 
 
-def _encode(pair: Pair, batch: Batch, first_row: int) -> dist.Distribution:
+def _encode(pair: Pair, batch: Batch, first_row: int) -> Encoded:
     """The encoding of a batch, checked to have finite parameters.
 
     Args:
@@ -141,8 +159,8 @@ def _encode(pair: Pair, batch: Batch, first_row: int) -> dist.Distribution:
         first_row: number of the batch's first row in the data, for the error.
     """
     try:
-        encoding = pair.encode(batch)
-        faults = no_numbers(encoding)
+        encoded = pair.guide_density.encode(batch)
+        faults = no_numbers(encoded.density)
         row = None if faults is None or not bool(faults.any()) else int(faults.nonzero()[0])
         error = None
     except ValueError as refusal:
@@ -155,7 +173,7 @@ def _encode(pair: Pair, batch: Batch, first_row: int) -> dist.Distribution:
             f"for row {first_row + row} of the data (counted from 0). Look at that row and at what "
             "the guide makes of it, or leave it out."
         ) from error
-    return encoding
+    return encoded
 
 
 def _refused_row(pair: Pair, batch: Batch) -> int | None:

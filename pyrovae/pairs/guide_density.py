@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor
 
 from pyrovae.data import Batch
 from pyrovae.errors import InputError
@@ -20,6 +21,31 @@ from pyrovae.pairs.trace_reader import Reading
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """q(z | x) of some rows, from one run of the guide, to be handed on to all that ask for it.
+
+    Args:
+        density: batch shape ``(B,)``, event shape ``(D,)``; what a mask leaves out has the model's
+            prior.
+        masked: whether a mask leaves something out of the latent sites.
+    """
+
+    density: dist.Distribution
+    masked: bool
+
+    def take(self, chosen: Tensor | slice) -> Encoded:
+        """The same of some of the rows."""
+        return replace(self, density=families.take(self.density, chosen))
+
+    def advance(self) -> None:
+        """Take from the random stream what a run of the guide takes.
+
+        So a seed names the same draws whether the guide is run for them or q was handed on.
+        """
+        self.density.sample()
+
+
+@dataclass(frozen=True)
 class GuideDensity:
     """The guide's density at the latent sites, as a distribution over the rows of a batch.
 
@@ -28,6 +54,11 @@ class GuideDensity:
     """
 
     scorer: Scorer
+
+    def encode(self, batch: Batch) -> Encoded:
+        """q(z | x) of some rows, as it is handed on."""
+        readings = self.scorer.guide.read(batch)
+        return Encoded(self.of(batch, readings), self.leaves_out(readings))
 
     def of(
         self, batch: Batch, readings: Sequence[Reading] | None = None, *, filled: bool = True

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import Batch, as_batch, repeat_rows, row_count, take_rows
+from pyrovae.pairs.guide_density import Encoded
 from pyrovae.pairs.joint_sites import code_at
 from pyrovae.pairs.pair import Pair
 from pyrovae.pairs.shared_draws import together
 from pyrovae.pairs.site_scores import masked_sites, total
+from pyrovae.randomness import seeded
 
 ROWS = 16_384  # rows that go through the model at once, at most
 ROWS_BYTES = 1 << 24  # of data that go through the model at once; more is slow to allocate
@@ -39,31 +41,50 @@ class Weighted:
     log_guide: Tensor
 
 
+def drawn_from(
+    pair: Pair, x: Tensor | Batch, encoded: Encoded | None = None
+) -> dist.Distribution | None:
+    """What codes are drawn from to be weighed: q(z | x), batch shape ``(B,)``.
+
+    It is none where the guide has other latent sites, or where a mask leaves something out: then
+    all sites are drawn together, in a run of the guide for each draw.
+
+    Args:
+        pair: model and guide.
+        x: rows, shape ``(B, ...)``.
+        encoded: q(z | x) of these rows, if it is known.
+    """
+    batch = as_batch(x)
+    if pair.traits.has_other_latents(batch):
+        return None
+    if encoded is not None:
+        return None if encoded.masked else encoded.density
+    with seeded(0, "source of codes"):
+        readings = pair.guide_reader.read(batch)
+        if pair.guide_density.leaves_out(readings):
+            return None
+        return pair.guide_density.of(batch, readings)
+
+
 def weigh(
-    pair: Pair, x: Tensor | Batch, draws: int, *, proposal: dist.Distribution | None = None
+    pair: Pair, x: Tensor | Batch, draws: int, *, source: dist.Distribution | None
 ) -> Weighted:
     """Draws for each row, with the terms of their importance weights.
 
-    All latent sites of the guide are drawn together; those that only the model has are drawn
-    from it, or summed over if they are discrete.
+    Without a source all latent sites of the guide are drawn together. Those that only the model has
+    are drawn from it, or summed over if they are discrete.
 
     Args:
         pair: model and guide.
         x: rows, shape ``(B, ...)``.
         draws: number S of draws for each row.
-        proposal: what z is drawn from in the guide's place, batch shape ``(B,)``.
+        source: what z is drawn from, batch shape ``(B,)``: as `drawn_from` has it, or another one.
     """
     batch = as_batch(x)
     repeatable = pair.traits.takes_any_number_of_rows(batch)
     if pair.traits.draws_for_all(batch):  # anew for each of the draws
         repeatable = False
     at_once = max(1, _rows_at_once(batch) // row_count(batch)) if repeatable else 1
-    source = proposal
-    if source is None and not pair.traits.has_other_latents(batch):
-        with torch.random.fork_rng():
-            readings = pair.guide_reader.read(batch)
-            if not pair.guide_density.leaves_out(readings):
-                source = pair.guide_density.of(batch, readings, filled=False)
     if source is None:
         columns = zip(
             *(
