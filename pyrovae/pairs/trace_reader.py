@@ -352,8 +352,8 @@ class Reader:
     def takes_any_number_of_rows(self, batch: Batch) -> bool:
         """Whether the function takes any number of rows, so that rows can be repeated.
 
-        State that the function sets up in its first run is set up for the rows of ``batch``, never
-        for fewer.
+        A few rows are enough to tell. What the function sets up in a first run for fewer rows than
+        there are in ``batch`` is undone.
         """
         kinds = tuple(row_kinds(batch))
         if kinds not in self._any_number:
@@ -365,11 +365,14 @@ class Reader:
             with self._put_back() as state:
                 takes_others = self._takes(batch, 2) and (state.changed or self._takes(batch, 3))
                 first_run = state.changed
-            if first_run or not takes_others:
-                self.read(batch)  # raises an error that has nothing to do with the number of rows
-            if first_run:
+            if first_run and takes_others:  # unless it has set itself up for as many
                 with self._put_back():
-                    takes_others = all(self._takes(batch, rows) for rows in (2, 3))
+                    takes_others = all(self._takes(batch, rows) for rows in (4, 2, 3))
+            if not takes_others:
+                self.read(batch)  # raises an error that has nothing to do with the number of rows
+                if first_run:
+                    with self._put_back():
+                        takes_others = all(self._takes(batch, rows) for rows in (2, 3))
         return takes_others
 
     @contextmanager
