@@ -123,9 +123,13 @@ def some_gaps(gaps: Gaps, rows: Tensor | slice) -> Gaps:
 
 
 def mixture_evidence(exact: LinearGaussian, density: dist.Distribution) -> dist.Distribution:
-    """p(x) with a mixture of diagonal Gaussians over z in the prior's place: one of Gaussians."""
+    """p(x) with a mixture of Gaussians over z in the prior's place: one of Gaussians."""
     parts = density.component_distribution
-    within = torch.einsum("pd,nd,qd->npq", exact.weight, parts.variance, exact.weight)
+    if isinstance(parts, dist.MultivariateNormal):
+        covariance = parts.covariance_matrix
+    else:
+        covariance = torch.diag_embed(parts.variance)
+    within = exact.weight @ covariance @ exact.weight.T
     noise = exact.noise**2 * torch.eye(len(exact.bias), dtype=within.dtype)
     return dist.MixtureSameFamily(
         dist.Categorical(logits=density.mixture_distribution.logits.reshape(-1)),
