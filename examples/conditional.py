@@ -18,15 +18,6 @@ import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
 LATENT, HIDDEN, PIXELS, LABELS = 4, 64, 64, 10
-LIGHT = pv.Effort(
-    codes=1000,
-    evidence_rows=40,
-    evidence_draws=100,
-    samples=100,
-    two_sample=100,
-    simulations=100,
-    gap_rows=0,
-)
 
 
 class Conditional(nn.Module):
@@ -97,7 +88,7 @@ def main() -> None:
         held_out=test,
         validation=validation,
         prior=marginal,
-        effort=pv.Effort() if epochs > 10 else LIGHT,
+        effort=pv.Effort() if epochs > 10 else pv.Effort.quick(),
     )
     print(found.summary().to_string(index=False))
     print("\nlog p(x | y) of new images, the label known:", found.evidence["prior"].mean())

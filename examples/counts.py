@@ -19,15 +19,6 @@ import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
 LATENT, HIDDEN, COUNTED, LABELS = 5, 64, 64, 10
-LIGHT = pv.Effort(
-    codes=1000,
-    evidence_rows=40,
-    evidence_draws=100,
-    samples=100,
-    two_sample=100,
-    simulations=100,
-    gap_rows=0,
-)
 
 
 class Counts(nn.Module):
@@ -89,7 +80,7 @@ def main() -> None:
         optimizer=pv.adam(3e-3),
     )
     print(f"Trained on {len(train[0]):,} rows of {COUNTED} counts: {run}.\n")
-    effort = pv.Effort() if epochs > 10 else LIGHT
+    effort = pv.Effort() if epochs > 10 else pv.Effort.quick()
     found = pv.diagnose(
         vae.model, vae.guide, train, held_out=test, validation=validation, effort=effort
     )

@@ -12,16 +12,6 @@ import torch
 import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
-LIGHT = pv.Effort(
-    codes=1000,
-    evidence_rows=40,
-    evidence_draws=100,
-    samples=100,
-    two_sample=100,
-    simulations=100,
-    gap_rows=0,
-)
-
 
 def main() -> None:
     """Train a VAE on handwritten digits and ask the question of it."""
@@ -52,7 +42,7 @@ def main() -> None:
     print("   To write q(z|x) as a mixture over n that selects x's own component gains nothing.\n")
 
     print(f"2. q_agg(z), the aggregated posterior: a mixture of exactly N = {n:,} Gaussians.")
-    effort = pv.Effort() if arguments.epochs > 10 else LIGHT
+    effort = pv.Effort() if arguments.epochs > 10 else pv.Effort.quick()
     measured = pv.diagnose(
         vae.model, vae.guide, train, held_out=test, validation=validation, effort=effort
     )

@@ -18,15 +18,6 @@ from pyrovae.plots.grids import mass_levels, pair_density
 
 EDGE = 4.2  # of the plane that is drawn, in units of z
 SIDE = 7  # images in a row of the sheet
-LIGHT = pv.Effort(
-    codes=1000,
-    evidence_rows=40,
-    evidence_draws=100,
-    samples=100,
-    two_sample=100,
-    simulations=100,
-    gap_rows=0,
-)
 
 
 def ellipses(ax: Axes, agg: pv.AggregatedPosterior, labels: torch.Tensor) -> None:
@@ -88,7 +79,9 @@ def main() -> None:
         train,
         held_out=test,
         validation=validation,
-        effort=replace(pv.Effort() if arguments.epochs > 10 else LIGHT, pictures=SIDE**2),
+        effort=replace(
+            pv.Effort() if arguments.epochs > 10 else pv.Effort.quick(), pictures=SIDE**2
+        ),
     )
 
     figure = Figure(figsize=(10, 6.6), layout="constrained")

@@ -19,15 +19,6 @@ import pyrovae as pv
 from pyrovae.data.datasets import load, split
 
 LATENT, HIDDEN, PIXELS, CLASSES, LABELLED = 4, 64, 64, 10, 200
-LIGHT = pv.Effort(
-    codes=1000,
-    evidence_rows=40,
-    evidence_draws=100,
-    samples=100,
-    two_sample=100,
-    simulations=100,
-    gap_rows=0,
-)
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
@@ -106,7 +97,7 @@ def main() -> None:
         (train, labels),
         held_out=(test, test_labels),
         observed="x",
-        effort=pv.Effort() if epochs > 10 else LIGHT,
+        effort=pv.Effort() if epochs > 10 else pv.Effort.quick(),
     )
     print("Labelled rows, z given image and label:")
     print(found.summary().to_string(index=False))

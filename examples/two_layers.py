@@ -18,15 +18,6 @@ from pyrovae.data.datasets import load, split
 TOP, INNER, HIDDEN = 4, 8, (100, 100)
 PSEUDO_INPUTS = 50
 BOTH = ("z2", "z1")
-LIGHT = pv.Effort(
-    codes=1000,
-    evidence_rows=20,
-    evidence_draws=100,
-    samples=100,
-    two_sample=100,
-    simulations=100,
-    gap_rows=0,
-)
 
 
 def build(train: Tensor, prior: str) -> pv.HierarchicalVAE:
@@ -77,7 +68,7 @@ def main() -> None:
         few, fewer = train[:200], test[:50]
         for site in ("z2", BOTH):
             terms = pv.diagnose(
-                vae.model, vae.guide, few, held_out=fewer, site=site, effort=LIGHT
+                vae.model, vae.guide, few, held_out=fewer, site=site, effort=pv.Effort.quick()
             ).training
             print(
                 f"{'z2 and z1' if site == BOTH else site} of 200 images: rate {terms.rate}, "

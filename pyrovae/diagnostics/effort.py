@@ -30,6 +30,7 @@ EvidenceMethod = Literal["auto", "refined", "importance"]
 class Effort:
     """How much is computed; more of it makes standard errors smaller.
 
+    ``Effort.quick()`` is enough for a first look, and the default for what is to be reported.
     Where there are fewer data points than requested, all of them are used; every estimate states
     its size.
 
@@ -73,6 +74,23 @@ class Effort:
     method: EvidenceMethod = "auto"
     evidence_cost: int = 1_000_000
     samples: int = 1000
+
+    @classmethod
+    def quick(cls) -> Effort:
+        """An effort for a first look, in seconds: few rows and draws, and no gaps of the guide.
+
+        >>> Effort.quick().evidence_rows
+        40
+        """
+        return cls(
+            codes=1000,
+            evidence_rows=40,
+            evidence_draws=100,
+            two_sample=100,
+            simulations=100,
+            gap_rows=0,
+            samples=100,
+        )
 
     def __post_init__(self) -> None:
         for name, (least, zero_allowed) in LEAST.items():
