@@ -36,6 +36,7 @@ from pyrovae.randomness import check_seed, seeded
 
 Columns = dict[str, dict[str, list[Tensor]]]  # group → site → one tensor for each draw
 
+LEAST_DRAWS = 4  # of a chain: Pyro splits it in two halves, whose variances it compares
 RESERVED = ("log_weight", "diverging")  # names of variables that are no sites
 PRIOR = ("prior", "prior_predictive")
 
@@ -223,12 +224,17 @@ def _of_chains(mcmc: Any) -> _Posterior:
         )
     try:
         samples = mcmc.get_samples(group_by_chain=True)
-        diverged = mcmc.diagnostics().get("divergences", {})
+        chains, draws = next(iter(samples.values())).shape[:2]
     except (AttributeError, TypeError) as error:
         raise InputError(
             "expected an MCMC that has run; got one without draws. Call mcmc.run(...) first."
         ) from error
-    chains, draws = next(iter(samples.values())).shape[:2]
+    if draws < LEAST_DRAWS:
+        raise InputError(
+            f"expected an MCMC with at least {LEAST_DRAWS} draws in each chain, which its "
+            f"diagnostics need; got {draws}. Run it with a larger num_samples."
+        )
+    diverged = mcmc.diagnostics().get("divergences", {})
     values = [
         {name: array[chain, draw] for name, array in samples.items()}
         for chain in range(chains)
