@@ -104,8 +104,9 @@ class Diagnosis(Result):
         measured: numbers of the held-out rows that were measured, in rising order: all, or the
             random half that the ex-post prior was not chosen on; ``None`` if read from a file of
             0.1.0.
-        sample_quality: decoded samples of each density beside held-out data, or, in words, why
-            there is none of it; empty if it was left out.
+        sample_quality: decoded samples of each density beside held-out data; ``None`` if it was
+            left out or could not be measured.
+        quality_refused: why it could not be measured; empty if it was, or was left out.
     """
 
     training: Surgery
@@ -126,7 +127,8 @@ class Diagnosis(Result):
     bits: dict[str, Estimate]
     measured: Tensor | None = None
     elbo: Evidence | None = None
-    sample_quality: SampleQuality | str = ""
+    sample_quality: SampleQuality | None = None
+    quality_refused: str = ""
 
     @property
     def advice(self) -> str:
@@ -137,7 +139,7 @@ class Diagnosis(Result):
         if not self._same:
             names["ex_post"] = f"the ex-post prior ({self.ex_post.choice})"
         advice, choice = advise(self.evidence, names, same=self._same), self.recommended
-        if choice is None or isinstance(self.sample_quality, str):
+        if choice is None or self.sample_quality is None:
             return advice
         return f"{advice} {self.sample_quality.disagreement(choice, NAMES)}".rstrip()
 
@@ -177,7 +179,7 @@ class Diagnosis(Result):
             for name, result in self.evidence.items()
             for concern in result.concerns
         ]
-        refused = self.sample_quality if isinstance(self.sample_quality, str) else ""
+        refused = self.quality_refused
         quality = (f"Sample quality could not be measured: {refused}",) if refused else ()
         return (*saturated, *unresolved, *evidence, *self.guide_check.concerns, *quality)
 
@@ -250,7 +252,7 @@ class Diagnosis(Result):
             yield "held-out", f"bits_per_dimension.{name}", estimate
         if self.inference_gap is not None:
             yield "held-out", "gaps.inference", self.inference_gap
-        if not isinstance(self.sample_quality, str):
+        if self.sample_quality is not None:
             for measure, name, estimate in self.sample_quality.estimates():
                 yield "held-out", f"sample_quality.{measure}.{name}", estimate
         for name, estimate in self.guide_check.estimates():
@@ -327,6 +329,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         elbo = None
         if evidence:
             elbo = elbo_of_guide(pair, x, draws=ELBO_DRAWS, encoded=x_q, seed=seed)
+        quality, refused = _sample_quality(pair, train_x, test_x, densities, effort, seed)
         return Diagnosis(
             training=_terms(pair, train_x, codes, aggregated, prior, bar),
             held_out=_terms(pair, test_x, test_codes, test_aggregated, prior, bar, unseen=True),
@@ -346,7 +349,8 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
             elbo=elbo,
-            sample_quality=_sample_quality(pair, train_x, test_x, densities, effort, seed),
+            sample_quality=quality,
+            quality_refused=refused,
         )
 
 
@@ -471,14 +475,17 @@ def _sample_quality(
     densities: dict[str, dist.Distribution],
     effort: Effort,
     seed: int,
-) -> SampleQuality | str:
-    """The quality of decoded samples, or why it can't be measured; empty without samples."""
+) -> tuple[SampleQuality | None, str]:
+    """The quality of decoded samples, and why it can't be measured; neither without samples."""
     if not effort.samples:
-        return ""
+        return None, ""
     try:
-        return measure_samples(pair, densities, train, held_out, samples=effort.samples, seed=seed)
+        quality = measure_samples(
+            pair, densities, train, held_out, samples=effort.samples, seed=seed
+        )
     except InputError as error:
-        return str(error)
+        return None, str(error)
+    return quality, ""
 
 
 def _export(

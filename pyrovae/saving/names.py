@@ -36,6 +36,8 @@ HOME = {name: room for room, names in ROOMS.items() for name in names}
 FORMER = {"Beside": "NutsComparison", "Labelled": "ExportedDraws"}
 #: What their fields were once called, by the name of the result today.
 FORMER_FIELDS = {"Diagnosis": {"guide": "guide_check", "labelled": "exported"}}
+#: Fields that once also held text, and those that hold it today, by the name of the result.
+FORMER_TEXTS = {"Diagnosis": {"sample_quality": "quality_refused"}}
 
 
 def name_of(kind: type) -> str | None:
@@ -73,6 +75,11 @@ def build(name: str, content: Mapping[str, Any]) -> Any:
     kind = class_of(name)
     former = FORMER_FIELDS.get(kind.__name__, {})
     content = {former.get(field, field): value for field, value in content.items()}
+    texts = FORMER_TEXTS.get(kind.__name__, {})
+    content = {
+        texts.get(field, field) if isinstance(value, str) else field: value
+        for field, value in content.items()
+    }
     unknown = sorted(content.keys() - set(fields_of(kind)))
     missing = sorted(_needed(kind) - content.keys())
     if unknown or missing:

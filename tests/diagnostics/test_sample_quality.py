@@ -28,6 +28,7 @@ from pyrovae.diagnostics.neighbours import (
 from pyrovae.diagnostics.sample_quality import Quality, SampleQuality, sample_quality
 from pyrovae.estimates import Estimate
 from pyrovae.report import tables
+from pyrovae.saving import names
 from pyrovae.testing import linear_gaussian_vae
 
 EXACT = linear_gaussian_vae(6, 2)
@@ -405,6 +406,11 @@ def test_too_few_rows_are_a_concern_and_no_samples_are_none() -> None:
         assert len(concerns) == len(expected)
         assert all(words in concern for words, concern in zip(expected, concerns, strict=True))
         assert not any("sample_quality" in measure for measure in diagnosis.summary().measure)
+        assert diagnosis.sample_quality is None
+        # Files of earlier versions have the reason in the place of the quality.
+        content = {field: getattr(diagnosis, field) for field in names.fields_of(pv.Diagnosis)}
+        content["sample_quality"] = content.pop("quality_refused")
+        assert names.build("Diagnosis", content).concerns == diagnosis.concerns
 
 
 def quality(distance: float, copied: float) -> Quality:
@@ -414,10 +420,10 @@ def quality(distance: float, copied: float) -> Quality:
 
 
 def test_the_advice_says_so_where_samples_speak_for_another_density() -> None:
-    names = {"prior": "the prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
+    sentences = {"prior": "the prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
     densities = {"prior": quality(4, 0.5), "q_agg": quality(1, 0.7), "ex_post": quality(1.2, 0.6)}
     found = replace(exact_quality(), densities=densities)
-    said = found.disagreement("prior", names)
+    said = found.disagreement("prior", sentences)
     assert "raw q_agg is closer" in said and "70 ± 2 % of these" in said
-    assert found.disagreement("q_agg", names) == ""
-    assert found.disagreement("ex_post", names) == ""  # 0.2 ± 0.14
+    assert found.disagreement("q_agg", sentences) == ""
+    assert found.disagreement("ex_post", sentences) == ""  # 0.2 ± 0.14
