@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -39,6 +39,9 @@ FULL_AVERAGED = (50, 200)
 STARTS = 8
 MANY = 20_000  # components; with more, each fit has enough data, and takes long
 STARTS_OF_MANY = 2
+PART = 5000  # of many components, on which candidates are tried first ...
+ROWS = 1000  # ... and held-out data points that score them
+FINALISTS = 3  # candidates that are fitted to all components then
 FLOW_UNITS = 16  # with more, a flow of so few steps can't come near the best mixtures
 FLOW_POINTS = 1000  # data points; with fewer, its 1 to 3 seconds would be most of the time
 
@@ -57,6 +60,9 @@ class Candidate(Result):
         parameters: how many numbers describe the density; fewer is simpler.
         held_out: mean log density of held-out codes, with its standard error over held-out data.
         difference: ``held_out`` minus that of the best candidate, paired by data point.
+        part: number of components on which it was tried and then left out, at a random part of the
+            held-out data, by which the two numbers above are; 0 if it was fitted to all components
+            and scored on all held-out data.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Candidate(Result):
     parameters: int
     held_out: Estimate
     difference: Estimate
+    part: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,6 +136,12 @@ def fit_ex_post_prior(
     worse ones. With fewer than 10 held-out points there is no standard error: the table says "too
     few rows to tell" of every candidate, and the simplest of all is taken.
 
+    Of more than 20,000 components a random 5,000 are taken first: all candidates are fitted to
+    these and scored on at most 1,000 held-out data points. Only the best three are then fitted to
+    all components and, as these carry larger ones, the next larger reductions than the best two so
+    far, until that gains nothing. The choice is among those; the table says of the others that they
+    were tried on a part.
+
     Simpler means described by fewer numbers: K(2D + 1) − 1 for K diagonal normals,
     K(D + D(D + 1)/2 + 1) − 1 for full ones, the weights of a flow; among equals, the smoother one,
     with a larger mean h.
@@ -156,23 +169,32 @@ def fit_ex_post_prior(
     codes = _held_out_codes(agg, held_out, draws=draws, seed=seed)
     normals = with_normals(agg, seed=seed)
     recipes = _recipes(candidates, normals)
+    tried = _try_on_part(recipes, agg, codes, seed, progress)
+    waiting, fitted = _finalists(recipes, tried), list[int]()
+    steps = len(waiting)
     scores: list[_Score] = []
     # Only the choice so far stays in memory: each density may be as large as the mixture.
     leader, leading_density = -1, normals
-    with torch.no_grad(), progress_bar("ex-post prior", len(recipes), progress=progress) as bar:
-        for number, recipe in enumerate(recipes):
+    with torch.no_grad(), progress_bar("ex-post prior", steps, progress=progress) as bar:
+        while waiting:
+            recipe = recipes[waiting[0]]
             bar.update(f"ex-post prior · {recipe.name}")
             density, amount = _fit(recipe, agg, normals, seed)
             scores.append(_score(recipe, density, amount, codes))
-            if _simplest(_table(scores)) == number:
-                leader, leading_density = number, density
+            fitted.append(waiting.pop(0))
+            if _simplest(_table(scores)) == len(fitted) - 1:
+                leader, leading_density = len(fitted) - 1, density
             del density
-            bar.tick()
+            waiting = waiting or _next_larger(recipes, fitted, scores)
+            if not waiting or len(fitted) < steps:  # the last step lasts as long as larger ones do
+                bar.tick()
         table = _table(scores)
         choice = _simplest(table)
         if choice != leader:  # a new best one with a larger error has brought back an earlier one
-            leading_density, _ = _fit(recipes[choice], agg, normals, seed)
-    return ExPostPrior(leading_density, table[choice].name, table)
+            leading_density, _ = _fit(recipes[fitted[choice]], agg, normals, seed)
+    rows = tried | dict(zip(fitted, table, strict=True))
+    everything = tuple(rows[i] for i in range(len(recipes)))
+    return ExPostPrior(leading_density, table[choice].name, everything)
 
 
 def default_candidates(agg: AggregatedPosterior) -> tuple[Recipe, ...]:
@@ -269,6 +291,61 @@ def _recipes(candidates: Sequence[Recipe] | None, agg: AggregatedPosterior) -> t
             )
         recipe.check(agg)
     return tuple(candidates)
+
+
+def _try_on_part(
+    recipes: Sequence[Recipe],
+    agg: AggregatedPosterior,
+    codes: Tensor,
+    seed: int,
+    progress: bool | None,
+) -> dict[int, Candidate]:
+    """Candidates fitted to a random part of many components, by number; empty if all are finalists.
+
+    Reductions to more components than a third of the part are not tried on it.
+    """
+    weighted = agg.masses.nonzero().squeeze(-1)
+    numbers = [
+        i for i, recipe in enumerate(recipes)
+        if not isinstance(recipe, Reduced) or 3 * recipe.components <= PART
+    ]  # fmt: skip
+    if len(weighted) <= MANY or len(numbers) <= FINALISTS:
+        return {}
+    with torch.no_grad(), seeded(seed, "part of the components"):
+        part = agg[weighted[torch.randperm(len(weighted))[:PART].to(weighted.device)]]
+        codes = codes[:, torch.randperm(codes.shape[1])[:ROWS].to(codes.device)]
+    normals = with_normals(part, seed=seed)
+    scores = []
+    with torch.no_grad(), progress_bar("on a part", len(numbers), progress=progress) as bar:
+        for recipe in (recipes[i] for i in numbers):
+            bar.update(f"on a part · {recipe.name}")
+            scores.append(_score(recipe, *_fit(recipe, part, normals, seed), codes))
+            bar.tick()
+    rows = (replace(row, part=part.size) for row in _table(scores))
+    return dict(zip(numbers, rows, strict=True))
+
+
+def _finalists(recipes: Sequence[Recipe], tried: Mapping[int, Candidate]) -> list[int]:
+    """Numbers of the candidates to fit to all components, in the order in which they are listed."""
+    left_out = sorted(tried, key=lambda i: -tried[i].held_out.value)[FINALISTS:]
+    return [i for i in range(len(recipes)) if i not in left_out]
+
+
+def _next_larger(
+    recipes: Sequence[Recipe], fitted: Sequence[int], scores: Sequence[_Score]
+) -> list[int]:
+    """Numbers of the reductions next in size to the best two so far, unless they are fitted."""
+    means = {i: float(score.values.mean()) for i, score in zip(fitted, scores, strict=True)}
+    following = []
+    for best in (recipes[i] for i in sorted(means, key=lambda i: -means[i])[:2]):
+        larger = {
+            recipe.components: i for i, recipe in enumerate(recipes)
+            if isinstance(best, Reduced) and isinstance(recipe, Reduced)
+            and recipe.components > best.components
+            and replace(recipe, components=best.components) == best
+        }  # fmt: skip
+        following += [larger[size] for size in sorted(larger)[:1]]
+    return [i for i in following if i not in fitted]
 
 
 def _fit(

@@ -196,9 +196,15 @@ def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
 def _candidates(
     ax: Axes, rows: Sequence[Candidate], x: Sequence[int], marker: str, name: str
 ) -> None:
-    ax.errorbar(
-        x, [row.held_out.value for row in rows],
-        yerr=[bar(row.held_out) for row in rows],
-        color=MUTED if "full" in name else COLOURS["ex_post"], marker=marker, markersize=5,
-        capsize=2, linestyle="none", label=name,
-    )  # fmt: skip
+    colour = MUTED if "full" in name else COLOURS["ex_post"]
+    for on_part in (False, True):
+        chosen = [i for i, row in enumerate(rows) if bool(row.part) == on_part]
+        if not chosen:
+            continue
+        ax.errorbar(
+            [x[i] for i in chosen], [rows[i].held_out.value for i in chosen],
+            yerr=[bar(rows[i].held_out) for i in chosen],
+            color=colour, markerfacecolor="none" if on_part else colour, marker=marker,
+            markersize=5, capsize=2, linestyle="none",
+            label=f"{name}, tried on a part" if on_part else name,
+        )  # fmt: skip
