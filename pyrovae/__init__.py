@@ -14,6 +14,7 @@ The way of the data, and what does each step::
       diagnose          a Diagnosis: .advice, .concerns, .summary(), .to_arviz()
       compare_groups    where the codes of groups lie apart, with errors over donors or days
       novelty           which new rows are unlike the data, with calibrated p-values
+      baselines         log p(x) under simple densities: does the model fit?
       sample_quality    decoded samples of each density beside held-out data
       calibrate, inference_gaps, beside_nuts    the guide put to the test
       plots             pictures of a diagnosis
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pyrovae.diagnostics import (
         Diagnosis,
         Effort,
+        baselines,
         beside_nuts,
         calibrate,
         diagnose,
@@ -118,6 +120,7 @@ __all__ = [
     "VampPrior",
     "adam",
     "aggregate",
+    "baselines",
     "beside_nuts",
     "binarise",
     "bits_per_dimension",

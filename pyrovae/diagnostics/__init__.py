@@ -21,6 +21,7 @@ from pyrovae.diagnostics.information import Information
 from pyrovae.diagnostics.labels import LABELS, QUALITY
 from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
 from pyrovae.diagnostics.sample_quality import Quality, SampleQuality, sample_quality
+from pyrovae.diagnostics.simple_densities import Baselines, baselines
 from pyrovae.diagnostics.two_sample import TwoSample
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LABELS",
     "QUALITY",
     "TERMS",
+    "Baselines",
     "Calibration",
     "Codes",
     "Collapse",
@@ -45,6 +47,7 @@ __all__ = [
     "SampleQuality",
     "Surgery",
     "TwoSample",
+    "baselines",
     "beside_nuts",
     "calibrate",
     "change_from",

@@ -28,6 +28,7 @@ from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.labels import LABELS
 from pyrovae.diagnostics.sample_quality import SampleQuality, measure_samples
+from pyrovae.diagnostics.simple_densities import Baselines, baselines_of
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.display import Result, table
 from pyrovae.errors import InputError
@@ -107,6 +108,8 @@ class Diagnosis(Result):
         sample_quality: decoded samples of each density beside held-out data; ``None`` if it was
             left out or could not be measured.
         quality_refused: why it could not be measured; empty if it was, or was left out.
+        baselines: log p(x) of the rows of ``evidence`` under simple densities, or, in words, why
+            there is none; empty if it was left out.
     """
 
     training: Surgery
@@ -129,6 +132,7 @@ class Diagnosis(Result):
     elbo: Evidence | None = None
     sample_quality: SampleQuality | None = None
     quality_refused: str = ""
+    baselines: Baselines | str = ""
 
     @property
     def advice(self) -> str:
@@ -248,6 +252,11 @@ class Diagnosis(Result):
             if name != "prior":
                 change = change_from(self.evidence["prior"], result)
                 yield "held-out", f"log_p_x.{name}_minus_prior", change
+        if isinstance(self.baselines, Baselines):
+            for name, estimate in self.baselines.means().items():
+                yield "held-out", f"baselines.{name}", estimate
+            for name, estimate in self.baselines.gains(self.evidence["prior"]).items():
+                yield "held-out", f"baselines.prior_minus_{name}", estimate
         for name, estimate in self.bits.items():
             yield "held-out", f"bits_per_dimension.{name}", estimate
         if self.inference_gap is not None:
@@ -351,6 +360,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             elbo=elbo,
             sample_quality=quality,
             quality_refused=refused,
+            baselines=_baselines(pair, batches[0], train_x, x, test_codes, effort, seed),
         )
 
 
@@ -595,6 +605,21 @@ def _terms(
     terms = surgery(codes, torch.stack(draws, 1), aggregated, prior, unseen=unseen)
     bar.tick()
     return terms
+
+
+def _baselines(
+    pair: Pair, given: Batch, train: Tensor, x: Tensor, codes: Codes, effort: Effort, seed: int
+) -> Baselines | str:
+    """log p(x) of the rows of the evidence under simple densities."""
+    if not effort.baseline_rows or not len(x):
+        return ""
+    if len(given) > 1:
+        return "the model is given more than the rows, and simple densities are not"
+    with seeded(seed, "rows of the baselines"):
+        chosen = torch.randperm(len(train))[: effort.baseline_rows].to(train.device)
+    z = codes.z[:2, 0]
+    likelihood = pair.decode(x[:2], z)
+    return baselines_of(pair, train[chosen], x, likelihood, units=z.shape[1], seed=seed)
 
 
 def _bits(

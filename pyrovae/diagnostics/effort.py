@@ -22,6 +22,7 @@ LEAST = {
     "gap_rows": (2, True),
     "nuts_rows": (1, True),
     "samples": (30, True),
+    "baseline_rows": (20, True),
 }
 EvidenceMethod = Literal["auto", "refined", "importance"]
 
@@ -53,6 +54,8 @@ class Effort:
         nuts_rows: held-out data points at which it is compared with NUTS; 0 for none: 4 take
             minutes.
         samples: decoded samples of each density, compared with as many rows of data; 0 for none.
+        baseline_rows: training rows, at most, that simple densities are fitted to, to compare
+            log p(x) with; 0 for none.
         method: where the importance draws come from, as in ``log_evidence``: ``"auto"``, a proposal
             of its own for each data point at which the guide is not good enough; ``"refined"``, for
             all of them; ``"importance"``, the guide alone, quicker and often not to be trusted.
@@ -74,6 +77,7 @@ class Effort:
     method: EvidenceMethod = "auto"
     evidence_cost: int = 1_000_000
     samples: int = 1000
+    baseline_rows: int = 5000
 
     @classmethod
     def quick(cls) -> Effort:

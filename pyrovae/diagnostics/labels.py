@@ -38,6 +38,18 @@ LABELS = {
     "calibration.calibrated_units": "calibrated units",
 }
 
+#: What simple densities are called; a name of a single measure, as `Baselines` has more to say.
+SIMPLE = {
+    "gaussian": "Gaussian",
+    "ppca": "probabilistic PCA",
+    "mixture": "mixture fitted to the data",
+    "independent": "independent entries",
+}
+LABELS |= {f"baselines.{name}": f"log p(x), {label}" for name, label in SIMPLE.items()}
+LABELS |= {
+    f"baselines.prior_minus_{name}": f"log p(x), prior p(z) − {label}"
+    for name, label in SIMPLE.items()
+}
 SAMPLES = {
     "prior": "samples of the prior",
     "q_agg": "samples of raw q_agg",

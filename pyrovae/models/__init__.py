@@ -9,7 +9,7 @@ from pyrovae.models.checks import Prior
 from pyrovae.models.discretized_logistic import DiscretizedLogistic, bits_per_dimension
 from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
-from pyrovae.models.likelihoods import BernoulliDecoder, NormalDecoder, binarise
+from pyrovae.models.likelihoods import BernoulliDecoder, NormalDecoder, binarise, takes_totals
 from pyrovae.models.networks import (
     GatedLinear,
     LogCounts,
@@ -49,4 +49,5 @@ __all__ = [
     "mlp",
     "mlp_decoder",
     "mlp_encoder",
+    "takes_totals",
 ]

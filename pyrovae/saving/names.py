@@ -24,9 +24,9 @@ ROOMS = {
     "pyrovae.evidence": ("Annealing", "Evidence", "Sandwich"),
     "pyrovae.export": ("ExportedDraws",),
     "pyrovae.diagnostics": (
-        "Calibration", "Codes", "Collapse", "Diagnosis", "Effort", "Gaps", "GuideCheck", "Holes",
-        "Information", "Memorisation", "NutsComparison", "Pictures", "Quality",
-        "SampleQuality", "Surgery", "TwoSample",
+        "Baselines", "Calibration", "Codes", "Collapse", "Diagnosis", "Effort", "Gaps",
+        "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison", "Pictures",
+        "Quality", "SampleQuality", "Surgery", "TwoSample",
     ),
     "pyrovae.populations": ("GroupComparison", "GroupContrast", "Novelty"),
     "pyrovae.runs": ("Comparison", "Scores"),
