@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ class Result:
 
     def _repr_html_(self) -> str:
         return table(type(self).__name__, [(name, brief(value)) for name, value in shown(self)])
+
+
+def draw(picture: str, *parts: Any, **options: Any) -> Any:
+    """A picture by its name in the room of plots.
+
+    That room stands above the results, and is loaded only to draw.
+    """
+    return getattr(import_module("pyrovae.plots"), picture)(*parts, **options)
 
 
 def shown(result: Any) -> list[tuple[str, Any]]:

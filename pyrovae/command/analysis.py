@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from importlib.metadata import version
@@ -220,7 +220,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
         facts |= task.facts | _environment(options, time.perf_counter() - start)
         with training_saved(options.out):
             unfinish(options.out)
-            paths = _write(options.out, diagnosis, run, facts, data.columns or ())
+            paths = _write(options.out, diagnosis, run, facts, data, seed=options.seed)
             parameters = options.out / "parameters.pt"
             task.save(parameters)
             saved = finish(options.out, _outcome(data, task, options, diagnosis, run, facts))
@@ -523,7 +523,9 @@ def _write(
     diagnosis: Diagnosis,
     run: Fit | None,
     facts: Mapping[str, str],
-    columns: Sequence[str],
+    data: Dataset,
+    *,
+    seed: int,
 ) -> tuple[Path, Path | None, Path]:
     """Write report, draws and table, each completely or not at all."""
     draws = diagnosis.exported
@@ -539,6 +541,7 @@ def _write(
     table = replace(
         out / "measures.csv", lambda path: diagnosis.summary().to_csv(path, index=False)
     )
+    train = numbers_of_parts(len(data), seed=seed)[0]
     report = write(
         out / "report.html",
         render(
@@ -547,7 +550,8 @@ def _write(
             facts=facts,
             how=how_to_sample(out, recommended_source(diagnosis)),
             wording=for_command,
-            columns=columns,
+            columns=data.columns or (),
+            labels=None if data.labels is None else data.labels[train],
         ),
     )
     return report, netcdf, table

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NUTS_ROWS = 4  # data points that --check-guide measures
 OK, FAILED, BAD_INPUT = 0, 1, 2
+#: How the names of the measures begin that answers rest on.
+MATTER = ("elbo", "active_units", "log_p_x.", "baselines.prior_minus", "bits_per_dimension.")
 SELDOM, OFTEN = 30.0, 5.0  # seconds between lines of progress, without a terminal and --verbose
 
 
@@ -130,7 +132,7 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     if quiet:
         sys.stdout.write(f"report: {analysis.report}\n")
     else:
-        _show(analysis)
+        _show(analysis, verbose=verbose)
 
 
 def _effort(options: dict[str, Any]) -> Any:
@@ -196,38 +198,56 @@ def _pair_option(options: dict[str, Any]) -> dict[str, Any]:
 # -- what is printed at the end ------------------------------------------------------------------
 
 
-def _show(analysis: Analysis) -> None:
+def _show(analysis: Analysis, *, verbose: bool) -> None:
+    """What to draw new rows from, what to take care of, and the measures that matter, or all."""
     from rich.console import Console
 
     from pyrovae.command.analysis import how_to_sample
-    from pyrovae.report import concerns
+    from pyrovae.report import MOST_CONCERNS, concerns, fit_in_words, guidance, notes
 
-    console = Console(highlight=False)
+    console, diagnosis = Console(highlight=False), analysis.diagnosis
 
     def spelled(text: str) -> str:
         return encodable(text, console.encoding)
 
-    console.print(_table(analysis.diagnosis, spelled))
-    console.print(spelled(analysis.diagnosis.advice), markup=False)
+    def say(text: str, style: str | None = None, *, wrap: bool = True) -> None:
+        console.print(spelled(text), style=style, markup=False, soft_wrap=not wrap)
+
+    say(f"Does the model fit? {fit_in_words(diagnosis)}")
+    for name, sentence in guidance(diagnosis).items():
+        say(f"{name}: {sentence}")
     how = how_to_sample(analysis.saved.folder, analysis.saved.recommended)
-    console.print(spelled(f"Draw new rows: {how}"), markup=False, soft_wrap=True)
-    if (calibration := analysis.diagnosis.guide_check.calibration) is not None:
-        console.print(spelled(f"The guide: {calibration.statement}"), markup=False)
-    for concern in concerns(analysis.diagnosis, analysis.run):
-        sentence = spelled(f"Careful: {for_command(concern)}")
-        console.print(sentence, markup=False, style="yellow")
+    say(f"Draw new rows: {how}", wrap=False)
+    cautions, further = concerns(diagnosis, analysis.run), notes(diagnosis)
+    if not verbose:
+        cautions, further = cautions[:MOST_CONCERNS], []
+    for concern in cautions:
+        say(f"Careful: {for_command(concern)}", "yellow")
+    for note in further:
+        say(f"Note: {for_command(note)}")
+    console.print()
+    console.print(_table(diagnosis, spelled, everything=verbose))
+    if verbose:
+        say(diagnosis.advice)
+        if (calibration := diagnosis.guide_check.calibration) is not None:
+            say(f"The guide: {calibration.statement}")
+    else:
+        say("All measures: the report has them, and so has --verbose.")
     console.print()
     if analysis.netcdf is not None:
-        console.print(f"draws for ArviZ: {analysis.netcdf}", soft_wrap=True, markup=False)
-    console.print(f"report: {analysis.report}", soft_wrap=True, markup=False)
+        say(f"draws for ArviZ: {analysis.netcdf}", wrap=False)
+    say(f"report: {analysis.report}", wrap=False)
 
 
-def _table(diagnosis: Diagnosis, spelled: Callable[[str], str]) -> Table:
+def _table(
+    diagnosis: Diagnosis, spelled: Callable[[str], str], *, everything: bool = True
+) -> Table:
     """A table with a row for each measure and columns for training and held-out data.
 
     Args:
         diagnosis: has the measures.
         spelled: spells out letters that the terminal lacks, before columns are made as wide.
+        everything: whether to show all of them, and not only those that answers rest on.
     """
     from rich.table import Table
 
@@ -236,8 +256,8 @@ def _table(diagnosis: Diagnosis, spelled: Callable[[str], str]) -> Table:
 
     cells: dict[str, dict[str, str]] = {}
     for data, measure, estimate in diagnosis.estimates():
-        if data != "simulated":  # a sentence below the table has these
-            is_difference = measure.endswith("_minus_prior")
+        if data != "simulated" and (everything or measure.startswith(MATTER)):
+            is_difference = "_minus_" in measure
             cells.setdefault(LABELS[measure], {})[data] = show(estimate, signed=is_difference)
     table = Table(
         title="What the latent space holds (nats, unless it says bits)", title_justify="left"

@@ -99,9 +99,19 @@ def report(options: dict[str, Any]) -> None:
             how=how,
             wording=for_command,
             columns=run.columns or (),
+            labels=_labels(run),
         )
         path = write(run.folder / "report.html", page)
     _say(f"report: {path}")
+
+
+def _labels(run: Run) -> Any:
+    """The labels of the training rows, or why codes have no colours if the data are gone."""
+    try:
+        return run.labels
+    except InputError as error:
+        _say(for_command(f"The codes are not coloured by label: {error}"))
+        return None
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -168,7 +178,7 @@ def _show(found: Comparison) -> None:
     for name in ("measure", "data", *found.names):
         table.add_column(spelled(name), overflow="fold")
     for (data, measure), row in found.estimates.items():
-        texts = ["" if e is None else show(e, signed=measure.endswith("_minus_prior")) for e in row]
+        texts = ["" if e is None else show(e, signed="_minus_" in measure) for e in row]
         table.add_row(spelled(LABELS[measure]), data, *map(spelled, texts))
     for measure, row in found.differences.items():
         texts = ["" if e is None else show(e, signed=True) for e in row]

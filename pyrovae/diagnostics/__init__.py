@@ -6,7 +6,7 @@ densities, not models. Start with ``diagnosis.py``.
 """
 
 from pyrovae.diagnostics.active_units import ACTIVE, Collapse
-from pyrovae.diagnostics.advice import change_from, choose
+from pyrovae.diagnostics.advice import TOLERATED, change_from, choose
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.code_densities import Memorisation
 from pyrovae.diagnostics.decoded_samples import Pictures
@@ -30,6 +30,7 @@ __all__ = [
     "LABELS",
     "QUALITY",
     "TERMS",
+    "TOLERATED",
     "Baselines",
     "Calibration",
     "Codes",

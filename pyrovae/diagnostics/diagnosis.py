@@ -30,7 +30,7 @@ from pyrovae.diagnostics.labels import LABELS
 from pyrovae.diagnostics.sample_quality import SampleQuality, measure_samples
 from pyrovae.diagnostics.simple_densities import Baselines, baselines_of
 from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
-from pyrovae.display import Result, table
+from pyrovae.display import Result, draw, table
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import (
@@ -73,6 +73,7 @@ COLUMNS = (
 )  # fmt: skip
 STAGES = 2  # of a diagnosis besides the estimates of log p(x), which take most of the time
 ELBO_DRAWS = 100  # at each row: their noise is small beside what differs between rows
+POINTS = 500  # rows of one or two numbers that are shown
 MANY_PAIRS = 1e8  # of data point and code: minutes even for a small guide
 UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
@@ -214,6 +215,18 @@ class Diagnosis(Result):
         concerns = "".join(f"<li>{escape(concern)}</li>" for concern in self.concerns)
         numbers = [(f"{data}: {LABELS[key]}", str(e)) for data, key, e in self.estimates()]
         return f"<p>{escape(self.advice)}</p><ul>{concerns}</ul>{table('Diagnosis', numbers)}"
+
+    def plot(self, **options: Any) -> Any:
+        """The most telling pictures, and their axes; ``pyrovae.plots`` has all of them.
+
+        Args:
+            options: those of ``pyrovae.plots.overview``: ``colour=``, a label for each training
+                row, ``fit=`` and ``axes=``.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        return draw("overview", self, **options)
 
     def to_arviz(self) -> Any:
         """Draws for held-out rows as ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x).
@@ -473,8 +486,10 @@ def _pictures(
 ) -> Pictures | None:
     if not effort.pictures:
         return None
+    is_point = math.prod(x.shape[1:]) <= 2  # and costs no more room than a dot
+    size = max(effort.pictures, POINTS) if is_point else effort.pictures
     with seeded(seed, "rows to show"):
-        shown = x[torch.randperm(len(x))[: effort.pictures].sort().values]
+        shown = x[torch.randperm(len(x))[:size].sort().values]
     return pictures(pair, shown, densities, seed=seed)
 
 

@@ -368,7 +368,7 @@ def _mixture(
         seed: names the rows kept back, and where the components start.
     """
     fitted, choosing = (rows[numbers] for numbers in _kept_back(len(rows), seed))
-    candidates = []
+    candidates: list[tuple[float, int, Tensor]] = []
     for count in [count for count in COMPONENTS if count <= len(fitted) // 5] or [1]:
         with seeded(seed, "start of a mixture", count):
             starts = fitted[torch.randperm(len(fitted))[:count]]

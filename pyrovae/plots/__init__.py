@@ -1,26 +1,43 @@
 """Figures of the measures, drawn with matplotlib.
 
-Each function draws one figure from a diagnosis, a fit or a part of them. Colours and sizes are in
+Each function draws one figure from a diagnosis, a fit or a part of them, on the axes that it is
+given or on a new figure, and returns the axes. ``overview`` draws the most telling ones together;
+``diagnosis.plot()``, ``fit.plot()`` and ``run.plot()`` call it. Colours and sizes are in
 ``style.py``. ``import pyrovae`` doesn't import this room, so matplotlib is loaded only to plot.
 Start with ``latent.py``.
 """
 
 from pyrovae.plots.curves import (
+    baselines,
     evidence,
     ex_post_candidates,
     held_out_densities,
     pareto_k,
     training_curve,
 )
+from pyrovae.plots.dark import darken
 from pyrovae.plots.guide import beside, calibration, gaps
 from pyrovae.plots.latent import latent_map, unit_activity, unit_marginals
-from pyrovae.plots.samples import feature_marginals, is_image, pseudo_inputs, sample_sheets
-from pyrovae.plots.style import STYLE
+from pyrovae.plots.overview import overview
+from pyrovae.plots.samples import (
+    CLEAR,
+    feature_marginals,
+    is_image,
+    predictive_check,
+    predictive_errors,
+    pseudo_inputs,
+    reconstructions,
+    sample_sheets,
+)
+from pyrovae.plots.style import STYLE, off_screen
 
 __all__ = [
+    "CLEAR",
     "STYLE",
+    "baselines",
     "beside",
     "calibration",
+    "darken",
     "evidence",
     "ex_post_candidates",
     "feature_marginals",
@@ -28,8 +45,13 @@ __all__ = [
     "held_out_densities",
     "is_image",
     "latent_map",
+    "off_screen",
+    "overview",
     "pareto_k",
+    "predictive_check",
+    "predictive_errors",
     "pseudo_inputs",
+    "reconstructions",
     "sample_sheets",
     "training_curve",
     "unit_activity",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrovae.diagnostics import Diagnosis, left_out_of
+from pyrovae.diagnostics import Baselines, Diagnosis, Memorisation, left_out_of
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import Evidence
-from pyrovae.ex_post import Candidate
+from pyrovae.ex_post import Candidate, ExPostPrior
 from pyrovae.plots.style import (
     COLOURS,
     LINES,
@@ -20,26 +21,37 @@ from pyrovae.plots.style import (
     TRAINING,
     VALIDATION,
     bar,
+    canvas,
     colour_of,
     label_of,
-    legend_above,
-    panels,
+    part_of,
     styled,
     ticks,
+    wrapped,
 )
 from pyrovae.training import Fit, History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 @styled
-def training_curve(fit: Fit) -> Figure:
-    """Training objective and validation ELBO by epoch, epoch kept, and KL weight if it varies."""
-    history = fit.history
-    has_warmup = bool((history.kl_weight != 1.0).any())
-    figure, axes = panels(2 if has_warmup else 1, height=4.4 if has_warmup else 3.4)
+def training_curve(source: Fit, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Training objective and validation ELBO by epoch, epoch kept, and KL weight if it varies.
+
+    Args:
+        source: what ``pyrovae.fit`` returns.
+        axes: where to draw: one, or two where the KL weight is to be seen, too; by default on a new
+            figure.
+    """
+    if not isinstance(source, Fit):
+        raise InputError(
+            f"expected a Fit; got {type(source).__name__}. Give what pyrovae.fit returns."
+        )
+    fit, history = source, source.history
+    has_warmup = bool((history.kl_weight != 1.0).any()) and (axes is None or len(axes) > 1)
+    panel = canvas(axes, 2 if has_warmup else 1, height=4.4 if has_warmup else 3.4)
+    axes = panel.axes
     ax = axes[0]
     marker = "o" if len(history) == 1 else ""
     ax.plot(history.epoch, history.train, color=TRAINING, marker=marker, label="training objective")
@@ -48,10 +60,10 @@ def training_curve(fit: Fit) -> Figure:
             history.epoch, history.validation, "--", color=VALIDATION, marker=marker,
             label="validation ELBO",
         )  # fmt: skip
-    for panel in axes:
-        panel.axvline(fit.best_epoch, color=MUTED, linewidth=1, linestyle=":")
-        panel.set_xlim(0, len(history) + 1)
-        ticks(panel.xaxis, 8, integer=True)
+    for one in axes:
+        one.axvline(fit.best_epoch, color=MUTED, linewidth=1, linestyle=":")
+        one.set_xlim(0, len(history) + 1)
+        ticks(one.xaxis, 8, integer=True)
     label = f"epoch kept: {fit.best_epoch}"
     axes[-1].plot([], [], color=MUTED, linewidth=1, linestyle=":", label=label)
     ax.set_ylim(*_range_after_start(history))
@@ -60,8 +72,8 @@ def training_curve(fit: Fit) -> Figure:
         axes[1].plot(history.epoch, history.kl_weight, color="#000000")
         axes[1].set_ylabel("KL weight")
     axes[-1].set_xlabel("epoch")
-    legend_above(figure, *axes, columns=3)
-    return figure
+    panel.legend(*axes, columns=3)
+    return axes
 
 
 def _range_after_start(history: History) -> tuple[float, float]:
@@ -75,13 +87,19 @@ def _range_after_start(history: History) -> tuple[float, float]:
 
 
 @styled
-def held_out_densities(diagnosis: Diagnosis) -> Figure:
-    """log q_agg against log p at the codes of held-out data, with the diagonal of equality."""
-    memory = diagnosis.memorisation
+def held_out_densities(source: Diagnosis | Memorisation, *, ax: Axes | None = None) -> Axes:
+    """log q_agg against log p at the codes of held-out data, with the diagonal of equality.
+
+    Args:
+        source: a diagnosis, or its ``memorisation``.
+        ax: where to draw; by default on a new figure.
+    """
+    memory = part_of(source, Memorisation, lambda diagnosis: diagnosis.memorisation)
     prior = memory.log_prior.double().cpu().numpy()
     aggregated = memory.log_aggregated.double().cpu().numpy()
     finite = np.isfinite(prior) & np.isfinite(aggregated)
-    figure, (ax,) = panels(height=3.8)
+    panel = canvas(ax, height=3.8)
+    ax = panel.axes[0]
     share_above = float((aggregated > prior).mean())
     ax.scatter(
         prior[finite], aggregated[finite], s=9, alpha=0.45, linewidths=0,
@@ -91,45 +109,91 @@ def held_out_densities(diagnosis: Diagnosis) -> Figure:
     median = float(np.median(prior[finite])) if finite.any() else 0.0
     ax.axline((median, median), slope=1, color=MUTED, linestyle="--", label="equal density")
     ax.set(xlabel="log p(z), nats", ylabel=r"log $q_\mathrm{agg}(z)$, nats")
-    legend_above(figure, ax, columns=2)
-    return figure
+    panel.legend(ax, columns=2)
+    return ax
 
 
-def _evidence(diagnosis: Diagnosis) -> dict[str, Evidence]:
-    if not diagnosis.evidence:
+EvidenceOf = Diagnosis | Mapping[str, Evidence]
+
+
+def _evidence(source: EvidenceOf) -> Mapping[str, Evidence]:
+    """Evidence by density, of which ``"prior"`` is one."""
+    found = source.evidence if isinstance(source, Diagnosis) else source
+    if isinstance(source, Diagnosis) and not found:
         raise left_out_of("estimates of log p(x)", "evidence_rows")
-    return diagnosis.evidence
+    if not isinstance(found, Mapping) or "prior" not in found:
+        raise InputError(
+            "expected a Diagnosis or its evidence by density, 'prior' among them; got "
+            f"{type(source).__name__}. Give diagnosis.evidence."
+        )
+    return found
 
 
 @styled
-def evidence(diagnosis: Diagnosis) -> Figure:
+def evidence(source: EvidenceOf, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Held-out log p(x) under each density in the prior's place, and the paired differences.
 
     Bars are two standard errors to either side.
+
+    Args:
+        source: a diagnosis, or its ``evidence``.
+        axes: where to draw, two; by default on a new figure.
     """
-    names = list(_evidence(diagnosis))
-    base = diagnosis.evidence["prior"]
-    means = {name: diagnosis.evidence[name].mean() for name in names}
-    gains = {name: diagnosis.evidence[name].minus(base) for name in names if name != "prior"}
-    figure, axes = panels(2, height=3.6)
+    found = _evidence(source)
+    base = found["prior"]
+    means = {name: result.mean() for name, result in found.items()}
+    gains = {name: result.minus(base) for name, result in found.items() if name != "prior"}
+    panel = canvas(axes, 2, height=3.6)
+    axes = panel.axes
     _intervals(axes[0], means)
     axes[0].set_xlabel("mean log p(x), nats per data point")
     _intervals(axes[1], gains)
     axes[1].axvline(0.0, color=COLOURS["prior"], linestyle="--", linewidth=1)
     axes[1].set_xlabel("paired difference from the prior, nats")
-    return figure
+    return axes
 
 
-def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
+@styled
+def baselines(source: Diagnosis, *, ax: Axes | None = None) -> Axes:
+    """Mean held-out log p(x) of the model less that of simple densities, paired by row.
+
+    Bars are two standard errors to either side; right of the line the model is better.
+
+    Args:
+        source: a diagnosis.
+        ax: where to draw; by default on a new figure.
+    """
+    found = part_of(
+        source, Baselines,
+        lambda diagnosis: None if isinstance(diagnosis.baselines, str) else diagnosis.baselines,
+        lambda: left_out_of("simple densities", "baseline_rows"),
+    )  # fmt: skip
+    panel = canvas(ax, height=0.9 + 0.55 * len(found.names))
+    ax = panel.axes[0]
+    gains = found.gains(_evidence(source)["prior"])
+    names = {name: wrapped(found.names[name]) for name in gains}
+    _intervals(ax, gains, names, COLOURS["prior"])
+    ax.axvline(0.0, color=MUTED, linestyle="--", linewidth=1)
+    ax.set_xlabel("log p(x): this model − simple density, nats")
+    return ax
+
+
+def _intervals(
+    ax: Axes,
+    estimates: Mapping[str, Estimate],
+    names: Mapping[str, str] | None = None,
+    colour: str | None = None,
+) -> None:
+    """Estimates one below the other, with bars of two standard errors to either side."""
     labels = []
     for row, (name, estimate) in enumerate(estimates.items()):
         is_finite = math.isfinite(estimate.value) and math.isfinite(estimate.standard_error)
-        labels.append(
-            label_of(name) + ("" if is_finite else f":\n{estimate.unresolved or 'not finite'}")
-        )
+        label = label_of(name) if names is None else names[name]
+        labels.append(label + ("" if is_finite else f":\n{estimate.unresolved or 'not finite'}"))
         if is_finite:
             ax.errorbar(
-                estimate.value, row, xerr=2 * estimate.standard_error, color=colour_of(name),
+                estimate.value, row, xerr=2 * estimate.standard_error,
+                color=colour or colour_of(name),
                 marker=MARKERS.get(name, "o"), markersize=6, capsize=3, linestyle="none",
             )  # fmt: skip
     ax.set_yticks(range(len(estimates)), labels)
@@ -139,12 +203,18 @@ def _intervals(ax: Axes, estimates: dict[str, Estimate]) -> None:
 
 
 @styled
-def pareto_k(diagnosis: Diagnosis) -> Figure:
-    """Histogram of the k̂ of held-out data points under each density, with the limit for k̂."""
-    figure, (ax,) = panels()
-    evidence = _evidence(diagnosis)
-    limit = evidence["prior"].k_limit
-    values = {n: e.pareto_k.double().cpu().numpy() for n, e in evidence.items()}
+def pareto_k(source: EvidenceOf, *, ax: Axes | None = None) -> Axes:
+    """Histogram of the k̂ of held-out data points under each density, with the limit for k̂.
+
+    Args:
+        source: a diagnosis, or its ``evidence``.
+        ax: where to draw; by default on a new figure.
+    """
+    found = _evidence(source)
+    panel = canvas(ax)
+    ax = panel.axes[0]
+    limit = found["prior"].k_limit
+    values = {n: e.pareto_k.double().cpu().numpy() for n, e in found.items()}
     finite = np.concatenate([k[np.isfinite(k)] for k in values.values()] + [np.array([0.0, 0.8])])
     edges = np.linspace(finite.min(), finite.max(), 31)
     for name, k in values.items():
@@ -158,15 +228,24 @@ def pareto_k(diagnosis: Diagnosis) -> Figure:
         )  # fmt: skip
     ax.axvline(limit, color="#000000", linewidth=1, linestyle=":", label=f"{limit:.2g}")
     ax.set(xlabel=r"Pareto $\hat{k}$ of the importance weights", ylabel="held-out data points")
-    legend_above(figure, ax, columns=2)
-    return figure
+    panel.legend(ax, columns=2)
+    return ax
 
 
 @styled
-def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
-    """Mean log density of held-out codes under each candidate, against its amount of smoothing."""
-    table = diagnosis.ex_post.table
-    figure, axes = panels(2, height=5.2)
+def ex_post_candidates(
+    source: Diagnosis | ExPostPrior, *, axes: Sequence[Axes] | None = None
+) -> list[Axes]:
+    """Mean log density of held-out codes under each candidate, against its amount of smoothing.
+
+    Args:
+        source: a diagnosis, or what ``pyrovae.fit_ex_post_prior`` returns.
+        axes: where to draw, two; by default on a new figure.
+    """
+    ex_post = part_of(source, ExPostPrior, lambda diagnosis: diagnosis.ex_post)
+    table = ex_post.table
+    panel = canvas(axes, 2, height=5.2)
+    axes = panel.axes
     inflated = [row for row in table if row.family == "inflated"]
     amounts = sorted({row.amount for row in inflated})
     _candidates(axes[0], inflated, [amounts.index(row.amount) for row in inflated], "o", "inflated")
@@ -180,7 +259,7 @@ def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
         axes[1].axhline(row.held_out.value, color=MUTED, linestyle=":", label=row.family)
     axes[1].set(xscale="log", xlabel="components")
     for row in table:
-        if row.name == diagnosis.ex_post.choice:
+        if row.name == ex_post.choice:
             x = amounts.index(row.amount) if row.family == "inflated" else row.components or 1
             ax = axes[0] if row.family == "inflated" else axes[1]
             ax.plot(
@@ -189,8 +268,8 @@ def ex_post_candidates(diagnosis: Diagnosis) -> Figure:
             )  # fmt: skip
     for ax in axes:
         ax.set_ylabel("held-out log density")
-    legend_above(figure, *axes, columns=2)
-    return figure
+    panel.legend(*axes, columns=2)
+    return axes
 
 
 def _candidates(

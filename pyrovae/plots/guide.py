@@ -7,38 +7,49 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrovae.diagnostics import ALARM, Calibration, Gaps, NutsComparison
+from pyrovae.diagnostics import ALARM, Calibration, Diagnosis, Gaps, NutsComparison, left_out_of
 from pyrovae.plots.style import (
+    BAND,
     COLOURS,
     FURTHER,
     MUTED,
     TRAINING,
-    legend_above,
-    panels,
+    canvas,
+    panels_of,
+    part_of,
     styled,
     ticks,
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
 
 MOST_UNITS = 10  # drawn for each data point, at most
 
 
 @styled
-def calibration(result: Calibration) -> Figure:
+def calibration(source: Diagnosis | Calibration, *, ax: Axes | None = None) -> Axes:
     """ECDF of the probability integral transforms of each unit, minus that of a calibrated guide.
 
     The band is that of Dvoretzky, Kiefer, Wolfowitz and Massart for all units together.
+
+    Args:
+        source: a diagnosis, or what ``pyrovae.calibrate`` returns.
+        ax: where to draw; by default on a new figure.
     """
+    result = part_of(
+        source, Calibration, lambda diagnosis: diagnosis.guide_check.calibration,
+        lambda: left_out_of("a calibration of the guide", "simulations"),
+    )  # fmt: skip
     count, unit_count = result.pit.shape
     pit = np.sort(result.pit.double().numpy(), axis=0)
     ecdf = np.arange(1, count + 1) / count
-    figure, (ax,) = panels()
+    panel = canvas(ax)
+    ax = panel.axes[0]
     width = math.sqrt(math.log(2 * unit_count / ALARM) / (2 * count))
-    ax.axhspan(
-        -width, width, color="#E4E4E4", label=f"{100 * (1 - ALARM):.0f} % band of an exact guide"
-    )
+    ax.axhspan(-width, width, color=BAND, label=f"{100 * (1 - ALARM):.0f} % band of an exact guide")
     is_calibrated = (result.adjusted >= ALARM).tolist()
     for state, colour in ((True, TRAINING), (False, COLOURS["q_agg"])):
         units = [unit for unit in range(unit_count) if is_calibrated[unit] == state]
@@ -51,20 +62,30 @@ def calibration(result: Calibration) -> Figure:
     ax.axhline(0.0, color=MUTED, linewidth=1)
     ax.set(xlim=(0, 1), xlabel="share of guide draws below the true code")
     ax.set_ylabel("ECDF − uniform")
-    legend_above(figure, ax, columns=2)
-    return figure
+    panel.legend(ax, columns=2)
+    return ax
 
 
 @styled
-def gaps(result: Gaps) -> Figure:
-    """How far the ELBO of each data point falls short of log p(x), by cause."""
+def gaps(source: Diagnosis | Gaps, *, ax: Axes | None = None) -> Axes:
+    """How far the ELBO of each data point falls short of log p(x), by cause.
+
+    Args:
+        source: a diagnosis, or what ``pyrovae.inference_gaps`` returns.
+        ax: where to draw; by default on a new figure.
+    """
+    result = part_of(
+        source, Gaps, lambda diagnosis: diagnosis.guide_check.gaps,
+        lambda: left_out_of("gaps of the guide", "gap_rows"),
+    )  # fmt: skip
     parts = {
         "amortization": result.family.values - result.guide.values,
         "approximation": result.evidence.values - result.family.values,
     }
     total = result.evidence.values - result.guide.values
     order = np.argsort(total.double().cpu().numpy())[::-1]
-    figure, (ax,) = panels()
+    panel = canvas(ax)
+    ax = panel.axes[0]
     bottom = np.zeros(len(order))
     for (name, values), colour in zip(
         parts.items(), (COLOURS["q_agg"], COLOURS["prior"]), strict=True
@@ -75,23 +96,33 @@ def gaps(result: Gaps) -> Figure:
     ax.set(xlabel="held-out data points, by size of the loss", ylabel="log p(x) − ELBO, nats")
     ax.set_xticks([])
     ax.grid(visible=False, axis="x")
-    legend_above(figure, ax, columns=2)
-    return figure
+    panel.legend(ax, columns=2)
+    return ax
 
 
 @styled
-def beside(nuts: NutsComparison) -> Figure:
-    """Mean and two standard deviations of each unit by NUTS and by the guide."""
+def beside(source: Diagnosis | NutsComparison, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Mean and two standard deviations of each unit by NUTS and by the guide.
+
+    Args:
+        source: a diagnosis, or what ``pyrovae.beside_nuts`` returns.
+        axes: where to draw, one for each data point; by default on a new figure.
+    """
+    nuts = part_of(
+        source, NutsComparison, lambda diagnosis: diagnosis.guide_check.beside,
+        lambda: left_out_of("a comparison with NUTS", "nuts_rows"),
+    )  # fmt: skip
     count, units = nuts.mean.shape[0], min(nuts.mean.shape[1], MOST_UNITS)
     columns = min(2, count)
     rows = -(-count // columns)
-    figure, axes = panels(rows, columns, height=0.6 + 2.1 * rows)
+    panel = panels_of(count, axes, columns=columns, height=0.6 + 2.1 * rows)
+    axes = panel.axes
     position = np.arange(units)
     sides = (
         ("NUTS", nuts.mean, nuts.sd, -0.15, COLOURS["ex_post"], "o"),
         ("guide", nuts.guide_mean, nuts.guide_sd, 0.15, FURTHER, "s"),
     )
-    for datum, ax in enumerate(axes[:count]):
+    for datum, ax in enumerate(axes):
         for name, mean, sd, offset, colour, marker in sides:
             ax.errorbar(
                 position + offset, mean[datum, :units].double().cpu().numpy(),
@@ -101,9 +132,7 @@ def beside(nuts: NutsComparison) -> Figure:
         ax.set_title(f"data point {datum}")
         ticks(ax.xaxis, min(units, 6), integer=True)
         ax.grid(visible=False, axis="x")
-    for ax in axes[count:]:
-        ax.set_axis_off()
-    for ax in axes[max(0, count - columns) : count]:
+    for ax in axes[max(0, count - columns) :]:
         ax.set_xlabel("unit")
-    legend_above(figure, axes[0], columns=2)
-    return figure
+    panel.legend(axes[0], columns=2)
+    return axes

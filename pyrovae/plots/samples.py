@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from pyrovae.diagnostics import Diagnosis, Pictures, left_out_of
 from pyrovae.errors import InputError
+from pyrovae.export import ExportedDraws
 from pyrovae.plots.grids import Array
 from pyrovae.plots.style import (
+    BAND,
     COLOURS,
+    MUTED,
     WIDTH,
+    Canvas,
+    canvas,
     colour_of,
     label_of,
-    legend_above,
-    panels,
+    panels_of,
+    part_of,
     styled,
     ticks,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SMALLEST_IMAGE = 3  # an event with fewer rows or columns is not shown as an image
+PLANE = 2  # features of a table whose rows are points in the plane
+MOST_NAMED = 20  # columns of a table whose names fit below a sheet
+IMAGES = 36  # reconstructed ones, at most
+CLEAR = 3.0  # standard errors that a clear difference has
 FEW = 4  # a table of up to so many features is drawn point by point
 LONGEST = 26  # characters of a feature's title that fit above its panel
 LIMIT = 2.5  # standard deviations at which colours saturate
@@ -44,24 +52,45 @@ def is_image(event_shape: tuple[int, ...]) -> bool:
 
 
 @styled
-def sample_sheets(diagnosis: Diagnosis, *, columns: int = 4) -> Figure:
+def sample_sheets(
+    source: Diagnosis | Pictures,
+    *,
+    columns: int = 4,
+    names: Sequence[str] = (),
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
     """Data beside E[x | z] for z from each density: images, or the rows of a table.
 
-    A table of up to four features is drawn point by point, a wider one as rows of colours in the
-    order of the data's first principal axis.
+    A table of two features is drawn as points in the plane, one of up to four features point by
+    point, a wider one as rows of colours in the order of the data's first principal axis.
 
     Args:
-        diagnosis: a diagnosis with pictures.
+        source: a diagnosis with pictures, or its ``pictures``.
         columns: number of sheets side by side.
+        names: of all features in their order; without them each is called by its number.
+        axes: where to draw, one for the data and for each density; by default on a new figure.
     """
-    pictures = _pictures(diagnosis)
-    return _sheets({"data": pictures.data, **pictures.samples}, columns)
+    pictures = _pictures(source)
+    return _sheets({"data": pictures.data, **pictures.samples}, columns, names, axes)
 
 
 @styled
-def pseudo_inputs(diagnosis: Diagnosis) -> Figure:
-    """Data beside the pseudo-inputs of a VampPrior, in the style of `sample_sheets`."""
-    pictures = _pictures(diagnosis)
+def pseudo_inputs(
+    source: Diagnosis | Pictures,
+    *,
+    names: Sequence[str] = (),
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Data beside the pseudo-inputs of a VampPrior, in the style of `sample_sheets`.
+
+    Args:
+        source, names: as for `sample_sheets`.
+        axes: where to draw, two; by default on a new figure.
+
+    Raises:
+        InputError: if the prior is another one.
+    """
+    pictures = _pictures(source)
     data, inputs = pictures.data, pictures.pseudo_inputs
     if inputs is None:
         raise InputError(
@@ -69,69 +98,187 @@ def pseudo_inputs(diagnosis: Diagnosis) -> Figure:
             "sample_sheets instead."
         )
     shaped_inputs = inputs.reshape(len(inputs), *data.shape[1:])
-    return _sheets({"data": data[: len(inputs)], "pseudo-inputs": shaped_inputs}, 2)
-
-
-def _pictures(diagnosis: Diagnosis) -> Pictures:
-    if diagnosis.pictures is None:
-        raise left_out_of("decoded draws", "pictures")
-    return diagnosis.pictures
-
-
-def _sheets(sheets: dict[str, Tensor], columns: int) -> Figure:
-    columns = min(columns, len(sheets))
-    rows = -(-len(sheets) // columns)
-    side = WIDTH / 2
-    images = is_image(tuple(sheets["data"].shape[1:]))
-    height = rows * (side + (0.2 if images else 0.6))
-    figure, axes = panels(rows, columns, height=height, width=columns * side)
-    if images:
-        _image_sheets(axes, {name: _array(x) for name, x in sheets.items()})
-    else:
-        _table_sheets(axes, {name: _table(x) for name, x in sheets.items()})
-    for ax, name in zip(axes, sheets, strict=False):
-        ax.set_title(label_of(name), color=colour_of(name), fontsize=11)
-    for ax in axes[len(sheets) :]:
-        ax.set_axis_off()
-    return figure
+    sheets = {"data": data[: len(inputs)], "pseudo-inputs": shaped_inputs}
+    return _sheets(sheets, 2, names, axes)
 
 
 @styled
-def feature_marginals(diagnosis: Diagnosis, *, most: int = 6, names: Sequence[str] = ()) -> Figure:
-    """Histograms of the first features: held-out data and draws of x with z from the prior.
+def reconstructions(
+    source: Diagnosis | ExportedDraws,
+    *,
+    most: int = 6,
+    names: Sequence[str] = (),
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Held-out data against the mean of x decoded from their own codes.
+
+    Images, and rows of two features, stand side by side; of a wider table each of the first
+    features is drawn, with the line on which a perfect reconstruction lies.
 
     Args:
-        diagnosis: the measures, with draws.
+        source: a diagnosis with draws, or its ``exported``.
         most: features that are drawn at most.
         names: of all features in their order; without them each is called by its number.
+        axes: where to draw: two, or one for each feature; by default on a new figure.
 
     Raises:
         InputError: if the diagnosis holds no draws.
     """
-    if diagnosis.exported is None:
-        raise left_out_of("draws of x", "export_rows")
-    groups = diagnosis.exported.groups
-    ((name, observed),) = groups["observed_data"].items()
+    observed, draws = observed_and_draws(source, "posterior_predictive")
+    means = draws.mean(0)
+    features = math.prod(observed.shape[1:])
+    if is_image(observed.shape[1:]) or features <= PLANE:
+        shown = {"held-out data": observed, "reconstructions": means}
+        if features > PLANE:
+            shown = {name: images[:IMAGES] for name, images in shown.items()}
+        return _sheets(shown, 2, names, axes)
+    data, means = _table(observed), _table(means)
+    panel = _feature_panels(min(most, data.shape[1]), axes)
+    for feature, ax in enumerate(panel.axes):
+        ax.plot(data[:, feature], means[:, feature], ".", color=COLOURS["data"], markersize=4)
+        ax.axline((float(data[:, feature].mean()),) * 2, slope=1, color=MUTED, linestyle="--")
+        _name_feature(ax, feature, names, data.shape[1])
+        ticks(ax.xaxis, 4)
+        ticks(ax.yaxis, 4)
+    for ax in panel.axes[::2]:
+        ax.set_ylabel("reconstructed")
+    return panel.axes
+
+
+@styled
+def feature_marginals(
+    source: Diagnosis | ExportedDraws,
+    *,
+    most: int = 6,
+    names: Sequence[str] = (),
+    axes: Sequence[Axes] | None = None,
+) -> list[Axes]:
+    """Histograms of the first features: held-out data and draws of x with z from the prior.
+
+    Args:
+        source: a diagnosis with draws, or its ``exported``.
+        most: features that are drawn at most.
+        names: of all features in their order; without them each is called by its number.
+        axes: where to draw, one for each feature; by default on a new figure.
+
+    Raises:
+        InputError: if the diagnosis holds no draws.
+    """
+    observed, predictive = observed_and_draws(source, "prior_predictive")
     data = _table(observed)
-    predictive = groups["prior_predictive"][name]
-    draws = _table(predictive.reshape(-1, *predictive.shape[3:]))
-    feature_count = min(most, data.shape[1])
-    columns = min(2, feature_count)
-    rows = -(-feature_count // columns)
-    figure, axes = panels(rows, columns, height=0.7 + (2.6 if rows == 1 else 1.6 * rows))
-    for feature, ax in enumerate(axes[:feature_count]):
+    draws = _table(predictive.reshape(-1, *predictive.shape[2:]))
+    panel = _feature_panels(min(most, data.shape[1]), axes)
+    for feature, ax in enumerate(panel.axes):
         _histograms(ax, data[:, feature], draws[:, feature])
-        named = len(names) == data.shape[1]
-        title = f"{feature}: {names[feature]}" if named else f"feature {feature}"
-        ax.set_title(_shortened(title), parse_math=False)
-    for ax in axes[feature_count:]:
-        ax.set_axis_off()
-    legend_above(figure, axes[0], columns=2)
-    return figure
+        _name_feature(ax, feature, names, data.shape[1])
+    panel.legend(panel.axes[0], columns=2)
+    return panel.axes
 
 
-def _shortened(title: str) -> str:
-    return title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
+@styled
+def predictive_check(source: Diagnosis | ExportedDraws, *, ax: Axes | None = None) -> Axes:
+    """How far mean and standard deviation of each feature differ between draws and held-out data.
+
+    In standard errors of the difference; draws of x are from p(x), z from the prior. Features that
+    are constant in the data are left out.
+
+    Args:
+        source: a diagnosis with draws, or its ``exported``.
+        ax: where to draw; by default on a new figure.
+
+    Raises:
+        InputError: if the diagnosis holds no draws.
+    """
+    panel = canvas(ax)
+    ax = panel.axes[0]
+    measures = predictive_errors(source)
+    ax.axhspan(-CLEAR, CLEAR, color=BAND, label=f"within {CLEAR:g} standard errors")
+    marks = (("mean", "o", COLOURS["prior"]), ("standard deviation", "s", COLOURS["q_agg"]))
+    for (name, marker, colour), values in zip(marks, measures, strict=True):
+        ax.plot(values, marker, color=colour, markersize=4, linestyle="none", label=name)
+    ax.set(xlabel="feature", ylabel="draws − data, standard errors")
+    ticks(ax.xaxis, 8, integer=True)
+    panel.legend(ax, columns=3)
+    return ax
+
+
+def predictive_errors(source: Diagnosis | ExportedDraws) -> tuple[Array, Array]:
+    """Differences of mean and of log standard deviation by feature, in standard errors, ``(J,)``.
+
+    NaN for a feature that is constant in the data.
+    """
+    observed, predictive = observed_and_draws(source, "prior_predictive")
+    data = _table(observed)
+    draws = _table(predictive.reshape(-1, *predictive.shape[2:]))
+    rows, varies = len(data), data.std(0) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sides = [(x.mean(0), x.std(0), np.square(np.square(x - x.mean(0))).mean(0), len(x))
+                 for x in (data, draws)]  # fmt: skip
+        (mean, sd, fourth, _), (mean_drawn, sd_drawn, fourth_drawn, size) = sides
+        # draws share no rows with the data, and are as many times more
+        error = np.sqrt(sd**2 / rows + sd_drawn**2 / size)
+        error_of_log = np.sqrt(
+            (fourth / sd**4 - 1) / (4 * rows) + (fourth_drawn / sd_drawn**4 - 1) / (4 * size)
+        )
+        off = (mean_drawn - mean) / error, (np.log(sd_drawn) - np.log(sd)) / error_of_log
+    return np.where(varies, off[0], np.nan), np.where(varies, off[1], np.nan)
+
+
+def observed_and_draws(source: Diagnosis | ExportedDraws, group: str) -> tuple[Array, Array]:
+    """Held-out rows ``(N, ...)`` and draws ``(S, N, ...)`` of one group of the exported draws."""
+    exported = part_of(
+        source, ExportedDraws, lambda diagnosis: diagnosis.exported,
+        lambda: left_out_of("draws of x", "export_rows"),
+    )  # fmt: skip
+    ((name, observed),) = exported.groups["observed_data"].items()
+    return _array(observed), _array(exported.groups[group][name])[0]
+
+
+def _feature_panels(count: int, given: Sequence[Axes] | None) -> Canvas:
+    columns = min(2, count)
+    rows = -(-count // columns)
+    height = 0.7 + (2.6 if rows == 1 else 1.6 * rows)
+    return panels_of(count, given, columns=columns, height=height)
+
+
+def _name_feature(ax: Axes, feature: int, names: Sequence[str], count: int) -> None:
+    title = _named(names, count)[feature] if len(names) == count else f"feature {feature}"
+    ax.set_title(_shortened(title), parse_math=False)
+
+
+def _named(names: Sequence[str], count: int) -> list[str]:
+    """Names of the features, or their numbers."""
+    return list(names) if len(names) == count else [str(number) for number in range(count)]
+
+
+def _pictures(source: Diagnosis | Pictures) -> Pictures:
+    return part_of(
+        source, Pictures, lambda diagnosis: diagnosis.pictures,
+        lambda: left_out_of("decoded draws", "pictures"),
+    )  # fmt: skip
+
+
+def _sheets(
+    sheets: dict[str, Any], columns: int, names: Sequence[str], given: Sequence[Axes] | None
+) -> list[Axes]:
+    columns = min(columns, len(sheets))
+    rows = -(-len(sheets) // columns)
+    side = WIDTH / 2
+    first = next(iter(sheets.values()))
+    images = is_image(tuple(first.shape[1:]))
+    height = rows * (side + (0.2 if images else 0.6))
+    panel = panels_of(len(sheets), given, columns=columns, height=height, width=columns * side)
+    if images:
+        _image_sheets(panel.axes, {name: _array(x) for name, x in sheets.items()})
+    else:
+        _table_sheets(panel.axes, {name: _table(x) for name, x in sheets.items()}, names)
+    for ax, name in zip(panel.axes, sheets, strict=True):
+        ax.set_title(label_of(name), color=colour_of(name), fontsize=11)
+    return panel.axes
+
+
+def _shortened(title: str, longest: int = LONGEST) -> str:
+    return title if len(title) <= longest else f"{title[: longest - 1]}…"
 
 
 def _histograms(ax: Axes, data: Array, draws: Array) -> None:
@@ -148,7 +295,8 @@ def _histograms(ax: Axes, data: Array, draws: Array) -> None:
 
 
 def _image_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
-    low, high = float(sheets["data"].min()), float(sheets["data"].max())
+    data = next(iter(sheets.values()))
+    low, high = float(data.min()), float(data.max())
     span = high - low or 1.0
     for ax, images in zip(axes, sheets.values(), strict=False):
         mosaic = _mosaic(np.clip((images - low) / span, 0.0, 1.0))
@@ -166,15 +314,22 @@ def _mosaic(images: Array) -> Array:
     rows = -(-count // columns)
     gap = max(1, height // 16)
     row_step, column_step = height + gap, width + gap
-    mosaic = np.ones((rows * row_step - gap, columns * column_step - gap, *channels))
+    if channels:  # a channel of opacity, since a colour can't be NaN, which is drawn as nothing
+        images = np.concatenate([images, np.ones((*images.shape[:3], 1))], -1)
+    size = rows * row_step - gap, columns * column_step - gap
+    mosaic = np.zeros((*size, 4)) if channels else np.full(size, np.nan)
     for index, image in enumerate(images):
         top, left = index // columns * row_step, index % columns * column_step
         mosaic[top : top + height, left : left + width] = image
     return mosaic
 
 
-def _table_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
-    data = sheets["data"]
+def _table_sheets(axes: list[Axes], sheets: dict[str, Array], names: Sequence[str]) -> None:
+    data = next(iter(sheets.values()))
+    features = _named(names, data.shape[1])
+    if data.shape[1] == PLANE:
+        _plane_sheets(axes, sheets, features)
+        return
     centre, scale = data.mean(0), data.std(0)
     scale[scale == 0] = 1.0
     standardised = {name: (table - centre) / scale for name, table in sheets.items()}
@@ -182,14 +337,34 @@ def _table_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
         _point_sheets(axes, standardised)
     else:
         _row_sheets(axes, standardised)
-    for ax in axes[: len(sheets)]:
-        ax.set_xlabel("feature")
-        ticks(ax.xaxis, 6, integer=True)
+    for ax in axes:
         ax.grid(visible=False)
+        if len(features) == len(names) <= MOST_NAMED:
+            short = [_shortened(name, 16) for name in features]
+            ax.set_xticks(range(len(names)), short, rotation=90, fontsize=8, parse_math=False)
+        else:
+            ax.set_xlabel("feature")
+            ticks(ax.xaxis, 6, integer=True)
+
+
+def _plane_sheets(axes: list[Axes], sheets: dict[str, Array], features: Sequence[str]) -> None:
+    """Rows of two features as points in the plane, all sheets with the same limits."""
+    data = next(iter(sheets.values()))
+    low, high = data.min(0), data.max(0)
+    margin = 0.15 * np.maximum(high - low, 1e-9)
+    for ax, (name, table) in zip(axes, sheets.items(), strict=True):
+        ax.plot(*table.T, ".", color=colour_of(name), markersize=3, alpha=0.6)
+        ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
+        ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
+        ax.set_xlabel(_shortened(features[0]), parse_math=False)
+        ticks(ax.xaxis, 4)
+        ticks(ax.yaxis, 4)
+    axes[0].set_ylabel(_shortened(features[1]), parse_math=False)
 
 
 def _row_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
-    principal_axis = np.linalg.svd(sheets["data"], full_matrices=False)[2][0]
+    data = next(iter(sheets.values()))
+    principal_axis = np.linalg.svd(data, full_matrices=False)[2][0]
     for ax, table in zip(axes, sheets.values(), strict=False):
         rows = table[(table @ principal_axis).argsort()]
         image = ax.imshow(

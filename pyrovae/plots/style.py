@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
+from pyrovae.diagnostics import Diagnosis
+from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.extras import needed_for
 
@@ -16,9 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+R = TypeVar("R")
+Part = TypeVar("Part")
 
 # Okabe & Ito's palette, which stays distinguishable with any kind of colour vision.
-COLOURS = {"data": "#444444", "prior": "#0072B2", "q_agg": "#D55E00", "ex_post": "#009E73"}
+COLOURS = {
+    "data": "#444444",
+    "held-out data": "#444444",
+    "prior": "#0072B2",
+    "q_agg": "#D55E00",
+    "ex_post": "#009E73",
+}
 FURTHER = "#CC79A7"
 LINES: dict[str, Any] = {"prior": "--", "q_agg": "-", "ex_post": "-."}
 MARKERS = {"prior": "s", "q_agg": "o", "ex_post": "D"}
@@ -28,6 +42,13 @@ LABELS = {
     "q_agg": r"raw $q_\mathrm{agg}(z)$",
     "ex_post": "ex-post prior",
 }
+BAND = "#E4E4E4"  # of what is within its error
+NOTE = "#555555"  # of words above a picture
+# Paul Tol's muted palette and three more, for codes by label.
+LABEL_COLOURS = (
+    "#CC6677", "#6B5FD0", "#C2A93A", "#117733", "#56B4E9", "#D55E00", "#44AA99", "#AA4499",
+    "#8A8A8A", "#999933", "#A65628", "#0072B2",
+)  # fmt: skip
 TRAINING, VALIDATION, MUTED = "#56B4E9", "#332288", "#8A8A8A"
 
 STYLE: dict[Any, Any] = {
@@ -61,7 +82,21 @@ STYLE: dict[Any, Any] = {
 WIDTH = 5.0  # inches: narrow enough to be read on a phone
 
 
-def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+#: Whether new figures stay out of pyplot, which would show them in a notebook or a window.
+_OFF_SCREEN: ContextVar[bool] = ContextVar("off_screen", default=False)
+
+
+@contextmanager
+def off_screen() -> Iterator[None]:
+    """Keep new figures out of pyplot, as for a file."""
+    token = _OFF_SCREEN.set(True)
+    try:
+        yield
+    finally:
+        _OFF_SCREEN.reset(token)
+
+
+def styled(plot: Callable[P, R]) -> Callable[P, R]:
     """The plot function with the house style set while it draws, and only then.
 
     Raises:
@@ -69,7 +104,7 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     """
 
     @wraps(plot)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
         with needed_for("a picture"):
             import matplotlib
         with matplotlib.rc_context(STYLE):
@@ -78,15 +113,115 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     return inner
 
 
-def panels(
-    rows: int = 1, columns: int = 1, *, height: float = 3.4, width: float = WIDTH
-) -> tuple[Figure, list[Axes]]:
-    """A figure of this size in inches, and its axes row by row."""
+class Canvas(NamedTuple):
+    """The axes to draw on.
+
+    Args:
+        axes: row by row.
+        own: whether they fill a figure of their own, which can then have its legend beside them.
+    """
+
+    axes: list[Axes]
+    own: bool
+
+    def legend(self, *axes: Axes, columns: int = 3) -> None:
+        """One legend for all entries of these axes: outside of a figure's axes if it can be."""
+        pairs = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+        self.show_legend({label: handle for handle, label in reversed(pairs)},
+                         list(dict.fromkeys(label for _, label in pairs)), columns)  # fmt: skip
+
+    def show_legend(self, handles: dict[str, Any], labels: Sequence[str], columns: int) -> None:
+        """A legend of these handles in the order of the labels."""
+        parts = [handles[label] for label in labels], list(labels)
+        if self.own:
+            self.axes[0].get_figure().legend(  # type: ignore[union-attr]
+                *parts, loc="outside upper center", ncols=columns, columnspacing=1.2,
+                handletextpad=0.5, handlelength=1.8,
+            )  # fmt: skip
+        else:
+            self.axes[0].legend(*parts)
+
+
+def canvas(
+    given: Axes | Sequence[Axes] | None, rows: int = 1, columns: int = 1, *,
+    height: float = 3.4, width: float | None = None,
+) -> Canvas:  # fmt: skip
+    """The axes that a user has given, or those of a new figure.
+
+    Args:
+        given: one, or as many as there are panels, in any shape.
+        rows, columns: of panels.
+        height, width: of a new figure, in inches.
+
+    Raises:
+        InputError: for another number of axes.
+    """
+    count = rows * columns
+    if given is not None:
+        import numpy as np
+
+        axes = list(np.asarray(given, dtype=object).flat)
+        if len(axes) < count:
+            raise InputError(
+                f"expected {count} axes to draw on; got {len(axes)}. Make them with "
+                f"plt.subplots({rows}, {columns}), or leave them out."
+            )
+        return Canvas(axes, own=False)
+    figure = _new_figure((WIDTH if width is None else width, height))
+    return Canvas(list(figure.subplots(rows, columns, squeeze=False).flat), own=True)
+
+
+def panels_of(
+    count: int, given: Axes | Sequence[Axes] | None, *, columns: int, height: float,
+    width: float | None = None,
+) -> Canvas:  # fmt: skip
+    """As many axes as are needed, those given or in columns; what is left over stays empty."""
+    rows, columns = (-(-count // columns), columns) if given is None else (count, 1)
+    found = canvas(given, rows, columns, height=height, width=width)
+    for ax in found.axes[count:]:
+        ax.set_axis_off()
+    return Canvas(found.axes[:count], found.own)
+
+
+def _new_figure(size: tuple[float, float]) -> Figure:
+    """A figure that pyplot knows if the user has loaded pyplot, so that it is shown."""
+    pyplot: Any = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None and not _OFF_SCREEN.get():
+        figure: Figure = pyplot.figure(figsize=size)
+        return figure
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
+    return Figure(figsize=size)
+
+
+def part_of(source: object, kind: type[Part], pick: Callable[[Diagnosis], Part | None],
+            missing: Callable[[], InputError] | None = None) -> Part:  # fmt: skip
+    """The part that a picture is of: of a diagnosis, or given itself.
+
+    Args:
+        source: a diagnosis, or the part.
+        kind: of the part.
+        pick: takes the part out of a diagnosis; ``None`` if it has none.
+        missing: the error in that case.
+
+    Raises:
+        InputError: for anything else, or a diagnosis without that part.
+    """
+    if isinstance(source, kind):
+        return source
+    if not isinstance(source, Diagnosis):
+        raise InputError(
+            f"expected a Diagnosis or its {kind.__name__}; got {type(source).__name__}. Give what "
+            "pyrovae.diagnose returns."
+        )
+    found = pick(source)
+    if found is None:
+        raise (
+            InputError(f"expected a diagnosis with a {kind.__name__}; got one without.")
+            if missing is None
+            else missing()
+        )
+    return found
 
 
 def ticks(axis: Axis, most: int, **options: Any) -> None:
@@ -96,20 +231,9 @@ def ticks(axis: Axis, most: int, **options: Any) -> None:
     axis.set_major_locator(MaxNLocator(most, **options))
 
 
-def legend_above(figure: Figure, *axes: Axes, columns: int = 3) -> None:
-    """One legend for all axes, outside them, so that it covers no data."""
-    entries = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in reversed(entries)}
-    labels = list(dict.fromkeys(label for _, label in entries))
-    figure.legend(
-        [handles[label] for label in labels],
-        labels,
-        loc="outside upper center",
-        ncols=columns,
-        columnspacing=1.2,
-        handletextpad=0.5,
-        handlelength=1.8,
-    )
+def wrapped(text: str, width: int = 22) -> str:
+    """A long label on several lines."""
+    return "\n".join(textwrap.wrap(text, width))
 
 
 def label_of(name: str) -> str:

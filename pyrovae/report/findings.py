@@ -4,20 +4,54 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from pyrovae.diagnostics import Diagnosis
+import numpy as np
+
+from pyrovae.diagnostics import LABELS, TOLERATED, Baselines, Diagnosis
 from pyrovae.estimates import Estimate
+from pyrovae.plots import CLEAR, predictive_errors
 from pyrovae.report.numbers import plain, show
 from pyrovae.training import Fit
 
 ABOUT_DENSITY = re.compile(r"log p\(x\) under (?P<density>[^:]+): (?P<rest>.+)", re.DOTALL)
+MOMENTS = ("mean", "standard deviation")
+REJECTED = re.compile(r"for (\d+) of (\d+) data points k̂")
 ABOUT_POINTS = re.compile(r"for (?P<some>\d+) of (?P<all>\d+) data points (?P<rest>.+)", re.DOTALL)
 
 
 def concerns(diagnosis: Diagnosis, run: Fit | None = None) -> list[str]:
-    """All concerns, each once, with the names of all densities that it applies to."""
+    """What is to be done something about, in order of consequence, each with what that is.
+
+    A training that was cut off comes first, since it may change every number; then log p(x), on
+    which the advice rests; then what could not be measured.
+    """
     of_training = [run.concern] if run is not None and run.concern else []
-    return [*of_training, *grouped(diagnosis.concerns)]
+    grave = [text for text in diagnosis.concerns if not _is_note(text, diagnosis)]
+    return [*of_training, *sorted(grouped(grave), key=_is_about_something_else)]
+
+
+def notes(diagnosis: Diagnosis) -> list[str]:
+    """What else is to be known of some numbers, and changes no advice.
+
+    Such as k̂ that rejects log p(x) at no more than the 5 % of the data points at which the advice
+    still holds, or numbers that so few rows don't tell.
+    """
+    return grouped([text for text in diagnosis.concerns if _is_note(text, diagnosis)])
+
+
+def _is_note(text: str, diagnosis: Diagnosis) -> bool:
+    saturated = {diagnosis.training.statement, diagnosis.information.statement}
+    if text in saturated or text.startswith(("Gaps:", "Guide beside NUTS:")):
+        return True
+    if re.match(r"(training|held-out|simulated) data: ", text):  # which stands at the number, too
+        return not any(LABELS[name] in text for name in ("log_p_x.prior", "elbo"))
+    rejected = REJECTED.search(text)
+    return rejected is not None and int(rejected[1]) <= TOLERATED * int(rejected[2])
+
+
+def _is_about_something_else(text: str) -> bool:
+    return not text.startswith("log p(x)")
 
 
 def grouped(sentences: Sequence[str]) -> list[str]:
@@ -55,6 +89,50 @@ def _merged(rest: str, size: str, members: list[tuple[str, str]]) -> str:
 
 def _listed(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def fit_in_words(diagnosis: Diagnosis) -> str:
+    """Whether the model explains held-out rows better than simple densities, as a sentence."""
+    found = diagnosis.baselines
+    if not isinstance(found, Baselines) or not diagnosis.evidence or found.best is None:
+        reason = found if isinstance(found, str) and found else "no simple density was fitted"
+        return f"Whether the model fits can't be told by a comparison: {reason}."
+    gain, name = found.gains(diagnosis.evidence["prior"])[found.best], found.names[found.best]
+    if gain.unresolved:
+        return f"Whether the model fits better than a {name} can't be told: {gain.unresolved}."
+    size = show(replace(gain, value=abs(gain.value), bound=None))
+    rows = f"over {gain.size:,} held-out rows"
+    if not gain.excludes(0.0):
+        return (
+            f"About as well as a simple density: log p(x) is {show(gain, signed=True)} nats from "
+            f"that of a {name}, {rows}, which is no clear difference."
+        )
+    if gain.value > 0:
+        return (
+            f"Better than every simple density tried: log p(x) of a row is {size} nats higher than "
+            f"under the best of them, a {name}, {rows}."
+        )
+    return (
+        f"Not as well as a simple density: a {name}, fitted in seconds, gives a row {size} nats "
+        f"more, {rows}. Samples and codes are those of a model that misses that much."
+    )
+
+
+def predictive(diagnosis: Diagnosis, columns: Sequence[str] = ()) -> str:
+    """Which features of draws differ from those of held-out data, as a sentence."""
+    if diagnosis.exported is None:
+        return ""
+    found = []
+    for measure, errors in zip(MOMENTS, predictive_errors(diagnosis), strict=True):
+        known = np.isfinite(errors)
+        off = (known & (np.abs(errors) > CLEAR)).nonzero()[0]
+        names = [repr(columns[i]) if len(columns) == len(errors) else str(i) for i in off[:5]]
+        which = f": {_listed(names)}{' and others' if len(off) > 5 else ''}" if len(off) else ""
+        found.append(f"the {measure} of {len(off)} of {int(known.sum())} features{which}")
+    return (
+        f"Rows drawn from the model, z from the prior, differ from held-out rows by more than "
+        f"{CLEAR:g} standard errors in {'; and in '.join(found)}."
+    )
 
 
 def components(diagnosis: Diagnosis) -> str:

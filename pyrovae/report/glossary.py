@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from pyrovae.diagnostics import LABELS
@@ -13,6 +14,11 @@ class Term(NamedTuple):
     name: str
     meaning: str
     paper: str
+
+    @property
+    def anchor(self) -> str:
+        """What a link within the page names it by."""
+        return "term-" + re.sub(r"[^a-z]+", "-", self.name.lower()).strip("-")
 
 
 MEASURES = {
@@ -63,6 +69,12 @@ MEASURES = {
 }
 
 FURTHER = (
+    Term(
+        "Gaussian, probabilistic PCA, mixture",
+        "Densities with no network, fitted to the training rows in seconds. A model that explains "
+        "new rows no better than these has not found more in the data than they have.",
+        "Tipping & Bishop 1999, Probabilistic principal component analysis, JRSS B 61(3)",
+    ),
     Term(
         "rate of a unit",
         "Mean KL(q(z_d|x)‖p(z_d)) of one unit: what its part of the code costs. Below 0.01 nats it "
@@ -161,3 +173,23 @@ FURTHER = (
         "Talts et al. 2018, arXiv:1804.06788; Yao et al. 2018, arXiv:1802.02538",
     ),
 )
+
+_LINKS = {term.name: term for term in (*MEASURES.values(), *FURTHER)}
+#: Names in the tables of what the glossary has under another one.
+_LINKS |= {
+    "k̂ rejects": _LINKS["Pareto k̂"],
+    "mean log p(x)": _LINKS["log p(x), lower bound"],
+    "Pareto-smoothed": _LINKS["log p(x), Pareto-smoothed"],
+    "raw q_agg": _LINKS["aggregated posterior q_agg"],
+    "amortization gap": _LINKS["amortization gap, approximation gap"],
+    "approximation gap": _LINKS["amortization gap, approximation gap"],
+    "density": _LINKS["density, coverage of samples"],
+    "coverage": _LINKS["density, coverage of samples"],
+    "precision": _LINKS["precision, recall"],
+    "recall": _LINKS["precision, recall"],
+}
+
+
+def linked(name: str) -> str:
+    """The anchor of a name in the glossary; empty if it has none."""
+    return _LINKS[name].anchor if name in _LINKS else ""

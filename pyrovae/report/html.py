@@ -9,42 +9,30 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrovae import plots
-from pyrovae.diagnostics import Diagnosis, GuideCheck
+from pyrovae.diagnostics import Diagnosis
 from pyrovae.extras import needed_for
 from pyrovae.report import answers, findings, glossary, guide_words, numbers, tables
+from pyrovae.report.alternatives import alternative
+from pyrovae.report.sampling import guidance
 from pyrovae.saving import replace
 from pyrovae.training import Fit
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_CONCERNS = 3  # on the first screen
 RESOLUTION = 170  # dots per inch of the parts of a vector image that are pixels
-ALTERNATIVES = {
-    "map": "Map of codes with contours of q_agg and of the prior",
-    "activity": "Rate, marginal KL and variance of means of each unit",
-    "densities": "log q_agg against log p at held-out codes",
-    "sheets": "Data beside samples from each density",
-    "narrow": "Data beside samples from each density",
-    "evidence": "log p(x) under each density, and paired differences",
-    "pareto": "Histogram of Pareto k̂ under each density",
-    "candidates": "Held-out log density of each candidate for the ex-post prior",
-    "marginals": "Marginals of q_agg and of the prior",
-    "features": "Histograms of features, data and draws",
-    "pseudo": "Data beside the pseudo-inputs of the prior",
-    "calibration": "Ranks of true codes among guide draws, less uniform ones, by unit",
-    "gaps": "Amortization and approximation gap of each data point",
-    "beside": "Means and standard deviations by NUTS and by the guide",
-    "training": "Training objective and validation ELBO by epoch",
-}
 
 
 class Picture(NamedTuple):
-    """An image in the page: a data URI with all its content, and its alternative text."""
+    """An image in the page: data URIs with all its content, and its alternative text."""
 
-    uri: str
+    light: str
+    dark: str
     alt: str
 
 
@@ -57,6 +45,7 @@ def render(
     how: str = "",
     wording: Callable[[str], str] = str,
     columns: Sequence[str] = (),
+    labels: Any = None,
 ) -> str:
     """The report as one HTML document that needs no other file and no network.
 
@@ -69,6 +58,7 @@ def render(
         how: what to run to follow the advice.
         wording: puts a concern into other words, such as those of the command line.
         columns: names of the data's columns, for a table that has them.
+        labels: what colours the codes, one for each training row, shape ``(N,)``.
 
     Raises:
         InputError: if jinja2 or matplotlib is not installed.
@@ -83,11 +73,15 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = _unbroken
+    environment.filters["linked"] = glossary.linked
+    concerns = [wording(concern) for concern in findings.concerns(diagnosis, run)]
     return environment.get_template("page.html.jinja").render(
         diagnosis=diagnosis,
-        advice=diagnosis.advice,
+        guidance=guidance(diagnosis),
         how=how,
-        concerns=[wording(concern) for concern in findings.concerns(diagnosis, run)],
+        concerns=concerns[:MOST_CONCERNS],
+        notes=[*concerns[MOST_CONCERNS:], *map(wording, findings.notes(diagnosis))],
+        columns=columns,
         findings=findings,
         facts=dict(facts),
         run=run,
@@ -101,7 +95,7 @@ def render(
         tables=tables,
         guide_words=guide_words,
         glossary=glossary,
-        pictures=_pictures(diagnosis, run, columns),
+        pictures=_pictures(diagnosis, run, columns, labels),
         count=numbers.count,
         signed=partial(numbers.show, signed=True),
         sentence=_sentence,
@@ -139,55 +133,80 @@ def _sentence(run: Fit) -> str:
     return f"{ending}; {choice}. {objective}."
 
 
-def _pictures(diagnosis: Diagnosis, run: Fit | None, columns: Sequence[str]) -> dict[str, Picture]:
-    figures = {
-        "map": plots.latent_map(diagnosis),
-        "activity": plots.unit_activity(diagnosis),
-        "densities": plots.held_out_densities(diagnosis),
-        "candidates": plots.ex_post_candidates(diagnosis),
+def _pictures(
+    diagnosis: Diagnosis, run: Fit | None, columns: Sequence[str], labels: Any
+) -> dict[str, Picture]:
+    with plots.off_screen():
+        drawn: dict[str, Axes | list[Axes]] = {
+            "map": plots.latent_map(diagnosis, colour=labels),
+            "activity": plots.unit_activity(diagnosis),
+            "densities": plots.held_out_densities(diagnosis),
+            "candidates": plots.ex_post_candidates(diagnosis),
+        }
+        if len(diagnosis.collapse.active) > 1:  # for a single unit the map shows the same
+            drawn["marginals"] = plots.unit_marginals(diagnosis)
+        if diagnosis.evidence:
+            drawn |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
+            if not isinstance(diagnosis.baselines, str):
+                drawn["baselines"] = plots.baselines(diagnosis)
+        drawn |= _data_figures(diagnosis, columns) | _guide_figures(diagnosis)
+        if run is not None:
+            drawn["training"] = plots.training_curve(run)
+    return {
+        name: Picture(*_uris(figure_of(axes)), alternative(name, diagnosis, run))
+        for name, axes in drawn.items()
     }
-    if len(diagnosis.collapse.active) > 1:  # for a single unit the map shows the same
-        figures["marginals"] = plots.unit_marginals(diagnosis)
-    if diagnosis.evidence:
-        figures |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
-    figures |= _data_figures(diagnosis, columns) | _guide_figures(diagnosis.guide_check)
-    if run is not None:
-        figures["training"] = plots.training_curve(run)
-    return {name: Picture(_uri(figure), ALTERNATIVES[name]) for name, figure in figures.items()}
 
 
-def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Figure]:
-    """Data beside decoded samples, if there are any."""
+def figure_of(axes: Axes | list[Axes]) -> Figure:
+    """The figure that axes are in."""
+    first = axes[0] if isinstance(axes, list) else axes
+    figure = first.get_figure(root=True)
+    if figure is None:
+        raise RuntimeError("axes without a figure")  # which no plot returns
+    return figure
+
+
+def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Axes | list[Axes]]:
+    """Data beside decoded samples and reconstructions, if there are any."""
     pictures = diagnosis.pictures
-    if pictures is None:
-        return {}
-    figures = {
-        "sheets": plots.sample_sheets(diagnosis, columns=4),
-        "narrow": plots.sample_sheets(diagnosis, columns=2),
-    }
-    if diagnosis.exported is not None and not plots.is_image(tuple(pictures.data.shape[1:])):
-        figures["features"] = plots.feature_marginals(diagnosis, names=columns)
-    if pictures.pseudo_inputs is not None:
-        figures["pseudo"] = plots.pseudo_inputs(diagnosis)
-    return figures
+    drawn: dict[str, Axes | list[Axes]] = {}
+    if pictures is not None:
+        drawn["sheets"] = plots.sample_sheets(diagnosis, columns=4, names=columns)
+        drawn["narrow"] = plots.sample_sheets(diagnosis, columns=2, names=columns)
+        if pictures.pseudo_inputs is not None:
+            drawn["pseudo"] = plots.pseudo_inputs(diagnosis, names=columns)
+    if diagnosis.exported is not None:
+        drawn["reconstructions"] = plots.reconstructions(diagnosis, names=columns)
+        drawn["predictive"] = plots.predictive_check(diagnosis)
+        if pictures is None or not plots.is_image(tuple(pictures.data.shape[1:])):
+            drawn["features"] = plots.feature_marginals(diagnosis, names=columns)
+    return drawn
 
 
-def _guide_figures(check: GuideCheck) -> dict[str, Figure]:
-    figures = {}
+def _guide_figures(diagnosis: Diagnosis) -> dict[str, Axes | list[Axes]]:
+    check = diagnosis.guide_check
+    drawn: dict[str, Axes | list[Axes]] = {}
     if check.calibration is not None:
-        figures["calibration"] = plots.calibration(check.calibration)
+        drawn["calibration"] = plots.calibration(diagnosis)
     if check.gaps is not None:
-        figures["gaps"] = plots.gaps(check.gaps)
+        drawn["gaps"] = plots.gaps(diagnosis)
     if check.beside is not None:
-        figures["beside"] = plots.beside(check.beside)
-    return figures
+        drawn["beside"] = plots.beside(diagnosis)
+    return drawn
+
+
+def _uris(figure: Figure) -> tuple[str, str]:
+    """A figure as vector images in data URIs, for a light and a dark page; the same each time."""
+    import matplotlib
+
+    with matplotlib.rc_context(plots.STYLE):
+        light = _uri(figure)
+        plots.darken(figure)
+        return light, _uri(figure)
 
 
 def _uri(figure: Figure) -> str:
-    """A figure as a vector image in a data URI; the same bytes each time."""
-    import matplotlib
-
     buffer = io.BytesIO()
-    with matplotlib.rc_context(plots.STYLE):
-        figure.savefig(buffer, format="svg", dpi=RESOLUTION, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", dpi=RESOLUTION, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

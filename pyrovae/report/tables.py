@@ -9,6 +9,7 @@ from pyrovae.diagnostics import (
     LABELS,
     QUALITY,
     TERMS,
+    Baselines,
     Diagnosis,
     Quality,
     SampleQuality,
@@ -89,6 +90,18 @@ def evidence(diagnosis: Diagnosis) -> list[Row]:
         cells = (cell(result.mean()), cell(_smoothed(result)), gain, rejected)
         rows.append(Row(density_name(name), cells))
     return rows
+
+
+def baselines(diagnosis: Diagnosis, found: Baselines) -> list[Row]:
+    """log p(x) of the same rows under the model and under simple densities, the best first."""
+    gains = found.gains(diagnosis.evidence["prior"])
+    rows = [
+        (mean.value, Row(found.names[name], (cell(mean), cell(gains[name], signed=True))))
+        for name, mean in found.means().items()
+    ]
+    ordered = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
+    mean = cell(diagnosis.evidence["prior"].mean())
+    return [Row("this model, prior p(z)", (mean, Cell(MISSING))), *ordered]
 
 
 def _smoothed(result: Evidence) -> Estimate | None:

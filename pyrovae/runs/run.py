@@ -26,6 +26,7 @@ from pyrovae.ex_post import ExPostPrior
 from pyrovae.mixture import AggregatedPosterior
 from pyrovae.models import VAE
 from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
+from pyrovae.plots import overview
 from pyrovae.populations import conformal
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.runs import manifest as manifests
@@ -227,6 +228,23 @@ class Run:
     def recommended(self) -> str | None:
         """The density to sample from, as ``sample`` takes it; ``None`` if that can't be told."""
         return self.about["samples"]["recommended"] or None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The labels of the training rows, if the data have any."""
+        labels = self.data.labels
+        return None if labels is None else labels[self.rows["train"]]
+
+    def plot(self, **options: Any) -> Any:
+        """The most telling pictures, codes in the colours of their labels, and their axes.
+
+        Args:
+            options: those of ``pyrovae.plots.overview``: ``colour=`` and ``axes=``.
+
+        Raises:
+            InputError: if matplotlib is not installed, or the data are no longer there.
+        """
+        return overview(self.diagnosis, **({"fit": self.fit, "colour": self.labels} | options))
 
     # -- what can be done with it ----------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrovae.display import Result
+from pyrovae.display import Result, draw
 
 UNIT = "nats per datum"
 Stopped = Literal["epochs", "patience"]
@@ -105,6 +105,17 @@ class Fit(Result):
     def averaged(self) -> bool:
         """Whether the pair has mean parameters over the last ``history.averaged_epochs`` epochs."""
         return self.history.averaged_epochs > 0 and self.best_epoch == self.epochs
+
+    def plot(self, **options: Any) -> Any:
+        """The course of training, and the axes that it is drawn on.
+
+        Args:
+            options: those of ``pyrovae.plots.training_curve``: ``axes=``.
+
+        Raises:
+            InputError: if matplotlib is not installed.
+        """
+        return draw("training_curve", self, **options)
 
     @property
     def concern(self) -> str:

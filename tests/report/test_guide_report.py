@@ -111,8 +111,8 @@ def test_pseudo_inputs_are_shown_beside_data(case, data: str) -> None:
     assert "Pseudo-inputs" not in html.render(diagnosis, facts={})
     pictures = replace(diagnosis.pictures, pseudo_inputs=diagnosis.pictures.data[:4] + 0.1)
     with_inputs = replace(diagnosis, pictures=pictures)
-    figure = samples.pseudo_inputs(with_inputs)
-    assert [ax.get_title() for ax in figure.axes][:2] == ["data", "pseudo-inputs"]
+    axes = samples.pseudo_inputs(with_inputs)
+    assert [ax.get_title() for ax in axes][:2] == ["data", "pseudo-inputs"]
     assert "Pseudo-inputs that the VampPrior has learned" in html.render(with_inputs, facts={})
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pyrovae.estimates import Estimate
 from pyrovae.report import answers, findings, html, tables
 from pyrovae.report.numbers import number, show
+from pyrovae.report.sampling import guidance
 
 FACTS = {"data": "toy, 40 rows", "likelihood": "bernoulli", "wall time": "1 s"}
 CASES = (("image", 2, "normal"), ("table", 1, "flow"), ("number", 10, "mixture"))
@@ -46,10 +48,12 @@ def test_every_number_of_the_summary_is_on_the_page(case, page, kind):
         assert f"{row.size:,}" in text
 
 
-def test_advice_comes_first_and_facts_follow(case, page):
-    text = text_of(page(CASES[0]))
-    first = case(*CASES[0]).advice
-    places = [text.index(part) for part in (first, "What was run", "mixture of N Gauss")]
+def test_answers_come_first_and_facts_follow(case, page):
+    diagnosis, text = case(*CASES[0]), text_of(page(CASES[0]))
+    header, body = text.split("Does the model fit?", 2)[1:]
+    assert findings.fit_in_words(diagnosis) in header
+    assert all(sentence in header for sentence in guidance(diagnosis).values())
+    places = [body.index(part) for part in (diagnosis.advice, "Four different objects", "Smaller")]
     assert places == sorted(places)
     assert all(value in text for pair in FACTS.items() for value in pair)
 
@@ -58,15 +62,19 @@ def test_advice_comes_first_and_facts_follow(case, page):
 def test_the_page_needs_no_other_file_and_no_network(page, kind):
     text = page(kind)
     addresses = re.findall(r"""(?:src|href|srcset)\s*=\s*["']([^"']*)""", text)
+    within = {f"#{name}" for name in re.findall(r'id="([^"]*)"', text)}
     assert addresses
-    assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert all(
+        address.startswith("data:image/svg+xml;base64,") or address in within
+        for address in addresses
+    )
     assert not re.search(r"url\(|@import|<script|<link|<iframe", text)
     assert len(text) < 4_000_000
     assert 'name="viewport"' in text
 
 
 def test_text_from_outside_is_escaped(case, monkeypatch):
-    monkeypatch.setattr(html, "_pictures", lambda diagnosis, run, columns: {})
+    monkeypatch.setattr(html, "_pictures", lambda *parts: {})
     hostile = "<script>alert(1)</script>\"'&"
     facts = {"data": hostile, hostile: "value", "versions": hostile}
     text = html.render(case(*CASES[0]), facts=facts, netcdf=hostile)
@@ -80,7 +88,7 @@ def test_only_a_run_has_a_section_on_training(page):
 
 
 def test_facts_may_be_missing(case, monkeypatch):
-    monkeypatch.setattr(html, "_pictures", lambda diagnosis, run, columns: {})
+    monkeypatch.setattr(html, "_pictures", lambda *parts: {})
     assert "<title>Latent distribution</title>" in html.render(case(*CASES[0]), facts={})
 
 
@@ -98,14 +106,57 @@ def test_four_answers_of_this_data(case):
     assert "D = 10, not" in units.verdict and f"{active} of the 10 units" in units.text
 
 
-def test_concerns_stand_below_the_advice_and_are_not_repeated(case, page):
+def test_concerns_stand_on_the_first_screen_and_notes_in_the_appendix(case, page):
     diagnosis, text = case(*CASES[0]), text_of(page(CASES[0]))
-    concerns = findings.concerns(diagnosis)
-    assert concerns and len(concerns) <= len(diagnosis.concerns)
-    start, end = text.index(diagnosis.advice), text.index("What was run")
-    assert all(text.count(concern) == 1 and concern in text[start:end] for concern in concerns
-               if concern != diagnosis.information.statement)  # fmt: skip
-    assert text.count("the few largest weights") <= 1
+    concerns, notes = findings.concerns(diagnosis), findings.notes(diagnosis)
+    assert concerns and len(concerns) + len(notes) <= len(diagnosis.concerns)
+    top, rest = text.index("Four different objects"), text.index("Smaller words of caution")
+    for rank, concern in enumerate(concerns):
+        where = text.index(concern)
+        assert where < top if rank < html.MOST_CONCERNS else where > rest
+        assert text.count(concern) == 1
+    assert all(text.rindex(note) > rest for note in notes)
+    assert text.count("the few largest weights") <= 2
+
+
+def test_training_that_was_cut_off_comes_first_and_a_few_rejected_rows_change_nothing(case):
+    diagnosis = case("image", 10)
+    known = {
+        n: replace(e, pareto_k=torch.zeros(len(e.values))) for n, e in diagnosis.evidence.items()
+    }
+    rows = len(diagnosis.evidence["prior"].values)
+    for rejected, grave in ((1, 0), (rows // 2, 1)):
+        pareto_k = torch.zeros(rows)
+        pareto_k[:rejected] = 2.0
+        changed = replace(
+            diagnosis, evidence=known | {"q_agg": replace(known["q_agg"], pareto_k=pareto_k)}
+        )
+        concerns = findings.concerns(changed)
+        assert sum(text.startswith("log p(x)") for text in concerns) == grave
+        about = [text for text in findings.notes(changed) if text.startswith("log p(x)")]
+        assert len(about) == 1 - grave
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(5.0, "Better than every"), (-5.0, "Not as well"), (0.0, "no clear")]
+)
+def test_the_first_answer_is_whether_the_model_fits(case, shift, words):
+    diagnosis = case("table", 1, "flow")
+    prior, found = diagnosis.evidence["prior"], diagnosis.baselines
+    noise = torch.linspace(-1, 1, len(prior.values)).to(prior.values)
+    values = dict.fromkeys(found.values, prior.values - shift + 0.1 * noise)
+    evidence = diagnosis.evidence | {"prior": replace(prior, pareto_k=0 * prior.pareto_k)}
+    changed = replace(diagnosis, evidence=evidence, baselines=replace(found, values=values))
+    assert words in findings.fit_in_words(changed)
+    missing = replace(diagnosis, baselines="the reason")
+    assert findings.fit_in_words(missing).endswith(": the reason.")
+
+
+def test_every_picture_has_words_that_say_what_it_shows(case, page):
+    text = page(CASES[0])
+    said = re.findall(r'<img [^>]*alt="([^"]*)"', text)
+    assert len(said) == text.count("<img") and all(len(words) > 20 for words in said)
+    assert text.count('(prefers-color-scheme: dark)"') >= len(said)
 
 
 def test_concerns_that_differ_in_numbers_only_are_merged():
