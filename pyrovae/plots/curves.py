@@ -174,7 +174,7 @@ def baselines(source: Diagnosis, *, ax: Axes | None = None) -> Axes:
     names = {name: wrapped(found.names[name]) for name in gains}
     _intervals(ax, gains, names, COLOURS["prior"])
     ax.axvline(0.0, color=MUTED, linestyle="--", linewidth=1)
-    ax.set_xlabel("log p(x): this model − simple density, nats")
+    ax.set_xlabel("log p(x), model − density, nats")
     return ax
 
 

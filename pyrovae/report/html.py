@@ -147,7 +147,9 @@ def _pictures(
             drawn["marginals"] = plots.unit_marginals(diagnosis)
         if diagnosis.evidence:
             drawn |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
-            if not isinstance(diagnosis.baselines, str):
+            found = diagnosis.baselines
+            gains = {} if isinstance(found, str) else found.gains(diagnosis.evidence["prior"])
+            if not all(gain.unresolved for gain in gains.values()):
                 drawn["baselines"] = plots.baselines(diagnosis)
         drawn |= _data_figures(diagnosis, columns) | _guide_figures(diagnosis)
         if run is not None:
