@@ -325,7 +325,6 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     original = Pair(model, guide, site, observed, data_plate)
     batches = _read(train, held_out, *([] if validation is None else [validation]))
     pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
-    steps = STAGES + _evidence_steps(effort, len(test_x))
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
         train_q, validation_q, test_q = (
@@ -336,13 +335,13 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         ex_post = fit_ex_post_prior(
             aggregated, held_out=validation_q.density, seed=seed, progress=progress
         )
+    steps = STAGES + _evidence_steps(effort, len(test_x))
     with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
         prior = pair.prior(train_x) if prior is None else declared(prior)
         size, fitted = effort.codes, ex_post.distribution
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": fitted}
         codes = draw_codes(encoding, size=size, seed=derived_seed(seed, "training codes"))
-        test_seed = derived_seed(seed, "held-out codes")
-        test_codes = draw_codes(test_q.density, size=size, rows=numbers, seed=test_seed)
+        test_codes = _held_out_codes(test_q.density, numbers, effort, seed)
         test_aggregated = AggregatedPosterior(test_q.density)
         memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
         chosen = _choose_rows(len(numbers), effort.evidence_rows, seed)
@@ -375,6 +374,13 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             quality_refused=refused,
             baselines=_baselines(pair, batches[0], train_x, x, test_codes, effort, seed),
         )
+
+
+def _held_out_codes(
+    encoding: dist.Distribution, numbers: Tensor, effort: Effort, seed: int
+) -> Codes:
+    held_out_seed = derived_seed(seed, "held-out codes")
+    return draw_codes(encoding, size=effort.codes, rows=numbers, seed=held_out_seed)
 
 
 def _collapse(
