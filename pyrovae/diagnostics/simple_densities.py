@@ -159,7 +159,7 @@ def baselines(
     if kind != "density" and not whole:
         raise InputError(
             f"expected whole numbers, 0, 1, …, with the likelihood {likelihood!r}; got others. "
-            "Draw grey values as zeros and ones, or take likelihood='normal'."
+            "Draw grey values as zeros and ones, or name the likelihood normal."
         )
     if kind == "density":
         return _densities(rows, new, latent, seed, image=image)

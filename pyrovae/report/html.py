@@ -204,6 +204,7 @@ def _uris(figure: Figure) -> tuple[str, str]:
 
     with matplotlib.rc_context(plots.STYLE):
         light = _uri(figure)
+        figure.set_layout_engine("none")  # all has its place, which colours don't change
         plots.darken(figure)
         return light, _uri(figure)
 

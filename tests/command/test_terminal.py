@@ -65,6 +65,11 @@ def analysis(*_: object) -> Any:
     diagnosis = SimpleNamespace(
         estimates=lambda: [("training", "elbo", estimate), ("held-out", "elbo", estimate)],
         advice="Sample from KL(q‖p) ± 1.",
+        recommended=None,
+        baselines="",
+        evidence={},
+        training=SimpleNamespace(statement=""),
+        information=SimpleNamespace(statement=""),
         concerns=["k̂ > 0.7 …"],
         guide_check=SimpleNamespace(calibration=None),
     )
@@ -84,7 +89,11 @@ def test_results_go_to_every_terminal(monkeypatch: pytest.MonkeyPatch, encoding:
     spelled = [encodable(text, encoding) for text in ("k̂ > 0.7 …", "q‖p) ± 1")]
     assert all(text in "\n".join(lines) for text in spelled)
     assert any(line.endswith("-n 1000 --from q_agg") for line in lines)
-    table = lines[1:-6]
+    first, last = (
+        next(number for number, line in enumerate(lines) if line.startswith(words))
+        for words in ("What the latent space", "All measures")
+    )
+    table = lines[first + 1 : last]
     assert len(table) > 4 and len({len(line) for line in table}) == 1, "columns are aligned"
 
 
