@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from pyrovae.data.arrays import from_numpy, narrowed
-from pyrovae.data.files import Table, from_frame, listed, read, row_and_column
+from pyrovae.data.columns import (
+    Column,
+    Table,
+    TableInfo,
+    TableOptions,
+    as_frame,
+    from_frame,
+    row_and_column,
+)
+from pyrovae.data.files import listed, read
 from pyrovae.errors import InputError, nearest
 from pyrovae.extras import needed_for
 from pyrovae.randomness import check_seed, derived_seed
@@ -23,17 +32,23 @@ __all__ = [
     "Dataset",
     "Split",
     "as_dataset",
+    "categories_of",
     "check",
     "check_near",
     "check_values",
     "default_likelihood",
     "load",
+    "needs_mixed",
     "numbers_of_parts",
+    "read_table",
     "split",
     "units",
+    "with_obs_mask",
 ]
 
-LIKELIHOODS = ("bernoulli", "normal", "categorical", "logistic", "negative_binomial")
+LIKELIHOODS = (
+    "bernoulli", "normal", "categorical", "logistic", "negative_binomial", "mixed",
+)  # fmt: skip
 #: What others call them.
 CALLED = {
     "gaussian": "normal",
@@ -60,6 +75,10 @@ class Dataset:
             exactly, else float64.
         columns: one name per column of a table, or ``None``.
         labels: one integer per data point, for colouring plots only, shape ``(N,)``; or ``None``.
+        obs_mask: which cells of a table have a value, of the shape of ``values``, which are 0 where
+            one is missing; ``None`` if none is.
+        ids: the name of each row of a table, as text; ``None`` without a column of names.
+        info: what each column of a table holds, and what its labels are called.
 
     >>> Dataset("toy", torch.zeros(100, 8, 8))
     Dataset('toy', 100 points of shape (8, 8))
@@ -69,6 +88,9 @@ class Dataset:
     values: Tensor
     columns: tuple[str, ...] | None = None
     labels: Tensor | None = None
+    obs_mask: Tensor | None = None
+    ids: tuple[str, ...] | None = None
+    info: TableInfo | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -97,7 +119,33 @@ class Dataset:
     def rows(self, index: Tensor) -> Dataset:
         """The data points at ``index``, shape ``(M,)``, in that order."""
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, values=self.values[index], labels=labels)
+        mask = None if self.obs_mask is None else self.obs_mask[index]
+        ids = None if self.ids is None else tuple(self.ids[row] for row in index.tolist())
+        return replace(self, values=self.values[index], labels=labels, obs_mask=mask, ids=ids)
+
+    @property
+    def kinds(self) -> tuple[Column, ...]:
+        """What each column of a table holds; numbers where nothing else is known.
+
+        Raises:
+            InputError: if the rows are not those of a table.
+        """
+        if self.info is not None:
+            return self.info.columns
+        if len(self.event_shape) != 1:
+            raise InputError(
+                f"expected a table; got rows of shape {self.event_shape} in {self.name}. Give rows "
+                "of one axis."
+            )
+        names = self.columns or tuple(str(place) for place in range(self.event_shape[0]))
+        return tuple(Column(name, "real") for name in names)
+
+    def frame(self) -> Any:
+        """The rows of a table as a pandas ``DataFrame``, as they were before they were numbers."""
+        values = self.values.double()
+        if self.obs_mask is not None:
+            values = values.where(self.obs_mask, torch.nan)
+        return as_frame(values.numpy(), self.kinds)
 
     def place(self, index: Sequence[int]) -> str:
         """Where the value at ``index`` stands, in words: its row and its column or position.
@@ -122,17 +170,20 @@ class Split(NamedTuple):
     held_out: Dataset
 
 
-def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
+def load(
+    source: str | Path, *, likelihood: str | None = None, table: TableOptions | None = None
+) -> Dataset:
     """The built-in data set of that name, or the data in that file, checked.
 
     ``digits`` is scikit-learn's 1,797 images of 8 × 8 pixels, with intensities in [0, 1]. A file is
     ``.npy``, ``.npz`` (``file.npz:name`` picks one of several arrays), ``.csv`` or ``.parquet``;
-    its first axis, or its rows, are the data points. Values are taken as they are: nothing is
-    scaled, filled in or left out.
+    its first axis, or its rows, are the data points. Numbers are taken as they are: nothing is
+    scaled, filled in or left out. Of a table, see :func:`read_table`.
 
     Args:
         source: ``"digits"`` or the path of a file.
         likelihood: a likelihood that the values must suit, see `check`; by default any may.
+        table: which columns of a table to take, and how its file is laid out.
 
     Returns:
         The data set, in float32 if that holds all its numbers exactly, else in float64.
@@ -146,31 +197,110 @@ def load(source: str | Path, *, likelihood: str | None = None) -> Dataset:
     """
     if likelihood is not None:
         _check_name(likelihood)
-    data = as_dataset(source)
+    data = as_dataset(source, table)
     check(data, likelihood)
     return data
 
 
-def as_dataset(rows: Any) -> Dataset:
+def read_table(
+    source: Any,
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    id: str | None = None,
+    label: str | None = None,
+    index: bool | None = None,
+    header: bool | None = None,
+    delimiter: str | None = None,
+) -> Dataset:
+    """A table as people have it, as numbers: texts, truth values and dates, and missing cells.
+
+    Texts become the numbers of categories, dates days since 1970-01-01, truth values 0 and 1, and
+    missing cells are marked. ``data.frame()`` is the table again; a model of it takes
+    ``(data.values, data.obs_mask)``, or ``data.values`` where nothing is missing.
+
+    Args:
+        source: the path of a ``.csv`` or ``.parquet`` file, or a pandas ``DataFrame``.
+        columns: the only columns to take, in this order; all others by default.
+        drop: columns to leave out.
+        id: a column that names the rows and is no data.
+        label: a column of classes, which no model sees: ``data.labels``, and ``label_names`` of
+            ``data.info``.
+        index: whether the first column of a .csv file names the rows; found out if not given.
+        header: whether its first line names the columns; found out if not given.
+        delimiter: the character between its cells; found out if not given.
+
+    Raises:
+        InputError: with all that is wrong, column by column.
+
+    >>> import pandas as pd
+    >>> people = pd.DataFrame({"age": [31, None], "town": ["Ulm", "Rome"], "name": ["Ann", "Bo"]})
+    >>> data = read_table(people, id="name")
+    >>> data.values.tolist(), data.obs_mask.tolist()
+    ([[31.0, 1.0], [0.0, 0.0]], [[True, True], [False, True]])
+    """
+    options = TableOptions(
+        None if columns is None else tuple(columns), tuple(drop), id, label, index, header,
+        delimiter,
+    )  # fmt: skip
+    return as_dataset(source, options)
+
+
+def as_dataset(
+    rows: Any, options: TableOptions | None = None, known: TableInfo | None = None
+) -> Dataset:
     """Rows as a data set, which may have any number of them: nothing is checked yet.
 
     Args:
         rows: ``"digits"``, the path of a file as :func:`load` takes it, a pandas table, whose
             columns keep their names, or an array or tensor of shape ``(N, ...)``.
+        options: which columns of a table to take, and how its file is laid out.
+        known: the columns that a table has to have, with their categories.
 
     Raises:
         InputError: if a file can't be read, or there are no real numbers in it.
     """
     if isinstance(rows, Dataset):
         return rows
-    if isinstance(rows, str | Path):
-        return _digits() if str(rows) == "digits" else _from_table(read(str(rows)))
+    if isinstance(rows, str | Path) and str(rows) != "digits":
+        return _from_table(read(str(rows), options, known))
     if hasattr(rows, "columns"):
-        return _from_table(from_frame("the table", rows, None))
+        return _from_table(from_frame("the table", rows, None, options, known))
+    if options is not None and (given := options.given()):
+        raise InputError(
+            f"expected no {next(iter(given))}= for data that are no table; got one. Leave it out."
+        )
+    if isinstance(rows, str | Path):
+        return _digits()
     values = rows if isinstance(rows, Tensor) else from_numpy(np.asarray(rows), "the rows")
     if values.ndim < 1:
         raise InputError("expected one row per data point; got a single number. Give rows.")
-    return Dataset("the rows", values[:, None] if values.ndim == 1 else values)
+    return _masked(Dataset("the rows", values[:, None] if values.ndim == 1 else values))
+
+
+def with_obs_mask(x: Any) -> tuple[Tensor, Tensor]:
+    """Rows with NaN for missing cells as two arguments of a model: numbers, and which are there.
+
+    Args:
+        x: an array or tensor of floating-point numbers, shape ``(N, ...)``.
+
+    Returns:
+        the rows with 0 for NaN, and a mask of the same shape, true where there is a number.
+
+    >>> with_obs_mask(torch.tensor([[1.0, torch.nan]]))
+    (tensor([[1., 0.]]), tensor([[ True, False]]))
+    """
+    values = x if isinstance(x, Tensor) else from_numpy(np.asarray(x), "the rows")
+    mask = ~values.isnan()
+    return values.where(mask, 0.0), mask
+
+
+def _masked(data: Dataset) -> Dataset:
+    """The data with a mask in the place of NaN, if they are rows of one axis and have any."""
+    if len(data.event_shape) != 1 or not bool(data.values.isnan().any()):
+        return data
+    values, mask = with_obs_mask(data.values)
+    return replace(data, values=values, obs_mask=mask)
 
 
 def check(data: Dataset, likelihood: str | None = None) -> None:
@@ -180,7 +310,8 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
         data: the data set.
         likelihood: ``"bernoulli"`` needs values in [0, 1], ``"categorical"`` the integers 0, 1, …,
             K - 1, ``"logistic"`` the grey levels 0, …, 255, ``"negative_binomial"`` counts with
-            at least one above 0 in each row, ``"normal"`` and ``None`` finite numbers.
+            at least one above 0 in each row, ``"normal"`` and ``None`` finite numbers. Texts and
+            missing cells need ``"mixed"``, a likelihood for each column of a table.
 
     Raises:
         InputError: naming the first wrong value, its row and its column.
@@ -221,6 +352,14 @@ def _check_finite(data: Dataset) -> None:
 
 
 def _check_suited(data: Dataset, likelihood: str | None) -> None:
+    if likelihood == "mixed":
+        _check_mixed(data)
+    elif likelihood is not None and needs_mixed(data):
+        what = "missing cells" if data.obs_mask is not None else "a column of texts"
+        raise InputError(
+            f"expected the likelihood 'mixed', one for each column, for a table with {what}; got "
+            f"{likelihood!r}. Leave --likelihood out, or leave out such columns or rows."
+        )
     if likelihood == "bernoulli":
         _check_bernoulli(data)
     elif likelihood == "categorical":
@@ -236,14 +375,38 @@ def _check_suited(data: Dataset, likelihood: str | None) -> None:
 def default_likelihood(data: Dataset) -> str:
     """The likelihood to use if none is named: Bernoulli for zeros and ones, else normal.
 
-    Other integers are not taken for categories: counts and grey values are integers too, and only
-    the owner of the data knows. Nor are grey values in [0, 1] taken for probabilities.
+    For a table with texts, truth values beside numbers, or missing cells it is a likelihood for
+    each column. Other integers are not taken for categories: counts and grey values are integers
+    too, and only the owner of the data knows. Nor are grey values in [0, 1] taken for
+    probabilities.
 
     >>> default_likelihood(load("digits"))
     'normal'
     """
+    if needs_mixed(data):
+        return "mixed"
     is_binary = (data.values == 0) | (data.values == 1)
-    return "bernoulli" if bool(is_binary.all()) else "normal"
+    if bool(is_binary.all()):
+        return "bernoulli"
+    kinds = () if data.info is None else data.info.columns
+    return "mixed" if any(column.kind == "boolean" for column in kinds) else "normal"
+
+
+def needs_mixed(data: Dataset) -> bool:
+    """Whether the data are a table that only a likelihood for each column can take."""
+    kinds = () if data.info is None else data.info.columns
+    return data.obs_mask is not None or any(column.kind == "categorical" for column in kinds)
+
+
+def categories_of(data: Dataset) -> tuple[int, ...]:
+    """Of each column of a table the number of categories; 1 for truth values, 0 for real numbers.
+
+    Numbers that are all 0 or 1 count as truth values.
+    """
+    binary = (data.values == 0) | (data.values == 1)
+    counts = [len(column.categories) for column in data.kinds]
+    truths = binary.all(0).tolist()
+    return tuple(count or int(truth) for count, truth in zip(counts, truths, strict=True))
 
 
 def split(data: Dataset, *, held_out: float = 0.2, validation: float = 0.1, seed: int = 0) -> Split:
@@ -288,7 +451,7 @@ def numbers_of_parts(
     return train_rows, validation_rows, held_out_rows
 
 
-def units(rows: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
+def units(rows: Tensor, *, image: bool, obs_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation in float64: of each column of a table, of all pixels of images.
 
     A constant column gets the scale 1, whatever rounding makes of its standard deviation.
@@ -296,7 +459,15 @@ def units(rows: Tensor, *, image: bool) -> tuple[Tensor, Tensor]:
     Args:
         rows: shape ``(N, *event_shape)``.
         image: whether an entry is a pixel.
+        obs_mask: which cells of a table count, of the same shape; by default all.
     """
+    if obs_mask is not None:
+        columns = [
+            units(column[there], image=False) if bool(there.any()) else (column.new_zeros(()),) * 2
+            for column, there in zip(rows.double().T, obs_mask.T, strict=True)
+        ]
+        location, scale = (torch.stack(parts) for parts in zip(*columns, strict=True))
+        return location, torch.where(scale > 0, scale, 1.0)
     values = rows.double().flatten() if image else rows.double()
     varies = (values != values[:1]).any(0)
     return values.mean(0), torch.where(varies, values.std(0), 1.0)
@@ -313,6 +484,8 @@ def check_near(data: Dataset, location: Tensor, scale: Tensor) -> None:
         InputError: naming the first such value, its row and its column.
     """
     near = (data.values.double() - location).abs() <= FARTHEST * scale
+    if data.obs_mask is not None:
+        near |= ~data.obs_mask
     expected = f"values within {FARTHEST:g} standard deviations of the training data's mean"
     _require(data, near, expected, "Remove such rows, or correct them.")
 
@@ -377,6 +550,25 @@ def _check_counts(data: Dataset) -> None:
     _require(data, has_counts.expand_as(data.values), expected, remedy)
 
 
+def _check_mixed(data: Dataset) -> None:
+    constant = [
+        column.name
+        for column, values, there in zip(data.kinds, data.values.T, _there(data).T, strict=True)
+        if len(data) >= MINIMUM_ROWS and bool((values[there] == values[there][:1]).all())
+    ]
+    if constant:
+        raise InputError(
+            f"expected columns that vary, each for a likelihood of its own; got the same value in "
+            f"each row of {', '.join(map(repr, constant))} in {data.name}. Leave them out (drop=)."
+        )
+
+
+def _there(data: Dataset) -> Tensor:
+    """Which cells have a value."""
+    mask = data.obs_mask
+    return torch.ones_like(data.values, dtype=torch.bool) if mask is None else mask
+
+
 def _require(data: Dataset, valid: Tensor, expected: str, remedy: str) -> None:
     """Raise if ``valid``, shape ``(N, *event_shape)``, is false, naming the first such place."""
     invalid = ~valid
@@ -405,4 +597,10 @@ def _from_table(table: Table) -> Dataset:
     single = values.float()
     is_exact = torch.equal(single.double().nan_to_num(), values.nan_to_num())
     labels = None if table.labels is None else torch.from_numpy(table.labels)
-    return Dataset(table.name, single if is_exact else values, columns=table.columns, labels=labels)
+    ids = None if table.ids is None else tuple(map(str, table.ids))
+    return _masked(
+        Dataset(
+            table.name, single if is_exact else values, columns=table.columns, labels=labels,
+            ids=ids, info=table.info,
+        )
+    )  # fmt: skip

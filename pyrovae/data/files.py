@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from pyrovae.data.arrays import column_numbers, from_numpy, narrowed
+from pyrovae.data.columns import Table, TableInfo, TableOptions, from_frame, is_number
 from pyrovae.errors import InputError
 from pyrovae.extras import check_packages
 
@@ -28,33 +28,19 @@ _MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NULL", "null", "None", "#N/A"}  # a
 _LABEL_NAMES = {"x": "y", "X": "y", "x_train": "y_train", "X_train": "y_train", "data": "target"}
 
 
-@dataclass(frozen=True)
-class Table:
-    """The content of a file: real numbers, one row per data point.
-
-    Args:
-        name: what to call it in an error or a report.
-        array: the numbers, shape ``(N, *event_shape)``, of any real dtype; NaN where one is
-            missing.
-        columns: one name per column, or ``None`` if the file names none.
-        labels: one integer per row, shape ``(N,)``, if the file has labels beside the array.
-    """
-
-    name: str
-    array: Array
-    columns: tuple[str, ...] | None = None
-    labels: Array | None = None
-
-
-def read(source: str) -> Table:
+def read(source: str, options: TableOptions | None = None, known: TableInfo | None = None) -> Table:
     """The numbers in a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file.
 
     Args:
         source: the path; ``file.npz:name`` picks one of the arrays of an archive.
+        options: which columns of a table to take, and how its file is laid out.
+        known: the columns that a table has to have, as `from_frame` takes them.
 
     Raises:
-        InputError: if there is no such file, it can't be read, or it holds anything but numbers.
+        InputError: if there is no such file, it can't be read, it holds something that can't be
+            taken for numbers, or there are options for a file that is no table.
     """
+    chosen = options or TableOptions()
     path, array_name = expanded(source), None
     if not path.exists() and ".npz:" in source:
         head, _, array_name = source.rpartition(":")
@@ -62,8 +48,8 @@ def read(source: str) -> Table:
     readers: dict[str, Callable[[Path], Table]] = {
         ".npy": _read_npy,
         ".npz": lambda p: _read_npz(p, array_name),
-        ".csv": _read_csv,
-        ".parquet": _read_parquet,
+        ".csv": lambda p: _read_csv(p, chosen, known),
+        ".parquet": lambda p: _read_parquet(p, chosen, known),
     }
     reader = readers.get(path.suffix.lower())
     try:
@@ -74,6 +60,7 @@ def read(source: str) -> Table:
                 f"expected a file ending in {listed(readers)}; got {_kind(path)}: {str(path)!r}. "
                 "Save the data in one of these formats."
             )
+        _check_options(path, chosen)
         return reader(path)
     except InputError:
         raise
@@ -115,13 +102,20 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "(none)"
 
 
-def row_and_column(row: int, column: str) -> str:
-    """Where a cell of a table stands, in words; ``row`` counts from 0, the words from 1.
-
-    >>> row_and_column(4, "age")
-    "row 5, column 'age' (rows counted from 1, below the header)"
-    """
-    return f"row {row + 1}, column {column!r} (rows counted from 1, below the header)"
+def _check_options(path: Path, options: TableOptions) -> None:
+    """Raise for options of tables that the file is too simple for."""
+    kind = path.suffix.lower()
+    of_texts = ("header", "delimiter", "index")
+    given = [name for name in options.given() if kind != ".parquet" or name in of_texts]
+    if kind != ".csv" and given:
+        raise InputError(
+            f"expected no {given[0]}= for a {kind} file; got one for {str(path)!r}. Leave it out, "
+            "or save the data as a table in a .csv file."
+        )
+    if options.delimiter is not None and len(options.delimiter) != 1:
+        raise InputError(
+            f"expected one character as delimiter=; got {options.delimiter!r}. Give ';', say."
+        )
 
 
 def _missing(path: Path) -> InputError:
@@ -251,25 +245,42 @@ def _exactly() -> dict[str, Any]:
     return {"float_precision": "round_trip"} if int(pd.__version__.partition(".")[0]) < 3 else {}
 
 
-def _read_csv(path: Path) -> Table:
-    import pandas as pd
-
+def _read_csv(path: Path, options: TableOptions, known: TableInfo | None) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = next((line for line in file if line.strip()), "").strip("\r\n")
     if not first:
         raise InputError(
             f"expected a table in {str(path)!r}; got an empty file. Give one row per data point."
         )
-    separator = max(",;\t", key=first.count)
+    separator = options.delimiter or max(",;\t", key=first.count)
     cells = _cells(first, separator)
-    has_names = _has_names(shown(path), cells)
+    has_names = options.header
+    if has_names is None:
+        has_names = _has_names(shown(path), cells, indexed=options.index is not None)
+    frame = _frame(path, separator, header=has_names)
+    if not has_names:
+        frame.columns = [str(i + 1) for i in range(frame.shape[1])]
+        if options.header is None and _numbers_columns(path, separator, cells, _array(frame)):
+            frame = _frame(path, separator, header=True)
+        elif options.index is None and frame.shape[1] == len(cells):
+            _check_first_column(shown(path), _array(frame))
+    if len(frame) and bool(frame.iloc[:, -1].isna().any()):
+        _check_lengths(path, separator, frame.shape[1])
+    if options.index:
+        frame, options = _named_rows(frame, options)
+    return from_frame(shown(path), frame, None, options, known)
+
+
+def _frame(path: Path, separator: str, *, header: bool) -> Any:
+    import pandas as pd
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
-            frame = pd.read_csv(
+            return pd.read_csv(
                 path,
                 sep=separator,
-                header=0 if has_names else None,
+                header=0 if header else None,
                 index_col=False,
                 encoding="utf-8-sig",
                 skipinitialspace=True,
@@ -282,13 +293,39 @@ def _read_csv(path: Path) -> Table:
                 "rows with more cells than the header has names. Name all columns, that of row "
                 "numbers too, or leave it out."
             ) from warning
-    if has_names:
-        return from_frame(shown(path), frame, None)
-    table = from_frame(shown(path), frame, [str(i + 1) for i in range(frame.shape[1])])
-    if _numbers_columns(path, separator, cells, table.array):
-        return Table(shown(path), table.array[1:], columns=tuple(cells))
-    _check_first_column(shown(path), table.array)
-    return table
+
+
+def _check_lengths(path: Path, separator: str, columns: int) -> None:
+    """Raise if a row has fewer cells than there are columns, whose last ones pandas would add."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for cells in csv.reader(file, delimiter=separator, skipinitialspace=True):
+            if 0 < len(cells) < columns and columns > 1:
+                raise InputError(
+                    f"expected {columns} cells in each row of {shown(path)}; got {len(cells)}: "
+                    f"{shortened(cells)}. Write {separator!r} for each cell that is missing."
+                )
+
+
+def _array(frame: Any) -> Array:
+    """The numbers of a table, NaN where there is something else."""
+    import pandas as pd
+
+    columns = [pd.to_numeric(frame.iloc[:, i], errors="coerce") for i in range(frame.shape[1])]
+    return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+
+
+def _named_rows(frame: Any, options: TableOptions) -> tuple[Any, TableOptions]:
+    """The table whose first column has a name, and options that take it for the ids of rows."""
+    titles = [str(column) for column in frame.columns]
+    if _UNNAMED.fullmatch(titles[0]):
+        titles[0] = "index"
+    frame = frame.set_axis(titles, axis=1)
+    if options.id is not None and options.id != titles[0]:
+        raise InputError(
+            f"expected one column of ids; got the first, by index=, and {options.id!r}. Give one "
+            "of index= and id=."
+        )
+    return frame, replace(options, id=titles[0])
 
 
 # -- first lines and columns ---------------------------------------------------------------------
@@ -299,18 +336,24 @@ def _cells(line: str, separator: str) -> list[str]:
     return [cell.strip().strip('"') for cell in line.split(separator)]
 
 
-def _has_names(name: str, cells: Sequence[str]) -> bool:
+def _has_names(name: str, cells: Sequence[str], *, indexed: bool = False) -> bool:
     """Whether the first line of a table names its columns; if not, it is a data point.
+
+    Args:
+        name: of the file.
+        cells: the first line.
+        indexed: whether it is known what the first column is.
 
     Raises:
         InputError: if it could be either.
     """
-    words = [cell for cell in cells if not _is_number(cell)]
-    if len(cells) > 1 and (not cells[0] or _UNNAMED.fullmatch(cells[0])):
+    words = [cell for cell in cells if not is_number(cell)]
+    if not indexed and len(cells) > 1 and (not cells[0] or _UNNAMED.fullmatch(cells[0])):
         raise InputError(
             f"expected columns of data; got a first column of {name} without a name, which looks "
-            "like row numbers. Save the table without its index, to_csv(..., index=False), or "
-            "name the column if it is data, or fill in the number if one is missing."
+            "like row numbers. Take it for ids of rows with index=True, or for data with "
+            "index=False; or save the table without it, to_csv(..., index=False), or name the "
+            "column, or fill in the number if one is missing."
         )
     if len(words) == len(cells):
         return True
@@ -318,7 +361,8 @@ def _has_names(name: str, cells: Sequence[str]) -> bool:
         raise InputError(
             f"expected names or numbers in the first line of {name}; got both: "
             f"{shortened(cells)}. Name all columns by words, such as {_worded(cells)}, or put a "
-            "line of such names above it if it is a data point."
+            "line of such names above it if it is a data point. Or say which it is: header=True "
+            "or header=False."
         )
     return False
 
@@ -355,7 +399,8 @@ def _numbers_columns(path: Path, separator: str, cells: Sequence[str], rows: Arr
         raise InputError(
             f"expected a line of names or of data first in {shown(path)}; got numbers that may be "
             f"either: {shortened(cells)}. If they are names, write them as words, such as "
-            f"{_worded(cells)}; if they are a data point, put a line of such names above it."
+            f"{_worded(cells)}; if they are a data point, put a line of such names above it. Or "
+            "say which it is: header=True or header=False."
         )
     return False
 
@@ -403,9 +448,9 @@ def _check_first_column(name: str, rows: Array) -> None:
     row_numbers = np.arange(len(numbers)) + (numbers[0] if len(numbers) else 0)
     if rows.shape[1] > 1 and numbers[0] in (0, 1) and np.array_equal(numbers, row_numbers):
         raise InputError(
-            f"expected columns of data; got row numbers in the first column of {name}. Save the "
-            "table without its index, to_csv(..., index=False), or put a line of names above it if "
-            "the column is data."
+            f"expected columns of data; got row numbers in the first column of {name}. Take it "
+            "for ids of rows with index=True, or for data with index=False; or save the table "
+            "without it, to_csv(..., index=False), or put a line of names above it if it is data."
         )
 
 
@@ -420,47 +465,11 @@ def shortened(cells: Sequence[str]) -> str:
 
 def _worded(cells: Sequence[str]) -> str:
     """The same, with every number made a word."""
-    return shortened([f"c{cell}" if _is_number(cell) else cell for cell in cells])
+    return shortened([f"c{cell}" if is_number(cell) else cell for cell in cells])
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, options: TableOptions, known: TableInfo | None) -> Table:
     import pandas as pd
 
     check_packages("pyarrow", purpose=f"reading {str(path)!r}")  # pandas' own error names no extra
-    return from_frame(shown(path), pd.read_parquet(path, engine="pyarrow"), None)
-
-
-def from_frame(name: str, frame: Any, names: Sequence[str] | None) -> Table:
-    """A table from a pandas ``DataFrame``, whose columns must all be numbers."""
-    columns = tuple(names or [str(column) for column in frame.columns])
-    arrays = [_column(name, label, frame.iloc[:, i]) for i, label in enumerate(columns)]
-    array = np.stack(arrays, axis=1) if arrays else np.empty((len(frame), 0))
-    return Table(name, array, columns=columns)
-
-
-def _column(name: str, label: str, column: Any) -> Array:
-    """One column as float64, with NaN for empty cells; an error names the first non-number."""
-    import pandas as pd
-
-    kinds = pd.api.types
-    if kinds.is_numeric_dtype(column.dtype) and not kinds.is_complex_dtype(column.dtype):
-        place = f"column {label!r} of {name}"
-        numbers = from_numpy(column_numbers(column, place), place)
-        return narrowed(numbers, torch.float64, place).numpy()
-    texts = column.astype(str)
-    bad = np.flatnonzero((column.notna() & ~texts.map(_is_number)).to_numpy())
-    if len(bad):
-        row = int(bad[0])
-        raise InputError(
-            f"expected numbers; got {str(column.iloc[row])!r} in {name}, "
-            f"{row_and_column(row, label)}. Leave the column out or turn it into numbers."
-        )
-    return np.asarray(texts.where(column.notna(), "nan").to_numpy(dtype=np.float64))
+    return from_frame(shown(path), pd.read_parquet(path, engine="pyarrow"), None, options, known)
