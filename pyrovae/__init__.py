@@ -2,7 +2,8 @@
 
 The way of the data, and what does each step::
 
-    data                a tensor, a NumPy array, a DataFrame, an AnnData, a Dataset or a DataLoader
+    data                a tensor, a NumPy array, a DataFrame, an AnnData, a Dataset or a DataLoader;
+                        read_table, with_obs_mask for texts, dates and missing cells
       pair              VAE(encoder, decoder, prior), HierarchicalVAE, or any Pyro model and guide;
                         mlp_encoder, conv_decoder, VampPrior, ExemplarPrior, ... to build one
       fit               stochastic variational inference; adam, elbo, binarise
@@ -39,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyrovae import plots
+    from pyrovae.data import read_table, with_obs_mask
     from pyrovae.diagnostics import (
         Diagnosis,
         Effort,
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
         FlowPrior,
         GaussianMixture,
         HierarchicalVAE,
+        MaskedEncoder,
         StandardNormal,
         VampPrior,
         binarise,
@@ -113,6 +116,7 @@ __all__ = [
     "Inflated",
     "InflatedByUnit",
     "InputError",
+    "MaskedEncoder",
     "Mixture",
     "Reduced",
     "Run",
@@ -145,6 +149,7 @@ __all__ = [
     "mlp_encoder",
     "novelty",
     "plots",
+    "read_table",
     "reduce",
     "sample_quality",
     "sandwich",
@@ -152,6 +157,7 @@ __all__ = [
     "to_arviz",
     "variational_divergence",
     "with_arguments",
+    "with_obs_mask",
 ]
 
 #: Where those names are looked for, in this order. A room is imported when one of them is first

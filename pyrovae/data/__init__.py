@@ -22,7 +22,15 @@ from pyrovae.data.batches import (
     row_kinds,
     take_rows,
 )
-from pyrovae.data.columns import Column, TableInfo, TableOptions, as_frame, in_words
+from pyrovae.data.columns import (
+    Column,
+    TableInfo,
+    TableOptions,
+    as_frame,
+    as_plain,
+    from_plain,
+    in_words,
+)
 from pyrovae.data.datasets import (
     Dataset,
     as_dataset,
@@ -58,6 +66,7 @@ __all__ = [
     "as_batches",
     "as_dataset",
     "as_frame",
+    "as_plain",
     "categories_of",
     "check",
     "check_arguments",
@@ -65,6 +74,7 @@ __all__ = [
     "check_values",
     "default_likelihood",
     "expanded",
+    "from_plain",
     "in_words",
     "load",
     "needs_mixed",

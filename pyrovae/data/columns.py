@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any, Literal
@@ -95,6 +95,18 @@ class TableInfo:
     id: str | None = None
     label: str | None = None
     label_names: tuple[str, ...] = ()
+
+
+def as_plain(info: TableInfo) -> dict[str, Any]:
+    """What is known of a table as dicts, tuples and text, which a file can hold."""
+    columns = tuple(vars(column) for column in info.columns)
+    return {**vars(info), "columns": columns}
+
+
+def from_plain(held: Mapping[str, Any]) -> TableInfo:
+    """What `as_plain` was made of."""
+    columns = tuple(Column(**column) for column in held["columns"])
+    return TableInfo(**{**held, "columns": columns})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,14 @@ from pyrovae.models.discretized_logistic import DiscretizedLogistic, bits_per_di
 from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
 from pyrovae.models.likelihoods import BernoulliDecoder, NormalDecoder, binarise, takes_totals
+from pyrovae.models.mixed import (
+    MaskedEncoder,
+    MixedColumns,
+    MixedDecoder,
+    TableInputs,
+    masked,
+    outputs_of,
+)
 from pyrovae.models.networks import (
     GatedLinear,
     LogCounts,
@@ -36,18 +44,24 @@ __all__ = [
     "GaussianMixture",
     "HierarchicalVAE",
     "LogCounts",
+    "MaskedEncoder",
+    "MixedColumns",
+    "MixedDecoder",
     "NormalDecoder",
     "Prior",
     "StandardNormal",
     "Standardize",
+    "TableInputs",
     "VampPrior",
     "binarise",
     "bits_per_dimension",
     "conv_decoder",
     "conv_encoder",
     "gated_mlp",
+    "masked",
     "mlp",
     "mlp_decoder",
     "mlp_encoder",
+    "outputs_of",
     "takes_totals",
 ]

@@ -20,8 +20,9 @@ from pyrovae.models.checks import (
     encoding_of,
     register,
 )
-from pyrovae.models.exemplar_prior import prior_of
+from pyrovae.models.exemplar_prior import ExemplarPrior, prior_of
 from pyrovae.models.likelihoods import check_values, likelihood_of, takes_totals
+from pyrovae.models.mixed import check_mask, masked
 from pyrovae.pairs import encode, measuring
 from pyrovae.randomness import seeded
 
@@ -61,13 +62,24 @@ class VAE(nn.Module):
         self.prior = as_prior(prior)
         self.name = name
 
-    def model(self, x: Tensor, index: Tensor | None = None, *, size: int | None = None) -> Tensor:
+    def model(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        *,
+        obs_mask: Tensor | None = None,
+        size: int | None = None,
+    ) -> Tensor:
         """p(z) p(x | z) for each row of ``x``.
 
         Args:
             x: rows, shape ``(B, ...)``.
             index: numbers of the rows, shape ``(B,)``, which an
-                :class:`~pyrovae.models.exemplar_prior.ExemplarPrior` needs in training.
+                :class:`~pyrovae.models.exemplar_prior.ExemplarPrior` needs in training; or
+                ``obs_mask``, so that ``(x, obs_mask)`` is a data set with missing cells.
+            obs_mask: which entries of the rows are there, true or false, shape ``(B, ...)``: p(x)
+                is then that of these alone, whatever number stands for the others. The encoder is
+                called with it, see :class:`~pyrovae.models.mixed.MaskedEncoder`.
             size: number of rows of the whole data set when ``x`` is a minibatch of it; the rows'
                 log densities are then scaled by size/B, and the ELBO is unbiased for the whole set.
 
@@ -75,26 +87,52 @@ class VAE(nn.Module):
             ``x``.
         """
         register(self.name, self)
+        index, seen = self._seen(x, index, obs_mask)
         with data_plate(x, size):
             prior = prior_of(self.prior, index)
             check_prior_shape(prior, x)
             z = pyro.sample("z", prior)
             check_codes(z, prior, encoder="encoder", prior="prior")
-            with decoding(prior, lambda: self.encoder(x), encoder="encoder", prior="prior"):
+            with decoding(prior, lambda: self.encoder(x, *seen), encoder="encoder", prior="prior"):
                 likelihood = likelihood_of(self.decoder, z, x=x)
             check_rows("decoder", likelihood, x, tuple(x.shape[1:]))
             check_values(likelihood, x)
-            return pyro.sample("x", likelihood, obs=x)
+            return pyro.sample("x", masked(likelihood, *seen) if seen else likelihood, obs=x)
 
-    def guide(self, x: Tensor, index: Tensor | None = None, *, size: int | None = None) -> Tensor:
+    def guide(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        *,
+        obs_mask: Tensor | None = None,
+        size: int | None = None,
+    ) -> Tensor:
         """q(z | x) for each row of ``x``; arguments as :meth:`model`.
 
         Returns:
             one code for each row, shape ``(B, D)``.
         """
         register(self.name, self)
+        _, seen = self._seen(x, index, obs_mask)
         with data_plate(x, size):
-            return pyro.sample("z", encoding_of("encoder", self.encoder, x))
+            return pyro.sample("z", encoding_of("encoder", self.encoder, x, *seen))
+
+    def _seen(
+        self, x: Tensor, index: Tensor | None, obs_mask: Tensor | None
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """The numbers of the rows and the mask of their entries, where there is either."""
+        if index is not None and index.dtype == torch.bool:
+            index, obs_mask = None, index
+        if obs_mask is None:
+            return index, ()
+        check_mask(self.encoder, x, obs_mask)
+        if takes_totals(self.decoder) or isinstance(self.prior, ExemplarPrior):
+            what = "an exemplar prior" if isinstance(self.prior, ExemplarPrior) else "counts"
+            raise InputError(
+                f"expected whole rows with {what}; got obs_mask=. Leave out rows with missing "
+                "entries, or take another likelihood or prior."
+            )
+        return index, (obs_mask,)
 
     def encode(self, x: Data, *, batch_size: int = 4096) -> Distribution:
         """q(z | x) for each row, batch shape ``(N,)``, as :func:`pyrovae.encode` has it."""

@@ -12,10 +12,13 @@ from pyrovae.pairs.pair import Pair
 
 
 def observe(pair: Pair, x: Tensor | Batch) -> tuple[str, Tensor]:
-    """The observed site that is decoded: its name, and the data there, shape ``(B, ...)``."""
+    """The observed site that is decoded: its name, and the data there, shape ``(B, ...)``.
+
+    What a mask leaves out is NaN.
+    """
     readings = pair.model_reader.read(as_batch(x))
     site = readings[0].observed_site(pair.observed)
-    return site, torch.cat([reading.value(site) for reading in readings])
+    return site, torch.cat([reading.seen(site) for reading in readings])
 
 
 def observed_argument(pair: Pair, batch: Batch) -> int:
@@ -26,14 +29,16 @@ def observed_argument(pair: Pair, batch: Batch) -> int:
             model observes more than one site.
     """
     # Only the model is run: the rows need not be real data, and a guide may refuse them.
-    reading = pair.model_reader.read(batch)[0]
+    readings = pair.model_reader.read(batch)
+    reading = readings[0]
     names = [n for n in reading.observed if not isinstance(reading.nodes[n]["fn"], dist.Unit)]
     if len(names) > 1:
         raise InputError(
             f"expected one observed site, to simulate data there; got {names}. Condition the model "
             "on all others, or observe them as one site."
         )
-    _, value = observe(pair, batch)
+    site = reading.observed_site(pair.observed)
+    value = torch.cat([reading.value(site) for reading in readings])  # masked parts, too
     positions = [
         number
         for number, argument in enumerate(batch)

@@ -124,7 +124,10 @@ class Pair:
         return likelihood, prior
 
     def decode(self, x: Tensor | Batch, z: Tensor) -> dist.Distribution:
-        """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``."""
+        """p(x | z), batch shape ``(B,)``: the distribution at the observed site for codes ``z``.
+
+        What a mask leaves out of the data there is a part of it, too.
+        """
         parts, batch = [], as_batch(x)
         for rows, codes, values in together(self.traits, batch, self.by_site(batch, z)):
             for reading in self.model_reader.read(rows, codes=codes, values=values):

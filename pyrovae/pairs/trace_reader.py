@@ -223,6 +223,13 @@ class Reading:
         value = node["value"].expand(batch_shape + node["fn"].event_shape)
         return value.movedim(len(batch_shape) + self.dim(site), 0)[: self.batch_rows]
 
+    def seen(self, site: str) -> Tensor:
+        """The value of each row at a site, with NaN for what a mask leaves out of it."""
+        value, present = self.value(site), self.present(site)
+        if present is None or not value.is_floating_point():
+            return value
+        return value.where(present.reshape(value.shape), torch.nan)
+
     def dim(self, site: str) -> int:
         """The batch dimension of the data plate at a site, counted from the right.
 

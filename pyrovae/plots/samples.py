@@ -282,8 +282,10 @@ def _shortened(title: str, longest: int = LONGEST) -> str:
 
 
 def _histograms(ax: Axes, data: Array, draws: Array) -> None:
+    data = data[~np.isnan(data)]  # missing cells
     low_draw, high_draw = np.quantile(draws, [0.002, 0.998])  # the tails may be far out
-    low, high = min(data.min(), low_draw), max(data.max(), high_draw)
+    low = min(data.min(initial=low_draw), low_draw)
+    high = max(data.max(initial=high_draw), high_draw)
     edges = list(np.linspace(low, high if high > low else low + 1.0, 21))
     ax.hist(data, edges, density=True, color=COLOURS["data"], alpha=0.3, label="held-out data")
     ax.hist(
@@ -325,12 +327,12 @@ def _mosaic(images: Array) -> Array:
 
 
 def _table_sheets(axes: list[Axes], sheets: dict[str, Array], names: Sequence[str]) -> None:
-    data = next(iter(sheets.values()))
+    data = np.ma.masked_invalid(next(iter(sheets.values())))  # NaN stands for a missing cell
     features = _named(names, data.shape[1])
     if data.shape[1] == PLANE:
         _plane_sheets(axes, sheets, features)
         return
-    centre, scale = data.mean(0), data.std(0)
+    centre, scale = data.mean(0).filled(0.0), data.std(0).filled(0.0)
     scale[scale == 0] = 1.0
     standardised = {name: (table - centre) / scale for name, table in sheets.items()}
     if data.shape[1] <= FEW:
@@ -363,10 +365,10 @@ def _plane_sheets(axes: list[Axes], sheets: dict[str, Array], features: Sequence
 
 
 def _row_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
-    data = next(iter(sheets.values()))
-    principal_axis = np.linalg.svd(data, full_matrices=False)[2][0]
-    for ax, table in zip(axes, sheets.values(), strict=False):
-        rows = table[(table @ principal_axis).argsort()]
+    filled = {name: np.nan_to_num(table) for name, table in sheets.items()}
+    principal_axis = np.linalg.svd(next(iter(filled.values())), full_matrices=False)[2][0]
+    for ax, (name, table) in zip(axes, sheets.items(), strict=False):
+        rows = table[(filled[name] @ principal_axis).argsort()]
         image = ax.imshow(
             rows, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto", interpolation="nearest"
         )
@@ -376,7 +378,7 @@ def _row_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
 
 
 def _point_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
-    furthest = max(float(np.abs(table).max()) for table in sheets.values()) * 1.1
+    furthest = max(float(np.nanmax(np.abs(table))) for table in sheets.values()) * 1.1
     for ax, (name, table) in zip(axes, sheets.items(), strict=False):
         spread = np.linspace(-0.3, 0.3, len(table))
         for feature, column in enumerate(table.T):

@@ -18,7 +18,15 @@ from pyrovae.runs.folder import (
 )
 from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
 from pyrovae.runs.manifest import NAME, digest_of_data, read
-from pyrovae.runs.recipe import COMPONENTS, PRIORS, Recipe, build, in_words, location_and_scale
+from pyrovae.runs.recipe import (
+    COMPONENTS,
+    PRIORS,
+    Recipe,
+    build,
+    in_words,
+    location_and_scale,
+    table_recipe,
+)
 from pyrovae.runs.run import SOURCES, Run, load_run
 from pyrovae.runs.scores import Scores
 
@@ -46,6 +54,7 @@ __all__ = [
     "make_pair",
     "read",
     "recommended_source",
+    "table_recipe",
     "unfinish",
     "write_array",
 ]

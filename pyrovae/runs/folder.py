@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.data import Dataset
+from pyrovae.data import Dataset, all_rows, as_plain
 from pyrovae.diagnostics import Diagnosis, moments
 from pyrovae.errors import InputError
 from pyrovae.runs import manifest as manifests
@@ -27,6 +27,7 @@ from pyrovae.runs.run import (
     PARTS,
     RESULTS,
     ROWS,
+    SAMPLE_TABLE,
     SAMPLES,
     SOURCES,
     Run,
@@ -37,7 +38,9 @@ from pyrovae.training import Fit
 SIZE = 1000  # samples in the folder
 PACKAGES = ("pyrovae", "torch", "pyro-ppl", "arviz")
 #: The files that a run folder has besides those for people to look at.
-FILES = (PARAMETERS, ROWS, RESULTS, DATA, CODES, SAMPLES, manifests.NAME)
+FILES = (
+    PARAMETERS, ROWS, RESULTS, DATA, CODES, SAMPLES, SAMPLE_TABLE, manifests.NAME,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Outcome:
 
 def unfinish(folder: Path) -> None:
     """Let a folder no longer count as finished, before its files are written anew."""
-    for name in (manifests.NAME, DATA):  # of these, the data need not be written again
+    for name in (manifests.NAME, DATA, SAMPLE_TABLE):  # of these, some need not be written again
         (folder / name).unlink(missing_ok=True)
 
 
@@ -88,7 +91,10 @@ def finish(folder: Path, outcome: Outcome) -> Run:
     results, left_out = _write_results(folder, outcome)
     if outcome.source is None:
         data = outcome.data
-        held = {"values": data.values, "columns": data.columns, "labels": data.labels}
+        held = {
+            "values": data.values, "columns": data.columns, "labels": data.labels,
+            "obs_mask": data.obs_mask, "ids": data.ids,
+        }  # fmt: skip
         save(held, folder / DATA)
     recommended = recommended_source(outcome.diagnosis)
     about = {
@@ -104,8 +110,11 @@ def finish(folder: Path, outcome: Outcome) -> Run:
     as_read = tomllib.loads(manifests.to_toml(outcome.command, about))
     run = Run(folder, as_read, pair=own, data=outcome.data, results=results)
     _write_codes(run, folder / CODES)
-    samples = run.sample(SIZE, about["samples"]["source"], seed=outcome.options["seed"]).numpy()
-    write_array(folder / SAMPLES, samples)
+    samples = run.sample(SIZE, about["samples"]["source"], seed=outcome.options["seed"])
+    write_array(folder / SAMPLES, samples.numpy())
+    if outcome.recipe is not None and run.columns is not None:
+        table = run.as_table(samples)
+        replace(folder / SAMPLE_TABLE, lambda draft: table.to_csv(draft, index=False))
     for name in FILES:
         with suppress(FileNotFoundError):
             about["files"][name] = manifests.digest_of_file(folder / name)
@@ -131,10 +140,13 @@ def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
 
 def _write_rows(folder: Path, outcome: Outcome) -> None:
     held: dict[str, Any] = dict(zip(PARTS, outcome.rows, strict=True))
-    held |= {"columns": outcome.data.columns, "location": None, "scale": None}
+    data = outcome.data
+    held |= {"columns": data.columns, "location": None, "scale": None}
+    held |= {"labels": data.labels, "table": None if data.info is None else as_plain(data.info)}
     if (recipe := outcome.recipe) is not None:
-        train = recipe.as_measured(outcome.data.rows(outcome.rows[0]), 0)
-        held["location"], held["scale"] = location_and_scale(recipe, train)
+        part = data.rows(outcome.rows[0])
+        train, *mask = all_rows(recipe.as_measured(part, 0))
+        held["location"], held["scale"] = location_and_scale(recipe, train, *mask)
     save(held, folder / ROWS)
 
 
@@ -181,16 +193,34 @@ def _about_model(outcome: Outcome) -> dict[str, Any]:
 
 
 def _write_codes(run: Run, path: Path) -> None:
-    """A table with a line for each row of the data: its number, its part, and its code."""
+    """A table with a line for each row of the data: its number, id, part and label, and code."""
     import pandas as pd
 
     tables = []
     for part in PARTS:
         columns = codes_table(run.encode_part(part))
         numbers = run.rows[part].numpy()
-        tables.append(pd.DataFrame({"row": numbers, "part": part.replace("_", "-"), **columns}))
+        names = {"row": numbers, **named_rows(run.data, run.rows[part])}
+        tables.append(pd.DataFrame({**names, "part": part.replace("_", "-"), **columns}))
     table = pd.concat(tables).sort_values("row")
     replace(path, lambda draft: table.to_csv(draft, index=False))
+
+
+def named_rows(data: Dataset, rows: Tensor | None = None) -> dict[str, Any]:
+    """Columns with the ids and the labels of rows, under the names that a table has for them.
+
+    Args:
+        data: the data set.
+        rows: numbers of the rows; by default all.
+    """
+    part, columns = data if rows is None else data.rows(rows), {}
+    info = data.info
+    if part.ids is not None:
+        columns[f"id.{'' if info is None else info.id}".rstrip(".")] = np.array(part.ids, object)
+    if part.labels is not None and info is not None and info.label is not None:
+        names = np.array(info.label_names, dtype=object)
+        columns[f"label.{info.label}"] = names[part.labels.numpy()]
+    return columns
 
 
 def codes_table(encoding: Any) -> dict[str, Any]:

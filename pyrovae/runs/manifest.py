@@ -100,9 +100,14 @@ def digest_of_file(path: Path) -> str:
 
 
 def digest_of_data(data: Dataset) -> str:
-    """A checksum of all numbers, their shape and the names of columns; labels don't count."""
+    """A checksum of all numbers and categories, their shape and names; labels don't count."""
     values = data.values.detach().cpu().contiguous()
-    about = repr((tuple(values.shape), str(values.dtype), data.columns)).encode("utf-8", "replace")
-    checksum = hashlib.blake2b(about, digest_size=16)
+    about: tuple[Any, ...] = (tuple(values.shape), str(values.dtype), data.columns)
+    kinds = () if data.info is None else data.info.columns
+    if any(column.categories for column in kinds):
+        about = (*about, tuple(column.categories for column in kinds))
+    checksum = hashlib.blake2b(repr(about).encode("utf-8", "replace"), digest_size=16)
     checksum.update(values.numpy().tobytes())
+    if data.obs_mask is not None:
+        checksum.update(data.obs_mask.cpu().contiguous().numpy().tobytes())
     return checksum.hexdigest()

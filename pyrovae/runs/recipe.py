@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae.data import Dataset, units
+from pyrovae.data import Data, Dataset, categories_of, units
 from pyrovae.errors import InputError
 from pyrovae.models import (
     VAE,
@@ -19,26 +19,30 @@ from pyrovae.models import (
     FlowPrior,
     GaussianMixture,
     LogCounts,
+    MaskedEncoder,
+    MixedDecoder,
     NormalDecoder,
     Standardize,
     StandardNormal,
+    TableInputs,
     VampPrior,
     mlp,
     mlp_decoder,
     mlp_encoder,
+    outputs_of,
 )
 from pyrovae.randomness import seeded
 
 PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
 COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
 NEIGHBOURS = 10  # nearest exemplars that each row uses in training
-COUNTS = "negative_binomial"
-
+COUNTS, MIXED = "negative_binomial", "mixed"
 
 #: The kinds of values that the fields of a recipe have in a file; whole numbers are sizes or seeds.
 KINDS: dict[str, Any] = {
     "likelihood": str, "event_shape": list, "latent": int, "hidden": list, "prior": str,
     "components": int, "categories": int, "grey": bool, "double": bool, "seed": int,
+    "column_categories": list, "missing": bool,
 }  # fmt: skip
 
 
@@ -58,6 +62,9 @@ class Recipe:
         grey: whether values between 0 and 1 are probabilities, and are drawn as 0 or 1.
         double: whether rows stay in float64 where float32 does not hold them.
         seed: names the pseudo-inputs to start from, and the draws of grey values.
+        column_categories: of a mixed likelihood, of each column the number of categories; 1 for
+            truth values, 0 for real numbers.
+        missing: whether cells may be missing: rows are then numbers and a mask.
     """
 
     likelihood: str
@@ -70,6 +77,8 @@ class Recipe:
     grey: bool = False
     double: bool = False
     seed: int = 0
+    column_categories: tuple[int, ...] = ()
+    missing: bool = False
 
     @classmethod
     def from_table(cls, about: Mapping[str, Any]) -> Recipe:
@@ -94,7 +103,8 @@ class Recipe:
                 f"expected the description of a VAE; got none of its {missing[0]}. Take the folder "
                 "as it was written."
             )
-        sizes = {name: tuple(given[name]) for name in ("event_shape", "hidden")}
+        lists = ("event_shape", "hidden", "column_categories")
+        sizes = {name: tuple(given[name]) for name in lists if name in given}
         values: dict[str, Any] = given | sizes
         return cls(**values)
 
@@ -103,14 +113,18 @@ class Recipe:
         """Whether a row is two-dimensional, so that all its entries have one unit."""
         return len(self.event_shape) == 2
 
-    def as_measured(self, part: Dataset, number: int) -> Tensor:
+    def as_measured(self, part: Dataset, number: int) -> Data:
         """The rows of a part of the data as the VAE takes them, grey values drawn once.
+
+        Where cells may be missing, that is numbers and a mask.
 
         Args:
             part: rows as they are in a file.
             number: 0, 1 and 2 for training, validation and held-out rows, 3 for others.
         """
         values = part.values if self.double else part.single().values
+        if self.missing:
+            return values, _mask_of(part)
         if not self.grey:
             return values
         with seeded(self.seed, "grey pixels", number):
@@ -121,25 +135,51 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def build(recipe: Recipe, train: Tensor) -> VAE:
+def _mask_of(part: Dataset) -> Tensor:
+    whole = torch.ones(part.values.shape, dtype=torch.bool)
+    return whole if part.obs_mask is None else part.obs_mask
+
+
+def table_recipe(recipe: Recipe, data: Dataset) -> Recipe:
+    """The recipe of a VAE for a table with a likelihood for each column.
+
+    Raises:
+        InputError: for a prior of pseudo-inputs or exemplars that such a table can't have.
+    """
+    missing, counts = data.obs_mask is not None, categories_of(data)
+    texts = any(count > 1 for count in counts)
+    if (recipe.prior == "vamp" and (texts or missing)) or (recipe.prior == "exemplar" and missing):
+        what = "missing cells" if missing else "texts, between which no pseudo-input lies"
+        raise InputError(
+            f"expected a prior of standard, mixture or flow for a table with {what}; got "
+            f"{recipe.prior!r}. Take --prior mixture."
+        )
+    return replace(recipe, column_categories=counts, missing=missing)
+
+
+def build(recipe: Recipe, train: Tensor, obs_mask: Tensor | None = None) -> VAE:
     """A multilayer-perceptron VAE with random weights, in the units of the training data.
 
     Args:
         recipe: what kind.
         train: rows to take location and scale from, shape ``(N, ...)``.
+        obs_mask: which of their cells count.
     """
-    location, scale = location_and_scale(recipe, train)
+    location, scale = location_and_scale(recipe, train, obs_mask)
     encoder, decoder = _networks(recipe, location, scale, torch.get_default_dtype())
     return VAE(encoder, decoder, _prior(recipe, encoder, train))
 
 
-def location_and_scale(recipe: Recipe, train: Tensor) -> tuple[Tensor, Tensor]:
+def location_and_scale(
+    recipe: Recipe, train: Tensor, obs_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the training rows, by which the encoder standardises.
 
     Of counts they are those of log(1 + x).
     """
     is_counts = recipe.likelihood == COUNTS
-    location, scale = units(train.log1p() if is_counts else train, image=recipe.image)
+    rows = train.log1p() if is_counts else train
+    location, scale = units(rows, image=recipe.image, obs_mask=obs_mask)
     return (location, scale) if recipe.double else (location.float(), scale.float())
 
 
@@ -158,6 +198,8 @@ def rebuild(recipe: Recipe, state: Mapping[str, Tensor], train: Callable[[], Ten
     """
     try:
         place = f"encoder.network.{int(recipe.likelihood == COUNTS)}"
+        if recipe.likelihood == MIXED:
+            place = "encoder.inputs"
         location, scale = (state[f"{place}.{name}"] for name in ("location", "scale"))
         dtype = next(v.dtype for name, v in state.items() if name.endswith("weight"))
         with seeded(0, "weights that are replaced"), torch.device("meta"):
@@ -183,6 +225,8 @@ def _networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder; the dtype is that of the weights."""
     shape, latent, hidden = recipe.event_shape, recipe.latent, recipe.hidden
+    if recipe.likelihood == MIXED:
+        return _table_networks(recipe, location, scale, dtype)
     encoder = mlp_encoder(shape, latent, hidden=hidden)
     log_layers = [LogCounts()] if recipe.likelihood == COUNTS else []
     with torch.device("cpu"):
@@ -199,6 +243,18 @@ def _networks(
             latent, shape, recipe.likelihood, hidden=outwards, categories=recipe.categories
         )
     return encoder, decoder
+
+
+def _table_networks(
+    recipe: Recipe, location: Tensor, scale: Tensor, dtype: torch.dtype
+) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of a table with a likelihood for each column."""
+    counts, hidden = recipe.column_categories, recipe.hidden
+    with torch.device("cpu"):
+        inputs = TableInputs(counts, location, scale, masked=recipe.missing, dtype=dtype)
+    encoder = MaskedEncoder(mlp_encoder((inputs.size,), recipe.latent, hidden=hidden), inputs)
+    network = mlp((recipe.latent, *reversed(hidden), outputs_of(counts)))
+    return encoder, MixedDecoder(network, counts, location, scale)
 
 
 def _prior(recipe: Recipe, encoder: nn.Module, train: Tensor) -> nn.Module:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -15,9 +16,13 @@ from torch import Tensor
 from pyrovae.data import (
     Data,
     Dataset,
+    TableInfo,
+    TableOptions,
     all_rows,
     as_dataset,
+    as_frame,
     check_values,
+    from_plain,
 )
 from pyrovae.diagnostics import Diagnosis
 from pyrovae.errors import InputError, nearest
@@ -38,8 +43,12 @@ from pyrovae.saving import from_archive, load
 from pyrovae.torch_modes import plain
 from pyrovae.training import Fit
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PARAMETERS, ROWS, RESULTS = "parameters.pt", "rows.pt", "results.pt"
 CODES, SAMPLES, DATA = "codes.csv", "samples.npy", "data.pt"
+SAMPLE_TABLE = "samples.csv"
 PARTS = ("train", "validation", "held_out")
 #: The densities over codes: what a user calls them, and their keys in a diagnosis.
 SOURCES = {"prior": "prior", "ex-post": "ex_post", "q_agg": "q_agg"}
@@ -100,9 +109,13 @@ class Run:
         source = about.get("source") if given is None else given
         if source is None:
             held = load(self._file(DATA))
-            data = Dataset(about["name"], held["values"], held["columns"], held["labels"])
+            mask, ids = held.get("obs_mask"), held.get("ids")
+            data = Dataset(
+                about["name"], held["values"], held["columns"], held["labels"], mask, ids,
+                self.table,
+            )  # fmt: skip
         else:
-            data = as_dataset(source)
+            data = as_dataset(source, None if isinstance(source, Dataset) else self._layout)
         if manifests.digest_of_data(data) != about["digest"]:
             raise InputError(
                 f"expected the data of this run, {about['rows']:,} rows as they were; got other "
@@ -136,6 +149,29 @@ class Run:
         """The names of the columns, if the data are a table with names."""
         columns: tuple[str, ...] | None = self._parts["columns"]
         return columns
+
+    @property
+    def table(self) -> TableInfo | None:
+        """What each column of a table holds, and the classes of its labels, if it is one."""
+        held = self._parts.get("table")
+        return None if held is None else from_plain(held)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The number of each row's class, by row of ``data``, if there are labels.
+
+        What the classes are called stands in ``table.label_names``.
+        """
+        labels: Tensor | None = self._parts.get("labels")
+        return labels
+
+    @property
+    def _layout(self) -> TableOptions | None:
+        """How the table was read, as the options of the command say it."""
+        names = [name for name in TableOptions.__dataclass_fields__ if name in self.options]
+        given = {name: self.options[name] for name in names}
+        lists = {name: tuple(given[name]) for name in ("columns", "drop") if name in given}
+        return TableOptions(**{**given, **lists}) if given else None
 
     @property
     def location(self) -> Tensor:
@@ -287,6 +323,18 @@ class Run:
             )
         return rows
 
+    def as_table(self, rows: Tensor) -> pd.DataFrame:
+        """Rows as a pandas table, with the names, categories, dates and truth values of the data.
+
+        Args:
+            rows: in the data's units, shape ``(M, C)``, such as those of :meth:`sample` or of
+                ``decode(z).sample()``; NaN for a missing cell.
+
+        Raises:
+            InputError: if the run's data are no table.
+        """
+        return as_frame(rows.double().numpy(), replace(self.data, info=self.table).kinds)
+
     def encode(self, new: Any) -> dist.Distribution:
         """q(z | x) of new rows, batch shape ``(M,)``, event shape ``(D,)``.
 
@@ -298,6 +346,31 @@ class Run:
             InputError: for rows unlike those of the run, naming the first.
         """
         return self._encode(self._new(new))
+
+    def read(self, new: Any) -> Dataset:
+        """New rows in the columns of the run; a table may also have those that the run left out.
+
+        Args:
+            new: as :meth:`encode`.
+
+        Raises:
+            InputError: as :meth:`encode`.
+        """
+        options = self._layout
+        if options is not None:  # names of columns are known; how a file is laid out is not
+            known = TableOptions(
+                index=options.index, header=options.header, delimiter=options.delimiter
+            )
+            options = known if isinstance(new, str | Path) else None
+        data = self._like_the_data(as_dataset(new, options, self.table))
+        if data.obs_mask is not None and not (self._recipe is not None and self._recipe.missing):
+            row, column = (~data.obs_mask).nonzero()[0].tolist()
+            raise InputError(
+                f"expected rows without missing cells, as those that the run was trained on; got "
+                f"one in {data.name}, {data.place((row, column))}. Leave such rows out, or train "
+                "on data with missing cells."
+            )
+        return data
 
     def encode_part(self, name: str) -> dist.Distribution:
         """q(z | x) of ``"train"``, ``"validation"`` or ``"held_out"``, the run's own rows."""
@@ -448,7 +521,7 @@ class Run:
 
     def _new(self, new: Any) -> Data:
         """New rows as the pair takes them."""
-        data = self._like_the_data(as_dataset(new))
+        data = self.read(new)
         check_values(data, None if self._recipe is None else self._recipe.likelihood)
         if self._recipe is not None and (known := self._recipe.categories) is not None:
             check_categories(data, known)
@@ -471,7 +544,8 @@ class Run:
                     f"{_named('others,', others)}. Give the columns {_short(self.columns)}."
                 )
             order = torch.tensor([new.columns.index(name) for name in self.columns])
-            new = Dataset(new.name, new.values[:, order], self.columns, new.labels)
+            mask = None if new.obs_mask is None else new.obs_mask[:, order]
+            new = replace(new, values=new.values[:, order], columns=self.columns, obs_mask=mask)
         if new.event_shape != shape or not len(new):
             raise InputError(
                 f"expected rows of shape {shape}, as the run's data; got {len(new):,} of shape "
