@@ -29,10 +29,14 @@ from pyrovae.command.wording import for_command
 from pyrovae.data import (
     Data,
     Dataset,
+    TableOptions,
     Transform,
+    all_rows,
     check,
     check_near,
     default_likelihood,
+    in_words,
+    needs_mixed,
     numbers_of_parts,
     split,
     take_rows,
@@ -53,13 +57,14 @@ from pyrovae.runs import (
     Recipe,
     Run,
     finish,
-    in_words,
     location_and_scale,
     make_pair,
     recommended_source,
+    table_recipe,
     unfinish,
 )
 from pyrovae.runs import build as build_vae
+from pyrovae.runs import in_words as prior_in_words
 from pyrovae.saving import check_room, replace, write_archive
 from pyrovae.training import Fit, adam, check_device, fit
 
@@ -103,6 +108,7 @@ class AnalysisOptions:
         source: where the data are from, as :func:`pyrovae.data.load` takes it; without it they are
             copied into ``out``.
         command: the command in words.
+        table: how the data were read, if they are a table.
     """
 
     likelihood: str | None = None
@@ -125,6 +131,7 @@ class AnalysisOptions:
     pair: PairOptions | None = None
     source: str | None = None
     command: str = "pyrovae.command.analysis.analyze"
+    table: TableOptions = field(default_factory=TableOptions)
 
     def by_name(self) -> dict[str, Any]:
         """What decides the numbers of a run, under the names of the command line's options."""
@@ -137,6 +144,7 @@ class AnalysisOptions:
             options["check_guide"] = True
         if self.pair is not None:
             options |= self.pair.by_name()
+        options |= self.table.given()
         return {name: value for name, value in options.items() if value is not None}
 
 
@@ -217,7 +225,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             **task.sites,
         )
         facts = {"data": f"{data.name}, {len(data):,} {_kind_of_rows(data.event_shape)}"}
-        facts |= task.facts | _environment(options, time.perf_counter() - start)
+        facts |= about_table(data) | task.facts | _environment(options, time.perf_counter() - start)
         with training_saved(options.out):
             unfinish(options.out)
             paths = _write(options.out, diagnosis, run, facts, data, seed=options.seed)
@@ -237,6 +245,34 @@ def _kind_of_rows(shape: tuple[int, ...]) -> str:
     if len(shape) == 1:
         return f"rows of {shape[0]:,} column{'' if shape[0] == 1 else 's'}"
     return f"rows of shape {' × '.join(map(str, shape))}"
+
+
+def about_table(data: Dataset) -> dict[str, str]:
+    """What a report says of a table's columns and missing cells, by name."""
+    if data.info is None and data.obs_mask is None:
+        return {}
+    about = {"columns": in_words(data.kinds)}
+    if data.obs_mask is not None:
+        gone = (~data.obs_mask).sum(0)
+        columns = [
+            f"{column.name} {count:,}"
+            for column, count in zip(data.kinds, gone.tolist(), strict=True)
+            if count
+        ]
+        more = f" and {len(columns) - 8} more columns" if len(columns) > 8 else ""
+        about["missing cells"] = (
+            f"{int(gone.sum()):,} of {data.obs_mask.numel():,}, in {', '.join(columns[:8])}{more}: "
+            "log p(x) is that of the others. Samples are not compared with rows, some of which are "
+            "not whole"
+        )
+    info = data.info
+    if info is not None and info.left_out:
+        about["left out"] = ", ".join(
+            f"{name} ({role})" if role else name
+            for name in info.left_out
+            for role in [{info.id: "ids of rows", info.label: "labels"}.get(name, "")]
+        )
+    return about
 
 
 def how_to_sample(out: Path, recommended: str | None) -> str:
@@ -351,20 +387,22 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
         recipe.as_measured(part, number) for number, part in enumerate(parts)
     )
     with seeded(options.seed, "initial weights"):
-        vae = build(data, train, likelihood, options)
+        vae = build(data, *all_rows(train), likelihood=likelihood, options=options)
     return _Task(
         vae.model,
         vae.guide,
         train,
         validation,
         held_out,
-        fit_rows=(_fit_rows(parts.train, options), _fit_rows(parts.validation, options)),
+        fit_rows=(train, validation)
+        if recipe.missing
+        else (_fit_rows(parts.train, options), _fit_rows(parts.validation, options)),
         move_back=vae.cpu,
         save=lambda path: write_archive(vae.state_dict(), path),
         facts={
             "likelihood": likelihood,
             "latent units": str(options.latent),
-            "prior": in_words(vae.prior),
+            "prior": prior_in_words(vae.prior),
             "hidden layers": " × ".join(map(str, options.hidden)),
             "epochs at most": str(options.epochs),
         },
@@ -376,6 +414,12 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
 
 def _own_pair_task(data: Dataset, chosen: PairOptions, options: AnalysisOptions) -> _Task:
     """The user's own pair, to be trained here or trained elsewhere."""
+    if needs_mixed(data):
+        what = "missing cells" if data.obs_mask is not None else "a column of texts"
+        raise InputError(
+            f"expected a table of numbers for a pair of your own; got {what} in {data.name}. Leave "
+            "them out (drop=), or make them numbers."
+        )
     parts = split(data.single(), seed=options.seed)
     with seeded(options.seed, "own pair"):
         pair = make_pair(chosen, parts.train)
@@ -414,25 +458,33 @@ def _fit_rows(part: Dataset, options: AnalysisOptions) -> Data:
     return part.values
 
 
-def build(data: Dataset, train: Tensor, likelihood: str, options: AnalysisOptions) -> VAE:
+def build(
+    data: Dataset,
+    train: Tensor,
+    obs_mask: Tensor | None = None,
+    *,
+    likelihood: str,
+    options: AnalysisOptions,
+) -> VAE:
     """A multilayer-perceptron VAE for a data set, in the units of its training part.
 
     Args:
         data: the whole data set, for its shape and the values that occur in it.
         train: rows to take location and scale from, shape ``(N, ...)``.
+        obs_mask: which of their cells count.
         likelihood: as in :class:`AnalysisOptions`.
         options: number of latent units, sizes of hidden layers, and the prior.
     """
     recipe = recipe_for(data, likelihood, options)
-    if likelihood == "normal":
-        check_near(data, *location_and_scale(recipe, train))
-    return build_vae(recipe, train)
+    if recipe.double:
+        check_near(data, *location_and_scale(recipe, train, obs_mask))
+    return build_vae(recipe, train, obs_mask)
 
 
 def recipe_for(data: Dataset, likelihood: str, options: AnalysisOptions) -> Recipe:
     """What kind of VAE the options ask for, on these data."""
     is_grey = likelihood == "bernoulli" and bool((data.values % 1 != 0).any())
-    return Recipe(
+    recipe = Recipe(
         likelihood=likelihood,
         event_shape=data.event_shape,
         latent=options.latent,
@@ -444,6 +496,7 @@ def recipe_for(data: Dataset, likelihood: str, options: AnalysisOptions) -> Reci
         double=_in_double(likelihood, options),
         seed=options.seed,
     )
+    return table_recipe(recipe, data) if likelihood == "mixed" else recipe
 
 
 def check_prior_options(options: AnalysisOptions) -> None:
@@ -477,6 +530,9 @@ def least_memory(data: Dataset, likelihood: str, options: AnalysisOptions) -> in
     """
     units, shape = options.latent, data.event_shape
     inputs = math.prod(shape)
+    if likelihood == "mixed":
+        counts = [max(1, len(column.categories)) for column in data.kinds]
+        inputs += sum(counts)
     outputs = inputs * {"logistic": 2, "categorical": int(data.values.max()) + 1}.get(likelihood, 1)
     layers = [inputs, *options.hidden, 2 * units], [units, *reversed(options.hidden), outputs]
     parameters = sum(a * b + b for sizes in layers for a, b in itertools.pairwise(sizes))
@@ -490,8 +546,8 @@ def least_memory(data: Dataset, likelihood: str, options: AnalysisOptions) -> in
 
 
 def _in_double(likelihood: str, options: AnalysisOptions) -> bool:
-    """Whether to keep rows in float64: with a normal likelihood, on a device that has float64."""
-    return likelihood == "normal" and torch.device(options.device or "cpu").type != "mps"
+    """Whether to keep rows in float64: with normal columns, on a device that has float64."""
+    return likelihood in ("normal", "mixed") and torch.device(options.device or "cpu").type != "mps"
 
 
 def within_limits(effort: Effort, data: Dataset) -> Effort:
@@ -499,6 +555,8 @@ def within_limits(effort: Effort, data: Dataset) -> Effort:
 
     Of each row there are the draws themselves and as many from the prior, in 8 bytes a number.
     """
+    if data.obs_mask is not None:  # rows that are not whole have no distances to samples
+        effort = replaced(effort, samples=0)
     each = 2 * 8 * math.prod(data.event_shape)
     if not effort.export_rows or effort.export_rows * effort.export_draws * each <= EXPORTED:
         return effort

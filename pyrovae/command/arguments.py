@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +41,7 @@ examples:
   pyrovae analyze                                    scikit-learn's digits, about a minute
   pyrovae analyze images.npy --latent 20             an array whose first axis counts the images
   pyrovae analyze data.npz:x_train                   one array of an archive
-  pyrovae analyze table.csv --likelihood normal      one row per data point, all columns numbers
+  pyrovae analyze table.csv --drop name --label sex  numbers, texts, dates, with missing cells
   pyrovae analyze images.npy --out run1 --resume     go on with an interrupted run
   pyrovae analyze images.npy --prior vamp            a prior that learns pseudo-inputs
   pyrovae analyze table.csv --check-guide            compare the guide with the exact posterior
@@ -179,10 +181,18 @@ def _words_in(path: Path, *, named: bool) -> list[str]:
             words.insert(0, str(value))
         elif value is True:
             words.append(option)
+        elif value is False and name in ("index", "header"):
+            words.append(f"--no-{name}")
         elif value is not False:
-            several = isinstance(value, list)
-            words.append(f"{option}={','.join(map(str, value)) if several else value}")
+            words.append(f"{option}={_joined(value) if isinstance(value, list) else value}")
     return words
+
+
+def _joined(values: Sequence[Any]) -> str:
+    """Values with commas between them, in quotes where they have some of their own."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
 
 
 def build() -> tuple[Parser, dict[str, Parser]]:
@@ -225,6 +235,7 @@ def _analyze(group: Any) -> Parser:
         metavar="DATA",
         help="digits (the default), or a .npy, .npz, .csv or .parquet file of at least 20 rows",
     )
+    _add_table_options(analyze.add_argument_group("a table"))
     _add_model_options(analyze.add_argument_group("the model"))
     _add_pair_options(analyze.add_argument_group("a pair of your own"))
     _add_training_options(analyze.add_argument_group("the training"))
@@ -296,14 +307,41 @@ def _add_outputs(commands: dict[str, Parser]) -> None:
         parser.add_argument("--force", action="store_true", help="write over that file")
 
 
+def _add_table_options(group: Any) -> None:
+    group.add_argument(
+        "--columns", type=names, metavar="A,B", help="the only columns to take, in this order"
+    )
+    group.add_argument("--drop", type=names, metavar="A,B", help="columns to leave out")
+    group.add_argument(
+        "--id", metavar="NAME", help="a column that names the rows: codes are given under them"
+    )
+    group.add_argument(
+        "--label", metavar="NAME", help="a column of classes, which no model sees, for plots"
+    )
+    group.add_argument(
+        "--index",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first column names the rows; found out if neither is given",
+    )
+    group.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line names the columns; found out if neither is given",
+    )
+    group.add_argument(
+        "--delimiter", metavar="C", help="the character between cells; found out if not given"
+    )
+
+
 def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--likelihood",
         metavar="NAME",
         help="bernoulli (values in [0, 1]; those between are drawn as 0 or 1), normal (any "
         "numbers), categorical (0, 1, 2, …), logistic (grey levels 0–255) or negative_binomial "
-        "(counts, given their total in a row); by default bernoulli if all values are 0 or 1, else "
-        "normal",
+        "(counts, given their total in a row) or mixed (a table: normal for numbers, bernoulli for "
+        "truth values, categorical for texts, missing cells left out); by default mixed for a "
+        "table that asks for it, bernoulli if all values are 0 or 1, else normal",
     )
     group.add_argument(
         "--latent",
@@ -442,6 +480,11 @@ def _add_run_options(group: Any) -> None:
         action="store_true",
         help="go on with the interrupted run in --out, if there is one",
     )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names of columns with commas between them; one with a comma of its own in quotes."""
+    return tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
 
 
 def path(text: str) -> Path:

@@ -107,7 +107,7 @@ def _interruption(words: Sequence[str], options: dict[str, Any]) -> str:
 def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     """Load, analyse and show."""
     with importing():
-        from pyrovae.command.analysis import AnalysisOptions, analyze
+        from pyrovae.command.analysis import AnalysisOptions, about_table, analyze
         from pyrovae.command.run_checks import default_folder
         from pyrovae.data import load
         from pyrovae.progress import in_lines
@@ -116,7 +116,8 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     if "out" not in options:
         options["out"] = default_folder(resume=options.get("resume", False))
     source = options.pop("data", None) or "digits"
-    data = load(source, likelihood=options.get("likelihood"))
+    options["table"] = _table_options(options)
+    data = load(source, likelihood=options.get("likelihood"), table=options["table"])
     options |= _pair_option(options)
     options["effort"] = _effort(options)
     options["source"] = _whole_path(source)
@@ -127,12 +128,23 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     if chosen.resume and not chosen.force and _is_there(chosen, data):
         sys.stdout.write(f"The report of this run is there: {chosen.out / 'report.html'}\n")
         return
+    if not quiet:
+        for name, words in about_table(data).items():
+            sys.stdout.write(f"{encodable(f'{name}: {words}', sys.stdout.encoding)}.\n")
     with in_lines(OFTEN if verbose else SELDOM, on_terminal=verbose):
         analysis = analyze(data, chosen)
     if quiet:
         sys.stdout.write(f"report: {analysis.report}\n")
     else:
         _show(analysis, verbose=verbose)
+
+
+def _table_options(options: dict[str, Any]) -> Any:
+    """How to read a table, out of the other options."""
+    from pyrovae.data import TableOptions
+
+    names = TableOptions.__dataclass_fields__
+    return TableOptions(**{name: options.pop(name) for name in names if name in options})
 
 
 def _effort(options: dict[str, Any]) -> Any:

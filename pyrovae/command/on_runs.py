@@ -16,7 +16,7 @@ from pyrovae.command.wording import for_command
 from pyrovae.diagnostics import LABELS
 from pyrovae.errors import InputError
 from pyrovae.report import render, show, write
-from pyrovae.runs import Comparison, Run, codes_table, load_run, write_array
+from pyrovae.runs import Comparison, Run, codes_table, load_run, named_rows, write_array
 from pyrovae.runs import compare as compare_runs
 from pyrovae.saving import check_folder, replace
 
@@ -36,22 +36,23 @@ def sample(options: dict[str, Any]) -> None:
         options.get("source", "ex-post"),
         mean=options.get("mean", False),
         seed=options.get("seed", 0),
-    ).numpy()
+    )
     if out.suffix.lower() == ".npy":
-        write_array(out, rows)
+        write_array(out, rows.numpy())
     else:
         flat = rows.reshape(len(rows), -1)
-        names = run.columns or [f"x_{number}" for number in range(flat.shape[1])]
-        _write_table(out, dict(zip(names, flat.T, strict=True)))
+        names = [f"x_{number}" for number in range(flat.shape[1])]
+        columns = run.as_table(rows) if run.columns else dict(zip(names, flat.T, strict=True))
+        _write_table(out, columns)
     _say(f"{len(rows):,} new rows: {out}")
 
 
 def encode(options: dict[str, Any]) -> None:
     """Write mean and scale of the code of each row."""
     run, out = _run(options), _output(options, "codes.csv", (".csv",))
-    columns = codes_table(run.encode(options["new"]))
-    size = len(next(iter(columns.values())))
-    _write_table(out, {"row": np.arange(size), **columns})
+    data = run.read(options["new"])
+    columns, size = codes_table(run.encode(data)), len(data)
+    _write_table(out, {"row": np.arange(size), **named_rows(data), **columns})
     _say(f"codes of {size:,} rows: {out}")
 
 
@@ -59,7 +60,8 @@ def score(options: dict[str, Any]) -> None:
     """Write log p(x) and the p-value of each row."""
     run, out = _run(options), _output(options, "scores.csv", (".csv",))
     source = options.get("source", "prior")
-    scores = run.score(options["new"], source, seed=options.get("seed", 0))
+    data = run.read(options["new"])
+    scores = run.score(data, source, seed=options.get("seed", 0))
     evidence = scores.evidence
     columns = {
         "log_p_x": evidence.values,
@@ -68,7 +70,7 @@ def score(options: dict[str, Any]) -> None:
         "p_value": scores.p_value,
     }
     numbers = {name: values.cpu().numpy() for name, values in columns.items()}
-    _write_table(out, {"row": np.arange(len(scores.p_value)), **numbers})
+    _write_table(out, {"row": np.arange(len(data)), **named_rows(data), **numbers})
     _say(
         f"log p(x) of {len(scores.p_value):,} rows, ranked among {scores.calibrated_on:,} held-out "
         f"ones: {out}"
@@ -153,7 +155,7 @@ def _output(options: dict[str, Any], default: str | None, kinds: tuple[str, ...]
     return path
 
 
-def _write_table(path: Path, columns: dict[str, Any]) -> None:
+def _write_table(path: Path, columns: Any) -> None:
     import pandas as pd
 
     table: pd.DataFrame = pd.DataFrame(columns)

@@ -86,6 +86,9 @@ SENTENCES = tuple(
         (r", to_csv\(\.\.\., index=False\),", ","),
         (r"Go on from it with resume=True", "Go on from it with --resume"),
         # arguments that are options
+        (r"(?<![\w'\"/\\.-])(index|header)=True", r"--\1"),
+        (r"(?<![\w'\"/\\.-])(index|header)=False", r"--no-\1"),
+        (r"(?<![\w'\"/\\.-])(drop|id|label|index|header|delimiter)=(?![\w(])", r"--\1"),
         (r"(?<![\w'\"/\\.-])site=\(([^()]*)\)", lambda match: f"--site {_listed(match[1])}"),
         (r"(?<![\w'\"/\\.-])site='([^']*)'", r"--site \1"),
         (r"(?<![\w'\"/\\.-])(seed|epochs)=(?=\d)", r"--\1 "),

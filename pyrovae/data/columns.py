@@ -194,7 +194,8 @@ def from_frame(
     if faults:
         raise InputError(
             f"expected columns of numbers, truth values, dates or texts in few categories in "
-            f"{name}; got {'; '.join(faults)} (rows counted from 1, below the header). {REMEDY}"
+            f"{name}; got {'; '.join(faults)} (rows counted from 1, below the header). "
+            f"{REMEDY if known is None else 'Correct such cells, or leave such rows out.'}"
         )
     array = np.stack(arrays, axis=1) if arrays else np.empty((len(frame), 0))
     ids = _texts_of(frame, titles, (known.id if known else options.id) or "")

@@ -329,6 +329,8 @@ def check(data: Dataset, likelihood: str | None = None) -> None:
     tiny = ((spread > 0) & (spread < 1 / LARGEST)).expand_as(data.values)
     _require(data, ~tiny, f"columns that vary by more than {1 / LARGEST:g}, or not at all",
              "Multiply them by a power of ten.")  # fmt: skip
+    if likelihood == "mixed":
+        _check_varied(data)
     _check_suited(data, likelihood)
 
 
@@ -352,9 +354,7 @@ def _check_finite(data: Dataset) -> None:
 
 
 def _check_suited(data: Dataset, likelihood: str | None) -> None:
-    if likelihood == "mixed":
-        _check_mixed(data)
-    elif likelihood is not None and needs_mixed(data):
+    if likelihood not in (None, "mixed") and needs_mixed(data):
         what = "missing cells" if data.obs_mask is not None else "a column of texts"
         raise InputError(
             f"expected the likelihood 'mixed', one for each column, for a table with {what}; got "
@@ -550,11 +550,13 @@ def _check_counts(data: Dataset) -> None:
     _require(data, has_counts.expand_as(data.values), expected, remedy)
 
 
-def _check_mixed(data: Dataset) -> None:
+def _check_varied(data: Dataset) -> None:
+    """Raise if a column of a table has one value alone, which has no scale."""
+    columns = zip(data.kinds, data.values.T, _there(data).T, strict=True)
     constant = [
         column.name
-        for column, values, there in zip(data.kinds, data.values.T, _there(data).T, strict=True)
-        if len(data) >= MINIMUM_ROWS and bool((values[there] == values[there][:1]).all())
+        for column, values, there in columns
+        if bool((values[there] == values[there][:1]).all())
     ]
     if constant:
         raise InputError(

@@ -34,6 +34,9 @@ class MixedColumns(TorchDistribution):
         normal: of the real columns, batch shape ``(..., R)``, if there are any.
         bernoulli: of the truth values, batch shape ``(..., B)``, if there are any.
         categorical: of the others, batch shape ``(..., K)``, if there are any.
+
+    Attributes:
+        places: numbers of the real columns, of the truth values, and of the others.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -48,8 +51,8 @@ class MixedColumns(TorchDistribution):
     ) -> None:
         self.categories = tuple(categories)
         self.normal, self.bernoulli, self.categorical = normal, bernoulli, categorical
-        self._places = by_kind(self.categories)
-        self._order = torch.tensor(self._places[0] + self._places[1] + self._places[2]).argsort()
+        self.places = by_kind(self.categories)
+        self._order = torch.tensor(self.places[0] + self.places[1] + self.places[2]).argsort()
         batch = self._parts()[0][0].batch_shape[:-1]
         super().__init__(torch.Size((*batch, len(self.categories))), validate_args=False)
 
@@ -58,7 +61,7 @@ class MixedColumns(TorchDistribution):
         kinds = (self.normal, self.bernoulli, self.categorical)
         return [
             (kind, places)
-            for kind, places in zip(kinds, self._places, strict=True)
+            for kind, places in zip(kinds, self.places, strict=True)
             if kind is not None
         ]
 
@@ -93,7 +96,7 @@ class MixedColumns(TorchDistribution):
         """The same distribution for a larger batch."""
         parts: list[Any] = [None, None, None]
         kinds = (self.normal, self.bernoulli, self.categorical)
-        for number, (kind, places) in enumerate(zip(kinds, self._places, strict=True)):
+        for number, (kind, places) in enumerate(zip(kinds, self.places, strict=True)):
             if kind is not None:
                 parts[number] = kind.expand(torch.Size((*batch_shape[:-1], len(places))))
         return MixedColumns(self.categories, *parts)

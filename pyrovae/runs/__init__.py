@@ -12,11 +12,13 @@ from pyrovae.runs.folder import (
     Outcome,
     codes_table,
     finish,
+    named_rows,
     recommended_source,
     unfinish,
     write_array,
 )
 from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
+from pyrovae.runs.imputation import Imputation
 from pyrovae.runs.manifest import NAME, digest_of_data, read
 from pyrovae.runs.recipe import (
     COMPONENTS,
@@ -37,6 +39,7 @@ __all__ = [
     "PRIORS",
     "SOURCES",
     "Comparison",
+    "Imputation",
     "Outcome",
     "OwnPair",
     "PairOptions",
@@ -52,6 +55,7 @@ __all__ = [
     "load_run",
     "location_and_scale",
     "make_pair",
+    "named_rows",
     "read",
     "recommended_source",
     "table_recipe",

@@ -207,19 +207,19 @@ def _write_codes(run: Run, path: Path) -> None:
 
 
 def named_rows(data: Dataset, rows: Tensor | None = None) -> dict[str, Any]:
-    """Columns with the ids and the labels of rows, under the names that a table has for them.
+    """Columns with the ids and the labels of rows, as far as they have any.
 
     Args:
         data: the data set.
         rows: numbers of the rows; by default all.
     """
     part, columns = data if rows is None else data.rows(rows), {}
-    info = data.info
     if part.ids is not None:
-        columns[f"id.{'' if info is None else info.id}".rstrip(".")] = np.array(part.ids, object)
-    if part.labels is not None and info is not None and info.label is not None:
-        names = np.array(info.label_names, dtype=object)
-        columns[f"label.{info.label}"] = names[part.labels.numpy()]
+        columns["id"] = np.array(part.ids, object)
+    if part.labels is not None:
+        numbers = part.labels.numpy()
+        names = () if data.info is None else data.info.label_names
+        columns["label"] = np.array(names, object)[numbers] if names else numbers
     return columns
 
 

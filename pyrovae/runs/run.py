@@ -33,9 +33,11 @@ from pyrovae.models import VAE
 from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
 from pyrovae.plots import overview
 from pyrovae.populations import conformal
+from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.runs import manifest as manifests
 from pyrovae.runs.foreign_pair import OwnPair, PairOptions, make_pair
+from pyrovae.runs.imputation import DRAWS, Imputation, impute
 from pyrovae.runs.manifest import Manifest
 from pyrovae.runs.recipe import COUNTS, Recipe, rebuild
 from pyrovae.runs.scores import Scores
@@ -168,10 +170,12 @@ class Run:
     @property
     def _layout(self) -> TableOptions | None:
         """How the table was read, as the options of the command say it."""
-        names = [name for name in TableOptions.__dataclass_fields__ if name in self.options]
-        given = {name: self.options[name] for name in names}
-        lists = {name: tuple(given[name]) for name in ("columns", "drop") if name in given}
-        return TableOptions(**{**given, **lists}) if given else None
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.options.items()
+            if name in TableOptions.__dataclass_fields__
+        }
+        return TableOptions(**given) if given else None
 
     @property
     def location(self) -> Tensor:
@@ -347,6 +351,45 @@ class Run:
         """
         return self._encode(self._new(new))
 
+    def impute(self, new: Any = None, *, draws: int = DRAWS, seed: int = 0) -> Imputation:
+        """The missing cells of rows, filled with what the others say of them.
+
+        A number is filled by its mean under p(x | the cells that are there), a text or truth value
+        by the most probable one: ``.table`` is the filled table, ``.cells`` has the standard errors
+        and how far off each cell may be, see :class:`~pyrovae.runs.imputation.Imputation`.
+
+        Args:
+            new: as :meth:`encode`; by default all rows of the run's own data.
+            draws: of codes for each row.
+            seed: names all draws.
+
+        Raises:
+            InputError: as :meth:`encode`, or for a run on data without missing cells.
+        """
+        recipe = self._recipe
+        if recipe is None or not recipe.missing:
+            raise InputError(
+                "expected a run on a table with missing cells, to fill them; got one on data "
+                "without, whose encoder has never seen a row with a missing cell. Train on a table "
+                "that has some."
+            )
+        data = self.data if new is None else self.read(new)
+        batch = all_rows(recipe.as_measured(data, 3))
+        pair, (rows,) = over_rows(self._pair, batch)
+        kinds = replace(self.data, info=self.table).kinds
+        mask = batch[1]
+        with (
+            measuring(self.model, self.guide),
+            progress_bar("imputation", int((~mask.all(1)).sum()), progress=None) as bar,
+        ):
+            return impute(
+                pair, rows, self._decoded, batch[0], mask, kinds, draws=draws, seed=seed,
+                tick=bar.tick,
+            )  # fmt: skip
+
+    def _decoded(self, z: Tensor) -> dist.Distribution:
+        return self.vae.decode(z.to(self._dtype))
+
     def read(self, new: Any) -> Dataset:
         """New rows in the columns of the run; a table may also have those that the run left out.
 
@@ -357,6 +400,8 @@ class Run:
             InputError: as :meth:`encode`.
         """
         options = self._layout
+        if isinstance(new, Dataset) and new.info not in (None, self.table):
+            new = new.frame()  # it may have numbered texts otherwise
         if options is not None:  # names of columns are known; how a file is laid out is not
             known = TableOptions(
                 index=options.index, header=options.header, delimiter=options.delimiter

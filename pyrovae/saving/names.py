@@ -28,8 +28,9 @@ ROOMS = {
         "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison", "Pictures",
         "Quality", "SampleQuality", "Surgery", "TwoSample",
     ),
+    "pyrovae.data": ("Column",),
     "pyrovae.populations": ("GroupComparison", "GroupContrast", "Novelty"),
-    "pyrovae.runs": ("Comparison", "Scores"),
+    "pyrovae.runs": ("Comparison", "Imputation", "Scores"),
 }  # fmt: skip
 HOME = {name: room for room, names in ROOMS.items() for name in names}
 #: What results were once called.
