@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -49,7 +49,7 @@ class Imputation(Result):
         pareto_k: k̂ of each row's weights, shape ``(M,)``; above 0.7 neither a value nor its
             standard error can be trusted. 0 for rows without a missing cell.
         draws: of codes for each row.
-        columns: what each column holds.
+        columns: what each column holds, as the fields of :class:`~pyrovae.data.Column`.
     """
 
     values: Tensor
@@ -59,12 +59,13 @@ class Imputation(Result):
     probability: Tensor
     pareto_k: Tensor
     draws: int
-    columns: tuple[Column, ...]
+    columns: tuple[dict[str, Any], ...]
 
     @property
     def table(self) -> pd.DataFrame:
         """The filled table, with names, categories and dates."""
-        return as_frame(self.values.double().numpy(), self.columns)
+        columns = [Column(**column) for column in self.columns]
+        return as_frame(self.values.double().numpy(), columns)
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -152,7 +153,8 @@ def impute(
         for target, part in zip((filled, error, deviation, probability), found, strict=True):
             target[numbers] = torch.where(gone, part, target[numbers])
         tick(len(numbers))
-    return Imputation(filled, obs_mask, error, deviation, probability, pareto_k, draws, columns)
+    plain = tuple(vars(column) for column in columns)
+    return Imputation(filled, obs_mask, error, deviation, probability, pareto_k, draws, plain)
 
 
 def _moments(

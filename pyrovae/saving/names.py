@@ -28,7 +28,6 @@ ROOMS = {
         "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison", "Pictures",
         "Quality", "SampleQuality", "Surgery", "TwoSample",
     ),
-    "pyrovae.data": ("Column",),
     "pyrovae.populations": ("GroupComparison", "GroupContrast", "Novelty"),
     "pyrovae.runs": ("Comparison", "Imputation", "Scores"),
 }  # fmt: skip

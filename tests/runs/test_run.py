@@ -159,7 +159,7 @@ def test_new_rows_are_found_by_their_names(table: tuple[Path, Analysis], tmp_pat
         (lambda: rows(3)[:, :3], r"rows of shape \(4,\)"),
         (lambda: rows(3)[0], r"rows of shape \(4,\)"),
         (lambda: np.empty((0, 4)), "got 0 of shape"),
-        (lambda: np.where(np.eye(4) > 0, np.nan, 1.0), "finite numbers; got nan .* row 0"),
+        (lambda: np.where(np.eye(4) > 0, np.nan, 1.0), "without missing cells.* row 0"),
         (lambda: pd.DataFrame(rows(3), columns=list("abcd")), "none called 'age'.* others, 'a'"),
         (lambda: pd.DataFrame(rows(3)[:, :3], columns=NAMES[:3]), "none called 'x,y'"),
         (lambda: "none.csv", "does not exist"),

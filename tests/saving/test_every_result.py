@@ -36,7 +36,8 @@ MODULES = (
     "pyrovae.estimates", "pyrovae.training.history", "pyrovae.mixture.divergence",
     "pyrovae.mixture.reduction", "pyrovae.mixture.kernel.component_scores",
     "pyrovae.ex_post.selection", "pyrovae.export.groups", "pyrovae.runs.compare",
-    "pyrovae.runs.scores", "pyrovae.populations.groups", "pyrovae.populations.novel_rows",
+    "pyrovae.runs.imputation", "pyrovae.runs.scores", "pyrovae.populations.groups",
+    "pyrovae.populations.novel_rows",
 )  # fmt: skip
 NO_RESULTS = {
     "Fitted",
