@@ -437,6 +437,13 @@ def _add_run_options(group: Any) -> None:
         help="fixes all random choices; the same seed gives the same numbers (default 0)",
     )
     group.add_argument(
+        "--seeds",
+        type=whole("--seeds", 2),
+        metavar="N",
+        help="train and measure with this many seeds, from --seed on, each in a folder of --out; "
+        "the spread of every number goes to seeds.csv there",
+    )
+    group.add_argument(
         "--out",
         type=path,
         metavar="DIR",

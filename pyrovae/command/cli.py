@@ -95,7 +95,8 @@ def _interruption(words: Sequence[str], options: dict[str, Any]) -> str:
     """What an interruption leaves behind, and how to go on."""
     from pyrovae.command.run_checks import CHECKPOINT
 
-    if not (options.get("out", Path("pyrovae-report")) / CHECKPOINT).exists():
+    out = options.get("out", Path("pyrovae-report"))
+    if not (out / CHECKPOINT).exists() and not any(out.glob(f"seed-*/{CHECKPOINT}")):
         return "interrupted before the first epoch was over; nothing was saved."
     again = " ".join(map(quoted, [*words, *([] if options.get("resume") else ["--resume"])]))
     return f"interrupted; the last epoch was saved. Go on with: pyrovae {again}"
@@ -109,10 +110,12 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     with importing():
         from pyrovae.command.analysis import AnalysisOptions, about_table, analyze
         from pyrovae.command.run_checks import default_folder
+        from pyrovae.command.seeds import analyze_seeds
         from pyrovae.data import load
         from pyrovae.progress import in_lines
 
     quiet, verbose = options.pop("quiet", False), options.pop("verbose", False)
+    seeds = options.pop("seeds", 1)
     if "out" not in options:
         options["out"] = default_folder(resume=options.get("resume", False))
     source = options.pop("data", None) or "digits"
@@ -125,13 +128,16 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     if quiet:
         options["progress"] = False
     chosen = AnalysisOptions(**options)
-    if chosen.resume and not chosen.force and _is_there(chosen, data):
+    if seeds == 1 and chosen.resume and not chosen.force and _is_there(chosen, data):
         sys.stdout.write(f"The report of this run is there: {chosen.out / 'report.html'}\n")
         return
     if not quiet:
         for name, words in about_table(data).items():
             sys.stdout.write(f"{encodable(f'{name}: {words}', sys.stdout.encoding)}.\n")
     with in_lines(OFTEN if verbose else SELDOM, on_terminal=verbose):
+        if seeds > 1:
+            analyze_seeds(data, chosen, seeds, say=lambda line: sys.stdout.write(f"{line}\n"))
+            return
         analysis = analyze(data, chosen)
     if quiet:
         sys.stdout.write(f"report: {analysis.report}\n")

@@ -16,7 +16,8 @@ from pyrovae.saving import check_folder, check_room, draft
 
 DEFAULT = Path("pyrovae-report")
 CHECKPOINT = "checkpoint.pt"  # in the output folder while training goes on
-RESULTS = ("report.html", "measures.csv", "diagnosis.nc", *FILES)
+SEEDS = "seeds.csv"  # the spread over the runs of several seeds
+RESULTS = ("report.html", "measures.csv", "diagnosis.nc", SEEDS, *FILES)
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, on Linux
 LOCK = ".pyrovae.lock"  # in the output folder while a run writes to it
 LEAST_ROOM = 4_000_000  # bytes of the report and the files beside it, for a table of few columns

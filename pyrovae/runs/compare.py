@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     "run", "data", "measure", "value", "standard_error", "size", "low", "high", "unresolved",
 )  # fmt: skip
-FEWEST = 2  # rows in common
+FEWEST = 2  # rows in common, or runs that can tell a number
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +73,28 @@ class Comparison(Result):
             "unresolved",
         ]
         return pd.DataFrame(rows, columns=columns)
+
+    def spread(self) -> pd.DataFrame:
+        """How far every number varies over the runs, as over several seeds.
+
+        Columns: data, measure, mean, sd, the standard deviation over the runs, error, the root mean
+        square of the standard errors that the runs state, and runs, how many could tell it. A
+        spread well above the error says that another training would give another number.
+        """
+        import pandas as pd
+
+        rows = []
+        for (data, measure), row in self.estimates.items():
+            told = [e for e in row if e is not None and not e.unresolved]
+            if len(told) < FEWEST:
+                continue
+            values = torch.tensor([e.value for e in told], dtype=torch.float64)
+            errors = torch.tensor([e.standard_error for e in told], dtype=torch.float64)
+            error = float(errors.square().mean().sqrt())
+            rows.append(
+                (data, measure, float(values.mean()), float(values.std()), error, len(told))
+            )
+        return pd.DataFrame(rows, columns=["data", "measure", "mean", "sd", "error", "runs"])
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
