@@ -76,6 +76,8 @@ FLOW_SIZE = 4_000  # parameters of the flow for each latent unit
 EXPORTED = 30_000_000  # bytes of the draws for ArviZ, at most
 FEWEST_DRAWS = 20  # of each row that is exported, where all of them would be more than that
 MARGIN = 1_000_000  # bytes that a file of arrays needs beside the arrays
+EPOCHS = (20, 300)  # by default, by the number of rows
+ROWS_IN_ALL = 5_000_000  # that go through the networks in training, by default
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
 
@@ -91,7 +93,8 @@ class AnalysisOptions:
         components: number of components of a mixture (by default 20) or of pseudo-inputs of a
             VampPrior (by default 100, at most a tenth of the training data).
         hidden: sizes of the hidden layers, from the data inwards.
-        epochs: largest number of passes over the training data; training may stop earlier.
+        epochs: largest number of passes over the training data; training may stop earlier. By
+            default 300, or as many as take 5 million rows in all, but at least 20.
         batch_size: rows in a minibatch.
         learning_rate: of Adam.
         kl_warmup: epochs over which the weight on the KL grows to 1.
@@ -116,7 +119,7 @@ class AnalysisOptions:
     prior: str = "standard"
     components: int | None = None
     hidden: tuple[int, ...] = (256, 256)
-    epochs: int = 300
+    epochs: int | None = None
     batch_size: int = 100
     learning_rate: float = 1e-3
     kl_warmup: int = 0
@@ -289,8 +292,22 @@ def how_to_sample(out: Path, recommended: str | None) -> str:
 
 
 def settled(data: Dataset, options: AnalysisOptions) -> AnalysisOptions:
-    """The options with the likelihood that the data ask for, if they name none."""
-    return replaced(options, likelihood=options.likelihood or default_likelihood(data))
+    """The options with the likelihood and the epochs that the data ask for, if they name none."""
+    return replaced(
+        options,
+        likelihood=options.likelihood or default_likelihood(data),
+        epochs=options.epochs or default_epochs(len(data)),
+    )
+
+
+def default_epochs(rows: int) -> int:
+    """Passes over the training part of so many rows at most, if no number is given.
+
+    >>> default_epochs(1797), default_epochs(200_000), default_epochs(10_000_000)
+    (300, 35, 20)
+    """
+    fewest, most = EPOCHS
+    return max(fewest, min(most, ROWS_IN_ALL * 10 // (7 * rows)))
 
 
 def _outcome(
@@ -360,7 +377,7 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
         train,
         validation=validation,
         transform=task.transform,
-        epochs=options.epochs,
+        epochs=options.epochs or EPOCHS[1],
         batch_size=options.batch_size,
         optimizer=adam(options.learning_rate),
         kl_warmup=options.kl_warmup,

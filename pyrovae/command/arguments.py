@@ -401,7 +401,8 @@ def _add_training_options(group: Any) -> None:
         "--epochs",
         type=whole("--epochs", 1),
         metavar="N",
-        help="passes over the data at most; training stops early (default 300)",
+        help="passes over the data at most; training stops early (default 300; fewer for "
+        "more than 23,000 rows, down to 20)",
     )
     group.add_argument(
         "--batch-size",

@@ -11,6 +11,7 @@ from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
 from pyrovae.models.likelihoods import BernoulliDecoder, NormalDecoder, binarise, takes_totals
 from pyrovae.models.mixed import (
+    BesideLinear,
     MaskedEncoder,
     MixedColumns,
     MixedDecoder,
@@ -35,6 +36,7 @@ from pyrovae.models.vae import VAE
 __all__ = [
     "VAE",
     "BernoulliDecoder",
+    "BesideLinear",
     "Bounds",
     "Branches",
     "DiscretizedLogistic",

@@ -184,6 +184,28 @@ class MixedDecoder(nn.Module):
         return MixedColumns(self.categories, normal, bernoulli, categorical).to_event(1)
 
 
+class BesideLinear(nn.Module):
+    """W z + f(z): a linear map, which few rows suffice to learn, and a network f that begins small.
+
+    Args:
+        network: f, whose last layer is linear.
+        inputs, outputs: numbers of units.
+    """
+
+    start = 0.1  # of the last layer's weights, beside those of other networks
+
+    def __init__(self, network: nn.Sequential, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.network = network
+        self.linear = nn.Linear(inputs, outputs, bias=False)
+        with torch.no_grad():
+            next(network[-1].parameters()).mul_(self.start)
+
+    def forward(self, z: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(z) + self.network(z)
+        return outputs
+
+
 def outputs_of(categories: Sequence[int]) -> int:
     """How many outputs of its network a :class:`MixedDecoder` needs."""
     return sum(max(1, count) for count in categories)

@@ -14,6 +14,7 @@ from pyrovae.data import Data, Dataset, categories_of, units
 from pyrovae.errors import InputError
 from pyrovae.models import (
     VAE,
+    BesideLinear,
     Bounds,
     ExemplarPrior,
     FlowPrior,
@@ -253,7 +254,9 @@ def _table_networks(
     with torch.device("cpu"):
         inputs = TableInputs(counts, location, scale, masked=recipe.missing, dtype=dtype)
     encoder = MaskedEncoder(mlp_encoder((inputs.size,), recipe.latent, hidden=hidden), inputs)
-    network = mlp((recipe.latent, *reversed(hidden), outputs_of(counts)))
+    outputs = outputs_of(counts)
+    layers = mlp((recipe.latent, *reversed(hidden), outputs))
+    network = BesideLinear(layers, recipe.latent, outputs)
     return encoder, MixedDecoder(network, counts, location, scale)
 
 
