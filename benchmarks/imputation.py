@@ -48,18 +48,19 @@ def by_gaussian(values: Array, there: NDArray[np.bool_]) -> Array:
     """Missing cells by their conditional mean under the Gaussian of highest likelihood."""
     filled = np.where(there, values, 0.0)
     mean, covariance = filled.mean(0), np.cov(filled.T)
+    size, known = len(mean), there[:, :, None] & there[:, None, :]
+    gone = ~there[:, :, None] & ~there[:, None, :]
     for _ in range(STEPS):
-        before, spread = filled.copy(), np.zeros_like(covariance)
-        for row, known in zip(filled, there, strict=True):
-            gone = ~known
-            gain = np.linalg.solve(covariance[np.ix_(known, known)], covariance[known][:, gone]).T
-            row[gone] = mean[gone] + gain @ (row[known] - mean[known])
-            spread[np.ix_(gone, gone)] += (
-                covariance[np.ix_(gone, gone)] - gain @ (covariance[np.ix_(known, gone)])
-            )
+        before = filled.copy()
+        inner = np.where(known, covariance, 0.0) + np.eye(size) * ~there[:, :, None]
+        to_known = np.where(there[:, None, :], covariance, 0.0)
+        gain = np.linalg.solve(inner, to_known.swapaxes(1, 2)).swapaxes(1, 2)
+        expected = mean + np.einsum("nij,nj->ni", gain, np.where(there, values - mean, 0.0))
+        filled = np.where(there, values, expected)
+        spread = np.where(gone, covariance - gain @ to_known.swapaxes(1, 2), 0.0).sum(0)
         mean = filled.mean(0)
         centred = filled - mean
-        covariance = (centred.T @ centred + spread) / len(filled) + RIDGE * np.eye(len(mean))
+        covariance = (centred.T @ centred + spread) / len(filled) + RIDGE * np.eye(size)
         if np.abs(filled - before).max() < SETTLED:
             break
     return filled

@@ -19,10 +19,10 @@ import torch
 
 import pyrovae
 import pyrovae.command.analysis
-from pyrovae.command.analysis import AnalysisOptions
+from pyrovae.command.analysis import AnalysisOptions, default_epochs
 from pyrovae.command.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
 from pyrovae.command.interruption import importing
-from pyrovae.data.datasets import Dataset
+from pyrovae.data import Dataset, TableOptions
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.errors import InputError
 
@@ -367,15 +367,18 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
     text = " ".join(capsys.readouterr().out.split()).replace("pyrovae- report", "pyrovae-report")
     defaults = AnalysisOptions()
     for field in fields(AnalysisOptions):
-        if field.name not in ("progress", "effort", "source", "command"):
+        if field.name not in ("progress", "effort", "source", "command", "table"):
             assert f"--{field.name.replace('_', '-')} " in text
+    for field in fields(TableOptions):
+        assert f"--{field.name}" in text
     hidden = ",".join(map(str, defaults.hidden))
     values = (
-        defaults.latent, hidden, defaults.epochs, defaults.seed, defaults.batch_size,
+        defaults.latent, hidden, defaults.seed, defaults.batch_size,
         defaults.learning_rate, defaults.kl_warmup, defaults.average,
     )  # fmt: skip
     for value in values:
         assert f"(default {value})" in text
+    assert f"(default {default_epochs(1000)}; fewer" in text
     assert f"(default {defaults.out};" in text
     assert defaults.likelihood is None and defaults.device is None and not defaults.resume
 
