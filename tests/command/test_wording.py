@@ -28,6 +28,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 # Beginnings of texts that the command never shows, and why.
 UNREACHABLE = {
+    "expected a likelihood of independent entries": "the columns of a table are",
+    "expected whole rows with": "the prior is refused before",
     "expected a DataLoader whose order": "the command hands over arrays",
     "expected the same rows each time from a DataLoader": "the command hands over arrays",
     "expected shares that leave at least 2": "the shares are the command's own",
