@@ -404,7 +404,8 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
         recipe.as_measured(part, number) for number, part in enumerate(parts)
     )
     with seeded(options.seed, "initial weights"):
-        vae = build(data, *all_rows(train), likelihood=likelihood, options=options)
+        rows, *mask = all_rows(train)
+        vae = build(data, rows, likelihood, options, *mask)
     return _Task(
         vae.model,
         vae.guide,
@@ -478,22 +479,21 @@ def _fit_rows(part: Dataset, options: AnalysisOptions) -> Data:
 def build(
     data: Dataset,
     train: Tensor,
-    obs_mask: Tensor | None = None,
-    *,
     likelihood: str,
     options: AnalysisOptions,
+    obs_mask: Tensor | None = None,
 ) -> VAE:
     """A multilayer-perceptron VAE for a data set, in the units of its training part.
 
     Args:
         data: the whole data set, for its shape and the values that occur in it.
         train: rows to take location and scale from, shape ``(N, ...)``.
-        obs_mask: which of their cells count.
         likelihood: as in :class:`AnalysisOptions`.
         options: number of latent units, sizes of hidden layers, and the prior.
+        obs_mask: which cells of the rows count; all if not given.
     """
     recipe = recipe_for(data, likelihood, options)
-    if recipe.double:
+    if likelihood in ("normal", "mixed"):
         check_near(data, *location_and_scale(recipe, train, obs_mask))
     return build_vae(recipe, train, obs_mask)
 

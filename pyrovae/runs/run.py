@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import (
+    Column,
     Data,
     Dataset,
     TableInfo,
@@ -337,7 +338,7 @@ class Run:
         Raises:
             InputError: if the run's data are no table.
         """
-        return as_frame(rows.double().numpy(), replace(self.data, info=self.table).kinds)
+        return as_frame(rows.double().numpy(), self._kinds)
 
     def encode(self, new: Any) -> dist.Distribution:
         """q(z | x) of new rows, batch shape ``(M,)``, event shape ``(D,)``.
@@ -376,16 +377,29 @@ class Run:
         data = self.data if new is None else self.read(new)
         batch = all_rows(recipe.as_measured(data, 3))
         pair, (rows,) = over_rows(self._pair, batch)
-        kinds = replace(self.data, info=self.table).kinds
         mask = batch[1]
         with (
             measuring(self.model, self.guide),
             progress_bar("imputation", int((~mask.all(1)).sum()), progress=None) as bar,
         ):
             return impute(
-                pair, rows, self._decoded, batch[0], mask, kinds, draws=draws, seed=seed,
+                pair, rows, self._decoded, batch[0], mask, self._kinds, draws=draws, seed=seed,
                 tick=bar.tick,
             )  # fmt: skip
+
+    @property
+    def _kinds(self) -> tuple[Column, ...]:
+        """What each column of the table holds; numbers where nothing else is known."""
+        if self.table is not None:
+            return self.table.columns
+        shape = self.about["data"]["shape"]
+        if len(shape) != 1:
+            raise InputError(
+                f"expected a run on a table; got one on rows of shape {tuple(shape)}. Take the "
+                "rows as they are."
+            )
+        names = self.columns or tuple(map(str, range(shape[0])))
+        return tuple(Column(name, "real") for name in names)
 
     def _decoded(self, z: Tensor) -> dist.Distribution:
         return self.vae.decode(z.to(self._dtype))
