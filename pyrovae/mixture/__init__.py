@@ -7,6 +7,7 @@ apart and rebuilding them is in ``families/``.
 """
 
 from pyrovae.mixture.aggregated import AggregatedPosterior
+from pyrovae.mixture.by_label import ClassMeans
 from pyrovae.mixture.divergence import (
     Bounds,
     divergence,
@@ -22,6 +23,7 @@ from pyrovae.mixture.reduction import Reduction, reduce
 __all__ = [
     "AggregatedPosterior",
     "Bounds",
+    "ClassMeans",
     "Mixture",
     "Reduction",
     "Responsibilities",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
+from pyrovae.mixture.by_label import ClassMeans, class_mean, rows_by_label
 from pyrovae.mixture.families.weights import safe_log
 from pyrovae.mixture.kernel import torch_transforms
+from pyrovae.mixture.kernel.component_scores import Responsibilities
 from pyrovae.mixture.kernel.support import describe_rows, no_numbers
 from pyrovae.mixture.mixture import Mixture
 
@@ -86,6 +88,60 @@ class AggregatedPosterior(Mixture):
                 f"got {index!r}. For a single one use .component(n)."
             )
         return AggregatedPosterior(families.take(self.encoding, index), weights)
+
+    def nearest(self, z: Tensor, k: int = 5) -> Responsibilities:
+        """The data points whose encodings explain each code best, most responsible first.
+
+        Component n is the encoding of data point n, so these are :meth:`responsibilities`: distance
+        is measured in the scales of each encoding, not in those of the latent space.
+
+        Args:
+            z: codes, shape ``(..., D)``; of new rows the means ``vae.encode(rows).mean``.
+            k: how many data points.
+
+        Returns:
+            ``index``, numbers of the aggregated rows, and ``weight``, q(n | z), shape ``(..., k)``.
+
+        Raises:
+            InputError: as :meth:`responsibilities`.
+        """
+        return self.responsibilities(z, top=k)
+
+    def by_label(self, labels: Iterable[Any]) -> dict[Any, AggregatedPosterior]:
+        r"""q_agg(z | y) of each class y: the components with that label, weights renormalised.
+
+        .. math:: q_{agg}(z \mid y) = \sum_{n: y_n = y} w_n q(z \mid x_n) \,/ \sum_{n: y_n = y} w_n
+
+        Args:
+            labels: y_n of each data point: numbers, words, a tensor, an array, a column of a table.
+
+        Returns:
+            the mixture of each class; its ``mass`` is the weight of the class before normalisation.
+
+        Raises:
+            InputError: unless there is a label for each data point.
+
+        >>> encoding = dist.Normal(torch.arange(4.0).view(4, 1), 1.0).to_event(1)
+        >>> {y: len(part) for y, part in AggregatedPosterior(encoding).by_label("abba").items()}
+        {'a': 2, 'b': 2}
+        """
+        return {label: self[rows] for label, rows in rows_by_label(labels, self.size).items()}
+
+    def class_means(self, labels: Iterable[Any]) -> ClassMeans:
+        """E[z | y] of each class y, with standard errors over data sets.
+
+        Args:
+            labels: as :meth:`by_label`.
+
+        Raises:
+            InputError: unless there is a label for each data point.
+            NotImplementedError: for encodings whose mean is not known.
+        """
+        groups, means, masses = rows_by_label(labels, self.size), self.encoding.mean, self.masses
+        found = [class_mean(means[rows], masses[rows]) for rows in groups.values()]
+        mean, error = (torch.stack(values).to(means.dtype) for values in zip(*found, strict=True))
+        sizes = [int((masses[rows] > 0).sum()) for rows in groups.values()]
+        return ClassMeans(tuple(groups), mean, error, torch.tensor(sizes))
 
     @classmethod
     def merge(cls, parts: Sequence[AggregatedPosterior]) -> AggregatedPosterior:

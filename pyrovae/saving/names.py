@@ -18,7 +18,7 @@ from pyrovae.errors import InputError
 #: when a file is written or read, and not imported before.
 ROOMS = {
     "pyrovae.estimates": ("Estimate",),
-    "pyrovae.mixture": ("Bounds", "Reduction", "Responsibilities"),
+    "pyrovae.mixture": ("Bounds", "ClassMeans", "Reduction", "Responsibilities"),
     "pyrovae.training": ("Fit", "History"),
     "pyrovae.ex_post": ("Candidate", "ExPostPrior"),
     "pyrovae.evidence": ("Annealing", "Evidence", "Sandwich"),

@@ -33,11 +33,11 @@ from pyrovae.saving.results import FORMAT, _pack
 MODULES = (
     *(f"pyrovae.evidence.{info.name}" for info in pkgutil.iter_modules(evidence.__path__)),
     *(f"pyrovae.diagnostics.{info.name}" for info in pkgutil.iter_modules(diagnostics.__path__)),
-    "pyrovae.estimates", "pyrovae.training.history", "pyrovae.mixture.divergence",
-    "pyrovae.mixture.reduction", "pyrovae.mixture.kernel.component_scores",
-    "pyrovae.ex_post.selection", "pyrovae.export.groups", "pyrovae.runs.compare",
-    "pyrovae.runs.imputation", "pyrovae.runs.scores", "pyrovae.populations.groups",
-    "pyrovae.populations.novel_rows",
+    "pyrovae.estimates", "pyrovae.training.history", "pyrovae.mixture.by_label",
+    "pyrovae.mixture.divergence", "pyrovae.mixture.reduction",
+    "pyrovae.mixture.kernel.component_scores", "pyrovae.ex_post.selection", "pyrovae.export.groups",
+    "pyrovae.runs.compare", "pyrovae.runs.imputation", "pyrovae.runs.scores",
+    "pyrovae.populations.groups", "pyrovae.populations.novel_rows",
 )  # fmt: skip
 NO_RESULTS = {
     "Fitted",
