@@ -155,6 +155,37 @@ def decoding(
         raise _units_differ(density, units, encoder=encoder, prior=prior) from error
 
 
+@contextmanager
+def decoded_codes(
+    z: Tensor, event_shape: Callable[[], torch.Size], dtype: torch.dtype | None = None
+) -> Iterator[None]:
+    """If decoding codes fails because of their width or their dtype, say so.
+
+    Args:
+        z: codes, shape ``(S, D)``.
+        event_shape: returns that of a code; called only after a failure.
+        dtype: of the decoder.
+
+    Raises:
+        InputError: if the codes have another width, or another dtype.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        shape = event_shape()
+        if z.shape[-1:] != shape:
+            raise InputError(
+                f"expected codes of shape (S, {shape.numel()}), one number for each latent unit; "
+                f"got {tuple(z.shape)}. Give codes as encode returns them: vae.encode(x).mean."
+            ) from error
+        if dtype not in (None, z.dtype):
+            raise InputError(
+                f"expected codes of the decoder's dtype {dtype}; got {z.dtype}. Convert them: "
+                f"z.to({dtype})."
+            ) from error
+        raise
+
+
 def check_rows(
     name: str,
     distribution: dist.Distribution,

@@ -16,6 +16,7 @@ from pyrovae.models.checks import (
     check_prior_shape,
     check_rows,
     data_plate,
+    decoded_codes,
     decoding,
     encoding_of,
     register,
@@ -150,7 +151,8 @@ class VAE(nn.Module):
             batch shape ``(S,)``, event shape that of a row.
 
         Raises:
-            InputError: without totals for a decoder of counts, or with them for another.
+            InputError: for codes of another width, or without totals for a decoder of counts, or
+                with them for another.
         """
         if takes_totals(self.decoder) != (total is not None):
             expected, got = ("total=", "none") if total is None else ("no total=", "one")
@@ -158,10 +160,13 @@ class VAE(nn.Module):
                 f"expected {expected} for this decoder; got {got}. A decoder of counts is "
                 "conditional on the total of each row, shape (S,); others have none."
             )
-        with measuring(self.decoder):
-            likelihood: Distribution = self.decoder(
-                z, **({} if total is None else {"total": total})
-            )
+        options = {} if total is None else {"total": total}
+        dtype = next((p.dtype for p in self.decoder.parameters()), None)
+        with (
+            measuring(self.decoder, self.prior),
+            decoded_codes(z, lambda: self.prior().event_shape, dtype),
+        ):
+            likelihood: Distribution = self.decoder(z, **options)
         return likelihood
 
     @torch.no_grad()
@@ -191,14 +196,83 @@ class VAE(nn.Module):
             batch_size: rows that go through the networks at once.
         """
         z = self.encode(x, batch_size=batch_size).mean
-        totals = all_rows(x)[0].flatten(1).sum(1) if takes_totals(self.decoder) else None
+        return self._means(z, self._totals(x), batch_size)
+
+    @torch.no_grad()
+    def interpolate(self, start: Data, end: Data, steps: int = 9) -> Tensor:
+        """Rows on the way from one to another: the mean of p(x | z) along a line between codes.
+
+        The line runs from the mean of q(z | x) of the one to that of the other. Of counts, the
+        total of a row goes in equal steps, too.
+
+        Args:
+            start, end: rows, shape ``(B, ...)`` each; for one pair ``x[:1], x[1:2]``.
+            steps: points on each line, both ends included.
+
+        Returns:
+            shape ``(B, steps, ...)``.
+
+        Raises:
+            InputError: for fewer than 2 steps, different numbers of rows, or a likelihood without a
+                mean.
+        """
+        if steps < 2:
+            raise InputError(f"expected at least 2 steps, the ends; got {steps}. Give 9, say.")
+        ends = [self.encode(x).mean for x in (start, end)]
+        if len(ends[0]) != len(ends[1]):
+            raise InputError(
+                f"expected as many rows at the end as at the start; got {len(ends[1])} and "
+                f"{len(ends[0])}. Give pairs of rows: x[:4], x[4:8]."
+            )
+        z = _line(ends[0], ends[1], steps)
+        first, last = self._totals(start), self._totals(end)
+        total = None if first is None or last is None else _line(first, last, steps).flatten()
+        return self._means(z.flatten(0, 1), total).unflatten(0, z.shape[:2])
+
+    @torch.no_grad()
+    def traverse(
+        self, z: Tensor, unit: int, values: Tensor, *, total: Tensor | None = None
+    ) -> Tensor:
+        """What one latent unit does: the mean of p(x | z) while it takes values and others stay.
+
+        Args:
+            z: codes to start from, shape ``(B, D)``: zeros, or ``vae.encode(x).mean``.
+            unit: which of the D units, from 0.
+            values: of that unit, shape ``(S,)``; under a standard normal prior from −3 to 3, say.
+            total: the total of each row, shape ``(B,)``, for a decoder of counts.
+
+        Returns:
+            shape ``(B, S, ...)``.
+
+        Raises:
+            InputError: if there is no such unit, or for a likelihood without a mean.
+        """
+        if z.dim() != 2 or not -z.shape[1] <= unit < z.shape[1]:
+            raise InputError(
+                f"expected codes of shape (B, D) and one of their D units; got shape "
+                f"{tuple(z.shape)} and unit {unit}. Units are counted from 0."
+            )
+        moved = z.unsqueeze(1).repeat(1, len(values), 1)
+        moved[..., unit] = torch.as_tensor(values).to(z)
+        totals = None if total is None else total.repeat_interleave(len(values))
+        return self._means(moved.flatten(0, 1), totals).unflatten(0, moved.shape[:2])
+
+    def _totals(self, x: Data) -> Tensor | None:
+        """The total of each row, if the decoder is one of counts."""
+        return all_rows(x)[0].flatten(1).sum(1) if takes_totals(self.decoder) else None
+
+    def _means(self, z: Tensor, total: Tensor | None, batch_size: int = 4096) -> Tensor:
+        """E[x | z] of codes, shape ``(S, ...)``."""
         parts = torch.arange(len(z)).split(batch_size)
-        return torch.cat(
-            [
-                self.decode(z[part], total=None if totals is None else totals[part]).mean
-                for part in parts
-            ]
+        means = torch.cat(
+            [self.decode(z[p], total=None if total is None else total[p]).mean for p in parts]
         )
+        if bool(means.isnan().any()):
+            raise InputError(
+                "expected a likelihood that has a mean; got a categorical one, or one without. "
+                "Decode the codes, and take what fits: vae.decode(vae.encode(x).mean)."
+            )
+        return means
 
     def with_prior(self, prior: Prior) -> VAE:
         """The same encoder and decoder, shared, under another prior.
@@ -207,3 +281,10 @@ class VAE(nn.Module):
             prior: as for the class.
         """
         return VAE(self.encoder, self.decoder, prior, name=self.name)
+
+
+def _line(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Points in equal steps, shape ``(B, steps, ...)``."""
+    share = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
+    share = share.view(1, -1, *[1] * (start.dim() - 1))
+    return torch.lerp(start.unsqueeze(1), end.unsqueeze(1), share)

@@ -298,3 +298,64 @@ def test_what_a_vae_reconstructs_may_have_row_numbers_with_it() -> None:
     exact = linear_gaussian_vae(data_dim=3, latent=2)
     vae, x = exact.vae(), exact.sample(9)
     assert torch.equal(vae.reconstruct((x, torch.arange(9))), vae.reconstruct(x))
+
+
+# -- on the way from one row to another -----------------------------------------------------------
+
+
+def test_with_a_linear_decoder_an_interpolation_is_a_line_between_reconstructions() -> None:
+    exact = linear_gaussian_vae(data_dim=5, latent=2)
+    vae, x = exact.vae(), exact.sample(8)
+    rows = vae.interpolate(x[:4], x[4:], steps=5)
+    ends = vae.reconstruct(x)
+    share = torch.linspace(0, 1, 5).view(5, 1)
+    line = torch.lerp(ends[:4].unsqueeze(1), ends[4:].unsqueeze(1), share)
+    torch.testing.assert_close(rows, line)
+
+
+def test_with_a_linear_decoder_a_traversal_adds_a_column_of_its_weights() -> None:
+    exact = linear_gaussian_vae(data_dim=5, latent=3)
+    vae, z, values = exact.vae(), torch.randn(4, 3), torch.linspace(-3, 3, 7)
+    rows = vae.traverse(z, 1, values)
+    change = (values - z[:, 1:2]).unsqueeze(-1) * exact.weight[:, 1]
+    torch.testing.assert_close(rows, vae.decode(z).mean.unsqueeze(1) + change)
+    assert torch.equal(vae.traverse(z, -2, values), rows)
+
+
+def test_of_counts_the_totals_go_along() -> None:
+    vae = pv.VAE(
+        pv.mlp_encoder((6,), 2), pv.mlp_decoder(2, (6,), "negative_binomial"), pv.StandardNormal(2)
+    )
+    counts = torch.poisson(torch.tensor([[4.0], [40.0]]).expand(2, 6))
+    rows = vae.interpolate(counts[:1], counts[1:], steps=3)
+    ends = counts.sum(1)
+    torch.testing.assert_close(rows.sum(-1)[0], torch.stack([ends[0], ends.mean(), ends[1]]))
+    moved = vae.traverse(torch.zeros(2, 2), 0, torch.zeros(3), total=ends)
+    torch.testing.assert_close(moved.sum(-1), ends.unsqueeze(1).expand(2, 3))
+
+
+def test_an_interpolation_and_a_traversal_say_what_they_need() -> None:
+    vae = small()
+    with pytest.raises(pv.InputError, match="expected at least 2 steps"):
+        vae.interpolate(X[:1], X[1:2], steps=1)
+    with pytest.raises(pv.InputError, match="as many rows at the end as at the start; got 3 and 2"):
+        vae.interpolate(X[:2], X[2:5])
+    for unit in (2, -3):
+        with pytest.raises(pv.InputError, match=rf"one of their D units; got .* unit {unit}"):
+            vae.traverse(torch.zeros(1, 2), unit, torch.zeros(3))
+    vae.decoder = pv.mlp_decoder(2, (4,), "categorical", categories=3)
+    for ask in (vae.reconstruct, lambda x: vae.interpolate(x, x)):
+        with pytest.raises(pv.InputError, match="expected a likelihood that has a mean"):
+            ask(X)
+
+
+def test_codes_of_another_width_or_dtype_are_one_sentence() -> None:
+    vae = small()
+    for z in (torch.zeros(3, 5), torch.zeros(7)):
+        with pytest.raises(pv.InputError, match=r"codes of shape \(S, 2\).*; got \((3, 5|7,)\)"):
+            vae.decode(z)
+    with pytest.raises(pv.InputError, match=r"dtype torch.float64; got torch.float32.*z\.to\("):
+        vae.decode(torch.zeros(3, 2, dtype=torch.float32))
+    vae.decoder = nn.Linear(7, 4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        vae.decode(torch.zeros(3, 2))
