@@ -29,7 +29,7 @@ from pyrovae.diagnostics import Diagnosis
 from pyrovae.errors import InputError, nearest
 from pyrovae.evidence import log_evidence
 from pyrovae.ex_post import ExPostPrior
-from pyrovae.mixture import AggregatedPosterior
+from pyrovae.mixture import AggregatedPosterior, Responsibilities
 from pyrovae.models import VAE
 from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
 from pyrovae.plots import overview
@@ -435,6 +435,23 @@ class Run:
         """q(z | x) of ``"train"``, ``"validation"`` or ``"held_out"``, the run's own rows."""
         return self._encode(self._part(name))
 
+    def nearest(self, new: Any, k: int = 5) -> Responsibilities:
+        """The training rows whose encodings explain the codes of new rows best.
+
+        Args:
+            new: as :meth:`encode`.
+            k: how many for each row.
+
+        Returns:
+            ``index``, numbers of rows of ``data``, and ``weight``, q(n | z) at the mean z of
+            q(z | x), shape ``(M, k)``.
+
+        Raises:
+            InputError: as :meth:`encode`.
+        """
+        found = self.aggregated.nearest(self.encode(new).mean, k)
+        return Responsibilities(self.rows["train"][found.index], found.weight)
+
     def decode(self, z: Tensor, *, total: Tensor | None = None) -> dist.Distribution:
         """p(x | z) of codes, in the data's own units.
 
@@ -443,7 +460,8 @@ class Run:
             total: of each row, shape ``(S,)``, for counts.
 
         Raises:
-            InputError: for a pair of the user's own whose model takes more than rows.
+            InputError: for codes of another width, or for a pair of the user's own whose model
+                takes more than rows.
         """
         if self._recipe is not None:
             return self.vae.decode(z.to(self._dtype), total=total)

@@ -174,6 +174,26 @@ def test_other_rows_are_refused(
             act(new())
 
 
+def test_the_nearest_training_rows_have_the_numbers_of_the_data(
+    table: tuple[Path, Analysis],
+) -> None:
+    """A training row's own encoding is among the first at its mean, under its own number."""
+    run = load_run(table[0] / "run")
+    numbers = run.rows["train"]
+    found = run.nearest(run.data.values[numbers], len(numbers))
+    assert found.index.shape == found.weight.shape == (len(numbers), len(numbers))
+    assert torch.equal(found.index.sort(1).values[0], numbers.sort().values)
+    torch.testing.assert_close(found.weight.sum(1), torch.ones(len(numbers)).to(found.weight))
+    encoding = run.encode(run.data.values[numbers])
+    joint = encoding.log_prob(encoding.mean.unsqueeze(1))
+    assert torch.equal(found.index[:, 0], numbers[joint.argmax(1)])
+
+
+def test_codes_of_another_width_are_refused(table: tuple[Path, Analysis]) -> None:
+    with pytest.raises(pv.InputError, match=r"codes of shape \(S, 2\).*; got \(3, 5\)"):
+        load_run(table[0] / "run").decode(torch.zeros(3, 5))
+
+
 def test_what_is_asked_for_must_make_sense(table: tuple[Path, Analysis]) -> None:
     run = load_run(table[0] / "run")
     with pytest.raises(pv.InputError, match=r"Did you mean 'ex-post'\?"):
@@ -397,6 +417,8 @@ def test_a_pair_of_the_user_s_own_is_imported_only_if_the_user_names_it(
     assert torch.equal(again.sample(4), drawn)
     assert torch.equal(again.score(new).p_value, p)
     assert torch.equal(again.decode(expected).mean, again.decode(expected).mean)
+    with pytest.raises(pv.InputError, match=r"codes of shape \(4, 2\) .*; got \(4, 5\)"):
+        again.decode(torch.zeros(4, 5))
 
 
 # -- side by side ----------------------------------------------------------------------------------
