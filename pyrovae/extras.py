@@ -12,8 +12,9 @@ from pyrovae.errors import InputError
 EXTRAS = {
     "report": ("matplotlib", "jinja2", "sklearn", "h5netcdf", "h5py"),
     "tables": ("pyarrow",),
+    "images": ("PIL",),
 }
-_INSTALLED_AS = {"sklearn": "scikit-learn"}  # where the two names differ
+_INSTALLED_AS = {"sklearn": "scikit-learn", "PIL": "pillow"}  # where the two names differ
 
 
 class MissingPackage(InputError):

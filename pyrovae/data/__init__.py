@@ -48,6 +48,7 @@ from pyrovae.data.datasets import (
     with_obs_mask,
 )
 from pyrovae.data.files import expanded
+from pyrovae.data.images import is_image, size_in_words
 
 __all__ = [
     "ArrayBatches",
@@ -76,6 +77,7 @@ __all__ = [
     "expanded",
     "from_plain",
     "in_words",
+    "is_image",
     "load",
     "needs_mixed",
     "numbers_of_parts",
@@ -83,6 +85,7 @@ __all__ = [
     "repeat_rows",
     "row_count",
     "row_kinds",
+    "size_in_words",
     "split",
     "take_rows",
     "units",

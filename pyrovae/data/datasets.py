@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.data.arrays import from_numpy, narrowed
+from pyrovae.data import cells, images
+from pyrovae.data.arrays import Annotated, as_rows, from_numpy, narrowed
 from pyrovae.data.columns import (
     Column,
     Table,
@@ -22,7 +23,7 @@ from pyrovae.data.columns import (
     from_frame,
     row_and_column,
 )
-from pyrovae.data.files import listed, read
+from pyrovae.data.files import expanded, listed, read, shown
 from pyrovae.errors import InputError, nearest
 from pyrovae.extras import needed_for
 from pyrovae.randomness import check_seed, derived_seed
@@ -77,8 +78,12 @@ class Dataset:
         labels: one integer per data point, for colouring plots only, shape ``(N,)``; or ``None``.
         obs_mask: which cells of a table have a value, of the shape of ``values``, which are 0 where
             one is missing; ``None`` if none is.
-        ids: the name of each row of a table, as text; ``None`` without a column of names.
+        ids: the name of each row, as text, as those of image files and of cells; or ``None``.
         info: what each column of a table holds, and what its labels are called.
+        channels: where a file or an array had the channels of its images, ``"first"`` or
+            ``"last"``; ``values`` have them first. ``None`` for rows without channels.
+        likelihood: the one that such data ask for, if what they are tells; else ``None``.
+        note: what was taken from where, in words, for the report.
 
     >>> Dataset("toy", torch.zeros(100, 8, 8))
     Dataset('toy', 100 points of shape (8, 8))
@@ -91,6 +96,9 @@ class Dataset:
     obs_mask: Tensor | None = None
     ids: tuple[str, ...] | None = None
     info: TableInfo | None = None
+    channels: str | None = None
+    likelihood: str | None = None
+    note: str = ""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -99,8 +107,8 @@ class Dataset:
 
     @property
     def image(self) -> bool:
-        """Whether a data point is two-dimensional and so can be looked at as an image."""
-        return self.values.ndim == 3
+        """Whether a data point can be looked at as an image, with 1 or 3 channels or none."""
+        return images.is_image(self.event_shape)
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -171,19 +179,29 @@ class Split(NamedTuple):
 
 
 def load(
-    source: str | Path, *, likelihood: str | None = None, table: TableOptions | None = None
+    source: str | Path,
+    *,
+    likelihood: str | None = None,
+    table: TableOptions | None = None,
+    channels: str | None = None,
+    layer: str | None = None,
 ) -> Dataset:
     """The built-in data set of that name, or the data in that file, checked.
 
     ``digits`` is scikit-learn's 1,797 images of 8 × 8 pixels, with intensities in [0, 1]. A file is
     ``.npy``, ``.npz`` (``file.npz:name`` picks one of several arrays), ``.csv`` or ``.parquet``;
-    its first axis, or its rows, are the data points. Numbers are taken as they are: nothing is
-    scaled, filled in or left out. Of a table, see :func:`read_table`.
+    its first axis, or its rows, are the data points. So are the images of a folder or of a pattern
+    such as ``"photos/*.png"``, and the cells of an ``.h5ad`` file. Numbers are taken as they are:
+    nothing is scaled, filled in or left out; images in colour get their channels first. Of a table,
+    see :func:`read_table`.
 
     Args:
-        source: ``"digits"`` or the path of a file.
+        source: ``"digits"``, or the path of a file or of a folder of images.
         likelihood: a likelihood that the values must suit, see `check`; by default any may.
         table: which columns of a table to take, and how its file is laid out.
+        channels: ``"first"`` or ``"last"``, where an array has the channels of its images, if its
+            shape leaves that open.
+        layer: which layer of an ``.h5ad`` file, in the place of ``X``.
 
     Returns:
         The data set, in float32 if that holds all its numbers exactly, else in float64.
@@ -197,7 +215,7 @@ def load(
     """
     if likelihood is not None:
         _check_name(likelihood)
-    data = as_dataset(source, table)
+    data = as_dataset(source, table, channels=channels, layer=layer)
     check(data, likelihood)
     return data
 
@@ -247,35 +265,62 @@ def read_table(
 
 
 def as_dataset(
-    rows: Any, options: TableOptions | None = None, known: TableInfo | None = None
+    rows: Any,
+    options: TableOptions | None = None,
+    known: TableInfo | None = None,
+    *,
+    channels: str | None = None,
+    layer: str | None = None,
+    like: Sequence[int] | None = None,
 ) -> Dataset:
     """Rows as a data set, which may have any number of them: nothing is checked yet.
 
     Args:
         rows: ``"digits"``, the path of a file as :func:`load` takes it, a pandas table, whose
-            columns keep their names, or an array or tensor of shape ``(N, ...)``.
+            columns keep their names, an AnnData, or an array or tensor of shape ``(N, ...)``.
         options: which columns of a table to take, and how its file is laid out.
         known: the columns that a table has to have, with their categories.
+        channels, layer: as :func:`load` takes them.
+        like: shape of a row, channels first, that these have to be like.
 
     Raises:
         InputError: if a file can't be read, or there are no real numbers in it.
     """
     if isinstance(rows, Dataset):
         return rows
+    data = _rows_of(rows, layer, options, known)
+    return data if data.channels else _channels_first(data, channels, like)
+
+
+def _rows_of(
+    rows: Any, layer: str | None, options: TableOptions | None, known: TableInfo | None
+) -> Dataset:
+    """Rows as they come, with channels where the source has them."""
+    if layer is not None and not (isinstance(rows, Annotated) or _is_h5ad(rows)):
+        raise InputError(
+            "expected an .h5ad file or an AnnData with layer=; got other data. Leave it out."
+        )
     if isinstance(rows, str | Path) and str(rows) != "digits":
-        return _from_table(read(str(rows), options, known))
+        return _from_file(str(rows), layer, options, known)
     if hasattr(rows, "columns"):
         return _from_table(from_frame("the table", rows, None, options, known))
-    if options is not None and (given := options.given()):
-        raise InputError(
-            f"expected no {next(iter(given))}= for data that are no table; got one. Leave it out."
-        )
+    _check_no_table(options)
     if isinstance(rows, str | Path):
         return _digits()
+    if isinstance(rows, Annotated):
+        return _from_annotated(rows, layer)
     values = rows if isinstance(rows, Tensor) else from_numpy(np.asarray(rows), "the rows")
     if values.ndim < 1:
         raise InputError("expected one row per data point; got a single number. Give rows.")
     return _masked(Dataset("the rows", values[:, None] if values.ndim == 1 else values))
+
+
+def _check_no_table(options: TableOptions | None) -> None:
+    """Raise if what stands in the options of a table was given for other data."""
+    if options is not None and (given := options.given()):
+        raise InputError(
+            f"expected no {next(iter(given))}= for data that are no table; got one. Leave it out."
+        )
 
 
 def with_obs_mask(x: Any) -> tuple[Tensor, Tensor]:
@@ -380,9 +425,13 @@ def default_likelihood(data: Dataset) -> str:
     too, and only the owner of the data knows. Nor are grey values in [0, 1] taken for
     probabilities.
 
+    Grey levels of image files and counts of cells are what they are: ``data.likelihood`` says so.
+
     >>> default_likelihood(load("digits"))
     'normal'
     """
+    if data.likelihood is not None:
+        return data.likelihood
     if needs_mixed(data):
         return "mixed"
     is_binary = (data.values == 0) | (data.values == 1)
@@ -606,3 +655,86 @@ def _from_table(table: Table) -> Dataset:
             ids=ids, info=table.info,
         )
     )  # fmt: skip
+
+
+# -- images and cells ----------------------------------------------------------------------------
+
+
+def _is_h5ad(rows: Any) -> bool:
+    return isinstance(rows, str | Path) and Path(rows).suffix.lower() == ".h5ad"
+
+
+def _from_file(
+    source: str, layer: str | None, options: TableOptions | None, known: TableInfo | None
+) -> Dataset:
+    path = expanded(source)
+    is_cells = _is_h5ad(path) and path.is_file()
+    files = None if is_cells else images.find(source, path)
+    if not is_cells and files is None:
+        return _from_table(read(source, options, known))
+    _check_no_table(options)
+    if files is None:
+        return _of_cells(cells.read_h5ad(path, shown(path), layer), layer)
+    pictures = images.read(files, shown(path))
+    labels = None if pictures.labels is None else torch.from_numpy(pictures.labels)
+    values = from_numpy(pictures.array, pictures.name)
+    return _levels(
+        Dataset(
+            pictures.name,
+            values.float(),
+            labels=labels,
+            ids=pictures.ids,
+            channels="last" if values.ndim == 4 else None,
+            note=pictures.note,
+        ),
+        likely=True,
+    )
+
+
+def _from_annotated(data: Any, layer: str | None) -> Dataset:
+    """The cells of an AnnData."""
+    name = "the AnnData"
+    if layer is not None and layer not in data.layers:
+        raise InputError(
+            f"expected one of the layers {listed(map(repr, data.layers))} in {name}; got "
+            f"layer={layer!r}. Name one, or leave it out for X."
+        )
+    rows = as_rows(data if layer is None else data.layers[layer], name)
+    dense = rows if isinstance(rows, Tensor) else next(iter(rows.split(max(len(rows), 1))))
+    columns, ids = (tuple(map(str, frame.index)) for frame in (data.var, data.obs))
+    return _of_cells(cells.Cells(name, dense.numpy(), columns, ids), layer)
+
+
+def _of_cells(found: cells.Cells, layer: str | None) -> Dataset:
+    """Cells, whose whole numbers are counts."""
+    data = _from_table(Table(found.name, found.array, columns=found.columns))
+    values = data.values
+    counts = bool(((values >= 0) & (values % 1 == 0)).all()) and bool((values > 1).any())
+    kind = "whole numbers, taken for counts" if counts else "numbers that are no counts"
+    return replace(
+        data,
+        ids=found.ids,
+        likelihood="negative_binomial" if counts else None,
+        note=f"{'X' if layer is None else f'the layer {layer!r}'}: {kind}",
+    )
+
+
+def _channels_first(data: Dataset, channels: str | None, like: Sequence[int] | None) -> Dataset:
+    """The data with the channels of images first, and with what that was, in words."""
+    axis = images.channel_axis(data.event_shape, data.name, channels=channels, like=like)
+    if axis is None:
+        return data
+    values = data.values.movedim(-1, 1).contiguous() if axis == "last" else data.values
+    note = f"channels: the {axis} axis of a row, of {values.shape[1]}"
+    likely = images.is_image(values.shape[1:])
+    return _levels(replace(data, values=values, channels=axis, note=note), likely=likely)
+
+
+def _levels(data: Dataset, *, likely: bool) -> Dataset:
+    """The data with the likelihood of grey levels if that is what their numbers are."""
+    top = float(data.values.max()) if data.values.numel() else 0.0
+    whole = bool(((data.values % 1 == 0) & (data.values >= 0)).all())
+    if not likely or not whole or not 1 < top <= images.LEVELS:
+        return data
+    note = f"{data.note}, levels 0–{images.LEVELS}"
+    return replace(data, likelihood="logistic", note=note)
