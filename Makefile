@@ -54,7 +54,7 @@ clean:
 # The stamps: nothing is installed again until pyproject.toml or constraints.txt changes.
 .venv/.installed: $(PY) pyproject.toml constraints.txt
 	@echo "Installing pyrovae and its pinned dependencies into .venv (minutes, the first time) ..."
-	@$(PIP) install --quiet --constraint constraints.txt --editable ".[report,tables]"
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[report,tables,images]"
 	@touch $@
 
 .venv/.installed-test: $(PY) pyproject.toml constraints.txt

@@ -25,7 +25,10 @@ from pyrovae.extras import EXTRAS, MissingPackage, needed_for
 from pyrovae.testing import linear_gaussian_vae
 
 ROOT = Path(pv.__file__).parents[1]
-MODULES = {"scikit-learn": "sklearn"}  # where a package is imported by another name
+MODULES = {
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+}  # where a package is imported by another name
 
 
 @pytest.fixture
@@ -45,8 +48,20 @@ def of_table(folder: Path) -> object:
     return load(folder / "t.parquet")
 
 
+def of_folder(folder: Path) -> object:
+    (folder / "a.png").write_bytes(b"")  # is not read so far
+    return load(folder)
+
+
+def of_cells(folder: Path) -> object:
+    (folder / "cells.h5ad").write_bytes(b"")
+    return load(folder / "cells.h5ad")
+
+
 NEEDS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "table": ("pyarrow", of_table, r"Reading '.*t\.parquet' needs pyarrow: .*'pyrovae\[tables\]'"),
+    "images": ("PIL", of_folder, r"Reading images needs pillow: .*'pyrovae\[images\]'"),
+    "cells": ("h5py", of_cells, r"Reading '.*cells\.h5ad' needs h5py: .*'pyrovae\[report\]'"),
     "digits": ("sklearn", lambda _: load("digits"), "The data set 'digits' needs scikit-learn"),
     "two samples": (
         "sklearn",
@@ -74,7 +89,7 @@ def test_what_a_package_is_missing_for_names_its_extra(
     block(package)
     with pytest.raises(InputError, match=text) as caught:
         use(tmp_path)
-    extra = "tables" if package == "pyarrow" else "report"
+    extra = {"pyarrow": "tables", "PIL": "images"}.get(package, "report")
     assert str(caught.value).endswith(f": pip install 'pyrovae[{extra}]'")
     assert str(caught.value).startswith("expected the package ")
 

@@ -36,8 +36,10 @@ from pyrovae.data import (
     check_near,
     default_likelihood,
     in_words,
+    is_image,
     needs_mixed,
     numbers_of_parts,
+    size_in_words,
     split,
     take_rows,
 )
@@ -50,6 +52,7 @@ from pyrovae.randomness import check_seed, seeded
 from pyrovae.report import render, write
 from pyrovae.runs import (
     COMPONENTS,
+    NETWORKS,
     PRIORS,
     Outcome,
     OwnPair,
@@ -72,6 +75,7 @@ PRIORS_CALLED = {  # by others
     "vampprior": "vamp", "normal": "standard", "gaussian": "standard", "gmm": "mixture",
     "mog": "mixture", "realnvp": "flow", "maf": "flow",
 }  # fmt: skip
+NETWORKS_CALLED = {"cnn": "conv", "convolutional": "conv", "dense": "mlp", "perceptron": "mlp"}
 FLOW_SIZE = 4_000  # parameters of the flow for each latent unit
 EXPORTED = 30_000_000  # bytes of the draws for ArviZ, at most
 FEWEST_DRAWS = 20  # of each row that is exported, where all of them would be more than that
@@ -92,7 +96,12 @@ class AnalysisOptions:
             the rest.
         components: number of components of a mixture (by default 20) or of pseudo-inputs of a
             VampPrior (by default 100, at most a tenth of the training data).
-        hidden: sizes of the hidden layers, from the data inwards.
+        hidden: units of the hidden layers, or channels of convolutions, from the data inwards; by
+            default as ``NETWORKS`` has them.
+        network: ``"mlp"``, or for images ``"conv"``.
+        channels: where a file has the channels of its images, ``"first"`` or ``"last"``, if its
+            shape leaves that open.
+        layer: which layer of an ``.h5ad`` file, in the place of ``X``.
         epochs: largest number of passes over the training data; training may stop earlier. By
             default 300, or as many as take 5 million rows in all, but at least 20.
         batch_size: rows in a minibatch.
@@ -107,7 +116,7 @@ class AnalysisOptions:
         progress: show a progress bar; by default if standard error is a terminal.
         effort: how much the diagnosis computes.
         pair: the user's own pair instead of a VAE; ``likelihood``, ``latent``, ``hidden``,
-            ``prior`` and ``components`` then have no effect.
+            ``network``, ``prior`` and ``components`` then have no effect.
         source: where the data are from, as :func:`pyrovae.data.load` takes it; without it they are
             copied into ``out``.
         command: the command in words.
@@ -118,7 +127,10 @@ class AnalysisOptions:
     latent: int = 10
     prior: str = "standard"
     components: int | None = None
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] | None = None
+    network: str = "mlp"
+    channels: str | None = None
+    layer: str | None = None
     epochs: int | None = None
     batch_size: int = 100
     learning_rate: float = 1e-3
@@ -136,12 +148,20 @@ class AnalysisOptions:
     command: str = "pyrovae.command.analysis.analyze"
     table: TableOptions = field(default_factory=TableOptions)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The hidden layers, those that are not given as the network has them by default."""
+        return NETWORKS.get(self.network, ()) if self.hidden is None else self.hidden
+
     def by_name(self) -> dict[str, Any]:
         """What decides the numbers of a run, under the names of the command line's options."""
-        of_vae = ("likelihood", "latent", "prior", "components", "hidden")
+        of_vae = ("likelihood", "latent", "prior", "components", "hidden", "network")
         trained = ("epochs", "batch_size", "learning_rate", "kl_warmup", "average")
         names = (*(of_vae if self.pair is None else ()), *trained, "seed", "device")
+        names = (*names, "channels", "layer")
         options = {name: getattr(self, name) for name in names}
+        if self.pair is None:
+            options["hidden"] = self.layers
         options |= {"draws": self.effort.evidence_draws, "method": self.effort.method}
         if self.effort.nuts_rows:
             options["check_guide"] = True
@@ -194,6 +214,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check(data, likelihood if options.pair is None else None)
     check_prior_options(options)
     if options.pair is None:
+        check_network(data, options)
         check_memory(
             least_memory(data, likelihood, options),
             "the VAE in training",
@@ -227,8 +248,8 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
             progress=options.progress,
             **task.sites,
         )
-        facts = {"data": f"{data.name}, {len(data):,} {_kind_of_rows(data.event_shape)}"}
-        facts |= about_table(data) | task.facts | _environment(options, time.perf_counter() - start)
+        facts = {"data": in_short(data)} | about_table(data)
+        facts |= task.facts | _environment(options, time.perf_counter() - start)
         with training_saved(options.out):
             unfinish(options.out)
             paths = _write(options.out, diagnosis, run, facts, data, seed=options.seed)
@@ -239,12 +260,24 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     return Analysis(task.vae, run, diagnosis, *paths, parameters, saved)
 
 
+def in_short(data: Dataset) -> str:
+    """What the data are, in words.
+
+    >>> in_short(Dataset("toy", torch.zeros(100, 13)))
+    'toy, 100 rows of 13 columns'
+    """
+    note = f" ({data.note})" if data.note else ""
+    return f"{data.name}, {len(data):,} {_kind_of_rows(data.event_shape)}{note}"
+
+
 def _kind_of_rows(shape: tuple[int, ...]) -> str:
     """What each row is, in words.
 
     >>> _kind_of_rows((13,)), _kind_of_rows((1,)), _kind_of_rows((8, 8))
     ('rows of 13 columns', 'rows of 1 column', 'rows of shape 8 × 8')
     """
+    if len(shape) == 3 and is_image(shape):
+        return size_in_words(shape)
     if len(shape) == 1:
         return f"rows of {shape[0]:,} column{'' if shape[0] == 1 else 's'}"
     return f"rows of shape {' × '.join(map(str, shape))}"
@@ -395,7 +428,7 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
 
 
 def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task:
-    """A multilayer-perceptron VAE, to be trained."""
+    """A VAE, to be trained."""
     recipe = recipe_for(data, likelihood, options)
     parts = split(data if recipe.double else data.single(), seed=options.seed)
     # Grey values are probabilities of a 1: training draws it anew for each minibatch, the measures
@@ -421,13 +454,18 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
             "likelihood": likelihood,
             "latent units": str(options.latent),
             "prior": prior_in_words(vae.prior),
-            "hidden layers": " × ".join(map(str, options.hidden)),
+            "hidden layers": _layers_in_words(options),
             "epochs at most": str(options.epochs),
         },
         transform=binarise if recipe.grey else None,
         vae=vae,
         recipe=recipe,
     )
+
+
+def _layers_in_words(options: AnalysisOptions) -> str:
+    layers = " × ".join(map(str, options.layers))
+    return f"convolutions of {layers} channels" if options.network == "conv" else layers
 
 
 def _own_pair_task(data: Dataset, chosen: PairOptions, options: AnalysisOptions) -> _Task:
@@ -483,7 +521,7 @@ def build(
     options: AnalysisOptions,
     obs_mask: Tensor | None = None,
 ) -> VAE:
-    """A multilayer-perceptron VAE for a data set, in the units of its training part.
+    """A VAE for a data set, in the units of its training part.
 
     Args:
         data: the whole data set, for its shape and the values that occur in it.
@@ -505,7 +543,8 @@ def recipe_for(data: Dataset, likelihood: str, options: AnalysisOptions) -> Reci
         likelihood=likelihood,
         event_shape=data.event_shape,
         latent=options.latent,
-        hidden=options.hidden,
+        hidden=options.layers,
+        network=options.network,
         prior=options.prior,
         components=options.components,
         categories=int(data.values.max()) + 1 if likelihood == "categorical" else None,
@@ -540,6 +579,24 @@ def check_prior_options(options: AnalysisOptions) -> None:
         )
 
 
+def check_network(data: Dataset, options: AnalysisOptions) -> None:
+    """Raise unless the network is known and suits the data.
+
+    Raises:
+        InputError: for an unknown network, or convolutions of rows that are no images.
+    """
+    if options.network not in NETWORKS:
+        hint = nearest(options.network, NETWORKS, NETWORKS_CALLED) or " Choose one of them."
+        raise InputError(
+            f"expected a network among {', '.join(NETWORKS)}; got {options.network!r}.{hint}"
+        )
+    if options.network == "conv" and len(data.event_shape) not in (2, 3):
+        raise InputError(
+            f"expected images with the network 'conv'; got {_kind_of_rows(data.event_shape)} in "
+            f"{data.name}. Take --network mlp."
+        )
+
+
 def least_memory(data: Dataset, likelihood: str, options: AnalysisOptions) -> int:
     """Bytes of the parameters in training, and of the codes of all data points.
 
@@ -548,11 +605,13 @@ def least_memory(data: Dataset, likelihood: str, options: AnalysisOptions) -> in
     units, shape = options.latent, data.event_shape
     inputs = math.prod(shape)
     if likelihood == "mixed":
-        counts = [max(1, len(column.categories)) for column in data.kinds]
-        inputs += sum(counts)
-    outputs = inputs * {"logistic": 2, "categorical": int(data.values.max()) + 1}.get(likelihood, 1)
-    layers = [inputs, *options.hidden, 2 * units], [units, *reversed(options.hidden), outputs]
-    parameters = sum(a * b + b for sizes in layers for a, b in itertools.pairwise(sizes))
+        inputs += sum(max(1, len(column.categories)) for column in data.kinds)
+    each = {"logistic": 2, "categorical": int(data.values.max()) + 1}.get(likelihood, 1)
+    if options.network == "conv":
+        parameters = _parameters_of_convolutions(shape, units, options.layers, each)
+    else:
+        ends = [inputs, *options.layers, 2 * units], [units, *options.layers[::-1], inputs * each]
+        parameters = sum(a * b + b for sizes in ends for a, b in itertools.pairwise(sizes))
     default = COMPONENTS["mixture"] if options.prior == "mixture" else 0  # that of vamp varies
     parameters += (options.components or default) * (
         inputs if options.prior == "vamp" else 2 * units
@@ -560,6 +619,17 @@ def least_memory(data: Dataset, likelihood: str, options: AnalysisOptions) -> in
     if options.prior == "flow":
         parameters += FLOW_SIZE * units
     return 4 * (4 * parameters + 2 * units * len(data))
+
+
+def _parameters_of_convolutions(
+    shape: tuple[int, ...], units: int, channels: tuple[int, ...], each: int
+) -> int:
+    """Weights of 3 × 3 there and back, and of the linear layers between image and code."""
+    depth = 1 if len(shape) == 2 else shape[0]
+    pixels = math.prod(-(-side // 2 ** len(channels)) for side in shape[-2:])
+    there = sum(9 * a * b for a, b in itertools.pairwise((depth, *channels)))
+    back = sum(9 * a * b for a, b in itertools.pairwise((*channels[::-1], depth * each)))
+    return there + back + 3 * units * channels[-1] * pixels
 
 
 def _in_double(likelihood: str, options: AnalysisOptions) -> bool:

@@ -42,6 +42,8 @@ examples:
   pyrovae analyze images.npy --latent 20             an array whose first axis counts the images
   pyrovae analyze data.npz:x_train                   one array of an archive
   pyrovae analyze table.csv --drop name --label sex  numbers, texts, dates, with missing cells
+  pyrovae analyze photos --network conv              a folder of PNG or JPEG files of one size
+  pyrovae analyze cells.h5ad --layer counts          AnnData: one row per cell
   pyrovae analyze images.npy --out run1 --resume     go on with an interrupted run
   pyrovae analyze images.npy --prior vamp            a prior that learns pseudo-inputs
   pyrovae analyze table.csv --check-guide            compare the guide with the exact posterior
@@ -62,7 +64,8 @@ exit codes: 0 done; 1 training failed; 2 the input can't be used; 130 interrupte
 
 SAMPLE = """\
 Draw new rows in the data's own units: codes from a density, then a row from p(x | z) of each. The
-report says which density to draw from. A table becomes .csv, anything else .npy.
+report says which density to draw from. A table becomes .csv, with its columns' names, anything else
+.npy, with the channels of images where the data had them.
 """
 
 ENCODE = """\
@@ -233,9 +236,11 @@ def _analyze(group: Any) -> Parser:
         "data",
         nargs="?",
         metavar="DATA",
-        help="digits (the default), or a .npy, .npz, .csv or .parquet file of at least 20 rows",
+        help="digits (the default), a .npy, .npz, .csv, .parquet or .h5ad file of at least 20 "
+        "rows, or a folder of PNG or JPEG files of one size ('photos/*.png' takes some of them)",
     )
     _add_table_options(analyze.add_argument_group("a table"))
+    _add_data_options(analyze.add_argument_group("images and cells"))
     _add_model_options(analyze.add_argument_group("the model"))
     _add_pair_options(analyze.add_argument_group("a pair of your own"))
     _add_training_options(analyze.add_argument_group("the training"))
@@ -256,7 +261,7 @@ def _on_run(group: Any, name: str, places: str, about: str, short: str) -> Parse
     help_text = "the folder of a finished run, --out of pyrovae analyze"
     parser.add_argument("run", type=path, metavar="DIR", help=help_text, **several)  # type: ignore[arg-type]
     if "DATA" in places:
-        help_text = "a .npy, .npz, .csv or .parquet file of rows like the run's"
+        help_text = "a file, or a folder of images, of rows like the run's"
         parser.add_argument("new", metavar="DATA", help=help_text)
     if name in ("sample", "encode", "score"):
         help_text = "a run of a pair of your own: the function that makes it, which is then run"
@@ -294,17 +299,27 @@ def _add_outputs(commands: dict[str, Parser]) -> None:
         compare: "none",
     }
     for parser, default in outputs.items():
+        kinds = {compare: ".csv", sample: ".csv, .parquet or .npy"}.get(parser, ".csv or .parquet")
+        counted = "" if parser is compare else "; a number is added if there is one"
         parser.add_argument(
             "-o",
             "--out",
             type=path,
             metavar="FILE",
-            help=f"file to write, .csv or .npy (default {default}; a number is added if there is "
-            "one)"
-            if parser is sample
-            else f"file to write, .csv (default {default})",
+            help=f"file to write, {kinds} (default {default}{counted})",
         )
         parser.add_argument("--force", action="store_true", help="write over that file")
+
+
+def _add_data_options(group: Any) -> None:
+    group.add_argument(
+        "--channels",
+        metavar="first|last",
+        help="where an array has the channels of its images, if both ends may be it",
+    )
+    group.add_argument(
+        "--layer", metavar="NAME", help="the layer of an .h5ad file to take (default X)"
+    )
 
 
 def _add_table_options(group: Any) -> None:
@@ -367,7 +382,14 @@ def _add_model_options(group: Any) -> None:
         "--hidden",
         type=sizes,
         metavar="SIZES",
-        help="sizes of the hidden layers, from the data inwards (default 256,256)",
+        help="sizes of the hidden layers, from the data inwards (default 256,256; of conv: "
+        "channels, 32,64)",
+    )
+    group.add_argument(
+        "--network",
+        metavar="NAME",
+        help="mlp (layers that take all entries of a row alike, the default), or conv "
+        "(convolutions, for images)",
     )
 
 

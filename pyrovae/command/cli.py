@@ -18,7 +18,7 @@ from pyrovae.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pyrovae.command.analysis import Analysis
+    from pyrovae.command.analysis import Analysis, AnalysisOptions
     from pyrovae.data import Dataset
     from pyrovae.diagnostics import Diagnosis
 
@@ -120,7 +120,9 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
         options["out"] = default_folder(resume=options.get("resume", False))
     source = options.pop("data", None) or "digits"
     options["table"] = _table_options(options)
-    data = load(source, likelihood=options.get("likelihood"), table=options["table"])
+    form = {name: options[name] for name in ("channels", "layer") if name in options}
+    likelihood = options.get("likelihood")
+    data = load(source, likelihood=likelihood, table=options["table"], **form)
     options |= _pair_option(options)
     options["effort"] = _effort(options)
     options["source"] = _whole_path(source)
@@ -132,8 +134,7 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
         sys.stdout.write(f"The report of this run is there: {chosen.out / 'report.html'}\n")
         return
     if not quiet:
-        for name, words in about_table(data).items():
-            sys.stdout.write(f"{encodable(f'{name}: {words}', sys.stdout.encoding)}.\n")
+        _say_what_was_read(data, chosen)
     with in_lines(OFTEN if verbose else SELDOM, on_terminal=verbose):
         if seeds > 1:
             analyze_seeds(data, chosen, seeds, say=lambda line: sys.stdout.write(f"{line}\n"))
@@ -151,6 +152,21 @@ def _table_options(options: dict[str, Any]) -> Any:
 
     names = TableOptions.__dataclass_fields__
     return TableOptions(**{name: options.pop(name) for name in names if name in options})
+
+
+def _say_what_was_read(data: Dataset, chosen: AnalysisOptions) -> None:
+    """What data were taken for that could have been taken for something else."""
+    from pyrovae.command.analysis import about_table, in_short, settled
+
+    lines = [f"{name}: {words}." for name, words in about_table(data).items()]
+    if data.note:
+        lines.append(f"data: {in_short(data)}")
+        if chosen.pair is None:
+            likelihood = settled(data, chosen).likelihood
+            given = "" if chosen.likelihood else " (--likelihood takes another)"
+            lines.append(f"likelihood: {likelihood}{given}")
+    for line in lines:
+        sys.stdout.write(f"{encodable(line, sys.stdout.encoding)}\n")
 
 
 def _effort(options: dict[str, Any]) -> Any:
@@ -191,7 +207,7 @@ def _pair_option(options: dict[str, Any]) -> dict[str, Any]:
     """
     pair_names = ("no_fit", "params", "site", "observed", "data_plate")
     pair_options = {name: options.pop(name) for name in pair_names if name in options}
-    vae_names = ("likelihood", "latent", "prior", "components", "hidden")
+    vae_names = ("likelihood", "latent", "prior", "components", "hidden", "network")
     if "pair" not in options:
         if pair_options:
             raise InputError(

@@ -15,8 +15,17 @@ from pyrovae.command.terminal import encodable
 from pyrovae.command.wording import for_command
 from pyrovae.diagnostics import LABELS
 from pyrovae.errors import InputError
+from pyrovae.extras import check_packages
 from pyrovae.report import render, show, write
-from pyrovae.runs import Comparison, Run, codes_table, load_run, named_rows, write_array
+from pyrovae.runs import (
+    Comparison,
+    Run,
+    as_in_file,
+    codes_table,
+    load_run,
+    named_rows,
+    write_array,
+)
 from pyrovae.runs import compare as compare_runs
 from pyrovae.saving import check_folder, replace
 
@@ -24,13 +33,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIZE = 1000  # rows to draw, by default
+TABLES = (".csv", ".parquet")
 
 
 def sample(options: dict[str, Any]) -> None:
     """Write new rows in the data's own units."""
     run = _run(options)
     default = "samples.csv" if run.columns is not None else "samples.npy"
-    out = _output(options, default, (".csv", ".npy"))
+    out = _output(options, default, (*TABLES, ".npy"))
     rows = run.sample(
         options.get("n", SIZE),
         options.get("source", "ex-post"),
@@ -38,7 +48,7 @@ def sample(options: dict[str, Any]) -> None:
         seed=options.get("seed", 0),
     )
     if out.suffix.lower() == ".npy":
-        write_array(out, rows.numpy())
+        write_array(out, as_in_file(rows.numpy(), run))
     else:
         flat = rows.reshape(len(rows), -1)
         names = [f"x_{number}" for number in range(flat.shape[1])]
@@ -49,7 +59,7 @@ def sample(options: dict[str, Any]) -> None:
 
 def encode(options: dict[str, Any]) -> None:
     """Write mean and scale of the code of each row."""
-    run, out = _run(options), _output(options, "codes.csv", (".csv",))
+    run, out = _run(options), _output(options, "codes.csv", TABLES)
     data = run.read(options["new"])
     columns, size = codes_table(run.encode(data)), len(data)
     _write_table(out, {"row": np.arange(size), **named_rows(data), **columns})
@@ -58,7 +68,7 @@ def encode(options: dict[str, Any]) -> None:
 
 def score(options: dict[str, Any]) -> None:
     """Write log p(x) and the p-value of each row."""
-    run, out = _run(options), _output(options, "scores.csv", (".csv",))
+    run, out = _run(options), _output(options, "scores.csv", TABLES)
     source = options.get("source", "prior")
     data = run.read(options["new"])
     scores = run.score(data, source, seed=options.get("seed", 0))
@@ -141,11 +151,14 @@ def _output(options: dict[str, Any], default: str | None, kinds: tuple[str, ...]
         names = (first.with_stem(f"{first.stem}-{number}") for number in range(2, 10_000))
         return next(path for path in (first, *names) if not path.exists())
     if out.suffix.lower() not in kinds:
+        either = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
         raise InputError(
-            f"expected a file ending in {' or '.join(kinds)} as --out; got {str(out)!r}. Give it "
-            "such an ending."
+            f"expected a file ending in {either} as --out; got {str(out)!r}. Give it such an "
+            "ending."
         )
     check_folder(out.parent)
+    if out.suffix.lower() == ".parquet":
+        check_packages("pyarrow", purpose=f"writing {str(out)!r}")
     if out.exists() and not options.get("force", False):
         raise InputError(
             f"expected no file at {str(out)!r}; got one. Name another, or write over it with "
@@ -159,7 +172,10 @@ def _write_table(path: Path, columns: Any) -> None:
     import pandas as pd
 
     table: pd.DataFrame = pd.DataFrame(columns)
-    replace(path, lambda draft: table.to_csv(draft, index=False))
+    if path.suffix.lower() == ".parquet":
+        replace(path, lambda draft: table.to_parquet(draft, engine="pyarrow", index=False))
+    else:
+        replace(path, lambda draft: table.to_csv(draft, index=False))
 
 
 def _say(line: str) -> None:

@@ -85,6 +85,11 @@ SENTENCES = tuple(
          "Give a file of zeros and ones, drawn from grey values by pyrovae.binarise in Python."),
         (r", to_csv\(\.\.\., index=False\),", ","),
         (r"Go on from it with resume=True", "Go on from it with --resume"),
+        (r"channels='first' or 'last'\.", "--channels first or --channels last."),
+        (r"expected channels '(\w+)' or '(\w+)'; got '([^']*)'\.",
+         r"expected --channels \1 or \2; got '\3'."),
+        (r"(?<![\w'\"/\\.-])layer='([^']*)'", r"--layer \1"),
+        (r"(?<![\w'\"/\\.-])(channels|layer)=(?![\w('])", r"--\1"),
         # arguments that are options
         (r"(?<![\w'\"/\\.-])(index|header)=True", r"--\1"),
         (r"(?<![\w'\"/\\.-])(index|header)=False", r"--no-\1"),

@@ -10,6 +10,7 @@ from pyrovae.runs.compare import Comparison, compare
 from pyrovae.runs.folder import (
     FILES,
     Outcome,
+    as_in_file,
     codes_table,
     finish,
     named_rows,
@@ -22,6 +23,7 @@ from pyrovae.runs.imputation import Imputation
 from pyrovae.runs.manifest import NAME, digest_of_data, read
 from pyrovae.runs.recipe import (
     COMPONENTS,
+    NETWORKS,
     PRIORS,
     Recipe,
     build,
@@ -36,6 +38,7 @@ __all__ = [
     "COMPONENTS",
     "FILES",
     "NAME",
+    "NETWORKS",
     "PRIORS",
     "SOURCES",
     "Comparison",
@@ -46,6 +49,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Scores",
+    "as_in_file",
     "build",
     "codes_table",
     "compare",

@@ -111,7 +111,7 @@ def finish(folder: Path, outcome: Outcome) -> Run:
     run = Run(folder, as_read, pair=own, data=outcome.data, results=results)
     _write_codes(run, folder / CODES)
     samples = run.sample(SIZE, about["samples"]["source"], seed=outcome.options["seed"])
-    write_array(folder / SAMPLES, samples.numpy())
+    write_array(folder / SAMPLES, as_in_file(samples.numpy(), run))
     if outcome.recipe is not None and run.columns is not None:
         table = run.as_table(samples)
         replace(folder / SAMPLE_TABLE, lambda draft: table.to_csv(draft, index=False))
@@ -126,6 +126,11 @@ def finish(folder: Path, outcome: Outcome) -> Run:
 def recommended_source(diagnosis: Diagnosis) -> str | None:
     """The density to sample from, as ``Run.sample`` takes it; ``None`` if that can't be told."""
     return next((name for name, key in SOURCES.items() if key == diagnosis.recommended), None)
+
+
+def as_in_file(rows: np.ndarray[Any, Any], run: Run) -> np.ndarray[Any, Any]:
+    """Rows of a run with channels where its data had them."""
+    return np.moveaxis(rows, 1, -1) if run.channels == "last" else rows
 
 
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
@@ -176,6 +181,7 @@ def _about_data(outcome: Outcome) -> dict[str, Any]:
         "rows": len(data),
         "shape": list(data.event_shape),
         "digest": manifests.digest_of_data(data),
+        "channels": data.channels,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.data import Data, Dataset, categories_of, units
+from pyrovae.data import Data, Dataset, categories_of, is_image, units
 from pyrovae.errors import InputError
 from pyrovae.models import (
     VAE,
@@ -22,11 +21,12 @@ from pyrovae.models import (
     LogCounts,
     MaskedEncoder,
     MixedDecoder,
-    NormalDecoder,
     Standardize,
     StandardNormal,
     TableInputs,
     VampPrior,
+    conv_decoder,
+    conv_encoder,
     mlp,
     mlp_decoder,
     mlp_encoder,
@@ -38,12 +38,15 @@ PRIORS = ("standard", "mixture", "vamp", "flow", "exemplar")
 COMPONENTS = {"mixture": 20, "vamp": 100}  # by default
 NEIGHBOURS = 10  # nearest exemplars that each row uses in training
 COUNTS, MIXED = "negative_binomial", "mixed"
+#: Kinds of networks, and what their hidden layers have by default: units, or channels.
+NETWORKS = {"mlp": (256, 256), "conv": (32, 64)}
+
 
 #: The kinds of values that the fields of a recipe have in a file; whole numbers are sizes or seeds.
 KINDS: dict[str, Any] = {
     "likelihood": str, "event_shape": list, "latent": int, "hidden": list, "prior": str,
     "components": int, "categories": int, "grey": bool, "double": bool, "seed": int,
-    "column_categories": list, "missing": bool,
+    "column_categories": list, "missing": bool, "network": str,
 }  # fmt: skip
 
 
@@ -55,7 +58,7 @@ class Recipe:
         likelihood: a name in ``pyrovae.data.datasets.LIKELIHOODS``.
         event_shape: shape of one row.
         latent: number of latent units D.
-        hidden: sizes of the hidden layers, from the data inwards.
+        hidden: units of the hidden layers, or channels of convolutions, from the data inwards.
         prior: a name in ``PRIORS``.
         components: number of Gaussians of a mixture, or of pseudo-inputs of a VampPrior; by default
             20, or 100 but at most a tenth of the training data.
@@ -66,6 +69,7 @@ class Recipe:
         column_categories: of a mixed likelihood, of each column the number of categories; 1 for
             truth values, 0 for real numbers.
         missing: whether cells may be missing: rows are then numbers and a mask.
+        network: a name in ``NETWORKS``.
     """
 
     likelihood: str
@@ -80,6 +84,7 @@ class Recipe:
     seed: int = 0
     column_categories: tuple[int, ...] = ()
     missing: bool = False
+    network: str = "mlp"
 
     @classmethod
     def from_table(cls, about: Mapping[str, Any]) -> Recipe:
@@ -111,8 +116,8 @@ class Recipe:
 
     @property
     def image(self) -> bool:
-        """Whether a row is two-dimensional, so that all its entries have one unit."""
-        return len(self.event_shape) == 2
+        """Whether a row is an image, so that all its entries have one unit."""
+        return is_image(self.event_shape)
 
     def as_measured(self, part: Dataset, number: int) -> Data:
         """The rows of a part of the data as the VAE takes them, grey values drawn once.
@@ -159,7 +164,7 @@ def table_recipe(recipe: Recipe, data: Dataset) -> Recipe:
 
 
 def build(recipe: Recipe, train: Tensor, obs_mask: Tensor | None = None) -> VAE:
-    """A multilayer-perceptron VAE with random weights, in the units of the training data.
+    """A VAE with random weights, in the units of the training data.
 
     Args:
         recipe: what kind.
@@ -228,21 +233,22 @@ def _networks(
     shape, latent, hidden = recipe.event_shape, recipe.latent, recipe.hidden
     if recipe.likelihood == MIXED:
         return _table_networks(recipe, location, scale, dtype)
-    encoder = mlp_encoder(shape, latent, hidden=hidden)
+    conv, outwards = recipe.network == "conv", tuple(reversed(hidden))
+    if conv:
+        encoder = conv_encoder(shape, latent, channels=hidden)
+    else:
+        encoder = mlp_encoder(shape, latent, hidden=hidden)
     log_layers = [LogCounts()] if recipe.likelihood == COUNTS else []
     with torch.device("cpu"):
         standardize = Standardize(location, scale, dtype=dtype)
     encoder.network = nn.Sequential(*log_layers, standardize, encoder.network)
-    outwards = tuple(reversed(hidden))
+    options: dict[str, Any] = {"categories": recipe.categories}
     if recipe.likelihood == "normal":
-        network = mlp((latent, *outwards, math.prod(shape)))
-        decoder: nn.Module = NormalDecoder(
-            network, torch.Size(shape), location=location, scale=scale
-        )
+        options |= {"location": location, "scale": scale}
+    if conv:
+        decoder = conv_decoder(latent, shape, recipe.likelihood, channels=outwards, **options)
     else:
-        decoder = mlp_decoder(
-            latent, shape, recipe.likelihood, hidden=outwards, categories=recipe.categories
-        )
+        decoder = mlp_decoder(latent, shape, recipe.likelihood, hidden=outwards, **options)
     return encoder, decoder
 
 

@@ -118,7 +118,8 @@ class Run:
                 self.table,
             )  # fmt: skip
         else:
-            data = as_dataset(source, None if isinstance(source, Dataset) else self._layout)
+            layout = None if isinstance(source, Dataset) else self._layout
+            data = as_dataset(source, layout, **self._form)
         if manifests.digest_of_data(data) != about["digest"]:
             raise InputError(
                 f"expected the data of this run, {about['rows']:,} rows as they were; got other "
@@ -126,6 +127,17 @@ class Run:
                 f"{data.event_shape}. Put the file back as it was, or name it with data=."
             )
         return data
+
+    @property
+    def _form(self) -> dict[str, Any]:
+        """What the command was told of the form of the data."""
+        return {name: self.options[name] for name in ("channels", "layer") if name in self.options}
+
+    @property
+    def channels(self) -> str | None:
+        """Where the data had the channels of images: ``"first"``, as all rows here, or last."""
+        channels: str | None = self.about["data"].get("channels")
+        return channels
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -421,7 +433,10 @@ class Run:
                 index=options.index, header=options.header, delimiter=options.delimiter
             )
             options = known if isinstance(new, str | Path) else None
-        data = self._like_the_data(as_dataset(new, options, self.table))
+        shape, form = self.about["data"]["shape"], self._form
+        if form.get("layer") and not hasattr(new, "layers") and Path(str(new)).suffix != ".h5ad":
+            del form["layer"]
+        data = self._like_the_data(as_dataset(new, options, self.table, **form, like=shape))
         if data.obs_mask is not None and not (self._recipe is not None and self._recipe.missing):
             row, column = (~data.obs_mask).nonzero()[0].tolist()
             raise InputError(

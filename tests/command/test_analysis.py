@@ -123,6 +123,22 @@ def test_outliers_are_measured_in_any_units(tmp_path: Path) -> None:
     assert analysis.report.exists()
 
 
+@pytest.mark.parametrize(
+    ("network", "shape", "words"),
+    [
+        ("cnn", (6, 6), r"network among mlp, conv; got 'cnn'\. Did you mean 'conv'\?"),
+        ("conv", (6,), r"images with the network 'conv'; got rows of 6 columns in rows\."),
+    ],
+)
+def test_a_network_that_does_not_suit_is_refused_before_the_work(
+    network: str, shape: tuple[int, ...], words: str, tmp_path: Path
+) -> None:
+    data = Dataset("rows", torch.randn(60, *shape))
+    with pytest.raises(pv.InputError, match=words):
+        analyze(data, AnalysisOptions(network=network, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("part", ["validation", "held_out"])
 def test_an_outlier_beyond_all_networks_is_named_before_the_work(part: str, tmp_path: Path) -> None:
     rows = TABLE.copy()
@@ -143,11 +159,15 @@ def test_no_scale_of_an_encoder_is_0() -> None:
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("likelihood", ["normal", "logistic", "categorical"])
+@pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_the_memory_that_is_asked_for_is_what_the_vae_takes_at_least(
-    prior: str, likelihood: str
+    network: str, prior: str, likelihood: str
 ) -> None:
-    data = Dataset("counts", torch.arange(1200).reshape(200, 6) % 5)
-    options = AnalysisOptions(latent=40, hidden=(16, 8), prior=prior)
+    values = torch.arange(1200).reshape(200, 6) % 5
+    if network == "conv":
+        values = values.repeat(1, 18).view(200, 3, 6, 6)
+    data = Dataset("counts", values)
+    options = AnalysisOptions(latent=40, hidden=(16, 8), prior=prior, network=network)
     vae = build(data, data.values[:140].double(), likelihood, options)
     parameters = sum(parameter.numel() for parameter in vae.parameters())
     needed = least_memory(data, likelihood, options) - 8 * 40 * 200

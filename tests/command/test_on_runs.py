@@ -58,6 +58,15 @@ def test_sample_writes_rows_under_the_columns_names(run: str) -> None:
     assert len(pd.read_csv("samples-2.csv")) == 2 and len(pd.read_csv("samples.csv")) == 7
 
 
+def test_parquet_files_hold_what_csv_files_hold(run: str, finished: Path) -> None:
+    new = str(finished / "data.csv")
+    for command, words in {"sample": ["-n", "7"], "encode": [new], "score": [new]}.items():
+        for ending in ("csv", "parquet"):
+            assert main([command, run, *words, "-o", f"{command}.{ending}"]) == OK
+        one, other = pd.read_csv(f"{command}.csv"), pd.read_parquet(f"{command}.parquet")
+        pd.testing.assert_frame_equal(one, other, check_dtype=False)
+
+
 def test_an_ending_in_capitals_is_that_kind_of_file(run: str) -> None:
     assert main(["sample", run, "-n", "3", "-o", "new.NPY"]) == OK
     assert np.load("new.NPY").shape == (3, 3)
@@ -106,7 +115,7 @@ def test_compare_and_report(
         ("sample none", "without run.toml"),
         ("sample {run} -n 0", "-n"),
         ("sample {run} --from expost", "Did you mean 'ex-post'?"),
-        ("sample {run} -o x.xlsx", ".csv or .npy"),
+        ("sample {run} -o x.xlsx", ".csv, .parquet or .npy"),
         ("sample {run} -o none/x.csv", "No such file or directory"),
         ("sample {run} -o taken.csv", "--force"),
         ("sample {run} --pair os:system", "expected no --pair"),

@@ -313,17 +313,20 @@ def images(likelihood: str) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "prior"),
+    ("likelihood", "prior", "network"),
     [
-        ("bernoulli", "vamp"),
-        ("logistic", "exemplar"),
-        ("categorical", "flow"),
-        ("negative_binomial", "mixture"),
+        ("bernoulli", "vamp", "conv"),
+        ("logistic", "exemplar", "mlp"),
+        ("categorical", "flow", "conv"),
+        ("negative_binomial", "mixture", "mlp"),
     ],
 )
-def test_every_likelihood_and_prior_comes_back(likelihood: str, prior: str, tmp_path: Path) -> None:
+def test_every_likelihood_and_prior_comes_back(
+    likelihood: str, prior: str, network: str, tmp_path: Path
+) -> None:
     data = images(likelihood)
-    analysis = analysed(tmp_path / "run", data, likelihood=likelihood, prior=prior, epochs=1)
+    chosen = {"likelihood": likelihood, "prior": prior, "network": network}
+    analysis = analysed(tmp_path / "run", data, **chosen, epochs=1)
     run, vae = load_run(tmp_path / "run"), analysis.vae
     assert vae is not None
     z = run.encode_part("held_out").mean
@@ -348,6 +351,30 @@ def test_every_likelihood_and_prior_comes_back(likelihood: str, prior: str, tmp_
             run.sample(2, mean=True)
         with pytest.raises(pv.InputError, match="expected categories 0 to 3"):
             run.encode(torch.full((1, 4, 4), 7.0))
+
+
+@pytest.mark.parametrize("axis", ["first", "last"])
+def test_images_in_colour_come_back_with_their_channels_where_they_were(
+    axis: str, tmp_path: Path
+) -> None:
+    grey = images("logistic").values.unsqueeze(1)
+    first = torch.cat([grey, 255 - grey, grey.flip(0)], 1).to(torch.uint8).numpy()
+    given = first if axis == "first" else np.moveaxis(first, 1, -1)
+    np.save(tmp_path / "data.npy", given)
+    analysed(tmp_path / "run", tmp_path / "data.npy", network="conv", epochs=1)
+    run = load_run(tmp_path / "run")
+    assert (run.channels, run.options["likelihood"]) == (axis, "logistic")
+    assert run.decode(torch.zeros(1, 2)).event_shape == (3, 4, 4)
+    assert run.location.shape == ()  # all pixels of all channels share one unit
+    codes = run.encode(given).mean
+    for other in (first, np.moveaxis(first, 1, -1), tmp_path / "data.npy"):
+        assert torch.equal(run.encode(other).mean, codes)
+    drawn = run.sample(5)
+    assert drawn.shape == (5, 3, 4, 4)
+    samples = np.load(tmp_path / "run" / "samples.npy")
+    assert samples.shape[1:] == given.shape[1:]
+    expected = run.sample(1000, run.about["samples"]["source"]).numpy()
+    assert np.array_equal(samples if axis == "first" else np.moveaxis(samples, -1, 1), expected)
 
 
 PAIR = """
