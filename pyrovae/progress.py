@@ -1,13 +1,14 @@
-"""A progress bar on stderr, or lines where there is no terminal; hardly any of the work's time."""
+"""A progress bar on stderr or in a notebook, or lines elsewhere; hardly any of the work's time."""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -77,6 +78,39 @@ class Lines(Bar):
         sys.stderr.write(line)
 
 
+class InNotebook(Bar):
+    """A progress bar below the cell of a notebook, in plain HTML, which needs no widgets.
+
+    Args:
+        description, total, completed: as for a bar.
+    """
+
+    def __init__(self, description: str, total: int, completed: int) -> None:
+        from IPython.display import display
+
+        super().__init__(description, total, completed, None)
+        self._description, self._total, self._done = description, total, completed
+        self._handle: Any = display(self._shown(), raw=True, display_id=True)
+
+    def update(self, description: str | None = None) -> None:
+        """Show the steps done so far, and from now on the new description, if any."""
+        self._done += self._pending
+        self._description = description or self._description
+        super().update()
+        self._handle.update(self._shown(), raw=True)
+
+    def _shown(self) -> dict[str, str]:
+        words = f"{self._description}: {100 * self._done / max(self._total, 1):.0f} %"
+        bar = f'<progress value="{self._done}" max="{self._total}"></progress>'
+        return {"text/plain": words, "text/html": f"{bar} {html.escape(words)}"}
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython.get_ipython() if ipython else None, "kernel")
+
+
 def in_words(seconds: float) -> str:
     """A time as people say it.
 
@@ -113,14 +147,21 @@ def progress_bar(
         description: the text in front of the bar.
         total: number of steps.
         done: how many were done before, in a resumed run.
-        progress: whether to show the bar; ``None`` shows it if stderr is a terminal.
+        progress: whether to show the bar; ``None`` shows it in a notebook, and if stderr is a
+            terminal.
     """
     terminal, (every, on_terminal) = sys.stderr.isatty(), _in_lines.get() or (0.0, False)
     if progress is None and every and (on_terminal or not terminal):
         yield Lines(description, total, done, every)
         return
-    if not (terminal if progress is None else progress):
+    notebook = not terminal and in_notebook()
+    if not (terminal or notebook if progress is None else progress):
         yield Bar(description, total, done, None)
+        return
+    if notebook:
+        below = InNotebook(description, total, done)
+        yield below
+        below.update()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pyrovae.progress import in_lines, progress_bar
@@ -42,4 +46,48 @@ def test_lines_say_how_much_time_is_left(
         bar.tick()
     with in_lines(1.0), progress_bar("epoch 1", 100, progress=False) as bar:
         bar.tick()
+    assert capsys.readouterr() == ("", "")
+
+
+class Display:
+    """What IPython.display has: a cell that shows what it was last given."""
+
+    def __init__(self) -> None:
+        self.shown: list[dict[str, str]] = []
+
+    def display(self, content: dict[str, str], *, raw: bool, display_id: bool) -> Display:
+        assert raw and display_id
+        self.shown.append(content)
+        return self
+
+    def update(self, content: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.shown.append(content)
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Display:
+    cell = Display()
+    shell: Any = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None), display=cell)
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setitem(sys.modules, "IPython.display", cell)  # type: ignore[arg-type]
+    return cell
+
+
+@pytest.mark.parametrize("progress", [None, True])
+def test_in_a_notebook_it_is_below_the_cell(
+    progress: bool | None, notebook: Display, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress_bar("p < 1", 50, done=10, progress=progress) as bar:
+        for _ in range(40):
+            bar.tick()
+        bar.update("p < 2")
+    assert notebook.shown[0] == {
+        "text/plain": "p < 1: 20 %",
+        "text/html": '<progress value="10" max="50"></progress> p &lt; 1: 20 %',
+    }
+    assert notebook.shown[-1]["text/plain"] == "p < 2: 100 %"
+    with progress_bar("silent", 50, progress=False) as bar:
+        bar.tick()
+    assert "silent" not in notebook.shown[-1]["text/plain"]
     assert capsys.readouterr() == ("", "")
