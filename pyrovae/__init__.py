@@ -37,6 +37,7 @@ AggregatedPosterior(components=64, event_shape=(2,), family=Normal)
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from pyrovae import plots
@@ -168,12 +169,19 @@ ROOMS = (
 )  # fmt: skip
 
 
+def _room(name: str) -> Any:
+    """A room, imported without the warning that Pyro's progress bars give in a notebook."""
+    with catch_warnings():
+        filterwarnings("ignore", "IProgress not found")  # of ipywidgets, which nothing here needs
+        return import_module(f"{__name__}.{name}")
+
+
 def __getattr__(name: str) -> Any:
     if name in ROOMS:
-        return import_module(f"{__name__}.{name}")
+        return _room(name)
     if name in __all__:
         for room in ROOMS:
-            door = import_module(f"{__name__}.{room}")
+            door = _room(room)
             if name in vars(door):
                 globals()[name] = found = getattr(door, name)
                 return found

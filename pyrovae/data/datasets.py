@@ -709,8 +709,11 @@ def _of_cells(found: cells.Cells, layer: str | None) -> Dataset:
     """Cells, whose whole numbers are counts."""
     data = _from_table(Table(found.name, found.array, columns=found.columns))
     values = data.values
-    counts = bool(((values >= 0) & (values % 1 == 0)).all()) and bool((values > 1).any())
+    whole = bool(((values >= 0) & (values % 1 == 0)).all())
+    counts = whole and bool((values > 1).any())
     kind = "whole numbers, taken for counts" if counts else "numbers that are no counts"
+    if whole and not counts:
+        kind = "zeros and ones"
     return replace(
         data,
         ids=found.ids,

@@ -136,7 +136,8 @@ def find(source: str, path: Path) -> list[Path] | None:
         return None
     if not files:
         raise InputError(
-            f"expected images ending in {', '.join(ENDINGS)}; got none in {str(path)!r}. Name "
+            f"expected a file, or images ending in {', '.join(ENDINGS)}; got "
+            f"{'a directory' if path.is_dir() else 'a pattern'} without any: {str(path)!r}. Name "
             "their folder, or a pattern in quotes: 'photos/*.png'."
         )
     return sorted(files)

@@ -433,9 +433,10 @@ class Run:
                 index=options.index, header=options.header, delimiter=options.delimiter
             )
             options = known if isinstance(new, str | Path) else None
-        shape, form = self.about["data"]["shape"], self._form
-        if form.get("layer") and not hasattr(new, "layers") and Path(str(new)).suffix != ".h5ad":
-            del form["layer"]
+        form, is_file = self._form, isinstance(new, str | Path)
+        if not hasattr(new, "layers") and not (is_file and Path(new).suffix.lower() == ".h5ad"):
+            form.pop("layer", None)
+        shape = self.about["data"]["shape"]
         data = self._like_the_data(as_dataset(new, options, self.table, **form, like=shape))
         if data.obs_mask is not None and not (self._recipe is not None and self._recipe.missing):
             row, column = (~data.obs_mask).nonzero()[0].tolist()

@@ -64,6 +64,11 @@ def test_the_matrix_and_its_layers_come_with_their_names(tmp_path: Path, make: A
     assert "column 'CD4'" in layer.place((0, 1))
 
 
+def test_zeros_and_ones_are_no_counts(tmp_path: Path) -> None:
+    data = load(written(tmp_path / "cells.h5ad", (COUNTS > 2).astype("int8"), {}))
+    assert (default_likelihood(data), data.note) == ("bernoulli", "X: zeros and ones")
+
+
 def test_an_index_may_have_another_name(tmp_path: Path) -> None:
     path = written(tmp_path / "cells.h5ad", LOGS, {}, index="barcode")
     assert load(path).ids == tuple(CELLS)
