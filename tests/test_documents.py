@@ -86,3 +86,37 @@ def test_every_benchmark_finds_what_it_imports(tmp_path: Path) -> None:
     lines = [f"import sys; sys.path.insert(0, {str(folder)!r})", *(f"import {n}" for n in names)]
     (tmp_path / "imports.py").write_text("\n".join(lines))
     run("imports.py", cwd=tmp_path)
+
+
+# -- the notebook, and the page that shows what comes out of it -----------------------------------
+
+
+def shown(text: str) -> list[str]:
+    """The words of an output; numbers differ between machines, and so does what can be told."""
+    text = re.sub(r"Estimate\([^()]*\)", "#", text)
+    return re.sub(r"-?\d+(\.\d*)?(e[-+]\d+)?", "#", text).split()
+
+
+def test_the_notebook_runs_and_the_page_shows_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    monkeypatch.setenv("PATH", commands)  # where `pyrovae` is
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "examples" / "ten_tasks.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    page = (ROOT / "docs" / "ten_tasks.md").read_text(encoding="utf-8")
+    on_page = re.findall(
+        r"```(?:python|console)\n(.*?)\n```(?:\n\n```text\n(.*?)\n```)?", page, re.S
+    )
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [code for code, _ in on_page] == [cell.source.removeprefix("!") for cell in cells]
+    for (code, expected), cell in zip(on_page, cells, strict=True):
+        by_kind = {output.output_type: output for output in cell.outputs}
+        assert "error" not in by_kind and "stderr" not in str(cell.outputs), code
+        if expected:
+            text = by_kind["execute_result"]["data"]["text/plain"]
+            assert shown(text) == shown(expected), code
