@@ -108,7 +108,7 @@ def _interruption(words: Sequence[str], options: dict[str, Any]) -> str:
 def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
     """Load, analyse and show."""
     with importing():
-        from pyrovae.command.analysis import AnalysisOptions, about_table, analyze
+        from pyrovae.command.analysis import AnalysisOptions, analyze
         from pyrovae.command.run_checks import default_folder
         from pyrovae.command.seeds import analyze_seeds
         from pyrovae.data import load

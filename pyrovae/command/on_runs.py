@@ -111,19 +111,10 @@ def report(options: dict[str, Any]) -> None:
             how=how,
             wording=for_command,
             columns=run.columns or (),
-            labels=_labels(run),
+            labels=run.classes,
         )
         path = write(run.folder / "report.html", page)
     _say(f"report: {path}")
-
-
-def _labels(run: Run) -> Any:
-    """The labels of the training rows, or why codes have no colours if the data are gone."""
-    try:
-        return run.labels
-    except InputError as error:
-        _say(for_command(f"The codes are not coloured by label: {error}"))
-        return None
 
 
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {

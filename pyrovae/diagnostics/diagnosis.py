@@ -109,8 +109,9 @@ class Diagnosis(Result):
         sample_quality: decoded samples of each density beside held-out data; ``None`` if it was
             left out or could not be measured.
         quality_refused: why it could not be measured; empty if it was, or was left out.
-        baselines: log p(x) of the rows of ``evidence`` under simple densities, or, in words, why
-            there is none; empty if it was left out.
+        baselines: log p(x) of the rows of ``evidence`` under simple densities; ``None`` if they
+            were left out or nothing is as simple.
+        baselines_refused: why nothing is; empty if something is, or they were left out.
     """
 
     training: Surgery
@@ -133,7 +134,8 @@ class Diagnosis(Result):
     elbo: Evidence | None = None
     sample_quality: SampleQuality | None = None
     quality_refused: str = ""
-    baselines: Baselines | str = ""
+    baselines: Baselines | None = None
+    baselines_refused: str = ""
 
     @property
     def advice(self) -> str:
@@ -265,7 +267,7 @@ class Diagnosis(Result):
             if name != "prior":
                 change = change_from(self.evidence["prior"], result)
                 yield "held-out", f"log_p_x.{name}_minus_prior", change
-        if isinstance(self.baselines, Baselines):
+        if self.baselines is not None:
             for name, estimate in self.baselines.means().items():
                 yield "held-out", f"baselines.{name}", estimate
             for name, estimate in self.baselines.gains(self.evidence["prior"]).items():
@@ -372,7 +374,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             elbo=elbo,
             sample_quality=quality,
             quality_refused=refused,
-            baselines=_baselines(pair, batches[0], train_x, x, test_codes, effort, seed),
+            **_baselines(pair, batches[0], train_x, x, test_codes, effort, seed),
         )
 
 
@@ -630,17 +632,19 @@ def _terms(
 
 def _baselines(
     pair: Pair, given: Batch, train: Tensor, x: Tensor, codes: Codes, effort: Effort, seed: int
-) -> Baselines | str:
-    """log p(x) of the rows of the evidence under simple densities."""
+) -> dict[str, Any]:
+    """log p(x) of the rows of the evidence under simple densities, or why there is none."""
     if not effort.baseline_rows or not len(x):
-        return ""
+        return {}
     if len(given) > 1:
-        return "the model is given more than the rows, and simple densities are not"
+        reason = "the model is given more than the rows, and simple densities are not"
+        return {"baselines_refused": reason}
     with seeded(seed, "rows of the baselines"):
         chosen = torch.randperm(len(train))[: effort.baseline_rows].to(train.device)
     z = codes.z[:2, 0]
     likelihood = pair.decode(x[:2], z)
-    return baselines_of(pair, train[chosen], x, likelihood, units=z.shape[1], seed=seed)
+    found = baselines_of(pair, train[chosen], x, likelihood, units=z.shape[1], seed=seed)
+    return {"baselines_refused" if isinstance(found, str) else "baselines": found}
 
 
 def _bits(

@@ -23,7 +23,7 @@ from pyrovae.evidence import Evidence
 from pyrovae.extras import MissingPackage, needed_for
 from pyrovae.mixture import families
 from pyrovae.models import takes_totals
-from pyrovae.pairs import Pair, modules_of
+from pyrovae.pairs import Pair, modules_of, observe
 from pyrovae.randomness import check_seed, derived_seed, seeded
 
 #: The likelihoods of entries whose values can be listed or counted, by family.
@@ -199,8 +199,8 @@ def baselines_of(
     networks = modules_of(pair.model)
     try:
         return baselines(
-            pair.observe(train)[1],
-            pair.observe(held_out)[1],
+            observe(pair, train)[1],
+            observe(pair, held_out)[1],
             likelihood=name,
             latent=units,
             totals=any(takes_totals(network) for network in networks),

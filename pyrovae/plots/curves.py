@@ -165,7 +165,7 @@ def baselines(source: Diagnosis, *, ax: Axes | None = None) -> Axes:
     """
     found = part_of(
         source, Baselines,
-        lambda diagnosis: None if isinstance(diagnosis.baselines, str) else diagnosis.baselines,
+        lambda diagnosis: diagnosis.baselines,
         lambda: left_out_of("simple densities", "baseline_rows"),
     )  # fmt: skip
     panel = canvas(ax, height=0.9 + 0.55 * len(found.names))

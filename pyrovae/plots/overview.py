@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyrovae.diagnostics import Baselines, Diagnosis
+from pyrovae.diagnostics import Diagnosis
 from pyrovae.plots.curves import baselines, held_out_densities, pareto_k, training_curve
 from pyrovae.plots.latent import latent_map
 from pyrovae.plots.style import panels_of, styled
@@ -32,7 +32,7 @@ def overview(
         axes: where to draw, one for each picture; by default on a new figure, two in a row.
     """
     draws: list[Any] = [lambda ax: latent_map(source, colour=colour, ax=ax)]
-    if isinstance(source.baselines, Baselines) and source.evidence:
+    if source.baselines is not None and source.evidence:
         draws.append(lambda ax: baselines(source, ax=ax))
     draws.append(lambda ax: held_out_densities(source, ax=ax))
     if source.evidence:

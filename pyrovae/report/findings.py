@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pyrovae.diagnostics import TOLERATED, Baselines, Diagnosis
+from pyrovae.diagnostics import TOLERATED, Diagnosis
 from pyrovae.estimates import Estimate
 from pyrovae.plots import CLEAR, predictive_errors
 from pyrovae.report.numbers import plain, show
@@ -97,8 +97,8 @@ def _listed(words: list[str]) -> str:
 def fit_in_words(diagnosis: Diagnosis) -> str:
     """Whether the model explains held-out rows better than simple densities, as a sentence."""
     found = diagnosis.baselines
-    if not isinstance(found, Baselines) or not diagnosis.evidence or found.best is None:
-        reason = found if isinstance(found, str) and found else "no simple density was fitted"
+    if found is None or not diagnosis.evidence or found.best is None:
+        reason = diagnosis.baselines_refused or "no simple density was fitted"
         return f"Whether the model fits can't be told by a comparison: {reason}."
     gain, name = found.gains(diagnosis.evidence["prior"])[found.best], found.names[found.best]
     if gain.unresolved:

@@ -148,7 +148,7 @@ def _pictures(
         if diagnosis.evidence:
             drawn |= {"evidence": plots.evidence(diagnosis), "pareto": plots.pareto_k(diagnosis)}
             found = diagnosis.baselines
-            gains = {} if isinstance(found, str) else found.gains(diagnosis.evidence["prior"])
+            gains = {} if found is None else found.gains(diagnosis.evidence["prior"])
             if not all(gain.unresolved for gain in gains.values()):
                 drawn["baselines"] = plots.baselines(diagnosis)
         drawn |= _data_figures(diagnosis, columns) | _guide_figures(diagnosis)

@@ -46,7 +46,7 @@ def _how_sure(diagnosis: Diagnosis, choice: str) -> str:
 def _cost(diagnosis: Diagnosis, choice: str) -> str:
     text = "Nothing is trained again, and 1,000 rows take seconds."
     quality = diagnosis.sample_quality
-    share = None if isinstance(quality, str) else quality.densities[choice].nearer_to_training
+    share = None if quality is None else quality.densities[choice].nearer_to_training
     if share is not None and not share.unresolved:
         percent = plain(100 * share.value, ".0f")
         copied = "copies among them" if share.interval[0] > 0.5 else "no sign of copies"

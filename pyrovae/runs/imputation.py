@@ -16,7 +16,7 @@ from pyrovae.errors import InputError
 from pyrovae.estimates import name_rows
 from pyrovae.evidence import proposal_for, smooth
 from pyrovae.models import MixedColumns
-from pyrovae.pairs import Pair
+from pyrovae.pairs import Pair, encode_rows
 from pyrovae.randomness import derived_seed, seeded
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def impute(
     pareto_k = filled.new_zeros(len(filled))
     incomplete = (~obs_mask.all(1)).nonzero().squeeze(1)
     for block, numbers in enumerate(incomplete.split(ROWS)):
-        proposal = proposal_for(pair, rows[numbers], seed=derived_seed(seed, "imputation", block))
+        part, tuning_seed = rows[numbers], derived_seed(seed, "imputation", block)
+        proposal = proposal_for(pair, part, encoded=encode_rows(pair, part), seed=tuning_seed)
         with seeded(seed, "codes to impute by", block):
             u = proposal.sample(draws)
         log_weights = proposal.target.of_draws(u) - proposal.log_prob(u)
@@ -150,8 +151,8 @@ def impute(
         likelihood = decode(z.flatten(0, 1))
         found = _moments(likelihood, weights)
         gone = ~obs_mask[numbers]
-        for target, part in zip((filled, error, deviation, probability), found, strict=True):
-            target[numbers] = torch.where(gone, part, target[numbers])
+        for target, new in zip((filled, error, deviation, probability), found, strict=True):
+            target[numbers] = torch.where(gone, new, target[numbers])
         tick(len(numbers))
     plain = tuple(vars(column) for column in columns)
     return Imputation(filled, obs_mask, error, deviation, probability, pareto_k, draws, plain)

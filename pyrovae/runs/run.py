@@ -181,6 +181,11 @@ class Run:
         return labels
 
     @property
+    def classes(self) -> Tensor | None:
+        """The labels of the training rows, to colour their codes by."""
+        return None if self.labels is None else self.labels[self.rows["train"]]
+
+    @property
     def _layout(self) -> TableOptions | None:
         """How the table was read, as the options of the command say it."""
         given: dict[str, Any] = {
@@ -282,12 +287,6 @@ class Run:
         """The density to sample from, as ``sample`` takes it; ``None`` if that can't be told."""
         return self.about["samples"]["recommended"] or None
 
-    @property
-    def labels(self) -> Tensor | None:
-        """The labels of the training rows, if the data have any."""
-        labels = self.data.labels
-        return None if labels is None else labels[self.rows["train"]]
-
     def plot(self, **options: Any) -> Any:
         """The most telling pictures, codes in the colours of their labels, and their axes.
 
@@ -295,9 +294,9 @@ class Run:
             options: those of ``pyrovae.plots.overview``: ``colour=`` and ``axes=``.
 
         Raises:
-            InputError: if matplotlib is not installed, or the data are no longer there.
+            InputError: if matplotlib is not installed.
         """
-        return overview(self.diagnosis, **({"fit": self.fit, "colour": self.labels} | options))
+        return overview(self.diagnosis, **({"fit": self.fit, "colour": self.classes} | options))
 
     # -- what can be done with it ----------------------------------------------------------------
 

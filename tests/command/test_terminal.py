@@ -66,7 +66,7 @@ def analysis(*_: object) -> Any:
         estimates=lambda: [("training", "elbo", estimate), ("held-out", "elbo", estimate)],
         advice="Sample from KL(q‖p) ± 1.",
         recommended=None,
-        baselines="",
+        baselines=None,
         evidence={},
         training=SimpleNamespace(statement=""),
         information=SimpleNamespace(statement=""),

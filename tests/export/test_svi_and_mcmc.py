@@ -351,7 +351,7 @@ def test_what_is_refused_says_what_to_do(rows: tuple[Tensor, Tensor]) -> None:
         pv.to_arviz(regression, rows, mcmc=MCMC(NUTS(regression), num_samples=2))
     short = MCMC(NUTS(regression), num_samples=2, warmup_steps=2, disable_progbar=True)
     short.run(*rows)
-    with pytest.raises(pv.InputError, match="at least 4 draws in each chain.*got 2"):
+    with pytest.raises(pv.InputError, match=r"at least 4 draws in each chain.*got 2"):
         pv.to_arviz(regression, rows, mcmc=short)
     with pytest.raises(pv.InputError, match="sample_dims"):
         pv.to_arviz(regression, rows, guide=guide, draws=2, sample_dims=("a", "b", "c"))

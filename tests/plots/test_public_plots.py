@@ -124,7 +124,7 @@ def test_other_input_and_too_few_axes_are_refused(read: dict[str, Diagnosis], na
 
 
 def test_what_was_left_out_is_named(case: Case) -> None:
-    bare = replace(case("image", 2), baselines="", pictures=None, exported=None, evidence={})
+    bare = replace(case("image", 2), baselines=None, pictures=None, exported=None, evidence={})
     for name in ("baselines", "sample_sheets", "reconstructions", "predictive_check", "evidence"):
         with pytest.raises(InputError, match="Diagnose with effort="):
             getattr(plots, name)(bare)
