@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -329,16 +330,12 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
-        train_q, validation_q, test_q = (
-            encode_rows(pair, rows) for rows in (train_x, validation_x, test_x)
-        )
+        train_q, validation_q, test_q = _encode(pair, train_x, validation_x, test_x)
         guide_check = _check_guide(original, batches[1], test_q, numbers, effort, seed, progress)
         encoding, aggregated = train_q.density, _aggregate(train_q.density, effort)
-        ex_post = fit_ex_post_prior(
-            aggregated, held_out=validation_q.density, seed=seed, progress=progress
-        )
-    steps = STAGES + _evidence_steps(effort, len(test_x))
-    with measuring(model, guide), progress_bar("measuring", steps, progress=progress) as bar:
+        unseen = validation_q.density
+        ex_post = fit_ex_post_prior(aggregated, held_out=unseen, seed=seed, progress=progress)
+    with measuring(model, guide), _measuring_bar(effort, test_x, progress) as bar:
         prior = pair.prior(train_x) if prior is None else declared(prior)
         size, fitted = effort.codes, ex_post.distribution
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": fitted}
@@ -349,10 +346,6 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         chosen = _choose_rows(len(numbers), effort.evidence_rows, seed)
         x, x_q, needed = test_x[chosen], test_q.take(chosen), memorised.needed
         evidence = _evidence(pair, x, x_q, numbers[chosen], densities, needed, effort, seed, bar)
-        elbo = None
-        if evidence:
-            elbo = elbo_of_guide(pair, x, draws=ELBO_DRAWS, encoded=x_q, seed=seed)
-        quality, refused = _sample_quality(pair, train_x, test_x, densities, effort, seed)
         return Diagnosis(
             training=_terms(pair, train_x, codes, aggregated, prior, bar),
             held_out=_terms(pair, test_x, test_codes, test_aggregated, prior, bar, unseen=True),
@@ -371,9 +364,8 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             guide_check=guide_check,
             bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
-            elbo=elbo,
-            sample_quality=quality,
-            quality_refused=refused,
+            elbo=_elbo(pair, x, x_q, seed) if evidence else None,
+            **_sample_quality(pair, train_x, test_x, densities, effort, seed),
             **_baselines(pair, batches[0], train_x, x, test_codes, effort, seed),
         )
 
@@ -383,6 +375,14 @@ def _held_out_codes(
 ) -> Codes:
     held_out_seed = derived_seed(seed, "held-out codes")
     return draw_codes(encoding, size=effort.codes, rows=numbers, seed=held_out_seed)
+
+
+def _encode(pair: Pair, *parts: Tensor) -> list[Encoded]:
+    return [encode_rows(pair, rows) for rows in parts]
+
+
+def _elbo(pair: Pair, x: Tensor, encoded: Encoded, seed: int) -> Evidence:
+    return elbo_of_guide(pair, x, draws=ELBO_DRAWS, encoded=encoded, seed=seed)
 
 
 def _collapse(
@@ -443,6 +443,13 @@ def _shuffle(rows: int, seed: int) -> Tensor:
 def _choose_rows(rows: int, size: int, seed: int) -> Tensor:
     """Numbers of a random choice of rows, in rising order."""
     return _shuffle(rows, seed)[:size].sort().values
+
+
+def _measuring_bar(
+    effort: Effort, held_out: Tensor, progress: bool | None
+) -> AbstractContextManager[Bar]:
+    steps = STAGES + _evidence_steps(effort, len(held_out))
+    return progress_bar("measuring", steps, progress=progress)
 
 
 def _evidence_steps(effort: Effort, rows: int) -> int:
@@ -508,17 +515,18 @@ def _sample_quality(
     densities: dict[str, dist.Distribution],
     effort: Effort,
     seed: int,
-) -> tuple[SampleQuality | None, str]:
-    """The quality of decoded samples, and why it can't be measured; neither without samples."""
+) -> dict[str, Any]:
+    """The quality of decoded samples, or why it can't be measured; neither without samples."""
     if not effort.samples:
-        return None, ""
+        return {}
     try:
-        quality = measure_samples(
-            pair, densities, train, held_out, samples=effort.samples, seed=seed
-        )
+        return {
+            "sample_quality": measure_samples(
+                pair, densities, train, held_out, samples=effort.samples, seed=seed
+            )
+        }
     except InputError as error:
-        return None, str(error)
-    return quality, ""
+        return {"quality_refused": str(error)}
 
 
 def _export(
