@@ -243,7 +243,7 @@ def weighted_blocks(
 ) -> Iterator[Iterator[Weighted]]:
     """For each ``BLOCK`` of data points its draws, ``STRIDE`` at a time, made as they are read.
 
-    The draws that are held at once don't grow with the number of data points, nor with theirs.
+    The draws that are held at once grow neither with their number nor with that of data points.
 
     Args:
         sources: what z is drawn from in each block, as `weigh` takes it.
@@ -257,6 +257,7 @@ def _blocks(pair: Pair, x: Tensor) -> Sequence[Tensor]:
     return x.split(BLOCK) if pair.traits.takes_any_number_of_rows(x) else (x,)
 
 
+@torch.no_grad()
 def _sources(pair: Pair, x: Tensor, encoded: Encoded | None) -> list[dist.Distribution | None]:
     """What the codes of each block are drawn from; see `drawn_from`."""
     blocks = _blocks(pair, x)

@@ -215,7 +215,7 @@ def target_for(
         rows: B data points, shape ``(B, ...)``.
         prior: p(z) in the place of the model's own, at the sites that ``named`` names.
         named: the pair as it was given, if it has other sites.
-        encoded: q(z | x) of the data points, if it is known; of a pair with other sites it is not.
+        encoded: q(z | x) of the data points at the sites of ``named``, if it is known.
 
     Raises:
         InputError: where codes can't be moved through the support, or log p(x, z) is no function
