@@ -200,8 +200,7 @@ def on_advice(options: argparse.Namespace) -> None:
     """Print how often the density that is advised has a lower log p(x) than the prior.
 
     Data come from p(z) = N(0, I), which no other density can beat, or from a pair whose prior is
-    three times as wide, where q_agg and what is fitted to it may gain. Guides are off in three
-    ways.
+    three times as wide, where q_agg or what is fitted to it may gain. Guides are off in 3 ways.
     """
     wrong, said, gains = 0, Counter[str](), []
     effort = pv.Effort(
