@@ -176,7 +176,9 @@ def feature_marginals(
 
 
 @styled
-def predictive_check(source: Diagnosis | ExportedDraws, *, ax: Axes | None = None) -> Axes:
+def predictive_check(
+    source: Diagnosis | ExportedDraws, *, names: Sequence[str] = (), ax: Axes | None = None
+) -> Axes:
     """How far mean and standard deviation of each feature differ between draws and held-out data.
 
     In standard errors of the difference; draws of x are from p(x), z from the prior. Features that
@@ -184,6 +186,7 @@ def predictive_check(source: Diagnosis | ExportedDraws, *, ax: Axes | None = Non
 
     Args:
         source: a diagnosis with draws, or its ``exported``.
+        names: of all features in their order; without them each is called by its number.
         ax: where to draw; by default on a new figure.
 
     Raises:
@@ -196,8 +199,8 @@ def predictive_check(source: Diagnosis | ExportedDraws, *, ax: Axes | None = Non
     marks = (("mean", "o", COLOURS["prior"]), ("standard deviation", "s", COLOURS["q_agg"]))
     for (name, marker, colour), values in zip(marks, measures, strict=True):
         ax.plot(values, marker, color=colour, markersize=4, linestyle="none", label=name)
-    ax.set(xlabel="feature", ylabel="draws − data, standard errors")
-    ticks(ax.xaxis, 8, integer=True)
+    ax.set_ylabel("draws − data, standard errors")
+    _features_below(ax, names, len(measures[0]))
     panel.legend(ax, columns=3)
     return ax
 
@@ -328,9 +331,8 @@ def _mosaic(images: Array) -> Array:
 
 def _table_sheets(axes: list[Axes], sheets: dict[str, Array], names: Sequence[str]) -> None:
     data = np.ma.masked_invalid(next(iter(sheets.values())))  # NaN stands for a missing cell
-    features = _named(names, data.shape[1])
     if data.shape[1] == PLANE:
-        _plane_sheets(axes, sheets, features)
+        _plane_sheets(axes, sheets, _named(names, PLANE))
         return
     centre, scale = data.mean(0).filled(0.0), data.std(0).filled(0.0)
     scale[scale == 0] = 1.0
@@ -341,12 +343,17 @@ def _table_sheets(axes: list[Axes], sheets: dict[str, Array], names: Sequence[st
         _row_sheets(axes, standardised)
     for ax in axes:
         ax.grid(visible=False)
-        if len(features) == len(names) <= MOST_NAMED:
-            short = [_shortened(name, 16) for name in features]
-            ax.set_xticks(range(len(names)), short, rotation=90, fontsize=8, parse_math=False)
-        else:
-            ax.set_xlabel("feature")
-            ticks(ax.xaxis, 6, integer=True)
+        _features_below(ax, names, data.shape[1])
+
+
+def _features_below(ax: Axes, names: Sequence[str], count: int) -> None:
+    """The features' names below a picture, if they have any and these fit, or their numbers."""
+    if len(names) == count <= MOST_NAMED:
+        short = [_shortened(name, 16) for name in names]
+        ax.set_xticks(range(count), short, rotation=90, fontsize=8, parse_math=False)
+    else:
+        ax.set_xlabel("feature")
+        ticks(ax.xaxis, 8, integer=True)
 
 
 def _plane_sheets(axes: list[Axes], sheets: dict[str, Array], features: Sequence[str]) -> None:

@@ -139,7 +139,9 @@ class Canvas(NamedTuple):
                 handletextpad=0.5, handlelength=1.8,
             )  # fmt: skip
         else:
-            self.axes[0].legend(*parts)
+            self.axes[0].legend(
+                *parts, ncols=2 if len(labels) > 5 else 1, fontsize=8, frameon=True, framealpha=0.8
+            )  # fmt: skip
 
 
 def canvas(

@@ -180,7 +180,7 @@ def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Axe
             drawn["pseudo"] = plots.pseudo_inputs(diagnosis, names=columns)
     if diagnosis.exported is not None:
         drawn["reconstructions"] = plots.reconstructions(diagnosis, names=columns)
-        drawn["predictive"] = plots.predictive_check(diagnosis)
+        drawn["predictive"] = plots.predictive_check(diagnosis, names=columns)
         if pictures is None or not plots.is_image(tuple(pictures.data.shape[1:])):
             drawn["features"] = plots.feature_marginals(diagnosis, names=columns)
     return drawn

@@ -74,6 +74,13 @@ def same_numbers(one: Any, other: Any) -> None:
     pd.testing.assert_frame_equal(*frames, check_exact=True)
 
 
+def test_a_run_plots_itself(table: tuple[Path, Analysis]) -> None:
+    read = load_run(table[0] / "run")
+    assert read.labels is None
+    axes = read.plot()
+    assert len(axes) == 5 and all(ax.has_data() for ax in axes)
+
+
 def test_every_member_comes_back_bit_by_bit(table: tuple[Path, Analysis]) -> None:
     place, analysis = table
     vae, diagnosis, run = analysis.vae, analysis.diagnosis, load_run(place / "run")
