@@ -46,6 +46,7 @@ COMPONENTS = (2, 5, 10, 20)  # of the mixtures that one is chosen among
 MOST_ROWS = 5_000  # that a mixture is fitted to
 WIDEST_FULL = 100  # entries of a row up to which components have a full covariance
 MOST_LEVELS = 10_000  # entries of a row times their categories, for a mixture
+AT_ONCE = 20_000_000  # of these that are in memory at a time
 ROUNDS = 40  # of expectation and maximisation
 KEPT_BACK = 0.2  # share of the training rows by which the number of components is chosen
 FLOORS = (1e-3, 3e-2)  # added to the variances of a mixture's Gaussians, in those of the data
@@ -293,8 +294,12 @@ def _categories(rows: Tensor, new: Tensor, seed: int) -> Baselines:
 
     def independent(x: Tensor, weights: Tensor) -> Tensor:
         """log θ of each component, entry and category: one imagined row of equal shares more."""
-        marked = torch.nn.functional.one_hot(x, levels).double().flatten(1)
-        counts = (weights.T @ marked).unflatten(1, (-1, levels)) + 1 / levels
+        counts = torch.full((weights.shape[1], x.shape[1] * levels), 1 / levels).double()
+        size = max(1, AT_ONCE // (x.shape[1] * levels))
+        for some, of_some in zip(x.split(size), weights.split(size), strict=True):
+            marked = torch.nn.functional.one_hot(some, levels).double().flatten(1)
+            counts += of_some.T @ marked
+        counts = counts.unflatten(1, (-1, levels))
         return (counts / counts.sum(-1, keepdim=True)).log()
 
     def log_density(x: Tensor, log_theta: Tensor) -> Tensor:
