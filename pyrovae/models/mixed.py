@@ -17,6 +17,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture.families import Edit
 
 FLOOR = 0.01  # least deviation of a real column, in standard deviations of the data
+SPEED = 10.0  # of its parameter, which the few steps of a small table would leave where it began
 
 
 class MixedColumns(TorchDistribution):
@@ -136,9 +137,9 @@ class MixedDecoder(nn.Module):
     r"""p(x | z) of a table's columns, each of its own kind, see :class:`MixedColumns`.
 
     A real column is N(x_j; m_j + s_j f_j(z), (s_j σ_j)²) with m and s the units of the data and one
-    σ_j = 0.01 + softplus(a_j) learned for each: without that floor the density of a column with a
-    value that occurs often would grow without bound. A column of K categories is the softmax of K
-    outputs.
+    σ_j = 0.01 + softplus(10 a_j) learned for each: without that floor the density of a column in
+    which one value occurs often would grow without bound. A column of K categories is the softmax
+    of K outputs.
 
     Args:
         network: f, maps codes ``(..., D)`` to one output for each real number and truth value and K
@@ -161,7 +162,9 @@ class MixedDecoder(nn.Module):
         self.event_shape = torch.Size((len(self.categories),))
         self._kinds = by_kind(self.categories)
         real = self._kinds[0]
-        self.raw_scale = nn.Parameter(torch.full((len(real),), math.log(math.expm1(1 - FLOOR))))
+        self.raw_scale = nn.Parameter(
+            torch.full((len(real),), math.log(math.expm1(1 - FLOOR)) / SPEED)
+        )
         self.register_buffer("location", location[real])
         self.register_buffer("scale", scale[real])
         outputs = _outputs(self.categories)
@@ -175,7 +178,7 @@ class MixedDecoder(nn.Module):
         if real:
             dtype = torch.promote_types(outputs.dtype, self.location.dtype)
             loc = self.location + self.scale * outputs[..., self.outputs[real, 0]].to(dtype)
-            deviation = FLOOR + nn.functional.softplus(self.raw_scale)
+            deviation = FLOOR + nn.functional.softplus(SPEED * self.raw_scale)
             normal = dist.Normal(loc, (self.scale * deviation.to(dtype)).expand_as(loc))
         if truth:
             bernoulli = dist.Bernoulli(logits=outputs[..., self.outputs[truth, 0]])
