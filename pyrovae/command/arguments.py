@@ -185,7 +185,7 @@ def _words_in(path: Path, *, named: bool) -> list[str]:
         elif value is True:
             words.append(option)
         elif value is False and name in ("index", "header"):
-            words.append(f"--no-{name}")
+            words.append({"index": "--no-index", "header": "--no-header"}[name])
         elif value is not False:
             words.append(f"{option}={_joined(value) if isinstance(value, list) else value}")
     return words

@@ -92,7 +92,8 @@ SENTENCES = tuple(
         (r"(?<![\w'\"/\\.-])(channels|layer)=(?![\w('])", r"--\1"),
         # arguments that are options
         (r"(?<![\w'\"/\\.-])(index|header)=True", r"--\1"),
-        (r"(?<![\w'\"/\\.-])(index|header)=False", r"--no-\1"),
+        (r"(?<![\w'\"/\\.-])index=False", "--no-index"),
+        (r"(?<![\w'\"/\\.-])header=False", "--no-header"),
         (r"(?<![\w'\"/\\.-])(drop|id|label|index|header|delimiter)=(?![\w(])", r"--\1"),
         (r"(?<![\w'\"/\\.-])site=\(([^()]*)\)", lambda match: f"--site {_listed(match[1])}"),
         (r"(?<![\w'\"/\\.-])site='([^']*)'", r"--site \1"),
