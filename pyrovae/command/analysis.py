@@ -285,7 +285,11 @@ def _kind_of_rows(shape: tuple[int, ...]) -> str:
 
 def about_table(data: Dataset) -> dict[str, str]:
     """What a report says of a table's columns and missing cells, by name."""
-    if data.info is None and data.obs_mask is None:
+    info = data.info
+    plain = info is None or (
+        not info.left_out and all(column.kind == "real" for column in info.columns)
+    )
+    if plain and data.obs_mask is None:
         return {}
     about = {"columns": in_words(data.kinds)}
     if data.obs_mask is not None:
@@ -301,7 +305,6 @@ def about_table(data: Dataset) -> dict[str, str]:
             "log p(x) is that of the others. Samples are not compared with rows, some of which are "
             "not whole"
         )
-    info = data.info
     if info is not None and info.left_out:
         about["left out"] = ", ".join(
             f"{name} ({role})" if role else name

@@ -359,7 +359,7 @@ def _features_below(ax: Axes, names: Sequence[str], count: int) -> None:
 def _plane_sheets(axes: list[Axes], sheets: dict[str, Array], features: Sequence[str]) -> None:
     """Rows of two features as points in the plane, all sheets with the same limits."""
     data = next(iter(sheets.values()))
-    low, high = data.min(0), data.max(0)
+    low, high = np.nanmin(data, 0), np.nanmax(data, 0)
     margin = 0.15 * np.maximum(high - low, 1e-9)
     for ax, (name, table) in zip(axes, sheets.items(), strict=True):
         ax.plot(*table.T, ".", color=colour_of(name), markersize=3, alpha=0.6)

@@ -17,7 +17,7 @@ from pyrovae.training import Fit
 ABOUT_DENSITY = re.compile(r"log p\(x\) under (?P<density>[^:]+): (?P<rest>.+)", re.DOTALL)
 #: How sentences begin about what no advice rests on, or what stands in a number's place anyway.
 NOTES = (
-    "Gaps:", "Guide beside NUTS:", "Simulation-based calibration could not", "training data:",
+    "Gaps:", "Simulation-based calibration could not", "training data:",
     "held-out data:", "simulated data:",
 )  # fmt: skip
 MOMENTS = ("mean", "standard deviation")

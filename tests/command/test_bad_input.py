@@ -88,7 +88,7 @@ def test_concerns_stand_in_report_and_terminal(
 ) -> None:
     assert main(["analyze", "data.npy", "--pair", f"bad:{pair}", "--no-fit"]) == OK
     page = html.unescape((folder / "pyrovae-report" / "report.html").read_text(encoding="utf-8"))
-    box = page.split('<aside class="caution">')[1].split("</aside>")[0]
+    box = page.split('<aside class="caution"')[1].split("</aside>")[0]
     for text in (box, capsys.readouterr().out):
         assert words.lower() in " ".join(text.split()).lower()
         assert "Take more draws." not in text and "method=" not in text

@@ -85,12 +85,13 @@ BAD_INPUTS = {
     "unreadable file": Refusal(text("data.npy", "junk"), ("readable .npy", "data.npy")),
     "directory": Refusal(lambda f: [str(f)], ("directory",)),
     "unknown format": Refusal(text("data.xlsx", "junk"), (".parquet", "'.xlsx'")),
-    "NaN": Refusal(saved(with_value(np.nan)), ("finite", "nan", "row 41, column 2")),
+    "NaN": Refusal(
+        saved(with_value(np.nan), "--likelihood", "normal"), ("missing cells", "'mixed'")
+    ),
     "inf": Refusal(saved(with_value(np.inf)), ("finite", "inf", "row 41, column 2")),
     "string": Refusal(
-        text("data.csv", f"age,height\n{ROWS}1,tall\n"), ("'tall'", "row 61, column 'height'")
+        text("data.csv", f"age,height\n{ROWS}1,tall\n"), ("'tall'", "row 61", "'height'")
     ),
-    "empty cell": Refusal(text("data.csv", f"age,height\n{ROWS}1,\n"), ("row 61", "'height'")),
     "few rows": Refusal(saved(TABLE[:5]), ("at least 20 rows", "got 5")),
     "constant": Refusal(saved(np.ones((60, 3))), ("data points that differ",)),
     "bernoulli outside [0, 1]": Refusal(
@@ -326,7 +327,7 @@ def test_options_have_the_library_s_defaults(library: Callable[..., Library]) ->
     stand_in = library(raising(InputError("expected an end; got one.")))
     assert run([]) == BAD_INPUT
     assert stand_in.options == AnalysisOptions(
-        likelihood="normal", source="digits", command="pyrovae analyze"
+        likelihood="normal", epochs=300, source="digits", command="pyrovae analyze"
     )
     assert stand_in.data is not None and stand_in.data.name == "digits"
 
@@ -371,13 +372,14 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
             assert f"--{field.name.replace('_', '-')} " in text
     for field in fields(TableOptions):
         assert f"--{field.name}" in text
-    hidden = ",".join(map(str, defaults.hidden))
+    hidden = ",".join(map(str, defaults.layers))
     values = (
-        defaults.latent, hidden, defaults.seed, defaults.batch_size,
+        defaults.latent, defaults.seed, defaults.batch_size,
         defaults.learning_rate, defaults.kl_warmup, defaults.average,
     )  # fmt: skip
     for value in values:
         assert f"(default {value})" in text
+    assert f"(default {hidden}; of conv: " in text
     assert f"(default {default_epochs(1000)}; fewer" in text
     assert f"(default {defaults.out};" in text
     assert defaults.likelihood is None and defaults.device is None and not defaults.resume

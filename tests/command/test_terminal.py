@@ -67,6 +67,7 @@ def analysis(*_: object) -> Any:
         advice="Sample from KL(q‖p) ± 1.",
         recommended=None,
         baselines=None,
+        baselines_refused="",
         evidence={},
         training=SimpleNamespace(statement=""),
         information=SimpleNamespace(statement=""),

@@ -29,6 +29,14 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # Beginnings of texts that the command never shows, and why.
 UNREACHABLE = {
     "expected a likelihood of independent entries": "the columns of a table are",
+    "expected at least one permutation": "the command compares no groups",
+    "expected a bandwidth above 0": "the command compares no groups",
+    "expected at least two values to compare": "the command compares no groups",
+    "expected a finite number for each of the": "the command compares no groups",
+    "7 have 7 and 7 replicates": "the command compares no groups",
+    "expected a false discovery rate": "the command asks for p-values alone",
+    "p-values from 7 rows": "the command asks for p-values alone",
+    "<progress value=": "is a bar in a notebook",
     "expected whole rows with": "the prior is refused before",
     "expected a DataLoader whose order": "the command hands over arrays",
     "expected the same rows each time from a DataLoader": "the command hands over arrays",
