@@ -131,6 +131,9 @@ def test_no_hook_is_set_and_nothing_written_where_all_is_in_evaluation_mode() ->
     assert not hooks and not written
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.4"), reason="it can't compile what Pyro validates, by itself"
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_encoder_gives_the_same_numbers_at_every_door() -> None:
     plain, compiled = noisy(), noisy()
