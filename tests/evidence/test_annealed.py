@@ -77,7 +77,7 @@ def test_gap_shrinks_with_the_number_of_temperatures() -> None:
     gaps = [
         sandwich_evidence(
             bad_pair(exact),
-            torch.zeros(64, 6),
+            torch.zeros(160, 6),
             chains=4,
             annealing=Annealing(temperatures=t, leapfrog=3),
         ).gap()
