@@ -71,8 +71,9 @@ def _sentence(name: str, change: Estimate, prior: Evidence, other: Evidence) -> 
     """What a density changes, or why that can't be told and what would tell it."""
     if change.unresolved:
         return f"what {name} changes can't be told: {change.unresolved}"
-    size = f"{change.value:+.2f}".replace("-", "−")
-    text = f"{name} changes it by {size} ± {change.standard_error:.2f}"
+    places = _places(change.standard_error)
+    size = f"{change.value:+.{places}f}".replace("-", "−")
+    text = f"{name} changes it by {size} ± {change.standard_error:.{places}f}"
     return text if change.excludes(0.0) else f"{text}, {_what_would_tell(change, prior, other)}"
 
 
@@ -94,6 +95,15 @@ def _what_would_tell(change: Estimate, prior: Evidence, other: Evidence) -> str:
             return f"which {_rounded(more)} more draws at each row would tell from none"
     more = math.ceil(change.size * (change.standard_error**2 / wanted - 1))
     return f"which {_rounded(max(1, more))} more rows would tell from none, if it stays as it is"
+
+
+def _places(error: float) -> int:
+    """Decimals of a difference: two, or as many as show its standard error.
+
+    >>> _places(0.31), _places(0.0037), _places(0.0)
+    (2, 3, 2)
+    """
+    return 2 if not 0.0 < error < 0.01 else min(-math.floor(math.log10(error)), 5)
 
 
 def _rounded(number: int) -> str:
