@@ -646,6 +646,8 @@ def _baselines(
         return {}
     if len(given) > 1:
         reason = "the model is given more than the rows, and simple densities are not"
+        if given[1].dtype == torch.bool and given[1].shape == given[0].shape:
+            reason = "cells are missing, and simple densities take whole rows only"
         return {"baselines_refused": reason}
     with seeded(seed, "rows of the baselines"):
         chosen = torch.randperm(len(train))[: effort.baseline_rows].to(train.device)
