@@ -12,6 +12,7 @@ PLAIN = {
     "q_agg": "raw q_agg: the code of a training row picked at random, with the encoder's spread",
     "ex_post": "the ex-post prior: a density fitted to the codes of the training rows afterwards",
 }
+BRIEF = {"q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 OPTION = {"prior": "prior", "q_agg": "q_agg", "ex_post": "ex-post"}
 
 
@@ -29,10 +30,15 @@ def guidance(diagnosis: Diagnosis) -> dict[str, str]:
 def _how_sure(diagnosis: Diagnosis, choice: str) -> str:
     if choice == "prior":
         size = count(len(diagnosis.evidence["prior"].values))
-        return (
+        text = (
             f"No other density over codes that was tried makes {size} held-out rows clearly more "
             "probable, by more than 0.1 nats each."
         )
+        for name, found in diagnosis.evidence.items():
+            change = change_from(diagnosis.evidence["prior"], found)
+            if name != "prior" and change.unresolved:
+                text += f" What {BRIEF[name]} changes can't be told: {change.unresolved}."
+        return text
     gain = change_from(diagnosis.evidence["prior"], diagnosis.evidence[choice])
     low, high = gain.interval
     factor = math.exp(min(gain.value, 50.0))
@@ -48,11 +54,11 @@ def _cost(diagnosis: Diagnosis, choice: str) -> str:
     quality = diagnosis.sample_quality
     share = None if quality is None else quality.densities[choice].nearer_to_training
     if share is not None and not share.unresolved:
-        percent = plain(100 * share.value, ".0f")
-        copied = "copies among them" if share.interval[0] > 0.5 else "no sign of copies"
+        percent, low, high = (plain(100 * part, ".0f") for part in (share.value, *share.interval))
+        copied = "copies among them" if share.interval[0] > 0.5 else "no clear sign of copies"
         text += (
-            f" {percent} % of its decoded samples lie nearer to a training than to a held-out row, "
-            f"of 50 % if nothing is copied: {copied}."
+            f" {percent} % (95 %: {low} to {high}) of its decoded samples lie nearer to a training "
+            f"than to a held-out row, against 50 % if nothing is copied: {copied}."
         )
     if choice == "q_agg" and "ex_post" in diagnosis.evidence:
         loss = change_from(diagnosis.evidence["q_agg"], diagnosis.evidence["ex_post"])
