@@ -315,7 +315,7 @@ def _categories(rows: Tensor, new: Tensor, seed: int) -> Baselines:
         left_out["mixture"] = TOO_WIDE
     else:
         values["mixture"], count = _mixture(rows, new, independent, log_density, seed)
-        names["mixture"] = f"mixture of {count} such rows of independent {noun}"
+        names["mixture"] = f"mixture of {count} components of independent {noun}"
     return Baselines(values, names, left_out)
 
 
@@ -353,7 +353,7 @@ def _counts(rows: Tensor, new: Tensor, *, totals: bool, seed: int) -> Baselines:
         left_out["mixture"] = TOO_WIDE
     else:
         values["mixture"], count = _mixture(rows, new, independent, log_density, seed)
-        names["mixture"] = f"mixture of {count} rows of independent negative binomials"
+        names["mixture"] = f"mixture of {count} components of independent negative binomials"
     return Baselines(values, names, left_out)
 
 

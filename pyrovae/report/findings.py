@@ -101,22 +101,23 @@ def fit_in_words(diagnosis: Diagnosis) -> str:
         reason = diagnosis.baselines_refused or "no simple density was fitted"
         return f"Whether the model fits can't be told by a comparison: {reason}."
     gain, name = found.gains(diagnosis.evidence["prior"])[found.best], found.names[found.best]
+    name = f"a {name}" if name.startswith(("Gaussian", "mixture")) else name
     if gain.unresolved:
-        return f"Whether the model fits better than a {name} can't be told: {gain.unresolved}."
+        return f"Whether the model fits better than {name} can't be told: {gain.unresolved}."
     size = show(replace(gain, value=abs(gain.value), bound=None))
     rows = f"over {gain.size:,} held-out rows"
     if not gain.excludes(0.0):
         return (
             f"About as well as a simple density: log p(x) is {show(gain, signed=True)} nats from "
-            f"that of a {name}, {rows}, which is no clear difference."
+            f"that of {name}, {rows}, which is no clear difference."
         )
     if gain.value > 0:
         return (
             f"Better than every simple density tried: log p(x) of a row is {size} nats higher than "
-            f"under the best of them, a {name}, {rows}."
+            f"under the best of them, {name}, {rows}."
         )
     return (
-        f"Not as well as a simple density: a {name}, fitted in seconds, gives a row {size} nats "
+        f"Not as well as a simple density: {name}, fitted in seconds, gives a row {size} nats "
         f"more, {rows}. Samples and codes are those of a model that misses that much."
     )
 
