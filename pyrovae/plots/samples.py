@@ -136,7 +136,7 @@ def reconstructions(
     panel = _feature_panels(min(most, data.shape[1]), axes)
     for feature, ax in enumerate(panel.axes):
         ax.plot(data[:, feature], means[:, feature], ".", color=COLOURS["data"], markersize=4)
-        ax.axline((float(data[:, feature].mean()),) * 2, slope=1, color=MUTED, linestyle="--")
+        ax.axline((float(np.nanmean(data[:, feature])),) * 2, slope=1, color=MUTED, linestyle="--")
         _name_feature(ax, feature, names, data.shape[1])
         ticks(ax.xaxis, 4)
         ticks(ax.yaxis, 4)
@@ -208,23 +208,30 @@ def predictive_check(
 def predictive_errors(source: Diagnosis | ExportedDraws) -> tuple[Array, Array]:
     """Differences of mean and of log standard deviation by feature, in standard errors, ``(J,)``.
 
-    NaN for a feature that is constant in the data.
+    NaN for a feature that is constant in the data. Missing cells count on neither side.
     """
     observed, predictive = observed_and_draws(source, "prior_predictive")
     data = _table(observed)
     draws = _table(predictive.reshape(-1, *predictive.shape[2:]))
-    rows, varies = len(data), data.std(0) > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        sides = [(x.mean(0), x.std(0), np.square(np.square(x - x.mean(0))).mean(0), len(x))
-                 for x in (data, draws)]  # fmt: skip
-        (mean, sd, fourth, _), (mean_drawn, sd_drawn, fourth_drawn, size) = sides
+        mean, sd, fourth, rows = _moments(data)
+        mean_drawn, sd_drawn, fourth_drawn, size = _moments(draws)
         # draws share no rows with the data, and are as many times more
         error = np.sqrt(sd**2 / rows + sd_drawn**2 / size)
         error_of_log = np.sqrt(
             (fourth / sd**4 - 1) / (4 * rows) + (fourth_drawn / sd_drawn**4 - 1) / (4 * size)
         )
         off = (mean_drawn - mean) / error, (np.log(sd_drawn) - np.log(sd)) / error_of_log
-    return np.where(varies, off[0], np.nan), np.where(varies, off[1], np.nan)
+    return np.where(sd > 0, off[0], np.nan), np.where(sd > 0, off[1], np.nan)
+
+
+def _moments(table: Array) -> tuple[Array, Array, Array, Array]:
+    """Mean, standard deviation, fourth central moment and number of each feature's known cells."""
+    known = ~np.isnan(table)
+    size = known.sum(0)
+    mean = np.where(known, table, 0.0).sum(0) / size
+    off = np.where(known, table - mean, 0.0)
+    return mean, np.sqrt((off**2).sum(0) / size), (off**4).sum(0) / size, size
 
 
 def observed_and_draws(source: Diagnosis | ExportedDraws, group: str) -> tuple[Array, Array]:
