@@ -59,6 +59,7 @@ from pyrovae.runs import (
     PairOptions,
     Recipe,
     Run,
+    colouring,
     finish,
     location_and_scale,
     make_pair,
@@ -699,7 +700,7 @@ def _write(
             how=how_to_sample(out, recommended_source(diagnosis)),
             wording=for_command,
             columns=data.columns or (),
-            labels=None if data.labels is None else data.labels[train],
+            labels=None if data.labels is None else colouring(data.labels[train], data.info),
         ),
     )
     return report, netcdf, table

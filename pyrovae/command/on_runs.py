@@ -22,6 +22,7 @@ from pyrovae.runs import (
     Run,
     as_in_file,
     codes_table,
+    colouring,
     load_run,
     named_rows,
     write_array,
@@ -111,7 +112,7 @@ def report(options: dict[str, Any]) -> None:
             how=how,
             wording=for_command,
             columns=run.columns or (),
-            labels=run.classes,
+            labels=colouring(run.classes, run.table),
         )
         path = write(run.folder / "report.html", page)
     _say(f"report: {path}")

@@ -29,10 +29,11 @@ from pyrovae.plots.samples import (
     reconstructions,
     sample_sheets,
 )
-from pyrovae.plots.style import STYLE, off_screen
+from pyrovae.plots.style import LABEL_COLOURS, STYLE, off_screen
 
 __all__ = [
     "CLEAR",
+    "LABEL_COLOURS",
     "STYLE",
     "baselines",
     "beside",

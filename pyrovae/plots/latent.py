@@ -127,7 +127,7 @@ def latent_map(
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_title(_collapsed_note(view.active), fontsize=9, color=NOTE)
     handles |= _contour_handles(view)
-    panel.show_legend(handles, list(handles), columns=3 if len(handles) <= 3 else 5)
+    panel.show_legend(handles, list(handles), columns=3)
     return ax
 
 

@@ -31,7 +31,7 @@ from pyrovae.runs.recipe import (
     location_and_scale,
     table_recipe,
 )
-from pyrovae.runs.run import SOURCES, Run, load_run
+from pyrovae.runs.run import SOURCES, Run, colouring, load_run
 from pyrovae.runs.scores import Scores
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "as_in_file",
     "build",
     "codes_table",
+    "colouring",
     "compare",
     "digest_of_data",
     "finish",

@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from pyrovae.ex_post import ExPostPrior
 from pyrovae.mixture import AggregatedPosterior, Responsibilities
 from pyrovae.models import VAE
 from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
-from pyrovae.plots import overview
+from pyrovae.plots import LABEL_COLOURS, overview
 from pyrovae.populations import conformal
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
@@ -296,7 +297,8 @@ class Run:
         Raises:
             InputError: if matplotlib is not installed.
         """
-        return overview(self.diagnosis, **({"fit": self.fit, "colour": self.classes} | options))
+        usual = {"fit": self.fit, "colour": colouring(self.classes, self.table)}
+        return overview(self.diagnosis, **(usual | options))
 
     # -- what can be done with it ----------------------------------------------------------------
 
@@ -671,6 +673,13 @@ class Run:
             f"expected {name} in {str(self.folder)!r} as the run has written it; got another "
             f"one: {reason}. Take the folder as it was written, and load the run again."
         )
+
+
+def colouring(labels: Tensor | None, table: TableInfo | None) -> Any:
+    """What colours codes: their classes by name, or by number if a legend can't hold all names."""
+    if labels is None or table is None or not 0 < len(table.label_names) <= len(LABEL_COLOURS):
+        return labels
+    return np.array(table.label_names)[labels.numpy()]
 
 
 def load_run(

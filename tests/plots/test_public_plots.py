@@ -44,7 +44,8 @@ PICTURES: dict[str, tuple[str, Callable[[Diagnosis], Any] | None]] = {
     "unit_marginals": ("axes", lambda d: d.aggregated),
 }
 NO_PICTURES = {
-    "CLEAR", "STYLE", "darken", "is_image", "off_screen", "predictive_errors", "training_curve",
+    "CLEAR", "LABEL_COLOURS", "STYLE", "darken", "is_image", "off_screen", "predictive_errors",
+    "training_curve",
 }  # fmt: skip
 
 
@@ -148,6 +149,9 @@ def test_codes_have_the_colours_of_their_labels(case: Case) -> None:
     assert [len(one.get_offsets()) for one in points] == np.bincount(rows).tolist()
     words = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert words[:3] == ["a", "b", "c"]
+    ax.figure.canvas.draw()
+    box = ax.figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.width
     numbers = plots.latent_map(diagnosis, colour=np.linspace(0, 1, diagnosis.codes.population))
     assert np.ptp(numbers.collections[0].get_array()) > 0.5
     with pytest.raises(InputError, match="a label for each of 40 rows"):
@@ -174,6 +178,25 @@ def test_predictive_errors_are_those_of_two_samples(case: Case) -> None:
     assert deviation.shape == (7,) and np.sign(deviation) == pytest.approx(
         np.sign(draws.std(0) - data.std(0))
     )
+
+
+def test_missing_cells_count_on_neither_side(case: Case) -> None:
+    exported = case("table", 2).exported
+    assert exported is not None
+    ((name, data),) = exported.groups["observed_data"].items()
+
+    def with_data(rows: Any) -> Any:
+        return replace(exported, groups={**exported.groups, "observed_data": {name: rows}})
+
+    holed = np.array(data)
+    holed[3:, 0] = np.nan
+    first = [errors[0] for errors in plots.predictive_errors(with_data(np.array(data)[:3]))]
+    found = plots.predictive_errors(with_data(holed))
+    assert [errors[0] for errors in found] == pytest.approx(first)
+    whole_errors = plots.predictive_errors(exported)
+    assert all(a[1:] == pytest.approx(b[1:]) for a, b in zip(found, whole_errors, strict=True))
+    line = plots.reconstructions(with_data(holed))[0].lines[1]
+    assert np.isfinite(line.get_xy1()).all()  # type: ignore[attr-defined]
 
 
 def test_a_missing_matplotlib_is_named() -> None:
