@@ -378,7 +378,7 @@ class Run:
             seed: names all draws.
 
         Raises:
-            InputError: as :meth:`encode`, or for a run on data without missing cells.
+            InputError: as :meth:`encode`, for whole rows, or if the run had no missing cells.
         """
         recipe = self._recipe
         if recipe is None or not recipe.missing:
@@ -391,6 +391,11 @@ class Run:
         batch = all_rows(recipe.as_measured(data, 3))
         pair, (rows,) = over_rows(self._pair, batch)
         mask = batch[1]
+        if mask.all():
+            raise InputError(
+                f"expected rows with missing cells, to fill them; got {len(mask):,} whole ones. "
+                "Take them as they are, or give missing cells as NaN."
+            )
         with (
             measuring(self.model, self.guide),
             progress_bar("imputation", int((~mask.all(1)).sum()), progress=None) as bar,

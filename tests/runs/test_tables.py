@@ -153,6 +153,9 @@ def test_draws_that_are_more_agree_within_their_errors(run: Run) -> None:
 def test_what_can_not_be_filled_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least 25 draws"):
         run.impute(draws=3)
+    whole = run.data.values[run.data.obs_mask.all(1)]
+    with pytest.raises(InputError, match=r"to fill them; got .* whole ones"):
+        run.impute(whole)
     with pytest.raises(InputError, match=r"likelihood 'mixed'.*missing cells"):
         load(str(run.about["data"]["source"]), likelihood="normal", table=OPTIONS)
     for prior in ("vamp", "exemplar"):
