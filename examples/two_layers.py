@@ -8,6 +8,7 @@ python examples/two_layers.py --epochs 5
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,12 @@ def main() -> None:
         few, fewer = train[:200], test[:50]
         for site in ("z2", BOTH):
             terms = pv.diagnose(
-                vae.model, vae.guide, few, held_out=fewer, site=site, effort=pv.Effort.quick()
+                vae.model,
+                vae.guide,
+                few,
+                held_out=fewer,
+                site=site,
+                effort=replace(pv.Effort.quick(), evidence_rows=20),
             ).training
             print(
                 f"{'z2 and z1' if site == BOTH else site} of 200 images: rate {terms.rate}, "

@@ -55,6 +55,7 @@ from pyrovae.pairs import (
     elbo_terms,
     encode_rows,
     measuring,
+    observe,
     over_rows,
 )
 from pyrovae.progress import Bar, progress_bar
@@ -501,7 +502,7 @@ def _pictures(
 ) -> Pictures | None:
     if not effort.pictures:
         return None
-    is_point = math.prod(x.shape[1:]) <= 2  # and costs no more room than a dot
+    is_point = math.prod(observe(pair, x[:2])[1].shape[1:]) <= 2  # takes no more room than a dot
     size = max(effort.pictures, POINTS) if is_point else effort.pictures
     with seeded(seed, "rows to show"):
         shown = x[torch.randperm(len(x))[:size].sort().values]

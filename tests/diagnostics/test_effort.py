@@ -74,8 +74,8 @@ def test_zero_leaves_that_part_out_of_numbers_page_and_file(
     assert any(m.startswith("log_p_x.") for m in measures) != ("evidence_rows" in left_out)
     page = html.render(diagnosis, facts={"data": "some"})
     for part, mark in {
-        "evidence_rows": 'section id="reliability"',
-        "pictures": "Data beside samples from each density",
+        "evidence_rows": 'details id="reliability"',
+        "pictures": "Data, and E[x | z] for z drawn from each density.",
         "export_rows": 'section id="arviz"',
     }.items():
         assert (mark in page) != (part in left_out)
@@ -120,7 +120,7 @@ def test_an_analysis_writes_and_shows_what_there_is(
     analysis = analyze(data, options)
     assert analysis.netcdf is None and not (tmp_path / "diagnosis.nc").exists()
     assert analysis.report.exists() and analysis.table.exists()
-    _show(analysis)
+    _show(analysis, verbose=False)
     shown = capsys.readouterr().out
     assert "draws for ArviZ" not in shown and "No density to sample from" in shown
 

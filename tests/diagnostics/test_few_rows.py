@@ -311,6 +311,7 @@ SEEDED: dict[str, Callable[[Any], Any]] = {
     "fit": lambda s: pv.fit(None, None, torch.zeros(9, 2), seed=s),
     "fit_ex_post_prior": lambda s: pv.fit_ex_post_prior(None, held_out=None, seed=s),
     "reduce": lambda s: pv.reduce(None, 3, seed=s),
+    "baselines": lambda s: pv.baselines(None, None, likelihood="normal", latent=1, seed=s),
     "compare_groups": lambda s: pv.compare_groups(None, [], seed=s),
     "novelty": lambda s: pv.novelty(None, None, calibration=None, seed=s),
     "entropy": lambda s: pv.entropy(None, seed=s),
