@@ -14,7 +14,7 @@ from pyrovae.pairs.nested_arguments import with_arguments
 from pyrovae.pairs.observed_data import observe
 from pyrovae.pairs.pair import Pair
 from pyrovae.pairs.position_parameters import by_place
-from pyrovae.pairs.reachable_modules import modules_of, naming_other_dtype, parameters_behind
+from pyrovae.pairs.reachable_modules import check_dtypes, modules_of, parameters_behind
 from pyrovae.pairs.refinement import check_refinable, elbo_draws, refine
 from pyrovae.pairs.restore import (
     AsFound,
@@ -39,6 +39,7 @@ __all__ = [
     "Weighted",
     "aggregate",
     "by_place",
+    "check_dtypes",
     "check_parameters",
     "check_refinable",
     "drawn_from",
@@ -50,7 +51,6 @@ __all__ = [
     "masked_sites",
     "measuring",
     "modules_of",
-    "naming_other_dtype",
     "observe",
     "over_rows",
     "parameters_behind",

@@ -7,7 +7,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
@@ -58,26 +58,27 @@ def parameters_behind(value: Tensor) -> list[Tensor]:
     return list(leaves.values())
 
 
-@contextmanager
-def naming_other_dtype(batch: Iterable[Tensor], *functions: PyroFunction) -> Iterator[None]:
-    """If a model or guide fails since rows and networks differ in their dtype, say so.
+def check_dtypes(error: RuntimeError, batch: Iterable[Tensor], *functions: PyroFunction) -> None:
+    """Raise in torch's place if functions failed since rows have another dtype than networks.
+
+    Args:
+        error: what a run has raised.
+        batch: the rows.
+        functions: the model or the guide, or both.
 
     Raises:
-        InputError: naming both, in place of torch's words about a product of matrices.
+        InputError: naming both dtypes.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        own = {p.dtype for module in modules_of(*functions) for p in module.parameters()}
-        rows = {array.dtype for array in batch if array.is_floating_point()}
-        if not _SPEAKS_OF_DTYPE.search(reason) or len(own) != 1 or not rows - own:
-            raise
-        (expected,), other = own, min(rows - own, key=str)
-        raise InputError(
-            f"expected rows of the dtype of the pair's networks, {expected}; got {other}: "
-            f"{reason}. Convert them: x.to({expected}), of a tensor x."
-        ) from error
+    reason = str(error).splitlines()[0]
+    own = {p.dtype for module in modules_of(*functions) for p in module.parameters()}
+    others = {array.dtype for array in batch if array.is_floating_point()} - own
+    if not _SPEAKS_OF_DTYPE.search(reason) or len(own) != 1 or not others:
+        return
+    (expected,), other = own, min(others, key=str)
+    raise InputError(
+        f"expected rows of the dtype of the pair's networks, {expected}; got {other}: "
+        f"{reason}. Convert them: x.to({expected}), of a tensor x."
+    ) from error
 
 
 class _Walk:

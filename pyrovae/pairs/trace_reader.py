@@ -26,7 +26,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import declared, has_support
 from pyrovae.pairs.masks import elements, redrawn, unmasked
-from pyrovae.pairs.reachable_modules import naming_other_dtype
+from pyrovae.pairs.reachable_modules import check_dtypes
 from pyrovae.pairs.restore import AsFound, PyroFunction, modules_in_reach
 
 Node = Mapping[str, Any]
@@ -443,8 +443,7 @@ class Reader:
         placed = place(blank, rows)(self.function)
         tracing = poutine.trace(_StopAfter(ends)(placed) if ends else placed)
         try:
-            with naming_other_dtype(batch, self.function):
-                reading = replace(blank, nodes=self._sites_of_run(batch, tracing))
+            reading = replace(blank, nodes=self._sites_of_run(batch, tracing))
             if names := reading.ambiguous:
                 raise _Ambiguous(names)
             self._check_shared(reading, batch)
@@ -453,6 +452,9 @@ class Reader:
         except _Ambiguous as plates:
             self._note_growth(plates.names, batch)
             return self._run(batch, indices, place, ends)
+        except RuntimeError as error:
+            check_dtypes(error, batch, self.function)
+            raise
         except ValueError as error:
             if isinstance(error.__cause__, InputError):  # Pyro appends the shapes in its trace
                 raise error.__cause__ from None

@@ -57,7 +57,7 @@ def log_densities(agg: AggregatedPosterior, replicate: Tensor, count: int) -> Te
         InputError: for a replicate of a single row, which has no density without it.
     """
     codes = agg.encoding.mean
-    densities = codes.new_empty(len(codes), count, dtype=torch.float64)
+    densities = torch.empty(len(codes), count, dtype=torch.float64)
     for r in range(count):
         rows = (replicate == r).nonzero().squeeze(-1)
         if len(rows) < 2:
@@ -65,8 +65,9 @@ def log_densities(agg: AggregatedPosterior, replicate: Tensor, count: int) -> Te
                 f"expected replicates of at least two rows; got one of {len(rows)}, row "
                 f"{rows.tolist()}. Leave it out: agg[mask]."
             )
-        part = agg[rows]
-        densities[:, r] = part.log_prob(codes)
-        position = torch.arange(len(rows), device=codes.device)
-        densities[rows, r] = part.leave_one_out_log_prob(codes[rows], position).double()
+        own = rows.to(codes.device)
+        part = agg[own]
+        densities[:, r] = part.log_prob(codes).cpu()
+        position = torch.arange(len(own), device=codes.device)
+        densities[rows, r] = part.leave_one_out_log_prob(codes[own], position).cpu().double()
     return densities

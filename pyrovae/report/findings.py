@@ -118,8 +118,8 @@ def fit_in_words(diagnosis: Diagnosis) -> str:
         )
     return (
         f"Not as well as a simple density: {name}, fitted in seconds, gives a row {size} nats "
-        f"more, {rows}. More epochs, units or layers may help; much of it can lie in features that "
-        "hardly vary, where a density with a noise of its own for each gains most."
+        f"more, {rows}. Much of it can lie in features that hardly vary, where a density with a "
+        "noise of its own for each gains most."
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyrovae.data import Batch, Batches, Transform, row_count
 from pyrovae.errors import InputError
-from pyrovae.pairs import PyroFunction, naming_other_dtype
+from pyrovae.pairs import PyroFunction, check_dtypes
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded_everywhere
 from pyrovae.saving import check_room
@@ -114,8 +114,10 @@ class Evaluator:
         """Run the pair on a batch to see what can be trained and how large its plate is."""
         run = partial(survey, self.objective, self.model, self.guide, batch)
         try:
-            with naming_other_dtype(batch, self.model, self.guide):
-                result = run()
+            result = run()
+        except RuntimeError as error:
+            check_dtypes(error, batch, self.model, self.guide)
+            raise
         except ValueError as error:
             result = unchecked(run, error)  # the step that follows says where a NaN is
         self._plate_sizes[row_count(batch)] = result.plate_size
