@@ -49,10 +49,11 @@ from pyrovae.extras import EXTRAS, check_packages
 from pyrovae.models import VAE, binarise
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
 from pyrovae.randomness import check_seed, seeded
-from pyrovae.report import render, write
+from pyrovae.report import SHARED_NOISE, render, write
 from pyrovae.runs import (
     COMPONENTS,
     NETWORKS,
+    NOISES,
     PRIORS,
     Outcome,
     OwnPair,
@@ -100,6 +101,7 @@ class AnalysisOptions:
         hidden: units of the hidden layers, or channels of convolutions, from the data inwards; by
             default as ``NETWORKS`` has them.
         network: ``"mlp"``, or for images ``"conv"``.
+        noise: of a normal likelihood: ``"shared"`` by all entries of a row, or ``"each"`` its own.
         channels: where a file has the channels of its images, ``"first"`` or ``"last"``, if its
             shape leaves that open.
         layer: which layer of an ``.h5ad`` file, in the place of ``X``.
@@ -130,6 +132,7 @@ class AnalysisOptions:
     components: int | None = None
     hidden: tuple[int, ...] | None = None
     network: str = "mlp"
+    noise: str = "shared"
     channels: str | None = None
     layer: str | None = None
     epochs: int | None = None
@@ -156,7 +159,7 @@ class AnalysisOptions:
 
     def by_name(self) -> dict[str, Any]:
         """What decides the numbers of a run, under the names of the command line's options."""
-        of_vae = ("likelihood", "latent", "prior", "components", "hidden", "network")
+        of_vae = ("likelihood", "latent", "prior", "components", "hidden", "network", "noise")
         trained = ("epochs", "batch_size", "learning_rate", "kl_warmup", "average")
         names = (*(of_vae if self.pair is None else ()), *trained, "seed", "device")
         names = (*names, "channels", "layer")
@@ -216,6 +219,7 @@ def analyze(data: Dataset, options: AnalysisOptions | None = None) -> Analysis:
     check_prior_options(options)
     if options.pair is None:
         check_network(data, options)
+        check_noise(likelihood, options)
         check_memory(
             least_memory(data, likelihood, options),
             "the VAE in training",
@@ -459,6 +463,7 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
             "latent units": str(options.latent),
             "prior": prior_in_words(vae.prior),
             "hidden layers": _layers_in_words(options),
+            **_noise_in_words(likelihood, options),
             "epochs at most": str(options.epochs),
         },
         transform=binarise if recipe.grey else None,
@@ -470,6 +475,12 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
 def _layers_in_words(options: AnalysisOptions) -> str:
     layers = " × ".join(map(str, options.layers))
     return f"convolutions of {layers} channels" if options.network == "conv" else layers
+
+
+def _noise_in_words(likelihood: str, options: AnalysisOptions) -> dict[str, str]:
+    if likelihood != "normal":
+        return {}
+    return {"noise": SHARED_NOISE if options.noise == "shared" else "of its own for each entry"}
 
 
 def _own_pair_task(data: Dataset, chosen: PairOptions, options: AnalysisOptions) -> _Task:
@@ -549,6 +560,7 @@ def recipe_for(data: Dataset, likelihood: str, options: AnalysisOptions) -> Reci
         latent=options.latent,
         hidden=options.layers,
         network=options.network,
+        noise=options.noise,
         prior=options.prior,
         components=options.components,
         categories=int(data.values.max()) + 1 if likelihood == "categorical" else None,
@@ -598,6 +610,22 @@ def check_network(data: Dataset, options: AnalysisOptions) -> None:
         raise InputError(
             f"expected images with the network 'conv'; got {_kind_of_rows(data.event_shape)} in "
             f"{data.name}. Take --network mlp."
+        )
+
+
+def check_noise(likelihood: str, options: AnalysisOptions) -> None:
+    """Raise unless the kind of noise is known and suits the likelihood.
+
+    Raises:
+        InputError: for an unknown kind, or noises of their own where there is no normal noise.
+    """
+    if options.noise not in NOISES:
+        hint = nearest(options.noise, NOISES) or " Choose one of them."
+        raise InputError(f"expected a noise of {' or '.join(NOISES)}; got {options.noise!r}.{hint}")
+    if options.noise == "each" and likelihood != "normal":
+        raise InputError(
+            f"expected the likelihood 'normal' with the noise 'each'; got {likelihood!r}. Leave "
+            "out --noise."
         )
 
 

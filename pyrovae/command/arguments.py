@@ -391,6 +391,12 @@ def _add_model_options(group: Any) -> None:
         help="mlp (layers that take all entries of a row alike, the default), or conv "
         "(convolutions, for images)",
     )
+    group.add_argument(
+        "--noise",
+        metavar="NAME",
+        help="of the likelihood normal: shared by all entries of a row (default), or each its own, "
+        "for data in which some entries hardly vary",
+    )
 
 
 def _add_pair_options(group: Any) -> None:

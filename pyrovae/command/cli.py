@@ -207,7 +207,7 @@ def _pair_option(options: dict[str, Any]) -> dict[str, Any]:
     """
     pair_names = ("no_fit", "params", "site", "observed", "data_plate")
     pair_options = {name: options.pop(name) for name in pair_names if name in options}
-    vae_names = ("likelihood", "latent", "prior", "components", "hidden", "network")
+    vae_names = ("likelihood", "latent", "prior", "components", "hidden", "network", "noise")
     if "pair" not in options:
         if pair_options:
             raise InputError(
@@ -247,7 +247,7 @@ def _show(analysis: Analysis, *, verbose: bool) -> None:
     def say(text: str, style: str | None = None, *, wrap: bool = True) -> None:
         console.print(spelled(text), style=style, markup=False, soft_wrap=not wrap)
 
-    say(f"Does the model fit? {fit_in_words(diagnosis)}")
+    say(f"Does the model fit? {fit_in_words(diagnosis, analysis.saved.facts)}")
     for name, sentence in guidance(diagnosis).items():
         say(f"{name}: {sentence}")
     how = how_to_sample(analysis.saved.folder, analysis.saved.recommended)

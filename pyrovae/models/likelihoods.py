@@ -41,7 +41,14 @@ class NormalDecoder(nn.Module):
             float64, so is the density, whatever the dtype of the network: rows of 1e-27 or around
             1e9 are then as likely as in other units.
         per_unit: whether each entry of a row has a σ of its own; otherwise all share one.
+        floor: least σ, in units of s. Without one, the density of an entry in which one value
+            occurs often can grow without bound where σ is its own.
+
+    Attributes:
+        log_scale: log(σ − floor), divided by ``speed`` where each entry has its own.
     """
+
+    speed = 10.0  # or the few steps of a small data set would leave each σ near where it began
 
     location: Tensor
     scale: Tensor
@@ -54,10 +61,12 @@ class NormalDecoder(nn.Module):
         location: Tensor | None = None,
         scale: Tensor | None = None,
         per_unit: bool = False,
+        floor: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
         self.event_shape = event_shape
+        self.per_unit, self.floor = per_unit, floor
         self.log_scale = nn.Parameter(torch.zeros(event_shape if per_unit else ()))
         self.register_buffer("location", torch.zeros(()) if location is None else location)
         self.register_buffer("scale", torch.ones(()) if scale is None else scale)
@@ -66,7 +75,8 @@ class NormalDecoder(nn.Module):
         outputs = self.network(z).unflatten(-1, self.event_shape)
         dtype = torch.promote_types(outputs.dtype, self.location.dtype)
         loc = self.location + self.scale * outputs.to(dtype)
-        deviation = self.scale * self.log_scale.to(dtype).exp()
+        log_scale = self.speed * self.log_scale if self.per_unit else self.log_scale
+        deviation = self.scale * (self.floor + log_scale.to(dtype).exp())
         return dist.Normal(loc, deviation.expand_as(loc)).to_event(len(self.event_shape))
 
 

@@ -6,13 +6,14 @@ careful about, then every number. The sentences are in ``sampling.py``, ``answer
 those who can't see a picture in ``alternatives.py``. Start with ``html.py``.
 """
 
-from pyrovae.report.findings import concerns, fit_in_words, notes
+from pyrovae.report.findings import SHARED_NOISE, concerns, fit_in_words, notes
 from pyrovae.report.html import MOST_CONCERNS, render, write
 from pyrovae.report.numbers import show
 from pyrovae.report.sampling import guidance
 
 __all__ = [
     "MOST_CONCERNS",
+    "SHARED_NOISE",
     "concerns",
     "fit_in_words",
     "guidance",

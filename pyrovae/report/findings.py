@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,6 +21,8 @@ NOTES = (
     "Gaps:", "Simulation-based calibration could not", "training data:",
     "held-out data:", "simulated data:",
 )  # fmt: skip
+#: What a run's facts say of its normal likelihood where all entries of a row share one deviation.
+SHARED_NOISE = "the same for all entries"
 MOMENTS = ("mean", "standard deviation")
 REJECTED = re.compile(r"for (\d+) of (\d+) data points k̂")
 ABOUT_POINTS = re.compile(r"for (?P<some>\d+) of (?P<all>\d+) data points (?P<rest>.+)", re.DOTALL)
@@ -94,8 +97,13 @@ def _listed(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def fit_in_words(diagnosis: Diagnosis) -> str:
-    """Whether the model explains held-out rows better than simple densities, as a sentence."""
+def fit_in_words(diagnosis: Diagnosis, facts: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Whether the model explains held-out rows better than simple densities, as a sentence.
+
+    Args:
+        diagnosis: the measures.
+        facts: what was run; ``"noise"``, if it is `SHARED_NOISE`, is what to change.
+    """
     found = diagnosis.baselines
     if found is None or not diagnosis.evidence or found.best is None:
         reason = diagnosis.baselines_refused or "no simple density was fitted"
@@ -116,10 +124,15 @@ def fit_in_words(diagnosis: Diagnosis) -> str:
             f"Better than every simple density tried: log p(x) of a row is {size} nats higher than "
             f"under the best of them, {name}, {rows}."
         )
+    at_most = "at most " if gain.bound == "lower" else ""
+    remedy = ""
+    if facts.get("noise") == SHARED_NOISE:
+        remedy = (
+            " Much of it can lie in features that hardly vary: --noise each gives each its own."
+        )
     return (
-        f"Not as well as a simple density: {name}, fitted in seconds, gives a row {size} nats "
-        f"more, {rows}. Much of it can lie in features that hardly vary, where a density with a "
-        "noise of its own for each gains most."
+        f"Not as well as a simple density: {name}, fitted in seconds, gives a row {at_most}{size} "
+        f"nats more, {rows}.{remedy}"
     )
 
 

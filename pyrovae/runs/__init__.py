@@ -24,6 +24,7 @@ from pyrovae.runs.manifest import NAME, digest_of_data, read
 from pyrovae.runs.recipe import (
     COMPONENTS,
     NETWORKS,
+    NOISES,
     PRIORS,
     Recipe,
     build,
@@ -39,6 +40,7 @@ __all__ = [
     "FILES",
     "NAME",
     "NETWORKS",
+    "NOISES",
     "PRIORS",
     "SOURCES",
     "Comparison",

@@ -40,13 +40,16 @@ NEIGHBOURS = 10  # nearest exemplars that each row uses in training
 COUNTS, MIXED = "negative_binomial", "mixed"
 #: Kinds of networks, and what their hidden layers have by default: units, or channels.
 NETWORKS = {"mlp": (256, 256), "conv": (32, 64)}
+#: Whether the entries of a row share the deviation of their normal noise, or each has its own, at
+#: least 0.03 deviations of the data.
+NOISES: dict[str, dict[str, Any]] = {"shared": {}, "each": {"per_unit": True, "floor": 0.03}}
 
 
 #: The kinds of values that the fields of a recipe have in a file; whole numbers are sizes or seeds.
 KINDS: dict[str, Any] = {
     "likelihood": str, "event_shape": list, "latent": int, "hidden": list, "prior": str,
     "components": int, "categories": int, "grey": bool, "double": bool, "seed": int,
-    "column_categories": list, "missing": bool, "network": str,
+    "column_categories": list, "missing": bool, "network": str, "noise": str,
 }  # fmt: skip
 
 
@@ -70,6 +73,7 @@ class Recipe:
             truth values, 0 for real numbers.
         missing: whether cells may be missing: rows are then numbers and a mask.
         network: a name in ``NETWORKS``.
+        noise: of a normal likelihood: a name in ``NOISES``.
     """
 
     likelihood: str
@@ -85,6 +89,7 @@ class Recipe:
     column_categories: tuple[int, ...] = ()
     missing: bool = False
     network: str = "mlp"
+    noise: str = "shared"
 
     @classmethod
     def from_table(cls, about: Mapping[str, Any]) -> Recipe:
@@ -244,7 +249,7 @@ def _networks(
     encoder.network = nn.Sequential(*log_layers, standardize, encoder.network)
     options: dict[str, Any] = {"categories": recipe.categories}
     if recipe.likelihood == "normal":
-        options |= {"location": location, "scale": scale}
+        options |= {"location": location, "scale": scale, **NOISES[recipe.noise]}
     if conv:
         decoder = conv_decoder(latent, shape, recipe.likelihood, channels=outwards, **options)
     else:

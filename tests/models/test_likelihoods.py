@@ -181,9 +181,19 @@ def test_scales_per_unit_are_learned() -> None:
         pv.StandardNormal(1),
     )
     vae.decoder.network = Zero()  # x does not depend on z, so the scales are those of the data
-    pv.fit(vae.model, vae.guide, x, epochs=80, optimizer=pv.adam(0.1))
+    pv.fit(vae.model, vae.guide, x, epochs=80, optimizer=pv.adam(0.01))
     # Up to the last gradient steps of 0.1 on a log scale; the scales of the data are the maximum.
-    assert torch.allclose(vae.decoder.log_scale.exp(), x.square().mean(0).sqrt(), rtol=0.1)
+    scales = vae.decoder(torch.zeros(1, 1)).stddev[0]
+    assert torch.allclose(scales, x.square().mean(0).sqrt(), rtol=0.1)
+
+
+def test_no_scale_falls_below_its_floor() -> None:
+    x = torch.cat([torch.randn(400, 2), torch.zeros(400, 1)], 1)  # the last entry never varies
+    decoder = NormalDecoder(Zero(), torch.Size([3]), per_unit=True, floor=0.03)
+    vae = pv.VAE(pv.mlp_encoder((3,), 1, hidden=(4,)), decoder, pv.StandardNormal(1))
+    pv.fit(vae.model, vae.guide, x, epochs=200, optimizer=pv.adam(0.01))
+    least = vae.decoder(torch.zeros(1, 1)).stddev[0, 2]
+    assert 0.03 <= float(least.detach()) < 0.031
 
 
 def test_negative_binomial_is_the_mixture_of_poissons_that_it_is_named_for() -> None:
