@@ -223,7 +223,8 @@ def tune(path: Densities, annealing: Annealing, *, seed: int, tick: Tick) -> Tun
                 path, path.at(u, beta), beta, step=step, scale=scale, leapfrog=annealing.leapfrog
             )
             u = point.u
-            step = step * (GAIN * (probability.mean(0) - annealing.acceptance)).exp()
+            gain = (GAIN * (probability.mean(0) - annealing.acceptance)).exp()
+            step = step * gain.to(step)  # densities may be finer than codes
             variance = MEMORY * variance + (1 - MEMORY) * u.var(0)
             steps.append(step)
             scales.append(scale)

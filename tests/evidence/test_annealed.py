@@ -348,3 +348,17 @@ def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> Non
         method = Annealing(temperatures=3, progress=progress)
         pv.log_evidence(vae.model, vae.guide, x, method=method, draws=2)
         assert ("annealing" in capsys.readouterr().err) == shown
+
+
+@pytest.mark.float32
+def test_networks_of_float32_can_have_a_density_of_float64() -> None:
+    # As those of a run from the command line, whose rows may need float64.
+    location, scale = torch.zeros(3).double(), torch.ones(3).double()
+    decoder = pv.mlp_decoder(2, (3,), "normal", hidden=(), location=location, scale=scale)
+    vae = pv.VAE(pv.mlp_encoder((3,), 2, hidden=(4,)), decoder, pv.StandardNormal(2))
+    x = torch.randn(8, 3)
+    weight, bias = (part.detach().double() for part in decoder.network[0].parameters())
+    covariance = weight @ weight.T + torch.eye(3).double()  # σ is 1 before training
+    truth = torch.distributions.MultivariateNormal(bias, covariance).log_prob(x)
+    result = pv.log_evidence(vae.model, vae.guide, x, method=SHORT, draws=64)
+    assert bool(((result.values - truth).abs() < 4 * result.standard_error).all())
