@@ -459,7 +459,7 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
         move_back=vae.cpu,
         save=lambda path: write_archive(vae.state_dict(), path),
         facts={
-            "likelihood": likelihood,
+            "likelihood": _likelihood_in_words(data, likelihood),
             "latent units": str(options.latent),
             "prior": prior_in_words(vae.prior),
             "hidden layers": _layers_in_words(options),
@@ -475,6 +475,13 @@ def _vae_task(data: Dataset, likelihood: str, options: AnalysisOptions) -> _Task
 def _layers_in_words(options: AnalysisOptions) -> str:
     layers = " × ".join(map(str, options.layers))
     return f"convolutions of {layers} channels" if options.network == "conv" else layers
+
+
+def _likelihood_in_words(data: Dataset, likelihood: str) -> str:
+    values = data.values
+    if likelihood != "normal" or bool(((values < 0) | (values % 1 != 0)).any()):
+        return likelihood
+    return f"{likelihood}; for whole numbers that are counts: --likelihood negative_binomial"
 
 
 def _noise_in_words(likelihood: str, options: AnalysisOptions) -> dict[str, str]:

@@ -119,8 +119,8 @@ class Fit(Result):
 
     @property
     def concern(self) -> str:
-        """Says so if validation was best at the last epoch that was allowed; else empty."""
-        ended = self.stopped == "epochs" and self.best_epoch == self.epochs
+        """Says so if validation was best in the last tenth of the epochs allowed; else empty."""
+        ended = self.stopped == "epochs" and self.best_epoch > 0.9 * self.epochs
         if not ended or self.history.averaged_epochs or np.isnan(self.validation):
             return ""
         return (

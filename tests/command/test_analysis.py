@@ -124,18 +124,29 @@ def test_outliers_are_measured_in_any_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "shape", "words"),
+    ("options", "shape", "words"),
     [
-        ("cnn", (6, 6), r"network among mlp, conv; got 'cnn'\. Did you mean 'conv'\?"),
-        ("conv", (6,), r"images with the network 'conv'; got rows of 6 columns in rows\."),
+        ({"noise": "own"}, (6,), r"noise of shared or each; got 'own'\. Choose one of them\."),
+        (
+            {"noise": "each", "likelihood": "categorical"},
+            (6,),
+            r"'normal' with the noise 'each'; got 'categorical'\. Leave out --noise\.",
+        ),
+        ({"network": "cnn"}, (6, 6), r"network among mlp, conv; got 'cnn'\. Did you mean 'conv'\?"),
+        (
+            {"network": "conv"},
+            (6,),
+            r"images with the network .conv.; got rows of 6 columns\.",
+        ),
     ],
 )
-def test_a_network_that_does_not_suit_is_refused_before_the_work(
-    network: str, shape: tuple[int, ...], words: str, tmp_path: Path
+def test_a_choice_that_does_not_suit_is_refused_before_the_work(
+    options: dict[str, str], shape: tuple[int, ...], words: str, tmp_path: Path
 ) -> None:
-    data = Dataset("rows", torch.randn(60, *shape))
+    values = torch.randn(60, *shape)
+    data = Dataset("rows", values.abs().round() if "likelihood" in options else values)
     with pytest.raises(pv.InputError, match=words):
-        analyze(data, AnalysisOptions(network=network, out=tmp_path / "out"))
+        analyze(data, AnalysisOptions(**options, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -148,6 +148,8 @@ def test_the_first_answer_is_whether_the_model_fits(case, shift, words):
     evidence = diagnosis.evidence | {"prior": replace(prior, pareto_k=0 * prior.pareto_k)}
     changed = replace(diagnosis, evidence=evidence, baselines=replace(found, values=values))
     assert words in findings.fit_in_words(changed)
+    remedy = findings.fit_in_words(changed, {"noise": findings.SHARED_NOISE})
+    assert ("--noise each" in remedy) == (words == "Not as well")
     plural = replace(changed.baselines, names=dict.fromkeys(found.names, "independent entries"))
     assert "a independent" not in findings.fit_in_words(replace(changed, baselines=plural))
     missing = replace(diagnosis, baselines=None, baselines_refused="the reason")

@@ -19,6 +19,7 @@ import pyrovae as pv
 from pyrovae.command.analysis import Analysis, AnalysisOptions, analyze
 from pyrovae.data import Dataset, load
 from pyrovae.diagnostics.effort import Effort
+from pyrovae.report import SHARED_NOISE
 from pyrovae.runs import PairOptions, Run, compare, load_run
 from pyrovae.runs import folder as folders
 from pyrovae.runs.recipe import Recipe
@@ -358,6 +359,20 @@ def test_every_likelihood_and_prior_comes_back(
             run.sample(2, mean=True)
         with pytest.raises(pv.InputError, match="expected categories 0 to 3"):
             run.encode(torch.full((1, 4, 4), 7.0))
+
+
+@pytest.mark.parametrize("noise", ["shared", "each"])
+def test_the_noise_of_a_run_comes_back(noise: str, tmp_path: Path) -> None:
+    data = images("normal")
+    data.values[:, 0, 0] = 0.5  # which a shared noise can't follow
+    analysis = analysed(tmp_path / "run", data, noise=noise, epochs=1)
+    run = load_run(tmp_path / "run")
+    z = run.encode_part("held_out").mean
+    with torch.no_grad():
+        stddev = run.decode(z).stddev
+    assert torch.equal(stddev, analysis.vae.decode(z).stddev)
+    assert (len(stddev.unique()) > 1) == (noise == "each")
+    assert (run.facts["noise"] == SHARED_NOISE) == (noise == "shared")
 
 
 @pytest.mark.parametrize("axis", ["first", "last"])

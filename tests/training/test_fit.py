@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,9 @@ def test_a_run_that_was_cut_off_while_it_improved_says_so() -> None:
     assert train_plain(epochs=2).concern == ""  # nothing to tell it by
     over = train_plain(epochs=40, optimizer=adam(0.5), validation=held_out, patience=3)
     assert over.concern == ""
+    longer = train_plain(epochs=20, validation=held_out)
+    kept = [replace(longer, best_epoch=epoch).concern != "" for epoch in (18, 19)]
+    assert kept == [False, True]  # the last tenth of 20 epochs is 19 and 20
 
 
 def test_patience_stops_and_counts_from_the_end_of_the_warm_up() -> None:
