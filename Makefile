@@ -7,14 +7,15 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 # A process for each core, and one thread in each.
 PYTEST := -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
-test test-lowest test-arviz1: export OMP_NUM_THREADS := 1
+docs test test-lowest test-arviz1: export OMP_NUM_THREADS := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest test-arviz1 lint format clean
+.PHONY: help demo docs test test-lowest test-arviz1 lint format clean
 
 help:
 	@echo "make demo    install pyrovae into .venv and write a report on scikit-learn's digits"
 	@echo "make test    install the test tools too, then: ruff, mypy, pytest (doctests and examples included)"
+	@echo "make docs    install the site's tools too, run its notebooks, build it: docs/_build/html/index.html"
 	@echo "make lint    only ruff and mypy"
 	@echo "make format  let ruff format the code and sort its imports"
 	@echo "make clean   remove .venv, the report, caches and build products"
@@ -27,6 +28,10 @@ help:
 
 demo: .venv/.installed
 	$(PY) -m pyrovae analyze digits --out "$(OUT)" --resume
+
+docs: .venv/.installed-docs
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(PY) docs/check_site.py docs/_build/html
 
 test: lint
 	$(PY) $(PYTEST)
@@ -48,7 +53,7 @@ format: .venv/.installed-test
 
 clean:
 	rm -rf .venv .venv-lowest .venv-arviz1 pyrovae-report build dist *.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: nothing is installed again until pyproject.toml or constraints.txt changes.
@@ -60,6 +65,11 @@ clean:
 .venv/.installed-test: $(PY) pyproject.toml constraints.txt
 	@echo "Installing pyrovae, its pinned dependencies and the test tools into .venv (minutes, the first time) ..."
 	@$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch .venv/.installed $@
+
+.venv/.installed-docs: $(PY) pyproject.toml constraints.txt
+	@echo "Installing pyrovae, its pinned dependencies and the site's tools into .venv (minutes, the first time) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
 	@touch .venv/.installed $@
 
 .venv-lowest/.installed: pyproject.toml constraints-lowest.txt

@@ -62,7 +62,7 @@ label = label2 = depth = depth2 = torch.ones(40)
 
 
 def test_page_on_own_pairs_runs(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "bring-your-own-pair.md").read_text()
+    page = (ROOT / "docs" / "howto" / "own-pair.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     assert len(blocks) == 3
     (tmp_path / "page.py").write_text("\n".join([OWN_PAIR, *blocks]))
@@ -108,7 +108,7 @@ def test_the_notebook_runs_and_the_page_shows_what_it_shows(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(ROOT / "examples" / "ten_tasks.ipynb", as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    page = (ROOT / "docs" / "ten_tasks.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "howto" / "ten-tasks.md").read_text(encoding="utf-8")
     on_page = re.findall(
         r"```(?:python|console)\n(.*?)\n```(?:\n\n```text\n(.*?)\n```)?", page, re.S
     )

@@ -13,7 +13,7 @@ results.csv beside this file, and its training is resumed where it stopped.
 
     python -m studies.vampprior --data DIR --rows caltech:1:standard:0 caltech:1:vamp:0
     python -m studies.vampprior --render studies/vampprior/README.md
-    python -m studies.vampprior --data DIR --picture docs/vampprior.png \\
+    python -m studies.vampprior --data DIR --picture docs/explanations/vampprior.png \\
         --rows caltech:1:standard:0:1e-4 caltech:1:vamp:0:1e-4
 """
 

@@ -2,8 +2,8 @@
 
 The score of every component is a scalar product. A search in float32 finds the groups of components
 that can matter, and these are summed in float64. The proved bound on the error is in
-``error_bound.py``. Start with ``search.py``, which runs the pass; docs/mixture.md has the
-derivation.
+``error_bound.py``. Start with ``search.py``, which runs the pass;
+docs/explanations/mixture.md has the derivation.
 """
 
 from pyrovae.mixture.kernel.scalar_product import constants, keys, queries

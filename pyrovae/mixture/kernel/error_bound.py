@@ -7,7 +7,7 @@ For every block of components n and every query q, with F features,
 in any order of summation; u is the unit roundoff. An error η in a block changes the log density by
 at most the block's share times (e^η - 1). Blocks for which that matters are evaluated again, first
 in float64 and then, where even that cancels, from the differences (z - μ_n)/σ_n, which do not.
-docs/mixture.md has the proof.
+docs/explanations/mixture.md has the proof.
 """
 
 from __future__ import annotations
