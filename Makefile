@@ -30,7 +30,8 @@ demo: .venv/.installed
 	$(PY) -m pyrovae analyze digits --out "$(OUT)" --resume
 
 docs: .venv/.installed-docs
-	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	rm -rf docs/_build/html
+	$(PY) -m sphinx -q -E -W --keep-going -d docs/_build/doctrees docs docs/_build/html
 	$(PY) docs/check_site.py docs/_build/html
 
 test: lint

@@ -194,7 +194,7 @@ def sample_quality(  # noqa: PLR0913 - a flat front door, where most arguments h
     Returns:
         Fréchet distance, precision, recall, density, coverage, and the share of samples that are
         nearer to a training than to a held-out row, each with its standard error over samples and
-        data. Takes 8 ``samples``² bytes of memory at a time.
+        data. Takes 8 n² bytes of memory at a time, n = ``samples``.
 
     Raises:
         InputError: with fewer than 30 rows of either data set, or than 2 k + 4; without densities;
