@@ -12,6 +12,13 @@ class InputError(ValueError):
     The message says what was expected, what came instead, and what to do about it. A caller can
     catch it, or any ``ValueError``, and show the message. Any other exception is a bug, in the
     library or in the code that was passed to it.
+
+    >>> import pyrovae as pv
+    >>> try:
+    ...     pv.Effort(codes=-1)
+    ... except pv.InputError as error:
+    ...     print(error)
+    expected codes of at least 20, a whole number; got -1.
     """
 
 

@@ -138,6 +138,13 @@ def calibrate(
     Raises:
         InputError: with fewer than 100 simulations, or where data cannot be simulated, as when
             the likelihood takes a row's total from the row.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(10)
+    >>> bool(pv.calibrate(vae.model, vae.guide, x, simulations=100).calibrated)  # an exact guide
+    True
     """
     check_seed(seed)
     if simulations < 5 * BINS:

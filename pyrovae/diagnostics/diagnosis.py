@@ -114,6 +114,16 @@ class Diagnosis(Result):
         baselines: log p(x) of the rows of ``evidence`` under simple densities; ``None`` if they
             were left out or nothing is as simple.
         baselines_refused: why nothing is; empty if something is, or they were left out.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(200)
+    >>> effort = pv.Effort(codes=200, evidence_rows=0, simulations=0, gap_rows=0, samples=0)
+    >>> found = pv.diagnose(vae.model, vae.guide, x[:150], held_out=x[150:], effort=effort)
+    >>> terms = found.held_out
+    >>> abs(terms.elbo.value + terms.distortion.value + terms.rate.value) < 1e-4
+    True
     """
 
     training: Surgery
@@ -323,6 +333,15 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
 
     Raises:
         InputError: if the pair lacks a named site, or the data have too few rows.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(200)
+    >>> effort = pv.Effort(codes=200, evidence_rows=0, simulations=0, gap_rows=0, samples=0)
+    >>> found = pv.diagnose(vae.model, vae.guide, x[:150], held_out=x[150:], effort=effort)
+    >>> found.summary().query("measure == 'rate'")["data"].tolist()
+    ['training', 'held-out']
     """
     check_seed(seed)
     effort = effort or Effort()

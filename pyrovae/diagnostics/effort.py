@@ -62,6 +62,10 @@ class Effort:
 
     Raises:
         InputError: for a number that is not whole or too small to estimate anything.
+
+    >>> import pyrovae as pv
+    >>> pv.Effort(evidence_rows=200, nuts_rows=4).evidence_rows
+    200
     """
 
     codes: int = 8192

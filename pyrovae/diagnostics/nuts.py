@@ -152,6 +152,14 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
 
     Raises:
         InputError: with fewer than two chains, or if a chain never moves.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(2)
+    >>> few = {"draws": 20, "warmup": 10, "chains": 2, "progress": False}
+    >>> pv.beside_nuts(vae.model, vae.guide, x, **few).kl.shape
+    torch.Size([2])
     """
     check_seed(seed)
     if chains < 2:

@@ -142,6 +142,11 @@ def baselines(
         MissingPackage: if scikit-learn is not installed.
 
     Tipping & Bishop 1999, "Probabilistic principal component analysis"; Ledoit & Wolf 2004.
+
+    >>> import pyrovae as pv, torch
+    >>> rows = torch.randn(120, 3)
+    >>> list(pv.baselines(rows[:100], rows[100:], latent=2).names)
+    ['gaussian', 'ppca', 'mixture']
     """
     check_seed(seed)
     if likelihood not in KINDS:

@@ -44,6 +44,15 @@ class Annealing:
         schedule: ``"sigmoid"``, dense at both ends of the path (Wu et al. 2017), or ``"linear"``.
         acceptance: share of accepted moves that the pilot run tunes the step sizes to.
         progress: whether to show a bar; ``None`` shows it if stderr is a terminal.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(4)
+    >>> chains = Annealing(temperatures=20, leapfrog=2)
+    >>> log_p = pv.log_evidence(vae.model, vae.guide, x, method=chains, draws=4)
+    >>> log_p.values.shape, log_p.bound
+    (torch.Size([4]), 'lower')
     """
 
     start: Literal["guide", "prior"] = "guide"

@@ -48,6 +48,14 @@ class Evidence(Result):
             one with its gradient counts as three.
         stopped: data points at which the cap on the cost ended the search for better weights, shape
             ``(N,)``, if there is one; they are unresolved, and no mean takes them in.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(30)
+    >>> found = pv.log_evidence(vae.model, vae.guide, x, draws=10)
+    >>> found.mean().bound, found.mean().size
+    ('lower', 30)
     """
 
     values: Tensor

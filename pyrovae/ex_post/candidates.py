@@ -34,6 +34,15 @@ class Inflated:
 
     Raises:
         InputError: for an amount that is negative or not finite.
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> encoding = dist.Normal(means, 0.5).to_event(1)
+    >>> new = dist.Normal(means[::5] + 0.01, 0.5).to_event(1)
+    >>> agg = pv.AggregatedPosterior(encoding)
+    >>> chosen = pv.fit_ex_post_prior(agg, held_out=new, candidates=[pv.Inflated(0.1)])
+    >>> chosen.choice
+    'variances inflated by 0.1 Var(μ)'
     """
 
     amount: float = 0.0
@@ -72,6 +81,15 @@ class InflatedByUnit:
 
     Raises:
         InputError: for less than one step or code.
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> encoding = dist.Normal(means, 0.5).to_event(1)
+    >>> new = dist.Normal(means[::5] + 0.01, 0.5).to_event(1)
+    >>> agg = pv.AggregatedPosterior(encoding)
+    >>> ours = [pv.InflatedByUnit(steps=5)]
+    >>> pv.fit_ex_post_prior(agg, held_out=new, candidates=ours).choice
+    'variances inflated unit by unit'
     """
 
     steps: int = 40
@@ -117,6 +135,15 @@ class Reduced:
 
     Ormoneit & Tresp 1998, "Averaging, maximum penalized likelihood and Bayesian estimation for
     improving Gaussian mixture probability density estimates".
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> encoding = dist.Normal(means, 0.5).to_event(1)
+    >>> new = dist.Normal(means[::5] + 0.01, 0.5).to_event(1)
+    >>> agg = pv.AggregatedPosterior(encoding)
+    >>> ours = [pv.Reduced(3), pv.Reduced(5, covariance="full")]
+    >>> pv.fit_ex_post_prior(agg, held_out=new, candidates=ours).choice
+    'reduced to 3 components'
     """
 
     components: int
@@ -188,6 +215,10 @@ class Flow:
 
     Raises:
         InputError: for less than one step, draw, layer or hidden unit, or a rate not above 0.
+
+    >>> import pyrovae as pv
+    >>> pv.Flow(steps=500, hidden=(64, 64)).steps
+    500
     """
 
     steps: int = 200

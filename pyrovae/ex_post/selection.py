@@ -83,6 +83,14 @@ class ExPostPrior(Result):
         distribution: the ex-post prior, event shape ``(D,)``.
         choice: name of the chosen candidate.
         table: one row per candidate, in the order in which they were tried.
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> encoding = dist.Normal(means, 0.5).to_event(1)
+    >>> new = dist.Normal(means[::5] + 0.01, 0.5).to_event(1)
+    >>> chosen = pv.fit_ex_post_prior(pv.AggregatedPosterior(encoding), held_out=new)
+    >>> chosen.distribution.sample((3,)).shape
+    torch.Size([3, 1])
     """
 
     distribution: dist.Distribution
@@ -164,6 +172,14 @@ def fit_ex_post_prior(
 
     Ghosh et al. 2020, "From variational to deterministic autoencoders", for ex-post density
     estimation; Breiman et al. 1984 for the one-standard-error rule.
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> encoding = dist.Normal(means, 0.5).to_event(1)
+    >>> new = dist.Normal(means[::5] + 0.01, 0.5).to_event(1)
+    >>> chosen = pv.fit_ex_post_prior(pv.AggregatedPosterior(encoding), held_out=new)
+    >>> chosen.distribution.log_prob(torch.zeros(3, 1)).shape
+    torch.Size([3])
     """
     check_seed(seed)
     codes = _held_out_codes(agg, held_out, draws=draws, seed=seed)

@@ -116,6 +116,12 @@ def reduce(
             means or variances are unknown or not finite, or a new variance is 0.
 
     Goldberger & Roweis 2004; Vasconcelos & Lippman 1998; Runnalls 2007; Hershey & Olsen 2007.
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> encoding = dist.Normal(means, 0.5).to_event(1)
+    >>> pv.reduce(pv.AggregatedPosterior(encoding), 3).mixture
+    Mixture(components=3, event_shape=(1,), family=Normal)
     """
     check_seed(seed)
     mixture = as_mixture(mixture)

@@ -66,6 +66,11 @@ class ExemplarPrior(nn.Module):
             out of range.
 
     Norouzi, Fleet & Norouzi 2020, "Exemplar VAE".
+
+    >>> import pyrovae as pv, torch
+    >>> prior = pv.ExemplarPrior(pv.mlp_encoder((4,), 2), torch.rand(50, 4))
+    >>> prior().log_prob(torch.zeros(3, 2)).shape
+    torch.Size([3])
     """
 
     means: Tensor

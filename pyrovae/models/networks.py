@@ -145,6 +145,11 @@ def mlp_encoder(
 
     Raises:
         InputError: for sizes that are not whole numbers ≥ 1.
+
+    >>> import pyrovae as pv, torch
+    >>> encoder = pv.mlp_encoder((8, 8), 2, hidden=(64,))
+    >>> encoder(torch.rand(5, 8, 8)).mean.shape
+    torch.Size([5, 2])
     """
     _check_sizes(data_shape, latent, hidden=hidden)
     sizes = (math.prod(data_shape), *hidden, 2 * latent)
@@ -177,6 +182,11 @@ def mlp_decoder(
     Raises:
         InputError: for sizes that are not whole numbers ≥ 1, an unknown likelihood, or categories
             that are missing or given for another likelihood.
+
+    >>> import pyrovae as pv, torch
+    >>> decoder = pv.mlp_decoder(2, (4,), "normal")
+    >>> decoder(torch.zeros(5, 2)).mean.shape
+    torch.Size([5, 4])
     """
     _check_sizes(data_shape, latent, hidden=hidden)
     outputs = math.prod(data_shape) * _outputs(likelihood, categories)
@@ -198,6 +208,11 @@ def conv_encoder(
 
     Raises:
         InputError: for rows that are not images, or sizes that are not whole numbers ≥ 1.
+
+    >>> import pyrovae as pv, torch
+    >>> encoder = pv.conv_encoder((28, 28), 2)
+    >>> encoder(torch.rand(5, 28, 28)).mean.shape
+    torch.Size([5, 2])
     """
     _check_sizes(data_shape, latent, channels=channels)
     depth, sizes = _pyramid(data_shape, channels)
@@ -229,6 +244,11 @@ def conv_decoder(
 
     Raises:
         InputError: for rows that are not images, and as :func:`mlp_decoder`.
+
+    >>> import pyrovae as pv, torch
+    >>> decoder = pv.conv_decoder(2, (28, 28))
+    >>> decoder(torch.zeros(5, 2)).mean.shape
+    torch.Size([5, 28, 28])
     """
     _check_sizes(data_shape, latent, channels=channels)
     depth, sizes = _pyramid(data_shape, channels)

@@ -25,6 +25,10 @@ class StandardNormal(nn.Module):
 
     Args:
         latent: number of latent units D.
+
+    >>> import pyrovae as pv, torch
+    >>> pv.StandardNormal(2)().log_prob(torch.zeros(3, 2))
+    tensor([-1.8379, -1.8379, -1.8379])
     """
 
     loc: Tensor
@@ -45,6 +49,10 @@ class GaussianMixture(nn.Module):
     Args:
         latent: number of latent units D.
         components: number of components K; their means start as draws from N(0, I).
+
+    >>> import pyrovae as pv, torch
+    >>> pv.GaussianMixture(2, components=10)().log_prob(torch.zeros(3, 2)).shape
+    torch.Size([3])
     """
 
     def __init__(self, latent: int, components: int) -> None:
@@ -81,6 +89,12 @@ class VampPrior(nn.Module):
     Raises:
         InputError: if there are no inputs, one is not finite or outside the bounds, the encoder
             does not take them, or the bounds do not fit a row or are equal for all entries.
+
+    >>> import pyrovae as pv, torch
+    >>> encoder = pv.mlp_encoder((4,), 2)
+    >>> vae = pv.VAE(encoder, pv.mlp_decoder(2, (4,)), pv.VampPrior(encoder, torch.rand(20, 4)))
+    >>> vae.sample(3).shape
+    torch.Size([3, 4])
     """
 
     low: Tensor | float | None
@@ -210,6 +224,10 @@ class FlowPrior(nn.Module):
 
     Raises:
         InputError: for a single unit, which has no other to couple with.
+
+    >>> import pyrovae as pv, torch
+    >>> pv.FlowPrior(2)().sample((5,)).shape
+    torch.Size([5, 2])
     """
 
     order: Tensor

@@ -77,6 +77,13 @@ def encode(
             one batch, it is masked and no model is given, or the encoding of a row is not finite.
             To refine also without a model, if draws at the site or at sites that depend on it have
             no gradients, or if one of several sites depends on another.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(30)
+    >>> pv.encode(vae.guide, x).batch_shape
+    torch.Size([30])
     """
     _check_refinement(refine, model)
     check_seed(seed)

@@ -78,6 +78,10 @@ class Run:
         folder: the same.
         about: the content of ``run.toml``.
         options: the options of the command, by name.
+
+    >>> import pyrovae as pv
+    >>> run = pv.load_run("pyrovae-report")  # doctest: +SKIP
+    >>> run.score("new.csv").evidence.mean()  # doctest: +SKIP
     """
 
     def __init__(
@@ -708,6 +712,11 @@ def load_run(
     Raises:
         InputError: if it is no folder of a finished run, it is damaged, or ``pair`` is given for a
             run without one.
+
+    >>> import pyrovae as pv
+    >>> run = pv.load_run("pyrovae-report")  # doctest: +SKIP
+    >>> run.sample(1000).shape  # doctest: +SKIP
+    torch.Size([1000, 8, 8])
     """
     path = Path(folder)
     manifest = manifests.read(path)

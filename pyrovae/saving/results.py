@@ -41,6 +41,15 @@ def save(result: Any, path: str | Path) -> None:
         InputError: if it holds a density that is not made of tensors, as one that runs a guide, or
             of a family that isn't one of ``pyro.distributions``; or something else that would not
             come back as it was, or there is no room for the file.
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> encoding = dist.Normal(means, 0.5).to_event(1)
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "posterior.pt"
+    >>> pv.save(pv.AggregatedPosterior(encoding), path)
+    >>> pv.load(path)
+    AggregatedPosterior(components=200, event_shape=(1,), family=Normal)
     """
     archive = to_archive({"pyrovae": FORMAT, "result": _pack(result)})
     try:

@@ -38,6 +38,13 @@ def adam(lr: float = 1e-3, **settings: Any) -> OptimizerFactory:
     Args:
         lr: learning rate.
         settings: further arguments of ``torch.optim.Adam``.
+
+    >>> import pyrovae as pv, torch
+    >>> vae = pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2))
+    >>> rows = torch.rand(40, 4).round()
+    >>> optimizer = pv.adam(3e-4)
+    >>> pv.fit(vae.model, vae.guide, rows, epochs=1, optimizer=optimizer, progress=False).best_epoch
+    1
     """
     return partial(torch.optim.Adam, lr=lr, **({"fused": True} | settings))
 

@@ -79,6 +79,12 @@ class Fit(Result):
             epoch's before; see ``averaged``.
         stopped: ``"epochs"`` if all epochs were run, ``"patience"`` if validation had stalled.
         seed: the seed that reproduces the run.
+
+    >>> import pyrovae as pv, torch
+    >>> vae = pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2))
+    >>> run = pv.fit(vae.model, vae.guide, torch.rand(40, 4).round(), epochs=2, progress=False)
+    >>> run.best_epoch, run.stopped
+    (2, 'epochs')
     """
 
     history: History

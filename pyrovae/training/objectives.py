@@ -56,6 +56,11 @@ def elbo(
         InputError: if a latent site of the guide is not reparametrised.
 
     Paper: Kingma & Welling 2014; warm-up: Sønderby et al. 2016.
+
+    >>> import pyrovae as pv, torch
+    >>> vae = pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2))
+    >>> pv.elbo(vae.model, vae.guide, torch.ones(8, 4)).shape
+    torch.Size([])
     """
     total = torch.zeros(())
     for _ in range(particles):
