@@ -14,7 +14,8 @@ The way of the data, and what does each step::
       log_evidence      log p(x) of each row: an Evidence; sandwich bounds it from both sides
       diagnose          a Diagnosis: .advice, .concerns, .summary(), .to_arviz()
       compare_groups    where the codes of groups lie apart, with errors over donors or days
-      novelty           which new rows are unlike the data, with calibrated p-values
+      novelty           which new rows are unlike the data, with calibrated p-values; auroc
+      memorisation      what each training row gained by being trained on; memorisation_screen
       baselines         log p(x) under simple densities: does the model fit?
       sample_quality    decoded samples of each density beside held-out data
       calibrate, inference_gaps, beside_nuts    the guide put to the test
@@ -91,7 +92,13 @@ if TYPE_CHECKING:
         mlp_encoder,
     )
     from pyrovae.pairs import aggregate, encode, with_arguments
-    from pyrovae.populations import compare_groups, novelty
+    from pyrovae.populations import (
+        auroc,
+        compare_groups,
+        memorisation,
+        memorisation_screen,
+        novelty,
+    )
     from pyrovae.runs import Run, load_run
     from pyrovae.saving import load, save
     from pyrovae.training import Fit, adam, elbo, fit
@@ -125,6 +132,7 @@ __all__ = [
     "VampPrior",
     "adam",
     "aggregate",
+    "auroc",
     "baselines",
     "beside_nuts",
     "binarise",
@@ -146,6 +154,8 @@ __all__ = [
     "load_run",
     "log_evidence",
     "mean_estimate",
+    "memorisation",
+    "memorisation_screen",
     "mlp_decoder",
     "mlp_encoder",
     "novelty",

@@ -28,7 +28,9 @@ ROOMS = {
         "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison", "Pictures",
         "Quality", "SampleQuality", "Surgery", "TwoSample",
     ),
-    "pyrovae.populations": ("GroupComparison", "GroupContrast", "Novelty"),
+    "pyrovae.populations": (
+        "GroupComparison", "GroupContrast", "MemorisationScreen", "Novelty", "RefitMemorisation",
+    ),
     "pyrovae.runs": ("Comparison", "Imputation", "Scores"),
 }  # fmt: skip
 HOME = {name: room for room, names in ROOMS.items() for name in names}

@@ -37,7 +37,8 @@ MODULES = (
     "pyrovae.mixture.divergence", "pyrovae.mixture.reduction",
     "pyrovae.mixture.kernel.component_scores", "pyrovae.ex_post.selection", "pyrovae.export.groups",
     "pyrovae.runs.compare", "pyrovae.runs.imputation", "pyrovae.runs.scores",
-    "pyrovae.populations.groups", "pyrovae.populations.novel_rows",
+    "pyrovae.populations.groups", "pyrovae.populations.novel_rows", "pyrovae.populations.refits",
+    "pyrovae.populations.screen",
 )  # fmt: skip
 NO_RESULTS = {
     "Fitted",
