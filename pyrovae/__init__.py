@@ -17,7 +17,7 @@ The way of the data, and what does each step::
       novelty           which new rows are unlike the data, with calibrated p-values; auroc
       memorisation      what each training row gained by being trained on; memorisation_screen
       baselines         log p(x) under simple densities: does the model fit?
-      sample_quality    decoded samples of each density beside held-out data
+      sample_quality    decoded samples of each density beside held-out data; sample_copies
       calibrate, inference_gaps, beside_nuts    the guide put to the test
       plots             pictures of a diagnosis
       to_arviz          what Pyro inferred for any model, by SVI or MCMC, for ArviZ
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         calibrate,
         diagnose,
         inference_gaps,
+        sample_copies,
     )
     from pyrovae.diagnostics.sample_quality import sample_quality
     from pyrovae.errors import InputError
@@ -162,6 +163,7 @@ __all__ = [
     "plots",
     "read_table",
     "reduce",
+    "sample_copies",
     "sample_quality",
     "sandwich",
     "save",

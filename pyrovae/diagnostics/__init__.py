@@ -9,6 +9,7 @@ from pyrovae.diagnostics.active_units import ACTIVE, Collapse
 from pyrovae.diagnostics.advice import TOLERATED, change_from, choose
 from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.code_densities import Memorisation
+from pyrovae.diagnostics.copies import HELD_OUT, Attributions, Copies, sample_copies
 from pyrovae.diagnostics.decoded_samples import Pictures
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis, check_pair, diagnose
 from pyrovae.diagnostics.draws import Codes, moments
@@ -27,14 +28,17 @@ from pyrovae.diagnostics.two_sample import TwoSample
 __all__ = [
     "ACTIVE",
     "ALARM",
+    "HELD_OUT",
     "LABELS",
     "QUALITY",
     "TERMS",
     "TOLERATED",
+    "Attributions",
     "Baselines",
     "Calibration",
     "Codes",
     "Collapse",
+    "Copies",
     "Diagnosis",
     "Effort",
     "Gaps",
@@ -58,6 +62,7 @@ __all__ = [
     "inference_gaps",
     "left_out_of",
     "moments",
+    "sample_copies",
     "sample_quality",
     "unit_log_densities",
 ]

@@ -19,6 +19,14 @@ from pyrovae.data import Batch, Data, all_rows, take_rows
 from pyrovae.diagnostics.active_units import Collapse, collapse, unit_rates
 from pyrovae.diagnostics.advice import advise, change_from, choose
 from pyrovae.diagnostics.code_densities import Memorisation, memorisation
+from pyrovae.diagnostics.copies import (
+    DRAWS,
+    HELD_OUT,
+    Attributions,
+    Copies,
+    attributions,
+    sample_copies,
+)
 from pyrovae.diagnostics.decoded_samples import Pictures, pictures
 from pyrovae.diagnostics.draws import Codes, draw_codes, moments
 from pyrovae.diagnostics.effort import Effort, left_out_of
@@ -114,6 +122,10 @@ class Diagnosis(Result):
         baselines: log p(x) of the rows of ``evidence`` under simple densities; ``None`` if they
             were left out or nothing is as simple.
         baselines_refused: why nothing is; empty if something is, or they were left out.
+        copies: share of draws from each density that one training row carries; ``None`` if read
+            from a file of an earlier version.
+        attributions: samples of the ex-post prior with the training rows that carry them, if there
+            are pictures.
 
     >>> import pyrovae as pv
     >>> from pyrovae.testing import linear_gaussian_vae
@@ -148,6 +160,8 @@ class Diagnosis(Result):
     quality_refused: str = ""
     baselines: Baselines | None = None
     baselines_refused: str = ""
+    copies: Copies | None = None
+    attributions: Attributions | None = None
 
     @property
     def advice(self) -> str:
@@ -291,6 +305,9 @@ class Diagnosis(Result):
         if self.sample_quality is not None:
             for measure, name, estimate in self.sample_quality.estimates():
                 yield "held-out", f"sample_quality.{measure}.{name}", estimate
+        if self.copies is not None:
+            for name, estimate in self.copies.shares.items():
+                yield ("held-out" if name == HELD_OUT else "training"), f"copies.{name}", estimate
         for name, estimate in self.guide_check.estimates():
             yield "simulated" if name.startswith("calibration.") else "held-out", name, estimate
 
@@ -385,6 +402,14 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
             elbo=_elbo(pair, x, x_q, seed) if evidence else None,
+            copies=sample_copies(
+                aggregated,
+                densities,
+                held_out=test_codes.z[:, 0],
+                draws=min(DRAWS, size),
+                seed=seed,
+            ),
+            attributions=_attributions(pair, train_x, fitted, aggregated, effort, seed),
             **_sample_quality(pair, train_x, test_x, densities, effort, seed),
             **_baselines(pair, batches[0], train_x, x, test_codes, effort, seed),
         )
@@ -526,6 +551,19 @@ def _pictures(
     with seeded(seed, "rows to show"):
         shown = x[torch.randperm(len(x))[:size].sort().values]
     return pictures(pair, shown, densities, seed=seed)
+
+
+def _attributions(
+    pair: Pair,
+    x: Tensor,
+    fitted: dist.Distribution,
+    aggregated: AggregatedPosterior,
+    effort: Effort,
+    seed: int,
+) -> Attributions | None:
+    if not effort.pictures:
+        return None
+    return attributions(pair, x, "ex_post", fitted, aggregated, seed=seed)
 
 
 def _sample_quality(

@@ -70,3 +70,9 @@ LABELS |= {
     for measure, label in QUALITY.items()
     for samples, name in SAMPLES.items()
 }
+LABELS |= {
+    "copies.prior": "share of prior draws carried by one training row",
+    "copies.q_agg": "share of draws from raw q_agg carried by one training row",
+    "copies.ex_post": "share of draws from the ex-post prior carried by one training row",
+    "copies.held_out": "share of held-out codes carried by one training row",
+}

@@ -21,6 +21,7 @@ from pyrovae.plots.latent import latent_map, unit_activity, unit_marginals
 from pyrovae.plots.overview import overview
 from pyrovae.plots.samples import (
     CLEAR,
+    attributions,
     feature_marginals,
     is_image,
     predictive_check,
@@ -35,6 +36,7 @@ __all__ = [
     "CLEAR",
     "LABEL_COLOURS",
     "STYLE",
+    "attributions",
     "baselines",
     "beside",
     "calibration",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pyrovae.diagnostics import Diagnosis, Pictures, left_out_of
+from pyrovae.diagnostics import Attributions, Diagnosis, Pictures, left_out_of
 from pyrovae.errors import InputError
 from pyrovae.export import ExportedDraws
 from pyrovae.plots.grids import Array
@@ -72,6 +72,47 @@ def sample_sheets(
     """
     pictures = _pictures(source)
     return _sheets({"data": pictures.data, **pictures.samples}, columns, names, axes)
+
+
+@styled
+def attributions(
+    source: Diagnosis | Attributions, *, axes: Sequence[Axes] | None = None
+) -> list[Axes]:
+    """Decoded samples, each beside the training rows that carry its code, with their shares.
+
+    Rows of a table are drawn as bars, one for each feature.
+
+    Args:
+        source: a diagnosis with pictures, or its ``attributions``.
+        axes: where to draw, one for each sample and each row beside it; by default on a new figure.
+    """
+    found = part_of(
+        source, Attributions, lambda d: d.attributions, lambda: left_out_of("samples", "pictures")
+    )
+    samples, rows, shares = _array(found.samples), _array(found.rows), _array(found.weight)
+    columns = 1 + rows.shape[1]
+    side = WIDTH / 2 / columns
+    panel = panels_of(
+        len(samples) * columns, axes, columns=columns, height=len(samples) * (side + 0.2),
+        width=columns * side,
+    )  # fmt: skip
+    every = [row for n, sample in enumerate(samples) for row in (sample, *rows[n])]
+    titles = [
+        title
+        for line in shares
+        for title in ("sample", *(f"{100 * share:.0f} %" for share in line))
+    ]
+    low, high = float(rows.min()), float(rows.max())
+    for ax, row, title in zip(panel.axes, every, titles, strict=True):
+        if is_image(row.shape):
+            image = np.moveaxis(row, 0, -1) if row.ndim == 3 else row
+            shown = np.clip((image - low) / (high - low or 1.0), 0.0, 1.0)
+            ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        else:
+            ax.bar(range(row.size), row.flatten(), color=COLOURS["data"])
+        ax.set_axis_off()
+        ax.set_title(title, fontsize=8)
+    return panel.axes
 
 
 @styled

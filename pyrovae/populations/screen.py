@@ -34,8 +34,9 @@ class MemorisationScreen(Result):
 
     Args:
         log_density: log q_agg(μ_n) without the row's own component, at the mean μ_n of its
-            encoding, shape ``(N,)``: low for one-of-a-kind rows.
-        components: effective number of components at μ_n, its own counted, shape ``(N,)``.
+            encoding, shape ``(N,)``: low for codes far from all others.
+        components: effective number of components at μ_n, its own counted, shape ``(N,)``: near 1
+            for one-of-a-kind rows, wherever their codes lie.
         nearest: the other row that is most responsible for μ_n, shape ``(N,)``.
         share: its responsibility without the row's own component, shape ``(N,)``.
         likeness: log q(μ_n | its encoding) − log q(μ_n | own encoding), shape ``(N,)``: 0 for a
@@ -73,15 +74,15 @@ class MemorisationScreen(Result):
     def exemplars(self, count: int = 5) -> dict[str, Tensor]:
         """Rows to look at: the most on their own, and those most like another, ``(≤ count,)``."""
         return {
-            "one_of_a_kind": self.log_density.argsort()[:count],
+            "one_of_a_kind": self.components.argsort()[:count],
             "near_duplicates": self.likeness.argsort(descending=True)[:count],
         }
 
     def table(self) -> pd.DataFrame:
-        """One row for each training row, those most on their own first."""
+        """One row for each training row, those with the fewest components at their code first."""
         import pandas as pd
 
-        order = self.log_density.argsort()
+        order = self.components.argsort()
         names = [f for f in self.__dataclass_fields__ if getattr(self, f) is not None]
         return pd.DataFrame(
             {"row": order.numpy()} | {name: getattr(self, name)[order].numpy() for name in names}

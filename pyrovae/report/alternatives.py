@@ -75,6 +75,17 @@ def _beside(diagnosis: Diagnosis) -> str:
     return "" if nuts is None else guide_words.beside(nuts)
 
 
+def _attributions(diagnosis: Diagnosis) -> str:
+    found = diagnosis.attributions
+    if found is None:
+        return ""
+    shares = ", ".join(f"{plain(100 * float(w), '.0f')} %" for w in found.weight[:, 0])
+    return (
+        f"Samples of the {density_name(found.density)} beside the training rows that carry them; "
+        f"the first of these has {shares} of the responsibility."
+    )
+
+
 TEXTS: dict[str, Callable[[Diagnosis], str]] = {
     "baselines": findings.fit_in_words,
     "reconstructions": lambda d: "Held-out data beside what is decoded from their own codes.",
@@ -84,6 +95,7 @@ TEXTS: dict[str, Callable[[Diagnosis], str]] = {
     "densities": _densities,
     "sheets": _sheets,
     "narrow": _sheets,
+    "attributions": _attributions,
     "evidence": _evidence,
     "pareto": _pareto,
     "candidates": _candidates,

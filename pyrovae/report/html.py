@@ -178,6 +178,9 @@ def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Axe
         drawn["narrow"] = plots.sample_sheets(diagnosis, columns=2, names=columns)
         if pictures.pseudo_inputs is not None:
             drawn["pseudo"] = plots.pseudo_inputs(diagnosis, names=columns)
+    found = diagnosis.attributions
+    if found is not None and plots.is_image(tuple(found.samples.shape[1:])):
+        drawn["attributions"] = plots.attributions(diagnosis)
     if diagnosis.exported is not None:
         drawn["reconstructions"] = plots.reconstructions(diagnosis, names=columns)
         drawn["predictive"] = plots.predictive_check(diagnosis, names=columns)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from pyrovae.diagnostics import (
+    HELD_OUT,
     LABELS,
     QUALITY,
     TERMS,
@@ -71,12 +72,20 @@ def terms(diagnosis: Diagnosis) -> list[Row]:
 
 
 def code_densities(diagnosis: Diagnosis) -> list[Row]:
-    """Mean log densities of the codes of training and of held-out data."""
+    """Mean log densities of the codes of both data sets, and the share of draws that copy."""
     memory = diagnosis.memorisation
-    return [
-        Row(density_name(name), (cell(memory.training[name]), cell(memory.held_out.get(name))))
+    shares = {} if diagnosis.copies is None else diagnosis.copies.shares
+    rows = [
+        Row(
+            density_name(name),
+            (cell(memory.training[name]), cell(memory.held_out.get(name)), cell(shares.get(name))),
+        )
         for name in memory.training
     ]
+    if HELD_OUT in shares:
+        none = Cell(MISSING)
+        rows.append(Row("held-out codes themselves", (none, none, cell(shares[HELD_OUT]))))
+    return rows
 
 
 def evidence(diagnosis: Diagnosis) -> list[Row]:

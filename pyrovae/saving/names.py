@@ -24,8 +24,8 @@ ROOMS = {
     "pyrovae.evidence": ("Annealing", "Evidence", "Sandwich"),
     "pyrovae.export": ("ExportedDraws",),
     "pyrovae.diagnostics": (
-        "Baselines", "Calibration", "Codes", "Collapse", "Diagnosis", "Effort", "Gaps",
-        "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison", "Pictures",
+        "Attributions", "Baselines", "Calibration", "Codes", "Collapse", "Copies", "Diagnosis",
+        "Effort", "Gaps", "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison", "Pictures",
         "Quality", "SampleQuality", "Surgery", "TwoSample",
     ),
     "pyrovae.populations": (

@@ -25,6 +25,7 @@ Case = Callable[..., Diagnosis]
 
 #: What each public picture takes of a diagnosis when it is not given the whole, and "ax" or "axes".
 PICTURES: dict[str, tuple[str, Callable[[Diagnosis], Any] | None]] = {
+    "attributions": ("axes", lambda d: d.attributions),
     "baselines": ("ax", None),
     "beside": ("axes", lambda d: d.guide_check.beside),
     "calibration": ("ax", lambda d: d.guide_check.calibration),
