@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -53,7 +53,7 @@ from pyrovae.evidence import (
 from pyrovae.ex_post import ExPostPrior, Inflated, fit_ex_post_prior
 from pyrovae.export import ExportedDraws, export_draws
 from pyrovae.extras import MissingPackage
-from pyrovae.mixture import AggregatedPosterior, families
+from pyrovae.mixture import AggregatedPosterior, Mixture, families
 from pyrovae.mixture.families import declared
 from pyrovae.models import DiscretizedLogistic, bits_per_dimension
 from pyrovae.pairs import (
@@ -402,15 +402,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
             bits=_bits(pair, x, test_codes, evidence),
             measured=numbers,
             elbo=_elbo(pair, x, x_q, seed) if evidence else None,
-            copies=sample_copies(
-                aggregated,
-                densities,
-                held_out=test_codes.z[:, 0],
-                draws=min(DRAWS, size),
-                seed=seed,
-            ),
-            attributions=_attributions(pair, train_x, fitted, aggregated, effort, seed),
-            **_sample_quality(pair, train_x, test_x, densities, effort, seed),
+            **_samples(pair, train_x, test_x, test_codes, densities, effort, seed),
             **_baselines(pair, batches[0], train_x, x, test_codes, effort, seed),
         )
 
@@ -553,17 +545,29 @@ def _pictures(
     return pictures(pair, shown, densities, seed=seed)
 
 
-def _attributions(
+def _samples(
     pair: Pair,
-    x: Tensor,
-    fitted: dist.Distribution,
-    aggregated: AggregatedPosterior,
+    train: Tensor,
+    held_out: Tensor,
+    codes: Codes,
+    densities: dict[str, dist.Distribution],
     effort: Effort,
     seed: int,
-) -> Attributions | None:
-    if not effort.pictures:
-        return None
-    return attributions(pair, x, "ex_post", fitted, aggregated, seed=seed)
+) -> dict[str, Any]:
+    """What is known of samples: their quality, how many are copies, and of which rows some are."""
+    aggregated, draws = cast(Mixture, densities["q_agg"]), min(DRAWS, effort.codes)
+    found = {
+        "copies": sample_copies(
+            aggregated, densities, held_out=codes.z[:, 0], draws=draws, seed=seed
+        ),
+        **_sample_quality(pair, train, held_out, densities, effort, seed),
+    }
+    if effort.pictures:
+        name = "ex_post"
+        found["attributions"] = attributions(
+            pair, train, name, densities[name], aggregated, seed=seed
+        )
+    return found
 
 
 def _sample_quality(

@@ -25,8 +25,8 @@ ROOMS = {
     "pyrovae.export": ("ExportedDraws",),
     "pyrovae.diagnostics": (
         "Attributions", "Baselines", "Calibration", "Codes", "Collapse", "Copies", "Diagnosis",
-        "Effort", "Gaps", "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison", "Pictures",
-        "Quality", "SampleQuality", "Surgery", "TwoSample",
+        "Effort", "Gaps", "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison",
+        "Pictures", "Quality", "SampleQuality", "Surgery", "TwoSample",
     ),
     "pyrovae.populations": (
         "GroupComparison", "GroupContrast", "MemorisationScreen", "Novelty", "RefitMemorisation",
