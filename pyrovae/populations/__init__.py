@@ -12,7 +12,7 @@ p-values by rank are in ``conformal.py``, and how well a score tells two kinds o
 
 from pyrovae.populations.conformal import conformal
 from pyrovae.populations.groups import GroupComparison, GroupContrast, compare_groups
-from pyrovae.populations.novel_rows import Novelty, novelty
+from pyrovae.populations.novel_rows import Novelty, novelty, ranked
 from pyrovae.populations.ranking import auroc
 from pyrovae.populations.refits import RefitMemorisation, memorisation
 from pyrovae.populations.screen import MemorisationScreen, memorisation_screen
@@ -29,4 +29,5 @@ __all__ = [
     "memorisation",
     "memorisation_screen",
     "novelty",
+    "ranked",
 ]

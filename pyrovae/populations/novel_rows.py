@@ -15,10 +15,12 @@ from pyrovae.data import Data
 from pyrovae.diagnostics import inference_gaps
 from pyrovae.display import Result
 from pyrovae.errors import InputError
+from pyrovae.estimates import Estimate
 from pyrovae.evidence import log_evidence
 from pyrovae.pairs import PyroFunction
 from pyrovae.populations.conformal import conformal
 from pyrovae.populations.multiple_tests import check_control, q_values
+from pyrovae.populations.ranking import auroc
 from pyrovae.randomness import check_seed, derived_seed
 from pyrovae.torch_modes import plain
 
@@ -35,7 +37,7 @@ class Novelty(Result):
             calibration it is uniform on (0, 1).
         q_value: the smallest false discovery rate at which a row is found, shape ``(M,)``.
         score: what was ranked: ``"log_p_x"``, ``"regret"`` or ``"codes"``.
-        calibrated_on: number of rows of the calibration.
+        known: scores of the rows of the calibration, shape ``(n,)``.
         level: the false discovery rate of `found`.
     """
 
@@ -43,13 +45,26 @@ class Novelty(Result):
     p_value: Tensor
     q_value: Tensor
     score: str
-    calibrated_on: int
+    known: Tensor
     level: float
+
+    @property
+    def calibrated_on(self) -> int:
+        """Number of rows of the calibration."""
+        return len(self.known)
 
     @property
     def found(self) -> Tensor:
         """Which rows are novel, on average at most ``level`` of them falsely, shape ``(M,)``."""
         return self.q_value <= self.level
+
+    @property
+    def auroc(self) -> Estimate:
+        """How well the score tells the new rows, taken together, from those of the calibration.
+
+        The probability that a row of the calibration has a higher score than a new one.
+        """
+        return auroc(self.known, self.scores)
 
     @property
     def concerns(self) -> tuple[str, ...]:
@@ -128,8 +143,21 @@ def novelty(
         )
     else:
         raise InputError(f"expected a score of {list(SCORES)}; got {score!r}.")
+    return ranked(scores, known, name, level=level, seed=seed)
+
+
+def ranked(scores: Tensor, known: Tensor, score: str, *, level: float, seed: int) -> Novelty:
+    """The rows that are novel by scores that are at hand.
+
+    Args:
+        scores: of new rows, low where they are unlike the data, shape ``(M,)``.
+        known: of the rows of the calibration, shape ``(n,)``.
+        score: what was ranked.
+        level, seed: as `novelty`.
+    """
+    check_control(level, "bh")
     p_value = conformal(scores, known, seed=seed)
-    return Novelty(scores, p_value, q_values(p_value, "bh"), name, len(known), level)
+    return Novelty(scores, p_value, q_values(p_value, "bh"), score, known, level)
 
 
 def _log_density(density: dist.Distribution, codes: Data) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyro.distributions as dist
@@ -34,7 +34,7 @@ from pyrovae.mixture import AggregatedPosterior, Responsibilities
 from pyrovae.models import VAE
 from pyrovae.pairs import Pair, PyroFunction, encode, measuring, over_rows
 from pyrovae.plots import LABEL_COLOURS, overview
-from pyrovae.populations import conformal
+from pyrovae.populations import Novelty, conformal, novelty, ranked
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.runs import manifest as manifests
@@ -548,6 +548,44 @@ class Run:
             shape ``(M,)``.
         """
         return self.score(new, source, seed=seed).p_value
+
+    def novelty(
+        self,
+        new: Any,
+        *,
+        score: Literal["log_p_x", "regret", "codes"] = "log_p_x",
+        level: float = 0.1,
+        seed: int = 0,
+    ) -> Novelty:
+        """Which of new rows are unlike the data, at a false discovery rate; see `pyrovae.novelty`.
+
+        Args:
+            new: as :meth:`encode`.
+            score: ``"log_p_x"``, as :meth:`score` ranks it, beside what the run has measured;
+                ``"regret"``, which takes some hundred steps for each new and each held-out row; or
+                ``"codes"``, the density of the means of q(z | x) under the ex-post prior.
+            level: the false discovery rate of what is found.
+            seed: names all draws.
+
+        Raises:
+            InputError: as :meth:`score`, or for another score.
+        """
+        if score == "log_p_x":
+            found = self.score(new, seed=seed).evidence.values
+            known = self.diagnosis.evidence["prior"].values
+            return ranked(found, known, score, level=level, seed=seed)
+        if score == "codes":
+            known = self.encode_part("held_out").mean
+            density, codes = self.ex_post.distribution, self.encode(new).mean
+            return novelty(density, codes, calibration=known, level=level, seed=seed)
+        pair = self._pair
+        sites: dict[str, Any] = {
+            "site": pair.site, "observed": pair.observed, "data_plate": pair.data_plate,
+        }  # fmt: skip
+        return novelty(
+            (pair.model, pair.guide), self._new(new), calibration=self.held_out, score=score,
+            level=level, seed=seed, **sites,
+        )  # fmt: skip
 
     # -- behind them -----------------------------------------------------------------------------
 

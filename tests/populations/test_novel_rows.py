@@ -65,6 +65,15 @@ def test_rows_that_the_pair_has_not_seen_the_like_of_are_found(score: str) -> No
     assert bool(result.found[10:].all()) and not bool(result.found.all())
 
 
+def test_auroc_is_the_share_of_pairs_of_rows_in_order() -> None:
+    known, new = DENSITY.sample((300,)), 2.0 * DENSITY.sample((200,))
+    result = pv.novelty(DENSITY, new, calibration=known)
+    wins = (known.norm(dim=1)[:, None] < new.norm(dim=1)).double().mean()
+    assert result.auroc.value == pytest.approx(float(wins))
+    # squared norms are exponential with means 2 and 8: P(first < second) = 8/10
+    assert abs(result.auroc.value - 0.8) < 4 * result.auroc.standard_error
+
+
 def test_few_rows_of_calibration_are_said() -> None:
     result = pv.novelty(DENSITY, DENSITY.sample((50,)), calibration=DENSITY.sample((99,)))
     assert "about 5 of 50 new rows have to be novel" in result.concerns[0]

@@ -82,6 +82,18 @@ def test_a_run_plots_itself(table: tuple[Path, Analysis]) -> None:
     assert len(axes) == 5 and all(ax.has_data() for ax in axes)
 
 
+def test_novelty_by_each_score_is_that_of_the_pair(table: tuple[Path, Analysis]) -> None:
+    run, new = load_run(table[0] / "run"), rows(8, seed=1)
+    by_code = run.novelty(new, score="codes")
+    density = run.ex_post.distribution
+    assert torch.equal(by_code.scores, density.log_prob(run.encode(new).mean).double())
+    assert by_code.calibrated_on == len(run.rows["held_out"])
+    by_regret = run.novelty(new, score="regret", level=0.2)
+    assert by_regret.score == "regret" and by_regret.level == 0.2
+    with pytest.raises(pv.InputError, match="a score of"):
+        run.novelty(new, score="entropy")  # type: ignore[arg-type]
+
+
 def test_every_member_comes_back_bit_by_bit(table: tuple[Path, Analysis]) -> None:
     place, analysis = table
     vae, diagnosis, run = analysis.vae, analysis.diagnosis, load_run(place / "run")
@@ -106,6 +118,7 @@ def test_every_member_comes_back_bit_by_bit(table: tuple[Path, Analysis]) -> Non
     new = rows(5, seed=1)
     assert torch.equal(run.score(new).p_value, analysis.saved.score(new).p_value)
     assert torch.equal(run.anomaly(new), run.score(new).p_value)
+    assert torch.equal(run.novelty(new).p_value, run.score(new).p_value)
     assert run.columns == NAMES
     assert torch.equal(run.location, parts.train.values.double().mean(0))
     assert torch.equal(run.scale, parts.train.values.double().std(0))
