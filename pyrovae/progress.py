@@ -81,6 +81,8 @@ class Lines(Bar):
 class InNotebook(Bar):
     """A progress bar below the cell of a notebook, in plain HTML, which needs no widgets.
 
+    It goes when the work is done, and stays where it stopped if that fails.
+
     Args:
         description, total, completed: as for a bar.
     """
@@ -98,6 +100,10 @@ class InNotebook(Bar):
         self._description = description or self._description
         super().update()
         self._handle.update(self._shown(), raw=True)
+
+    def clear(self) -> None:
+        """Leave nothing below the cell: a saved notebook shows results, not how long they took."""
+        self._handle.update({"text/plain": "", "text/html": ""}, raw=True)
 
     def _shown(self) -> dict[str, str]:
         words = f"{self._description}: {100 * self._done / max(self._total, 1):.0f} %"
@@ -161,7 +167,7 @@ def progress_bar(
     if notebook:
         below = InNotebook(description, total, done)
         yield below
-        below.update()
+        below.clear()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -75,7 +75,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> Display:
 
 
 @pytest.mark.parametrize("progress", [None, True])
-def test_in_a_notebook_it_is_below_the_cell(
+def test_in_a_notebook_it_is_below_the_cell_until_all_is_done(
     progress: bool | None, notebook: Display, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with progress_bar("p < 1", 50, done=10, progress=progress) as bar:
@@ -86,7 +86,8 @@ def test_in_a_notebook_it_is_below_the_cell(
         "text/plain": "p < 1: 20 %",
         "text/html": '<progress value="10" max="50"></progress> p &lt; 1: 20 %',
     }
-    assert notebook.shown[-1]["text/plain"] == "p < 2: 100 %"
+    assert notebook.shown[-2]["text/plain"] == "p < 2: 100 %"
+    assert notebook.shown[-1] == {"text/plain": "", "text/html": ""}
     with progress_bar("silent", 50, progress=False) as bar:
         bar.tick()
     assert "silent" not in notebook.shown[-1]["text/plain"]
