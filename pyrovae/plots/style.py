@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from pyrovae.diagnostics import Diagnosis
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.extras import needed_for
+from pyrovae.progress import in_notebook
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,7 +188,9 @@ def panels_of(
 
 
 def _new_figure(size: tuple[float, float]) -> Figure:
-    """A figure that pyplot knows if the user has loaded pyplot, so that it is shown."""
+    """A figure that pyplot knows in a notebook, or if the user has loaded it: so it is shown."""
+    if in_notebook() and not _OFF_SCREEN.get():
+        importlib.import_module("matplotlib.pyplot")
     pyplot: Any = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None and not _OFF_SCREEN.get():
         figure: Figure = pyplot.figure(figsize=size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import replace
 
@@ -96,6 +97,18 @@ def test_plots_leave_settings_alone_and_pyplot_where_they_are_off_screen(case, r
     with off_screen():
         latent.latent_map(case("image", 2))
     assert pyplot.get_fignums() == [1, 2]
+
+
+def test_a_notebook_shows_plots_though_pyplot_was_not_loaded(case, monkeypatch):
+    from matplotlib import pyplot
+
+    monkeypatch.setattr("pyrovae.plots.style.in_notebook", lambda: True)
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
+    with off_screen():
+        latent.latent_map(case("image", 2))
+    assert "matplotlib.pyplot" not in sys.modules
+    latent.latent_map(case("image", 2))
+    assert pyplot.get_fignums() == [1]
 
 
 def test_settings_of_the_user_do_not_reach_the_report(case, run):
