@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 import textwrap
@@ -109,6 +108,8 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
         with needed_for("a picture"):
             import matplotlib
+        if in_notebook() and not _OFF_SCREEN.get():
+            import matplotlib.pyplot  # outside of the style, which would undo what it switches on
         with matplotlib.rc_context(STYLE):
             return plot(*args, **kwargs)
 
@@ -189,8 +190,6 @@ def panels_of(
 
 def _new_figure(size: tuple[float, float]) -> Figure:
     """A figure that pyplot knows in a notebook, or if the user has loaded it: so it is shown."""
-    if in_notebook() and not _OFF_SCREEN.get():
-        importlib.import_module("matplotlib.pyplot")
     pyplot: Any = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None and not _OFF_SCREEN.get():
         figure: Figure = pyplot.figure(figsize=size)
