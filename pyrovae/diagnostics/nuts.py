@@ -167,7 +167,7 @@ def beside_nuts(  # noqa: PLR0913 - a flat front door
     pair, (x,) = over_rows(Pair(model, guide, site, observed, data_plate), data)
     with measuring(model, guide):
         path = path_for(pair, x, Annealing(start="prior"), None)
-        with seeded(seed, "guide of NUTS's rows"):
+        with torch.no_grad(), seeded(seed, "guide of NUTS's rows"):
             encoded = pair.guide_density.encode((x,))
         starts = _starts(pair, x, encoded, path, chains, seed)
         with progress_bar("NUTS", chains * (warmup + draws), progress=progress) as bar:

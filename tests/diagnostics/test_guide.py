@@ -186,6 +186,14 @@ def test_nuts_finds_the_exact_posterior_and_the_guide_s_distance() -> None:
         beside_nuts(vae.model, vae.guide, x, chains=1)
 
 
+def test_what_nuts_says_of_trainable_networks_has_no_gradients() -> None:
+    vae = pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2))
+    result = beside_nuts(vae.model, vae.guide, torch.ones(1, 4), draws=20, warmup=60, chains=2)
+    assert not any(value.requires_grad for value in vars(result).values() if torch.is_tensor(value))
+    assert len(result.table()) == 2
+    pv.plots.beside(result)
+
+
 def test_nuts_that_does_not_mix_is_named() -> None:
     # x | z ~ N(z², 0.1²): two modes far apart, between which no chain goes.
     def model(x: Tensor) -> None:
