@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 import textwrap
@@ -108,12 +109,26 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
         with needed_for("a picture"):
             import matplotlib
-        if in_notebook() and not _OFF_SCREEN.get():
-            import matplotlib.pyplot  # outside of the style, which would undo what it switches on
+        _set_up_pyplot()
         with matplotlib.rc_context(STYLE):
             return plot(*args, **kwargs)
 
     return inner
+
+
+def _set_up_pyplot() -> None:
+    """Load pyplot in a notebook, and its backend wherever it is loaded.
+
+    A backend switches interactive mode on when it is first used. Within ``rc_context`` that would
+    be undone, and the notebook would show no further figure, of the user's neither.
+    """
+    if _OFF_SCREEN.get():
+        return
+    if in_notebook():
+        importlib.import_module("matplotlib.pyplot")
+    pyplot: Any = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.draw_if_interactive()
 
 
 class Canvas(NamedTuple):

@@ -111,6 +111,18 @@ def test_a_notebook_shows_plots_though_pyplot_was_not_loaded(case, monkeypatch):
     assert pyplot.get_fignums() == [1]
 
 
+def test_a_backend_that_a_plot_sets_up_stays_as_it_is(case, monkeypatch):
+    from matplotlib import pyplot
+
+    before = matplotlib.is_interactive()
+    monkeypatch.setattr(pyplot, "draw_if_interactive", lambda: matplotlib.interactive(True))
+    try:
+        latent.latent_map(case("image", 2))
+        assert matplotlib.is_interactive()  # or a notebook would show no further figure
+    finally:
+        matplotlib.interactive(before)
+
+
 def test_settings_of_the_user_do_not_reach_the_report(case, run):
     sketch = (1.0, 100.0, 2.0)
     users = {"text.usetex": True, "axes.formatter.use_locale": True, "path.sketch": sketch}
