@@ -103,6 +103,7 @@ def test_a_notebook_shows_plots_though_pyplot_was_not_loaded(case, monkeypatch):
     from matplotlib import pyplot
 
     monkeypatch.setattr("pyrovae.plots.style.in_notebook", lambda: True)
+    monkeypatch.setattr(matplotlib, "pyplot", pyplot)  # to be put back, as the module is
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot")
     with off_screen():
         latent.latent_map(case("image", 2))
