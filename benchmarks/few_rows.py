@@ -29,7 +29,7 @@ from torch.distributions import kl_divergence
 
 from pyrovae.diagnostics.active_units import collapse
 from pyrovae.diagnostics.advice import change_from
-from pyrovae.diagnostics.calibration import ALARM, calibrate
+from pyrovae.calibration import ALARM, calibrate
 from pyrovae.diagnostics.code_densities import rows_needed
 from pyrovae.diagnostics.draws import draw_codes, moments
 from pyrovae.diagnostics.elbo_terms import surgery

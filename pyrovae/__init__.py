@@ -42,13 +42,13 @@ from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from pyrovae import plots
+    from pyrovae.calibration import calibrate
     from pyrovae.data import read_table, with_obs_mask
     from pyrovae.diagnostics import (
         Diagnosis,
         Effort,
         baselines,
         beside_nuts,
-        calibrate,
         diagnose,
         inference_gaps,
         sample_copies,
@@ -177,7 +177,7 @@ __all__ = [
 #: used: the command line shows its help without torch.
 ROOMS = (
     "errors", "estimates", "mixture", "pairs", "saving", "models", "training", "evidence",
-    "ex_post", "export", "diagnostics", "plots", "report", "populations", "runs", "data",
+    "ex_post", "export", "calibration", "diagnostics", "plots", "report", "populations", "runs", "data",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ ROOMS = (
     ("mixture",),
     ("saving", "pairs"),
     ("models", "training", "evidence"),
-    ("ex_post", "export", "testing"),
+    ("ex_post", "export", "calibration", "testing"),
     ("diagnostics",),
     ("populations", "plots"),
     ("report",),

@@ -7,7 +7,6 @@ densities, not models. Start with ``diagnosis.py``.
 
 from pyrovae.diagnostics.active_units import ACTIVE, Collapse
 from pyrovae.diagnostics.advice import TOLERATED, change_from, choose
-from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate
 from pyrovae.diagnostics.code_densities import Memorisation
 from pyrovae.diagnostics.copies import HELD_OUT, Attributions, Copies, sample_copies
 from pyrovae.diagnostics.decoded_samples import Pictures
@@ -27,7 +26,6 @@ from pyrovae.diagnostics.two_sample import TwoSample
 
 __all__ = [
     "ACTIVE",
-    "ALARM",
     "HELD_OUT",
     "LABELS",
     "QUALITY",
@@ -35,7 +33,6 @@ __all__ = [
     "TOLERATED",
     "Attributions",
     "Baselines",
-    "Calibration",
     "Codes",
     "Collapse",
     "Copies",
@@ -54,7 +51,6 @@ __all__ = [
     "TwoSample",
     "baselines",
     "beside_nuts",
-    "calibrate",
     "change_from",
     "check_pair",
     "choose",

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from pyrovae.calibration import Calibration, calibrate_pair
 from pyrovae.data import Batch, take_rows
-from pyrovae.diagnostics.calibration import ALARM, Calibration, calibrate_pair
 from pyrovae.diagnostics.gaps import Gaps, gaps_of_pair
 from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
 from pyrovae.display import Result
@@ -67,7 +67,7 @@ class GuideCheck(Result):
             error = float(self.beside.kl_error.square().sum().sqrt()) / size
             yield "nuts.kl", Estimate(float(kl.mean()), error, size, "draws")
         if self.calibration is not None:
-            calibrated = float((self.calibration.adjusted >= ALARM).sum())
+            calibrated = float(self.calibration.passed[: self.calibration.units].sum())
             size = len(self.calibration.ranks)
             yield "calibration.calibrated_units", Estimate(calibrated, 0.0, size, "draws")
 
@@ -121,7 +121,7 @@ def check_guide(
     calibration = attempt(
         "simulation-based calibration",
         simulations,
-        lambda: calibrate_pair(pair, batch, simulations=simulations, seed=seed),
+        lambda: calibrate_pair(pair, batch, simulations=simulations, seed=seed, progress=progress),
     )
     gaps = attempt("gaps of the ELBO", gap_rows, measure_gaps)
     beside = attempt(

@@ -27,7 +27,7 @@ from pyrovae.pairs.simulation import simulate
 from pyrovae.pairs.site_scores import masked_sites
 from pyrovae.pairs.trace_reader import Reader
 from pyrovae.pairs.under_prior import UnderPrior
-from pyrovae.pairs.weighing import Weighted, drawn_from, elbo_terms, weigh
+from pyrovae.pairs.weighing import Weighted, drawn_from, elbo_terms, rows_at_once, weigh
 
 __all__ = [
     "AsFound",
@@ -55,6 +55,7 @@ __all__ = [
     "over_rows",
     "parameters_behind",
     "refine",
+    "rows_at_once",
     "simulate",
     "weigh",
     "with_arguments",

@@ -84,7 +84,7 @@ def weigh(
     repeatable = pair.traits.takes_any_number_of_rows(batch)
     if pair.traits.draws_for_all(batch):  # anew for each of the draws
         repeatable = False
-    at_once = max(1, _rows_at_once(batch) // row_count(batch)) if repeatable else 1
+    at_once = max(1, rows_at_once(batch) // row_count(batch)) if repeatable else 1
     if source is None:
         columns = zip(
             *(
@@ -164,7 +164,8 @@ def _with_guide(
     return z, rest, prior, guide
 
 
-def _rows_at_once(batch: Batch) -> int:
+def rows_at_once(batch: Batch) -> int:
+    """How many rows of the size of these go through the model at once."""
     size = max(array[:1].numel() * array.element_size() for array in batch)
     return max(1, min(ROWS, ROWS_BYTES // max(1, size)))
 

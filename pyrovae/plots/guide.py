@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrovae.diagnostics import ALARM, Calibration, Diagnosis, Gaps, NutsComparison, left_out_of
+from pyrovae.calibration import ALARM, CELLS, Calibration, counts_below, ecdf_band
+from pyrovae.diagnostics import Diagnosis, Gaps, NutsComparison, left_out_of
 from pyrovae.plots.style import (
     BAND,
     COLOURS,
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
 MOST_UNITS = 10  # drawn for each data point, at most
 
 
 @styled
 def calibration(source: Diagnosis | Calibration, *, ax: Axes | None = None) -> Axes:
-    """ECDF of the probability integral transforms of each unit, minus that of a calibrated guide.
+    """ECDF of the probability integral transforms of each test, minus that of a calibrated guide.
 
-    The band is that of Dvoretzky, Kiefer, Wolfowitz and Massart for all units together.
+    The band is simultaneous for all curves together: the verdict rejects a unit or a joint quantity
+    exactly where its curve leaves the band (Säilynoja et al. 2022).
 
     Args:
         source: a diagnosis, or what ``pyrovae.calibrate`` returns.
@@ -43,22 +45,39 @@ def calibration(source: Diagnosis | Calibration, *, ax: Axes | None = None) -> A
         source, Calibration, lambda diagnosis: diagnosis.guide_check.calibration,
         lambda: left_out_of("a calibration of the guide", "simulations"),
     )  # fmt: skip
-    count, unit_count = result.pit.shape
-    pit = np.sort(result.pit.double().numpy(), axis=0)
-    ecdf = np.arange(1, count + 1) / count
+    count, tests = result.pit.shape
     panel = canvas(ax)
     ax = panel.axes[0]
-    width = math.sqrt(math.log(2 * unit_count / ALARM) / (2 * count))
-    ax.axhspan(-width, width, color=BAND, label=f"{100 * (1 - ALARM):.0f} % band of an exact guide")
-    is_calibrated = (result.adjusted >= ALARM).tolist()
+    edges = np.arange(CELLS + 1) / CELLS
+    low, high = (
+        np.array([0, *bound, count]) / count - edges for bound in ecdf_band(count, ALARM / tests)
+    )
+    ax.fill_between(
+        edges, low, high, color=BAND, linewidth=0,
+        label=f"{100 * (1 - ALARM):.0f} % band of an exact guide",
+    )  # fmt: skip
+    curves = np.array([[0, *counts_below(pit), count] for pit in result.pit.unbind(-1)])
+    passed = result.passed.tolist()
     for state, colour in ((True, TRAINING), (False, COLOURS["q_agg"])):
-        units = [unit for unit in range(unit_count) if is_calibrated[unit] == state]
+        units = [unit for unit in range(result.units) if passed[unit] == state]
         name = "calibrated" if state else "not calibrated"
         for unit in units:
-            ax.plot(pit[:, unit], ecdf - pit[:, unit], color=colour, linewidth=1.2)
+            ax.plot(edges, curves[unit] / count - edges, color=colour, linewidth=1.2)
         if units:
             noun = "unit" if len(units) == 1 else "units"
             ax.plot([], [], color=colour, label=f"{len(units)} {noun} {name}")
+    fine = [result.units + i for i in range(len(result.quantities)) if passed[result.units + i]]
+    for test in fine:
+        ax.plot(edges, curves[test] / count - edges, color=MUTED, linewidth=1.2, linestyle="--")
+    if fine:
+        label = f"{len(fine)} joint calibrated"
+        ax.plot([], [], color=MUTED, linestyle="--", label=label)
+    for number, name in enumerate(result.quantities):
+        if not passed[result.units + number]:
+            style, curve = DASHES[number % len(DASHES)], curves[result.units + number]
+            ax.plot(
+                edges, curve / count - edges, color=COLOURS["prior"], linestyle=style, label=name
+            )
     ax.axhline(0.0, color=MUTED, linewidth=1)
     ax.set(xlim=(0, 1), xlabel="share of guide draws below the true code")
     ax.set_ylabel("ECDF − uniform")

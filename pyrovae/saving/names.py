@@ -23,8 +23,9 @@ ROOMS = {
     "pyrovae.ex_post": ("Candidate", "ExPostPrior"),
     "pyrovae.evidence": ("Annealing", "Evidence", "Sandwich"),
     "pyrovae.export": ("ExportedDraws",),
+    "pyrovae.calibration": ("Calibration",),
     "pyrovae.diagnostics": (
-        "Attributions", "Baselines", "Calibration", "Codes", "Collapse", "Copies", "Diagnosis",
+        "Attributions", "Baselines", "Codes", "Collapse", "Copies", "Diagnosis",
         "Effort", "Gaps", "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison",
         "Pictures", "Quality", "SampleQuality", "Surgery", "TwoSample",
     ),

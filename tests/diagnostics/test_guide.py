@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.diagnostics.calibration import _adjust, _test_uniformity, calibrate
+from pyrovae.calibration import calibrate
 from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.nuts import beside_nuts
 from pyrovae.evidence import Evidence

@@ -1,0 +1,19 @@
+"""A guide put to the test on data that its own model simulates.
+
+``calibrate`` ranks the true codes among the guide's draws, by each unit and by quantities of the
+code as a whole, over all data that the model makes; ``calibrate_locally`` tests the guide at single
+rows. Start with ``joint.py``.
+"""
+
+from pyrovae.calibration.joint import ALARM, Calibration, calibrate, calibrate_pair
+from pyrovae.calibration.uniformity import CELLS, counts_below, ecdf_band
+
+__all__ = [
+    "ALARM",
+    "CELLS",
+    "Calibration",
+    "calibrate",
+    "calibrate_pair",
+    "counts_below",
+    "ecdf_band",
+]

@@ -1,0 +1,385 @@
+"""Simulation-based calibration of an amortized guide: of single units and of the code as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.arviz_adapter import to_arviz
+from pyrovae.calibration.quantities import Quantity, check_names, evaluate, make_references
+from pyrovae.calibration.uniformity import uniformity_p_value
+from pyrovae.data import Batch, Data, all_rows, row_count, take_rows
+from pyrovae.display import Result
+from pyrovae.errors import InputError
+from pyrovae.estimates import Estimate
+from pyrovae.pairs import Pair, PyroFunction, measuring, rows_at_once, simulate
+from pyrovae.progress import progress_bar
+from pyrovae.randomness import check_seed, derived_seed, seeded
+from pyrovae.torch_modes import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALARM = 0.01  # rate at which an exact guide is called miscalibrated, over all tests together
+FEWEST = 100  # simulations
+DRAWS = 99  # guide draws for each data set: their 100 ranks are the cells of the test
+NO_CONTRACTION = 0.05  # below which a unit's ranks have hardly any power
+
+
+@dataclass(frozen=True, repr=False)
+class Calibration(Result):
+    """Where the true codes of simulated data lie among draws of the guide.
+
+    There is a test for each of D units, and one for each of Q quantities of the code as a whole.
+
+    Args:
+        ranks: number of guide draws below the true code, from 0 to 99, ties broken at random, shape
+            ``(N, D + Q)``; uniform if the guide is the exact posterior.
+        pit: the same as randomised probability integral transforms in (0, 1), shape ``(N, D + Q)``.
+        p_values: of the test of uniform ranks, shape ``(D + Q,)``.
+        adjusted: the same times the number of tests (Bonferroni), 1 at most, shape ``(D + Q,)``.
+        site: name of the latent site.
+        quantities: names of the last Q.
+        codes: the true codes, shape ``(N, D)``; ``None`` if read from a file of version 0.1.0.
+        guide_mean, guide_sd: of the guide's draws, shape ``(N, D)``.
+        refused: name of a quantity that the pair doesn't have → why.
+    """
+
+    ranks: Tensor
+    pit: Tensor
+    p_values: Tensor
+    adjusted: Tensor
+    site: str = "z"
+    quantities: tuple[str, ...] = ()
+    codes: Tensor | None = None
+    guide_mean: Tensor | None = None
+    guide_sd: Tensor | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def units(self) -> int:
+        """Number D of units."""
+        return self.ranks.shape[1] - len(self.quantities)
+
+    @property
+    def passed(self) -> Tensor:
+        """Which tests don't reject the guide, shape ``(D + Q,)``."""
+        return self.adjusted >= ALARM
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether no test rejects; an exact guide is rejected in at most 1 % of cases."""
+        return bool(self.passed.all())
+
+    @property
+    def statement(self) -> str:
+        """The verdict in a few sentences: what departs and how, and what can't be told."""
+        n, tests = self.ranks.shape
+        rejected = (~self.passed).nonzero().flatten().tolist()
+        rate = f"with a false-alarm rate of {100 * ALARM:.0f} % over all of them"
+        kinds = f"{self.units} units"
+        if self.quantities:
+            kinds += f" and {len(self.quantities)} joint quantities"
+        if not rejected:
+            text = f"None of {kinds} departs from calibration in {n} simulations, {rate}."
+            return " ".join((text, *self.concerns))
+        faults: dict[str, list[str]] = {}
+        for test in rejected:
+            name = str(test) if test < self.units else self.quantities[test - self.units]
+            faults.setdefault(self._name_fault(test), []).append(name)
+        details = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items())
+        start = f"The guide is not calibrated: of {kinds}, {len(rejected)}"
+        verb = "departs" if len(rejected) == 1 else "depart"
+        text = f"{start} {verb} in {n} simulations, {rate} ({details})."
+        return " ".join((text, *self.concerns))
+
+    @property
+    def concerns(self) -> tuple[str, ...]:
+        """Sentences on what these tests have no power to see, and what was left out."""
+        left_out = tuple(f"{name} was not ranked: {why}" for name, why in self.refused.items())
+        blind = [
+            unit
+            for unit, contraction in enumerate(self.contraction())
+            if contraction.value < NO_CONTRACTION
+        ]
+        if not blind:
+            return left_out
+        numbers = ", ".join(map(str, blind))
+        noun, verb = ("Unit", "is") if len(blind) == 1 else ("Units", "are")
+        text = (
+            f"No power in ranks of {noun.lower()} {numbers}: there the guide hardly differs from "
+            "the prior, which has uniform ranks whatever x tells."
+        )
+        if len(blind) < self.units or not self.calibrated:
+            return (text, *left_out)
+        seen = (
+            "the joint quantities that look at x don't depart either, so x tells nothing of "
+            f"{self.site} that these simulations show"
+            if any("x |" in name or "by x" in name for name in self.quantities)
+            else "no quantity that looks at x could be ranked"
+        )
+        return (text, f"Nothing can be told of this guide: {seen}.", *left_out)
+
+    def _name_fault(self, test: int) -> str:
+        """How the transforms depart from a mean of 1/2 and a variance of 1/12."""
+        u = self.pit[:, test].double()
+        n = len(u)
+        spread = float((u - 0.5).square().mean() - 1 / 12) / (180 * n) ** -0.5
+        shift = float(u.mean() - 0.5) / (12 * n) ** -0.5
+        unit = test < self.units
+        if max(abs(spread), abs(shift)) < 3:
+            return "another shape"
+        if abs(shift) > abs(spread):
+            high = "too low" if unit else "higher at true codes than at draws"
+            return (
+                high if shift > 0 else "too high" if unit else "lower at true codes than at draws"
+            )
+        wide = "too narrow" if unit else "more extreme at true codes than at draws"
+        narrow = "too wide" if unit else "less extreme at true codes than at draws"
+        return wide if spread > 0 else narrow
+
+    def contraction(self) -> tuple[Estimate, ...]:
+        """1 − E[Var_q(z_d | x)] / Var(z_d) of each unit: 0 for the prior, 1 for a point.
+
+        Schad, Betancourt & Vasishth 2021, "Toward a principled Bayesian workflow in cognitive
+        science". None if read from a file of version 0.1.0.
+        """
+        if self.codes is None or self.guide_sd is None:
+            return ()
+        squares = (self.codes - self.codes.mean(0)).double().square()
+        variances, total = self.guide_sd.double().square(), squares.mean(0)
+        ratio = variances.mean(0) / total
+        return _estimates(1 - ratio, (ratio * squares - variances) / total)
+
+    def recovery(self) -> tuple[Estimate, ...]:
+        """Correlation of each unit's true code with the mean of the guide's draws.
+
+        None if read from a file of version 0.1.0.
+        """
+        if self.codes is None or self.guide_mean is None:
+            return ()
+        first, second = (
+            (values - values.mean(0)) / values.std(0, correction=0)
+            for values in (self.codes.double(), self.guide_mean.double())
+        )
+        value = (first * second).mean(0)
+        return _estimates(value, first * second - value * (first.square() + second.square()) / 2)
+
+    def z_scores(self) -> Tensor | None:
+        """(true code − the guide's mean) / its standard deviation, by draws, shape ``(N, D)``.
+
+        Of an exact guide of normal shape they have mean 0 and standard deviation 1, but for the
+        99 draws, which make them heavier by Student's t.
+        """
+        if self.codes is None or self.guide_mean is None or self.guide_sd is None:
+            return None
+        return (self.codes - self.guide_mean) / self.guide_sd
+
+    def table(self) -> pd.DataFrame:
+        """One row for each unit and each quantity; what only units have is missing elsewhere."""
+        import pandas as pd
+
+        frame = pd.DataFrame(
+            {
+                "unit": [*range(self.units), *self.quantities],
+                "p_value": self.p_values.numpy(),
+                "adjusted": self.adjusted.numpy(),
+                "calibrated": self.passed.numpy(),
+            }
+        )
+        scores = self.z_scores()
+        if scores is None:
+            return frame
+        columns = {
+            "mean_z_score": [float(value) for value in scores.mean(0)],
+            "sd_z_score": [float(value) for value in scores.std(0)],
+        }
+        for name, estimates in (
+            ("contraction", self.contraction()), ("recovery", self.recovery()),
+        ):  # fmt: skip
+            columns[name] = [estimate.value for estimate in estimates]
+            columns[f"{name}_error"] = [estimate.standard_error for estimate in estimates]
+        return frame.join(pd.DataFrame(columns))
+
+    def to_arviz(self) -> Any:
+        """The transforms as group ``prior_sbc``: ``arviz.plot_ecdf_pit(result)`` in ArviZ 1.x.
+
+        The code's are a variable of D units, and each joint quantity is one. In ArviZ 0.x, unit by
+        unit: ``arviz.plot_ecdf(pit[:, d].numpy(), cdf=uniform(0, 1).cdf,
+        eval_points=np.linspace(0, 1, 101), difference=True, confidence_bands=True)`` with
+        ``scipy.stats.uniform``.
+        """
+        pit = self.pit.unsqueeze(0).numpy()
+        joint = {name: pit[:, :, self.units + i] for i, name in enumerate(self.quantities)}
+        return to_arviz(
+            {"prior_sbc": {self.site: pit[:, :, : self.units], **joint}},
+            dims={self.site: ("unit",)},
+            coords={"unit": list(range(self.units))},
+            attrs={"inference_library": "pyrovae", "draws": DRAWS},
+        )
+
+
+@torch.no_grad()
+@plain()
+def calibrate(
+    model: PyroFunction,
+    guide: PyroFunction,
+    like: Data,
+    *,
+    simulations: int = 1000,
+    quantities: Mapping[str, Quantity] | None = None,
+    site: str | tuple[str, ...] = "z",
+    observed: str | None = None,
+    data_plate: str | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Calibration:
+    r"""Rank the codes of simulated data among guide draws, unit by unit and jointly.
+
+    Draw z ~ p(z) and x ~ p(x|z): if q(z|x) is p(z|x), z is one more draw from it, and for every
+    function f the rank of f(x, z) among 99 values f(x, z_s) is uniform on 0 … 99 (Talts et al. 2018;
+    Modrák et al. 2023). An amortized guide needs no refitting. The functions are
+
+    - each unit of z, which sees wrong scales and means, but no wrong correlation;
+    - log q(z|x): the expected coverage of regions of highest density, for any shape of the guide
+      that is too narrow or too wide as a whole; blind to a shift within the same density, and to
+      the prior as guide;
+    - the distance of z to a reference (TARP, Lemos et al. 2023): to a draw of p(z), and to what a
+      regression on further simulations says of z by x. The first is blind to the prior as guide,
+      the second is not;
+    - log p(x|z) and log p(x, z): see where the guide ignores x;
+    - those of the user.
+
+    Ranks are tested by their ECDF, exactly (Säilynoja et al. 2022), at 1 % over all tests together
+    (Bonferroni's correction, so that one band in :func:`~pyrovae.plots.calibration` shows
+    the verdict). If the guide draws other latent sites u, log p(x|z) is log p(x, u|z) − log q(u|z, x)
+    at a draw of u, under which all of this holds too.
+
+    The guide is tested on data that the model simulates: where real data differ from them, the
+    result says nothing about the guide. :func:`calibrate_locally` tests it at single rows.
+
+    Args:
+        model, guide: any Pyro pair.
+        like: rows of the shape to simulate; arguments that are not observed, such as labels, are
+            kept as they are.
+        simulations: N, data points to simulate; at least 100. As many again are simulated for the
+            references. The guide is run for N rows, and the model's density for 100 N.
+        quantities: functions f(x, z) by name; z has the shape ``(B, D)``, x is as the pair takes it
+            (a tuple, if it takes several arguments), and what is returned has the shape ``(B,)``.
+        site, observed, data_plate: as :func:`~pyrovae.evidence.log_evidence.log_evidence`.
+        seed: names the draws.
+        progress: show a progress bar; by default if stderr is a terminal.
+
+    Raises:
+        InputError: with fewer than 100 simulations, for a quantity that is not one number a row, or
+            where data cannot be simulated, as when the likelihood takes a row's total from the row.
+
+    Talts et al. 2018, "Validating Bayesian inference algorithms with simulation-based calibration";
+    Modrák et al. 2023, "Simulation-based calibration checking for Bayesian computation: the choice
+    of test quantities shapes sensitivity"; Lemos et al. 2023, "Sampling-based accuracy testing of
+    posterior estimators for general inference".
+    """
+    check_seed(seed)
+    if simulations < FEWEST:
+        raise InputError(
+            f"expected at least {FEWEST} simulations, to see more than the grossest faults; got "
+            f"{simulations}."
+        )
+    check_names(quantities or {})
+    pair = Pair(model, guide, site, observed, data_plate)
+    with measuring(model, guide):
+        return calibrate_pair(
+            pair, all_rows(like), simulations=simulations, own=quantities, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def calibrate_pair(
+    pair: Pair,
+    rows: Batch,
+    *,
+    simulations: int,
+    own: Mapping[str, Quantity] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Calibration:
+    """As :func:`calibrate`, of a pair that is being measured.
+
+    Args:
+        pair: model and guide, with the arguments that the user gives them.
+        rows: rows of the shape to simulate.
+        simulations, seed, progress: as :func:`calibrate` has them.
+        own: quantities of the user's.
+    """
+    like = rows_like(pair, rows, simulations)
+    x, z = simulate(pair, like, seed=derived_seed(seed, "calibration"))
+    references = make_references(pair, like, seed=derived_seed(seed, "references"))
+    ranked: list[dict[str, Tensor]] = []
+    means, deviations = [], []
+    refused: dict[str, str] = {}
+    step = max(1, rows_at_once(x) // (DRAWS + 1))
+    with (
+        seeded(seed, "ranks"),
+        progress_bar("calibration", simulations, progress=progress) as bar,
+    ):
+        for start in range(0, simulations, step):
+            block = slice(start, min(start + step, simulations))
+            part = take_rows(x, block)
+            encoding = pair.encode(part)
+            draws = encoding.sample(torch.Size([DRAWS]))
+            codes = torch.cat([z[block].unsqueeze(0).to(draws.dtype), draws])
+            found, reasons = evaluate(
+                pair, part, codes, encoding, references.take(block), own or {}
+            )
+            units = {str(unit): values for unit, values in enumerate(codes.unbind(-1))}
+            ranked.append({name: _rank(values) for name, values in (units | found).items()})
+            refused |= reasons
+            means.append(draws.mean(0))
+            deviations.append(draws.std(0))
+            bar.tick(block.stop - start)
+        names = [name for name in ranked[0] if name not in refused]
+        ranks = torch.stack([torch.cat([part[name] for part in ranked]) for name in names], -1)
+        pit = ((ranks + torch.rand(ranks.shape, dtype=torch.float64)) / (DRAWS + 1)).cpu()
+    p_values = torch.tensor([uniformity_p_value(column) for column in pit.unbind(-1)]).double()
+    return Calibration(
+        ranks.cpu(), pit, p_values, (len(names) * p_values).clamp_max(1.0), pair.name,
+        tuple(names[z.shape[1] :]), z.cpu(), torch.cat(means).cpu(), torch.cat(deviations).cpu(),
+        refused,
+    )  # fmt: skip
+
+
+def rows_like(pair: Pair, rows: Batch, count: int) -> Batch:
+    """As many rows as are to be simulated, the given ones over and over.
+
+    Raises:
+        InputError: if the pair doesn't take any number of rows.
+    """
+    if not pair.traits.takes_any_number_of_rows(rows):
+        raise InputError(
+            "expected a pair that takes any number of rows, so that as many can be "
+            "simulated as requested; got one with a plate or parameters of fixed size. Write "
+            "an amortized guide."
+        )
+    return take_rows(rows, torch.arange(count, device=rows[0].device) % row_count(rows))
+
+
+def _rank(values: Tensor) -> Tensor:
+    """Rank of the first among all others, ties broken at random, shape ``(B,)``."""
+    below = (values[1:] < values[0]).sum(0)
+    equal = (values[1:] == values[0]).sum(0)
+    return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
+
+
+def _estimates(values: Tensor, influence: Tensor) -> tuple[Estimate, ...]:
+    """An estimate of each unit from the influence of each simulation on it, shape ``(N, D)``."""
+    count = len(influence)
+    errors = influence.std(0) / count**0.5
+    return tuple(
+        Estimate(float(value), float(error), count)
+        for value, error in zip(values, errors, strict=True)
+    )
