@@ -32,8 +32,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrovae.diagnostics.active_units import collapse, unit_rates
 from pyrovae.calibration import calibrate
+from pyrovae.diagnostics.active_units import collapse, unit_rates
 from pyrovae.diagnostics.code_densities import memorisation
 from pyrovae.diagnostics.draws import draw_codes, moments
 from pyrovae.diagnostics.elbo_terms import Surgery, surgery

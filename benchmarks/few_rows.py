@@ -27,9 +27,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrovae.calibration import ALARM, calibrate
 from pyrovae.diagnostics.active_units import collapse
 from pyrovae.diagnostics.advice import change_from
-from pyrovae.calibration import ALARM, calibrate
 from pyrovae.diagnostics.code_densities import rows_needed
 from pyrovae.diagnostics.draws import draw_codes, moments
 from pyrovae.diagnostics.elbo_terms import surgery

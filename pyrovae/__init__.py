@@ -18,7 +18,7 @@ The way of the data, and what does each step::
       memorisation      what each training row gained by being trained on; memorisation_screen
       baselines         log p(x) under simple densities: does the model fit?
       sample_quality    decoded samples of each density beside held-out data; sample_copies
-      calibrate, inference_gaps, beside_nuts    the guide put to the test
+      calibrate, calibrate_locally, inference_gaps, beside_nuts    the guide put to the test
       plots             pictures of a diagnosis
       to_arviz          what Pyro inferred for any model, by SVI or MCMC, for ArviZ
       save, load        any of these results in a file
@@ -42,7 +42,7 @@ from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from pyrovae import plots
-    from pyrovae.calibration import calibrate
+    from pyrovae.calibration import calibrate, calibrate_locally
     from pyrovae.data import read_table, with_obs_mask
     from pyrovae.diagnostics import (
         Diagnosis,
@@ -139,6 +139,7 @@ __all__ = [
     "binarise",
     "bits_per_dimension",
     "calibrate",
+    "calibrate_locally",
     "compare_groups",
     "conv_decoder",
     "conv_encoder",
@@ -177,7 +178,8 @@ __all__ = [
 #: used: the command line shows its help without torch.
 ROOMS = (
     "errors", "estimates", "mixture", "pairs", "saving", "models", "training", "evidence",
-    "ex_post", "export", "calibration", "diagnostics", "plots", "report", "populations", "runs", "data",
+    "ex_post", "export", "calibration", "diagnostics", "plots", "report", "populations", "runs",
+    "data",
 )  # fmt: skip
 
 

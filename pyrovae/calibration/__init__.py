@@ -5,15 +5,21 @@ code as a whole, over all data that the model makes; ``calibrate_locally`` tests
 rows. Start with ``joint.py``.
 """
 
+from pyrovae.calibration.classifier import exchange_test
 from pyrovae.calibration.joint import ALARM, Calibration, calibrate, calibrate_pair
-from pyrovae.calibration.uniformity import CELLS, counts_below, ecdf_band
+from pyrovae.calibration.local import LocalCalibration, calibrate_locally
+from pyrovae.calibration.uniformity import CELLS, counts_below, ecdf_band, uniformity_p_value
 
 __all__ = [
     "ALARM",
     "CELLS",
     "Calibration",
+    "LocalCalibration",
     "calibrate",
+    "calibrate_locally",
     "calibrate_pair",
     "counts_below",
     "ecdf_band",
+    "exchange_test",
+    "uniformity_p_value",
 ]

@@ -1,4 +1,4 @@
-"""Simulation-based calibration of an amortized guide: of single units and of the code as a whole."""
+"""Simulation-based calibration of an amortized guide, unit by unit and of the code as a whole."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Calibration(Result):
     @property
     def statement(self) -> str:
         """The verdict in a few sentences: what departs and how, and what can't be told."""
-        n, tests = self.ranks.shape
+        n = len(self.ranks)
         rejected = (~self.passed).nonzero().flatten().tolist()
         rate = f"with a false-alarm rate of {100 * ALARM:.0f} % over all of them"
         kinds = f"{self.units} units"
@@ -109,9 +109,9 @@ class Calibration(Result):
         if not blind:
             return left_out
         numbers = ", ".join(map(str, blind))
-        noun, verb = ("Unit", "is") if len(blind) == 1 else ("Units", "are")
+        noun = "unit" if len(blind) == 1 else "units"
         text = (
-            f"No power in ranks of {noun.lower()} {numbers}: there the guide hardly differs from "
+            f"No power in ranks of {noun} {numbers}: there the guide hardly differs from "
             "the prior, which has uniform ranks whatever x tells."
         )
         if len(blind) < self.units or not self.calibrated:
@@ -225,7 +225,7 @@ class Calibration(Result):
 
 @torch.no_grad()
 @plain()
-def calibrate(
+def calibrate(  # noqa: PLR0913 - a flat front door
     model: PyroFunction,
     guide: PyroFunction,
     like: Data,
@@ -241,8 +241,8 @@ def calibrate(
     r"""Rank the codes of simulated data among guide draws, unit by unit and jointly.
 
     Draw z ~ p(z) and x ~ p(x|z): if q(z|x) is p(z|x), z is one more draw from it, and for every
-    function f the rank of f(x, z) among 99 values f(x, z_s) is uniform on 0 … 99 (Talts et al. 2018;
-    Modrák et al. 2023). An amortized guide needs no refitting. The functions are
+    function f the rank of f(x, z) among 99 values f(x, z_s) is uniform on 0 … 99 (Talts et al.
+    2018; Modrák et al. 2023). An amortized guide needs no refitting. The functions are
 
     - each unit of z, which sees wrong scales and means, but no wrong correlation;
     - log q(z|x): the expected coverage of regions of highest density, for any shape of the guide
@@ -256,8 +256,8 @@ def calibrate(
 
     Ranks are tested by their ECDF, exactly (Säilynoja et al. 2022), at 1 % over all tests together
     (Bonferroni's correction, so that one band in :func:`~pyrovae.plots.calibration` shows
-    the verdict). If the guide draws other latent sites u, log p(x|z) is log p(x, u|z) − log q(u|z, x)
-    at a draw of u, under which all of this holds too.
+    the verdict). If the guide draws other latent sites u, log p(x|z) is
+    log p(x, u|z) − log q(u|z, x) at a draw of u, under which all of this holds too.
 
     The guide is tested on data that the model simulates: where real data differ from them, the
     result says nothing about the guide. :func:`calibrate_locally` tests it at single rows.

@@ -23,7 +23,7 @@ ROOMS = {
     "pyrovae.ex_post": ("Candidate", "ExPostPrior"),
     "pyrovae.evidence": ("Annealing", "Evidence", "Sandwich"),
     "pyrovae.export": ("ExportedDraws",),
-    "pyrovae.calibration": ("Calibration",),
+    "pyrovae.calibration": ("Calibration", "LocalCalibration"),
     "pyrovae.diagnostics": (
         "Attributions", "Baselines", "Codes", "Collapse", "Copies", "Diagnosis",
         "Effort", "Gaps", "GuideCheck", "Holes", "Information", "Memorisation", "NutsComparison",
