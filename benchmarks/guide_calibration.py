@@ -1,7 +1,7 @@
 """How often a guide is rejected: exact, of the wrong correlation, and one that is the prior.
 
     python benchmarks/guide_calibration.py               # 400 exact guides, 100 of each wrong one
-    python benchmarks/guide_calibration.py --sbi         # decisions beside those of sbi (pip install sbi)
+    python benchmarks/guide_calibration.py --sbi         # beside sbi (pip install sbi)
     python benchmarks/guide_calibration.py --local       # the local tests, which take longer
 
 With ``--sbi``, L-C2ST and TARP get the same draws as sbi's own implementation, at 5 %. sbi trains
@@ -91,9 +91,8 @@ def rejections(arguments: argparse.Namespace) -> None:
             rejected += not result.calibrated
         took = (time.process_time() - start) / count
         alone = "" if arguments.local else f", by units alone {units / count:.1%}"
-        print(
-            f"{name}: {rejected} of {count} rejected ({rejected / count:.1%}){alone}; {took:.2f} s each"
-        )
+        share = f"{rejected} of {count} rejected ({rejected / count:.1%})"
+        print(f"{name}: {share}{alone}; {took:.2f} s each")
 
 
 def beside_sbi(arguments: argparse.Namespace) -> None:
@@ -152,6 +151,7 @@ def beside_sbi(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Print what the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=400)
     parser.add_argument("--simulations", type=int, default=500)
