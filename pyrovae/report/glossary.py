@@ -169,8 +169,10 @@ FURTHER = (
     Term(
         "simulation-based calibration",
         "If the guide is the posterior, a code drawn from the prior ranks uniformly among draws of "
-        "the guide for the data decoded from that code.",
-        "Talts et al. 2018, arXiv:1804.06788; Yao et al. 2018, arXiv:1802.02538",
+        "the guide for the data decoded from that code: by each unit, and by functions of code and "
+        "data such as log p(x|z), log q(z|x) (coverage) and a distance (TARP).",
+        "Talts et al. 2018, arXiv:1804.06788; Modrák et al. 2023, arXiv:2211.02383; Lemos et al. "
+        "2023, arXiv:2302.03026; Säilynoja et al. 2022, arXiv:2103.10522",
     ),
 )
 

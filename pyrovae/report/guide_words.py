@@ -26,8 +26,9 @@ def calibration(diagnosis: Diagnosis) -> str:
         return "No data were simulated to test the guide's calibration."
     return (
         f"{result.statement} Each simulation draws a code from the prior and data from the "
-        "decoder, and ranks the code among 99 draws of the guide; the verdict is that of a χ² "
-        "test of uniform ranks for each unit, with Holm's correction."
+        "decoder, and ranks the code among 99 draws of the guide: by each unit, by log densities, "
+        "and by its distance to a reference point. The verdict is that of exact tests of uniform "
+        "ranks, with Bonferroni's correction."
     )
 
 

@@ -302,6 +302,7 @@ SEEDED: dict[str, Callable[[Any], Any]] = {
     "encode": lambda s: pv.encode(None, torch.zeros(9, 2), seed=s),
     "to_arviz": lambda s: pv.to_arviz(None, torch.zeros(9, 2), seed=s),
     "calibrate": lambda s: pv.calibrate(None, None, torch.zeros(9, 2), seed=s),
+    "calibrate_locally": lambda s: pv.calibrate_locally(None, None, torch.zeros(9, 2), seed=s),
     "diagnose": lambda s: pv.diagnose(None, None, torch.zeros(9, 2), held_out=None, seed=s),
     "beside_nuts": lambda s: pv.beside_nuts(None, None, torch.zeros(9, 2), seed=s),
     "inference_gaps": lambda s: pv.inference_gaps(None, None, torch.zeros(9, 2), seed=s),

@@ -33,6 +33,7 @@ from pyrovae.saving.results import FORMAT, _pack
 MODULES = (
     *(f"pyrovae.evidence.{info.name}" for info in pkgutil.iter_modules(evidence.__path__)),
     *(f"pyrovae.diagnostics.{info.name}" for info in pkgutil.iter_modules(diagnostics.__path__)),
+    "pyrovae.calibration.joint", "pyrovae.calibration.local",
     "pyrovae.estimates", "pyrovae.training.history", "pyrovae.mixture.by_label",
     "pyrovae.mixture.divergence", "pyrovae.mixture.reduction",
     "pyrovae.mixture.kernel.component_scores", "pyrovae.ex_post.selection", "pyrovae.export.groups",
