@@ -305,6 +305,11 @@ def test_a_name_of_the_front_door_is_what_a_type_checker_takes_it_for() -> None:
         pyrovae.nothing  # noqa: B018
 
 
+def test_every_public_object_has_an_example() -> None:
+    documented = [name for name in pyrovae.__all__ if name != "plots"]
+    assert [n for n in documented if ">>>" not in (getattr(pyrovae, n).__doc__ or "")] == []
+
+
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, pyrovae, pyrovae.command; print('torch' in sys.modules)"
     done = subprocess.run(
