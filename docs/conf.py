@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -100,3 +101,13 @@ html_theme_options = {
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _plain(app, what, name, obj, options, signature, returns):
+    """A type's short name in a union, which autodoc writes as its own wrapper of the name."""
+    pattern = r"TypeAliasForwardRef\('(\w+)'\)"
+    return tuple(text and re.sub(pattern, r"\1", text) for text in (signature, returns))
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", _plain)
