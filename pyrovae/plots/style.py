@@ -119,8 +119,8 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 def _set_up_pyplot() -> None:
     """Load pyplot in a notebook, and its backend wherever it is loaded.
 
-    A backend switches interactive mode on when it is first used. Within ``rc_context`` that would
-    be undone, and the notebook would show no further figure, of the user's neither.
+    A notebook's backend switches interactive mode on when it is first used. Within ``rc_context``
+    that would be undone, and the notebook would show no figure any more, not even the user's own.
     """
     if _OFF_SCREEN.get():
         return
