@@ -4,7 +4,7 @@ Twenty rows are copies of others with two pixels changed, twenty are digits with
 order of their own. Refits rank one-of-a-kind rows first; twins only if both are held out together.
 The screen, without refits, ranks both.
 
-    nice -n 19 python benchmarks/memorisation.py --repeats 2 --checkpoint refits.pt
+    python benchmarks/memorisation.py --method refined --checkpoint refits.pt
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ the same turned or mirrored, noise, nearly empty ones, and another data set. AUR
 probability that a held-out row scores higher than a row of the other set: 1/2 if the score sees no
 difference, and below if it takes the others for more likely than the data.
 
-    nice -n 19 python benchmarks/novelty.py                 # scikit-learn's digits, 8 × 8
-    nice -n 19 python benchmarks/novelty.py --data DIR      # MNIST and Caltech-101 silhouettes
+    python benchmarks/novelty.py                       # scikit-learn's digits, 8 × 8
+    python benchmarks/novelty.py --data DIR --rows 40  # MNIST and Caltech-101 silhouettes
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyrovae as pv
 from pyrovae.data import load
 from pyrovae.randomness import seeded
 
-ROWS = 150  # of each set that are scored
+VALIDATION = 150  # rows for early stopping, and to choose the ex-post prior
 UNITS, EPOCHS, LARGEST = 10, 60, 4000
 
 
@@ -51,15 +51,15 @@ def images(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def others(name: str, sets: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def others(name: str, sets: dict[str, tuple[Tensor, Tensor]], count: int) -> dict[str, Tensor]:
     """Rows that are unlike those of a data set, by what they are."""
-    test = sets[name][1][-ROWS:]
+    test = sets[name][1][-count:]
     share = test.mean()
     with seeded(0, "other rows of a benchmark"):
         noise = torch.bernoulli(torch.full_like(test, float(share)))
         level = 0.02 * torch.rand(len(test), 1, 1)  # next to nothing: simpler than any image
         flat = torch.bernoulli(level.expand_as(test))
-    other = {other: rows[1][:ROWS] for other, rows in sets.items() if other != name}
+    other = {other: rows[1][:count] for other, rows in sets.items() if other != name}
     return {
         "a quarter turn": test.rot90(1, (1, 2)),
         "a half turn": test.rot90(2, (1, 2)),
@@ -70,7 +70,7 @@ def others(name: str, sets: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tenso
     }
 
 
-def report(name: str, sets: dict[str, tuple[Tensor, Tensor]]) -> None:
+def report(name: str, sets: dict[str, tuple[Tensor, Tensor]], count: int) -> None:
     """Train on one data set and print the AUROC of each score for each other set."""
     train, test = (rows.flatten(1) for rows in sets[name])
     pixels = train.shape[1]
@@ -79,38 +79,38 @@ def report(name: str, sets: dict[str, tuple[Tensor, Tensor]]) -> None:
         pv.mlp_decoder(UNITS, (pixels,), "bernoulli", hidden=(256,)),
         pv.StandardNormal(UNITS),
     )
-    held_out, validation = test[:ROWS], test[ROWS : 2 * ROWS]
+    held_out, validation = test[:count], test[count : count + VALIDATION]
     start = time.perf_counter()
     pv.fit(vae.model, vae.guide, train, validation=validation, epochs=EPOCHS, patience=10)
     agg = pv.aggregate(vae.guide, train)
     density = pv.fit_ex_post_prior(agg, held_out=pv.encode(vae.guide, validation)).distribution
     pair = vae.model, vae.guide
     print(f"{name}: trained in {time.perf_counter() - start:.0f} s")
-    for other, rows in others(name, sets).items():
+    different = {other: rows.flatten(1) for other, rows in others(name, sets, count).items()}
+    new, sizes = torch.cat(list(different.values())), [len(rows) for rows in different.values()]
+    for score in ("codes", "log_p_x", "regret"):
         start = time.perf_counter()
-        new = rows.flatten(1)
-        line = []
-        for score in ("codes", "log_p_x", "regret"):
-            source, given, known = pair, new, held_out
+        with warnings.catch_warnings():  # k̂ of rows that are unlike all others
+            warnings.simplefilter("ignore", UserWarning)
             if score == "codes":
-                source = density
-                given, known = (pv.encode(vae.guide, x).mean for x in (new, held_out))
-            options = {} if score == "codes" else {"score": score, "draws": 200}
-            with warnings.catch_warnings():  # k̂ of rows that are unlike all others
-                warnings.simplefilter("ignore", UserWarning)
-                result = pv.novelty(source, given, calibration=known, **options)
-            line.append(f"{score} {result.auroc}")
-        print(f"  {other}: {', '.join(line)}, {time.perf_counter() - start:.0f} s", flush=True)
+                codes, known = (pv.encode(vae.guide, rows).mean for rows in (new, held_out))
+                result = pv.novelty(density, codes, calibration=known)
+            else:
+                result = pv.novelty(pair, new, calibration=held_out, score=score, draws=200)
+        print(f"  {score}, {time.perf_counter() - start:.0f} s", flush=True)
+        for other, part in zip(different, result.scores.split(sizes), strict=True):
+            print(f"    {other}: {pv.auroc(result.known, part)}", flush=True)
 
 
 def main() -> None:
     """Score each data set beside the others."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of static_mnist.npz and silhouettes")
+    parser.add_argument("--rows", type=int, default=150, help="of each set that are scored")
     arguments = parser.parse_args()
     sets = digits() if arguments.data is None else images(arguments.data)
     for name in sets:
-        report(name, sets)
+        report(name, sets, arguments.rows)
 
 
 if __name__ == "__main__":

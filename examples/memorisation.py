@@ -24,8 +24,8 @@ ROWS, SCRAMBLED, SHOWN = 300, 10, 8
 def factory() -> pv.VAE:
     """A new pair, which each refit trains."""
     return pv.VAE(
-        pv.mlp_encoder((64,), 8, hidden=(64,)),
-        pv.mlp_decoder(8, (64,), "bernoulli", hidden=(64,)),
+        pv.mlp_encoder((64,), 8, hidden=(128,)),
+        pv.mlp_decoder(8, (64,), "bernoulli", hidden=(128,)),
         pv.StandardNormal(8),
     )
 
@@ -45,9 +45,9 @@ def main() -> None:
         row[:] = row[torch.randperm(64)]
     new[20:] = new[20:].view(-1, 8, 8).rot90(1, (1, 2)).flatten(1)
 
-    settings = {"epochs": arguments.epochs, "optimizer": pv.adam(3e-3)}
+    settings = {"epochs": arguments.epochs, "batch_size": 25, "optimizer": pv.adam(2e-3)}
     gains = pv.memorisation(
-        factory, train, folds=3, fit=settings, evidence={"method": "refined", "draws": 100}
+        factory, train, folds=4, fit=settings, evidence={"method": "refined", "draws": 100}
     )
     print(f"gain in log p(x) by having been trained on: {gains.mean} nats")
     print(f"rows that gain most: {gains.exemplars(SHOWN)['most'].tolist()}")
