@@ -33,7 +33,7 @@ def factory() -> pv.VAE:
 def main() -> None:
     """Plant rows, refit, score new images, and draw what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=60, help="passes over the data")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the data")
     parser.add_argument("--out", help="file for the picture")
     arguments = parser.parse_args()
 
@@ -47,7 +47,7 @@ def main() -> None:
 
     settings = {"epochs": arguments.epochs, "batch_size": 25, "optimizer": pv.adam(2e-3)}
     gains = pv.memorisation(
-        factory, train, folds=4, fit=settings, evidence={"method": "refined", "draws": 100}
+        factory, train, folds=3, fit=settings, evidence={"method": "refined", "draws": 100}
     )
     print(f"gain in log p(x) by having been trained on: {gains.mean} nats")
     print(f"rows that gain most: {gains.exemplars(SHOWN)['most'].tolist()}")
