@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyrovae.calibration.classifier import exchange_test
 from pyrovae.calibration.joint import ALARM, DRAWS, FEWEST, rows_like
-from pyrovae.calibration.quantities import GUIDE, LIKELIHOOD
-from pyrovae.calibration.references import Regression, regress
+from pyrovae.calibration.quantities import GUIDE, LIKELIHOOD, regression_on
+from pyrovae.calibration.references import Regression
 from pyrovae.calibration.uniformity import uniformity_p_value
 from pyrovae.data import Batch, Data, all_rows, repeat_rows, row_count, take_rows
 from pyrovae.display import Result
@@ -124,8 +124,8 @@ def calibrate_locally(  # noqa: PLR0913 - a flat front door
     guessing. Under an exact guide the two codes of a simulation can be exchanged, so 499 random
     exchanges give the distribution of the statistic, exactly if the guide is exact for all x; over
     all rows together by the largest statistic (Westfall & Young 1993). The classifier is a ridge
-    regression on products and random cosines of z, in units of the guide, and of what a regression
-    and the guide say of z by x.
+    regression on products and random cosines of z, in units of the guide, and of what the guide
+    says of z by x, and a regression too unless a mask leaves out a part of x.
 
     Posterior SBC (Säilynoja et al. 2025) simulates z' ~ q(z|x) and a replicate x' ~ p(x|z') and
     checks the posterior given x and x' together. An amortized guide is no posterior given two rows.
@@ -191,7 +191,7 @@ class _Standardised:
 
     Args:
         mean, deviation: of draws of the guide, shape ``(N, D)``.
-        summary: the mean, and what a regression says, shape ``(N, 2D)``.
+        summary: the mean, and what a regression says if there is one, shape ``(N, 2D)``.
     """
 
     mean: Tensor
@@ -199,12 +199,15 @@ class _Standardised:
     summary: Tensor
 
     @classmethod
-    def at(cls, x: Batch, encoding: dist.Distribution, regression: Regression) -> _Standardised:
+    def at(
+        cls, x: Batch, encoding: dist.Distribution, regression: Regression | None
+    ) -> _Standardised:
         draws = encoding.sample(torch.Size([DRAWS])).double()
         deviation = draws.std(0)
         deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         mean = draws.mean(0)
-        return cls(mean, deviation, torch.cat([mean, regression.predict(x)], -1))
+        further = [] if regression is None else [regression.predict(x)]
+        return cls(mean, deviation, torch.cat([mean, *further], -1))
 
     def __call__(self, codes: Tensor) -> Tensor:
         return (codes.double() - self.mean) / self.deviation
@@ -213,7 +216,8 @@ class _Standardised:
 def _by_classifier(pair: Pair, rows: Batch, simulations: int, seed: int) -> tuple[Tensor, Tensor]:
     """P-values of L-C2ST at each row, for itself and for all rows together, each ``(R,)``."""
     like = rows_like(pair, rows, simulations)
-    regression = regress(*simulate(pair, like, seed=derived_seed(seed, "local references")))
+    further = simulate(pair, like, seed=derived_seed(seed, "local references"))
+    regression, _ = regression_on(pair, *further)
     x, z = simulate(pair, like, seed=derived_seed(seed, "local calibration"))
     with seeded(seed, "local classifier"):
         encoding = pair.encode(x)

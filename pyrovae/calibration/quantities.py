@@ -13,6 +13,7 @@ from pyrovae.calibration.references import Regression, regress
 from pyrovae.data import Batch, repeat_rows, row_count
 from pyrovae.errors import InputError
 from pyrovae.pairs import Pair, elbo_terms, simulate
+from pyrovae.randomness import seeded
 
 GUIDE = "log q(z | x)"
 RANDOM, BY_X = "TARP distance to random points", "TARP distance to points by x"
@@ -54,10 +55,28 @@ def make_references(pair: Pair, rows: Batch, *, seed: int) -> References:
     x, points = simulate(pair, rows, seed=seed)
     deviation = points.double().std(0)
     scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return References(points, scale, *regression_on(pair, x, points))
+
+
+def regression_on(pair: Pair, x: Batch, z: Tensor) -> tuple[Regression | None, str]:
+    """A regression of z on x, or why there is none.
+
+    What a mask leaves out of x is simulated all the same, and tells of z what no guide is told.
+
+    Args:
+        pair: model and guide.
+        x: simulated rows.
+        z: their codes, shape ``(N, D)``.
+    """
+    with seeded(0, "masks of simulated data"):
+        for reading in pair.model_reader.read(x):
+            masks = [reading.present(site) for site in reading.data_sites]
+            if any(mask is not None and not mask.all() for mask in masks):
+                return None, "a mask leaves out a part of x, which a regression on x would see."
     try:
-        return References(points, scale, regress(x, points))
+        return regress(x, z), ""
     except InputError as error:
-        return References(points, scale, None, str(error))
+        return None, str(error)
 
 
 def evaluate(
