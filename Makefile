@@ -10,7 +10,7 @@ PYTEST := -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 docs test test-lowest test-arviz1: export OMP_NUM_THREADS := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo docs test test-lowest test-arviz1 lint format clean
+.PHONY: help demo docs test test-lowest test-arviz1 lint format assets clean
 
 help:
 	@echo "make demo    install pyrovae into .venv and write a report on scikit-learn's digits"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs    install the site's tools too, run its notebooks, build it: docs/_build/html/index.html"
 	@echo "make lint    only ruff and mypy"
 	@echo "make format  let ruff format the code and sort its imports"
+	@echo "make assets  bundle the explorer's page again, after a change in pyrovae/explorer/source (needs npm)"
 	@echo "make clean   remove .venv, the report, caches and build products"
 	@echo
 	@echo "By hand, as each fills an environment of its own with gigabytes:"
@@ -51,6 +52,9 @@ lint: .venv/.installed-test
 format: .venv/.installed-test
 	$(PY) -m ruff check --select I --fix .
 	$(PY) -m ruff format .
+
+assets:
+	cd pyrovae/explorer/source && npm ci --no-audit --no-fund && npm run build
 
 clean:
 	rm -rf .venv .venv-lowest .venv-arviz1 pyrovae-report build dist *.egg-info

@@ -23,6 +23,7 @@ The way of the data, and what does each step::
       to_arviz          what Pyro inferred for any model, by SVI or MCMC, for ArviZ
       save, load        any of these results in a file
       load_run          a folder that ``pyrovae analyze`` has written: a Run
+      explore           a Run as one page in which a browser decodes any point
 
 Every number is an Estimate, with its standard error and whether it is a bound; mean_estimate makes
 one of values of your own. Input that can't be used is an InputError that says what to do.
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         Reduced,
         fit_ex_post_prior,
     )
+    from pyrovae.explorer import explore
     from pyrovae.export import to_arviz
     from pyrovae.mixture import (
         AggregatedPosterior,
@@ -149,6 +151,7 @@ __all__ = [
     "encode",
     "entropy",
     "entropy_bounds",
+    "explore",
     "fit",
     "fit_ex_post_prior",
     "inference_gaps",
@@ -179,6 +182,7 @@ __all__ = [
 ROOMS = (
     "errors", "estimates", "mixture", "pairs", "saving", "models", "training", "evidence",
     "ex_post", "export", "calibration", "diagnostics", "plots", "report", "populations", "runs",
+    "explorer",
     "data",
 )  # fmt: skip
 

@@ -46,6 +46,7 @@ ROOMS = (
     ("populations", "plots"),
     ("report",),
     ("runs",),
+    ("explorer",),
     ("command", "__main__"),
 )
 GROUND = set(ROOMS[0])

@@ -84,7 +84,13 @@ Show the measures of two or more runs side by side. Where runs have measured the
 their differences in log p(x) to the first are paired by row.
 """
 
-COMMANDS = ("analyze", "sample", "encode", "score", "compare", "report")
+EXPLORE = """\
+Write a run as one page, DIR/explorer.html, in which a browser shows its codes and decodes any
+point. The page needs no network and no other file. It holds the codes of all rows, the decoder and,
+where they take little room, the rows themselves: hand it on only to those who may see them.
+"""
+
+COMMANDS = ("analyze", "sample", "encode", "score", "compare", "report", "explore")
 SETTINGS: dict[str, Any] = {
     "formatter_class": argparse.RawDescriptionHelpFormatter,
     "allow_abbrev": False,
@@ -218,6 +224,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         "report": _on_run(
             group, "report", "DIR", "Write the report of a run again.", "write a run's report again"
         ),
+        "explore": _on_run(group, "explore", "DIR", EXPLORE, "write a page to explore a run in"),
     }
     _add_outputs(commands)
     return parser, commands
@@ -263,7 +270,7 @@ def _on_run(group: Any, name: str, places: str, about: str, short: str) -> Parse
     if "DATA" in places:
         help_text = "a file, or a folder of images, of rows like the run's"
         parser.add_argument("new", metavar="DATA", help=help_text)
-    if name in ("sample", "encode", "score"):
+    if name in ("sample", "encode", "score", "explore"):
         help_text = "a run of a pair of your own: the function that makes it, which is then run"
         parser.add_argument("--pair", metavar="MODULE:FACTORY", help=help_text)
         help_text = "the file that the run's data are in now, if it was moved"
@@ -292,15 +299,22 @@ def _add_outputs(commands: dict[str, Parser]) -> None:
         parser.add_argument(
             "--seed", type=whole("--seed", 0), metavar="N", help="fixes all draws (default 0)"
         )
+    explore = commands["explore"]
+    explore.add_argument(
+        "--no-rows", action="store_true", help="leave the rows of the data out of the page"
+    )
     outputs = {
+        explore: "DIR/explorer.html",
         sample: "samples.csv or samples.npy",
         encode: "codes.csv",
         score: "scores.csv",
         compare: "none",
     }
     for parser, default in outputs.items():
-        kinds = {compare: ".csv", sample: ".csv, .parquet or .npy"}.get(parser, ".csv or .parquet")
-        counted = "" if parser is compare else "; a number is added if there is one"
+        kinds = {compare: ".csv", explore: ".html", sample: ".csv, .parquet or .npy"}.get(
+            parser, ".csv or .parquet"
+        )
+        counted = "" if parser in (compare, explore) else "; a number is added if there is one"
         parser.add_argument(
             "-o",
             "--out",

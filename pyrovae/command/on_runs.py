@@ -1,4 +1,4 @@
-"""The subcommands on a finished run: draw, encode, score, compare, write its report again."""
+"""The subcommands on a finished run: draw, encode, score, compare, write report or explorer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pyrovae.command.terminal import encodable
 from pyrovae.command.wording import for_command
 from pyrovae.diagnostics import LABELS
 from pyrovae.errors import InputError
+from pyrovae.explorer import NAME
+from pyrovae.explorer import explore as write_explorer
 from pyrovae.extras import check_packages
 from pyrovae.report import render, show, write
 from pyrovae.runs import (
@@ -118,12 +120,22 @@ def report(options: dict[str, Any]) -> None:
     _say(f"report: {path}")
 
 
+def explore(options: dict[str, Any]) -> None:
+    """Write the explorer of a run."""
+    run = _run(options)
+    named = "out" in options
+    out = _output(options, None, (".html",)) if named else run.folder / NAME
+    path = write_explorer(run, out, rows=not options.get("no_rows", False))
+    _say(f"explorer, {path.stat().st_size / 1e6:.1f} MB: {path}")
+
+
 COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "sample": sample,
     "encode": encode,
     "score": score,
     "compare": compare,
     "report": report,
+    "explore": explore,
 }
 
 

@@ -9,7 +9,15 @@ from pyrovae.models.checks import Prior
 from pyrovae.models.discretized_logistic import DiscretizedLogistic, bits_per_dimension
 from pyrovae.models.exemplar_prior import ExemplarPrior
 from pyrovae.models.hierarchical import Branches, HierarchicalVAE
-from pyrovae.models.likelihoods import BernoulliDecoder, NormalDecoder, binarise, takes_totals
+from pyrovae.models.likelihoods import (
+    BernoulliDecoder,
+    CategoricalDecoder,
+    LogisticDecoder,
+    NegativeBinomialDecoder,
+    NormalDecoder,
+    binarise,
+    takes_totals,
+)
 from pyrovae.models.mixed import (
     BesideLinear,
     MaskedEncoder,
@@ -20,6 +28,7 @@ from pyrovae.models.mixed import (
     outputs_of,
 )
 from pyrovae.models.networks import (
+    FromCodes,
     GatedLinear,
     LogCounts,
     Standardize,
@@ -39,16 +48,20 @@ __all__ = [
     "BesideLinear",
     "Bounds",
     "Branches",
+    "CategoricalDecoder",
     "DiscretizedLogistic",
     "ExemplarPrior",
     "FlowPrior",
+    "FromCodes",
     "GatedLinear",
     "GaussianMixture",
     "HierarchicalVAE",
     "LogCounts",
+    "LogisticDecoder",
     "MaskedEncoder",
     "MixedColumns",
     "MixedDecoder",
+    "NegativeBinomialDecoder",
     "NormalDecoder",
     "Prior",
     "StandardNormal",

@@ -265,11 +265,11 @@ def conv_decoder(
         extra = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
         grow = nn.ConvTranspose2d(inner, outer, 3, stride=2, padding=1, output_padding=extra)
         layers += [nn.SiLU(), grow]
-    network = _FromCodes(nn.Sequential(*layers), outputs)
+    network = FromCodes(nn.Sequential(*layers), outputs)
     return LIKELIHOODS[likelihood](network, torch.Size(data_shape), **options)
 
 
-class _FromCodes(nn.Module):
+class FromCodes(nn.Module):
     """A network that returns images, as one from ``(..., D)`` to ``(..., C·H·W·outputs)``."""
 
     def __init__(self, network: nn.Module, outputs: int) -> None:
