@@ -29,6 +29,7 @@ help:
 
 demo: .venv/.installed
 	$(PY) -m pyrovae analyze digits --out "$(OUT)" --resume
+	test -e "$(OUT)/explorer.html" || $(PY) -m pyrovae explore "$(OUT)"
 
 docs: .venv/.installed-docs
 	rm -rf docs/_build/html

@@ -45,6 +45,7 @@ from pyrovae.data import (
 )
 from pyrovae.diagnostics import Diagnosis, Effort, check_pair, diagnose
 from pyrovae.errors import InputError, nearest
+from pyrovae.explorer import NAME
 from pyrovae.extras import EXTRAS, check_packages
 from pyrovae.models import VAE, binarise
 from pyrovae.pairs import Pair, PyroFunction, measuring, over_rows
@@ -715,6 +716,7 @@ def _write(
     draws = diagnosis.exported
     groups = draws.groups.values() if draws else ()
     check_room(out, MARGIN + sum(array.nbytes for group in groups for array in group.values()))
+    (out / NAME).unlink(missing_ok=True)  # that of an earlier run
     netcdf = None
     if draws is None:  # the draws of an earlier run would be taken for this one's
         (out / "diagnosis.nc").unlink(missing_ok=True)

@@ -103,7 +103,11 @@ def compare(options: dict[str, Any]) -> None:
 
 def report(options: dict[str, Any]) -> None:
     """Write the report of a run again."""
-    run = load_run(options["run"])
+    _say(f"report: {_write_report(load_run(options['run']))}")
+
+
+def _write_report(run: Run) -> Path:
+    """The report, with a link to the explorer if there is one beside it."""
     diagnosis = run.diagnosis
     with only_run(run.folder):
         how = how_to_sample(run.folder, run.recommended)
@@ -115,17 +119,19 @@ def report(options: dict[str, Any]) -> None:
             wording=for_command,
             columns=run.columns or (),
             labels=colouring(run.classes, run.table),
+            explorer=NAME if (run.folder / NAME).exists() else "",
         )
-        path = write(run.folder / "report.html", page)
-    _say(f"report: {path}")
+        return write(run.folder / "report.html", page)
 
 
 def explore(options: dict[str, Any]) -> None:
-    """Write the explorer of a run."""
+    """Write the explorer of a run, and, beside its report, a link to it there."""
     run = _run(options)
     named = "out" in options
     out = _output(options, None, (".html",)) if named else run.folder / NAME
     path = write_explorer(run, out, rows=not options.get("no_rows", False))
+    if not named:
+        _write_report(run)
     _say(f"explorer, {path.stat().st_size / 1e6:.1f} MB: {path}")
 
 

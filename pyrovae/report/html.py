@@ -46,6 +46,7 @@ def render(
     wording: Callable[[str], str] = str,
     columns: Sequence[str] = (),
     labels: Any = None,
+    explorer: str = "",
 ) -> str:
     """The report as one HTML document that needs no other file and no network.
 
@@ -59,6 +60,7 @@ def render(
         wording: puts a concern into other words, such as those of the command line.
         columns: names of the data's columns, for a table that has them.
         labels: what colours the codes, one for each training row, shape ``(N,)``.
+        explorer: the file beside the page that shows the codes, if there is one.
 
     Raises:
         InputError: if jinja2 or matplotlib is not installed.
@@ -86,6 +88,7 @@ def render(
         facts=dict(facts),
         run=run,
         netcdf=netcdf,
+        explorer=explorer,
         site=None
         if diagnosis.exported is None
         else next(iter(diagnosis.exported.groups["posterior"])),

@@ -77,6 +77,20 @@ def test_a_check_of_the_guide_is_an_option_only_where_it_was_asked_for(run: str)
     assert ("check_guide" in load_run(run).options) == asked
 
 
+def test_explore_writes_a_page_to_which_the_report_links(run: str) -> None:
+    page = Path(run, "report.html")
+    before = page.read_bytes()
+    assert main(["explore", run, "-o", "talk.html", "--no-rows"]) == OK
+    assert page.read_bytes() == before
+    assert main(["explore", run, "-o", "talk.html"]) == BAD_INPUT
+    assert main(["explore", run]) == OK
+    assert Path(run, "explorer.html").stat().st_size > Path("talk.html").stat().st_size
+    assert '<a href="explorer.html">' in page.read_text(encoding="utf-8")
+    Path(run, "explorer.html").unlink()
+    assert main(["report", run]) == OK
+    assert page.read_bytes() == before
+
+
 def test_encode_and_score_write_a_line_for_each_row(run: str, finished: Path) -> None:
     data = str(finished / "data.csv")
     assert main(["encode", run, data, "-o", "codes.csv"]) == OK
