@@ -328,9 +328,10 @@ function describe() {
   }));
   const found = nearest();
   at("nearest").replaceChildren(...found.map(([n, share]) => exemplar(n, share)));
-  const where = plane ? `${plane.names[0]} ${number(state.mark[0])}, ${plane.names[1]} ${number(state.mark[1])}` : `On the code of row ${rows[nearestOnScreen(...state.mark)]}`;
+  const plain = (i) => `${plane.names[i].replace(/ \(.*/, "")} ${number(state.mark[i])}`;
+  const where = plane ? `At ${plain(0)}, ${plain(1)}` : `On the code of row ${rows[nearestOnScreen(...state.mark)]}`;
   const best = logs.reduce((a, b) => (b[1] > a[1] ? b : a))[0];
-  at("said").textContent = `${where}. ${sentence(held.row, decoded)} It is likeliest under the ${DENSITIES[best]}; row ${rows[found[0][0]]} explains it best (${Math.round(100 * found[0][1])} %).`;
+  at("said").textContent = `${where}. ${sentence(held.row, decoded)} Of the three densities, ${DENSITIES[best]} is highest there; row ${rows[found[0][0]]} explains it best (${Math.round(100 * found[0][1])} %).`;
 }
 
 function nearest(k = 5) {
