@@ -282,6 +282,13 @@ def calibrate(  # noqa: PLR0913 - a flat front door
     Modrák et al. 2023, "Simulation-based calibration checking for Bayesian computation: the choice
     of test quantities shapes sensitivity"; Lemos et al. 2023, "Sampling-based accuracy testing of
     posterior estimators for general inference".
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(10)
+    >>> bool(pv.calibrate(vae.model, vae.guide, x, simulations=100).calibrated)  # an exact guide
+    True
     """
     check_seed(seed)
     if simulations < FEWEST:

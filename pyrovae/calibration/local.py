@@ -153,6 +153,17 @@ def calibrate_locally(  # noqa: PLR0913 - a flat front door
     Linhart, Gramfort & Rodrigues 2023, "L-C2ST: local diagnostics for posterior approximations in
     simulation-based inference"; Säilynoja et al. 2025, "Posterior SBC: simulation-based calibration
     checking conditional on data", arXiv:2502.03279.
+
+    >>> import pyrovae as pv
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(shift=2.0), exact.sample(2)  # a guide two standard deviations off
+    >>> bool(
+    ...     pv.calibrate_locally(
+    ...         vae.model, vae.guide, x, simulations=200, replications=100
+    ...     ).calibrated
+    ... )
+    False
     """
     check_seed(seed)
     for name, count in (("simulations", simulations), ("replications", replications)):

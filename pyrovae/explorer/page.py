@@ -42,6 +42,9 @@ def explore(run: Run, path: str | os.PathLike[str] | None = None, *, rows: bool 
     Raises:
         InputError: if the codes have one unit or the guide is not one of independent normals, or
             scikit-learn is not installed.
+
+    >>> pv.explore(pv.load_run("pyrovae-report"))  # doctest: +SKIP
+    PosixPath('pyrovae-report/explorer.html')
     """
     target = run.folder / NAME if path is None else Path(path)
     page = document(contents(run, rows=rows))
