@@ -15,7 +15,7 @@ void main() {
 export class Points {
   constructor(canvas) {
     this.canvas = canvas;
-    this.gl = canvas.getContext("webgl", { antialias: false, premultipliedAlpha: true, preserveDrawingBuffer: true });
+    this.gl = canvas.getContext("webgl", { antialias: false, premultipliedAlpha: true });
     if (!this.gl) this.plain = canvas.getContext("2d");
     else this.prepare();
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());

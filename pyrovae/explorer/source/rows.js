@@ -12,7 +12,7 @@ export function element(name, text, attributes = {}) {
 export function cell(column, value, share) {
   if (value === null || Number.isNaN(value)) return "missing";
   if (column.kind === "categorical") return (column.categories[Math.round(value)] ?? String(value)) + (share ? ` (${Math.round(100 * share)} %)` : "");
-  if (column.kind === "boolean") return value === 0 ? "false" : value === 1 ? "true" : `true with ${Math.round(100 * value)} %`;
+  if (column.kind === "boolean") return value < 1e-6 ? "false" : value > 1 - 1e-6 ? "true" : `true with ${Math.round(100 * value)} %`;
   if (column.kind === "date") return new Date(value * 864e5).toISOString().slice(0, 10);
   return number(value);
 }
