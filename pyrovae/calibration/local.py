@@ -148,7 +148,8 @@ def calibrate_locally(  # noqa: PLR0913 - a flat front door
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InputError: with fewer simulations, or where data cannot be simulated.
+        InputError: with fewer simulations, where data cannot be simulated, or where the model draws
+            other sites before the code.
 
     Linhart, Gramfort & Rodrigues 2023, "L-C2ST: local diagnostics for posterior approximations in
     simulation-based inference"; Säilynoja et al. 2025, "Posterior SBC: simulation-based calibration
@@ -175,6 +176,11 @@ def calibrate_locally(  # noqa: PLR0913 - a flat front door
     rows = all_rows(data)
     with (
         measuring(model, guide),
+        seeded(seed, "order of sites"),
+    ):
+        _check_order(pair, rows)
+    with (
+        measuring(model, guide),
         progress_bar("local calibration", row_count(rows) + 1, progress=progress) as bar,
     ):
         classifier, together = _by_classifier(pair, rows, simulations, seed)
@@ -194,6 +200,18 @@ def calibrate_locally(  # noqa: PLR0913 - a flat front door
         (*units, GUIDE, LIKELIHOOD), torch.stack([effective for _, effective in found]),
         simulations, replications, pair.name,
     )  # fmt: skip
+
+
+def _check_order(pair: Pair, rows: Batch) -> None:
+    """Raise if the model draws other sites before the code, which a replicate of z lacks."""
+    reading = pair.model_reader.read(rows)[0]
+    by_row = [name for name in reading.latent if name not in reading.shared]
+    last = max((by_row.index(site) for site in pair.sites if site in by_row), default=0)
+    if before := [name for name in by_row[:last] if name not in pair.sites]:
+        raise InputError(
+            f"expected a model that draws {pair.name} first; got {', '.join(before)} before it, of "
+            "which a replicate of the code knows nothing. Use calibrate, which draws all of them."
+        )
 
 
 @dataclass(frozen=True)

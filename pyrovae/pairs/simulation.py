@@ -8,6 +8,8 @@ from torch import Tensor
 
 from pyrovae.data import Batch, as_batch, row_count
 from pyrovae.errors import InputError
+from pyrovae.mixture import families
+from pyrovae.mixture.families import share
 from pyrovae.pairs.observed_data import observed_argument
 from pyrovae.pairs.pair import Pair
 from pyrovae.randomness import seeded
@@ -43,7 +45,15 @@ def simulate(
             z = torch.cat([torch.cat([r.code(s) for s in pair.sites], -1) for r in readings])
         else:
             z = prior.sample(torch.Size([rows])).reshape(rows, -1)
-        x = pair.decode(batch, z).sample()
+        if prior is None and not pair.traits.draws_for_all(batch):
+            # In the same run: what z was drawn from, such as a discrete site, may reach x as well.
+            likelihood = families.concatenate(
+                [share(r.distribution(r.observed_site(pair.observed), flatten=False))
+                 for r in readings]
+            )  # fmt: skip
+            x = likelihood.sample()
+        else:
+            x = pair.decode(batch, z).sample()
     arguments = list(batch)
     arguments[position] = x.to(batch[position].dtype)
     simulated = tuple(arguments)

@@ -156,3 +156,28 @@ def test_the_verdict_is_reached_in_a_few_simulations_whatever_their_blocks(
     monkeypatch.setattr("pyrovae.calibration.joint.rows_at_once", lambda x: 700)
     result = pv.calibrate(correlated, posterior, ROWS, simulations=103)
     assert result.ranks.shape[0] == 103 and result.calibrated
+
+
+def by_class(x: Tensor) -> None:
+    """k ~ Bernoulli(0.3), z | k ~ N(4k − 2, 1), x | z, k ~ N(z + 3k, 1)."""
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Bernoulli(x.new_full((len(x),), 0.3)))
+        z = pyro.sample("z", dist.Normal((4 * k - 2).unsqueeze(-1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z + 3 * k.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
+def posterior_by_class(x: Tensor) -> None:
+    """x | k ~ N(7k − 2, 2), and z | x, k has the mean of 4k − 2 and x − 3k."""
+    k = torch.tensor([0.0, 1.0]).to(x)
+    weights = dist.Normal(7 * k - 2, 2**0.5).log_prob(x) + torch.tensor([0.7, 0.3]).to(x).log()
+    means = (4 * k - 2 + x - 3 * k).unsqueeze(-1) / 2
+    with pyro.plate("data", len(x)):
+        units = dist.Normal(means, 0.5**0.5).to_event(1)
+        pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=weights), units))
+
+
+def test_a_discrete_site_beside_the_code_is_simulated_with_it() -> None:
+    result = pv.calibrate(by_class, posterior_by_class, ROWS, simulations=500)
+    assert result.calibrated and result.quantities == OWN
+    with pytest.raises(pv.InputError, match="expected a model that draws z first; got k before"):
+        pv.calibrate_locally(by_class, posterior_by_class, ROWS)
