@@ -514,6 +514,11 @@ def _add_run_options(group: Any) -> None:
         "posterior, sampled by NUTS; takes minutes",
     )
     group.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first look: measure fewer rows, with fewer draws, and no gaps of the guide",
+    )
+    group.add_argument(
         "--draws",
         type=whole("--draws", 2),
         metavar="S",

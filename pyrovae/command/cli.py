@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +179,7 @@ def _effort(options: dict[str, Any]) -> Any:
         effort["method"] = options.pop("method")
     if options.pop("check_guide", False):
         effort |= {"nuts_rows": NUTS_ROWS}
-    return Effort(**effort)
+    return replace(Effort.quick() if options.pop("quick", False) else Effort(), **effort)
 
 
 def _whole_path(source: str) -> str:

@@ -113,7 +113,10 @@ def _colours(run: Run, codes: Tensor, numbers: Tensor) -> Iterator[dict[str, Any
     yield from _evidence(run, len(codes))
     held_out = codes[len(run.rows["train"]) :]
     found = novelty(fitted, codes, calibration=held_out, seed=SEED).p_value
-    words = "how rare so low a density of the ex-post prior is among held-out codes"
+    words = (
+        "how rare so low a density of the ex-post prior is among held-out codes; training rows, "
+        "from which it was made, have higher ones"
+    )
     yield _values("novelty p-value of the code", found, words)
     if isinstance(fitted, Mixture) and 1 < fitted.size < len(run.rows["train"]):
         nearest = fitted.responsibilities(codes, top=1).index[:, 0]

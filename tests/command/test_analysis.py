@@ -54,6 +54,8 @@ def test_a_run_says_that_the_guide_was_checked_only_if_that_was_asked_for() -> N
     # or another run by its run.toml would take minutes that nobody asked for
     assert "check_guide" not in AnalysisOptions().by_name()
     assert AnalysisOptions(effort=Effort(nuts_rows=4)).by_name()["check_guide"] is True
+    assert "quick" not in AnalysisOptions().by_name()
+    assert AnalysisOptions(effort=Effort.quick()).by_name()["quick"] is True
 
 
 UNITS = {

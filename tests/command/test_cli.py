@@ -363,6 +363,13 @@ def test_options_reach_the_library(library: Callable[..., Library]) -> None:
     )
 
 
+def test_a_first_look_can_have_more_draws(library: Callable[..., Library]) -> None:
+    stand_in = library(raising(InputError("expected an end; got one.")))
+    assert run(["--quick", "--draws", "70"]) == BAD_INPUT
+    assert stand_in.options is not None
+    assert stand_in.options.effort == replace(Effort.quick(), evidence_draws=70)
+
+
 def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == OK
     text = " ".join(capsys.readouterr().out.split()).replace("pyrovae- report", "pyrovae-report")
