@@ -138,7 +138,7 @@ def test_outliers_are_measured_in_any_units(tmp_path: Path) -> None:
         (
             {"network": "conv"},
             (6,),
-            r"images with the network .conv.; got rows of 6 columns\.",
+            r"images with the network 'conv'; got rows of 6 columns",
         ),
     ],
 )
