@@ -188,7 +188,7 @@ class Diagnosis(Result):
 
     @property
     def inference_gap(self) -> Estimate | None:
-        """Mean of held-out log p(x) − ELBO, row by row: what the guide loses, at least.
+        """Mean of held-out log p(x) − ELBO, row by row, which is what the guide loses, at least.
 
         It is measured at all rows of ``evidence``, or else at those where the guide's gaps were.
         """

@@ -49,7 +49,7 @@ class AggregatedPosterior(Mixture):
             weights = torch.ones(size)
         # single precision holds the logarithm of 1e-50, but not 1e-50
         weights = torch.as_tensor(weights, dtype=torch.float64, device=parameter.device)
-        #: Total of the weights before normalisation: how much this part counts in `merge`.
+        #: Total of the weights before normalisation, which is how much this part counts in `merge`.
         self.mass = float(weights.detach().sum())
         usable = weights.shape == (size,) and bool((weights >= 0).all())
         if not usable or not 0 < self.mass < float("inf"):

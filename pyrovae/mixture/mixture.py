@@ -139,7 +139,7 @@ class Mixture(dist.MixtureSameFamily):
 
     @property
     def variance(self) -> Tensor:
-        """Var[z] per unit: the mean variance of the components plus the variance of their means."""
+        """Var[z] per unit, the mean variance of the components plus the variance of their means."""
         within = self._weighted_components()[0].variance
         return (self._average(within).to(within.dtype) + self.mean_variance).expand(self.shape())
 

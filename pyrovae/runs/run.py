@@ -140,13 +140,13 @@ class Run:
 
     @property
     def channels(self) -> str | None:
-        """Where the data had the channels of images: ``"first"``, as all rows here, or last."""
+        """Where the data had the channels of images, ``"first"``, as all rows here, or last."""
         channels: str | None = self.about["data"].get("channels")
         return channels
 
     @property
     def rows(self) -> dict[str, Tensor]:
-        """The numbers of the rows of ``data`` by part: training, validation and held-out."""
+        """The numbers of the rows of ``data`` by part, training, validation and held-out."""
         return {name: self._parts[name] for name in PARTS}
 
     @property
@@ -202,12 +202,12 @@ class Run:
 
     @property
     def location(self) -> Tensor:
-        """What the encoder subtracts of a row: means of training rows, in the data's units."""
+        """What the encoder subtracts of a row, means of training rows, in the data's units."""
         return cast(Tensor, self._parts["location"])
 
     @property
     def scale(self) -> Tensor:
-        """What the encoder divides by: standard deviations of training rows."""
+        """What the encoder divides by, standard deviations of training rows."""
         return cast(Tensor, self._parts["scale"])
 
     @cached_property
