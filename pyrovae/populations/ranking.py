@@ -28,7 +28,7 @@ def auroc(high: Tensor, low: Tensor) -> Estimate:
     curves".
 
     >>> auroc(torch.tensor([2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0]))
-    Estimate(0.917 ± 0.102, size=5)
+    Estimate(0.917 ± 0.167, size=5)
     """
     m, n = len(high), len(low)
     if min(m, n) < 2:

@@ -74,7 +74,7 @@ def analysis(*_: object) -> Any:
         concerns=["k̂ > 0.7 …"],
         guide_check=SimpleNamespace(calibration=None),
     )
-    saved = SimpleNamespace(folder=Path(RAW), recommended="q_agg")
+    saved = SimpleNamespace(folder=Path(RAW), recommended="q_agg", facts={})
     return SimpleNamespace(
         run=None, diagnosis=diagnosis, netcdf=None, report=Path(RAW, "r.html"), saved=saved
     )
