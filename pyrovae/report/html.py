@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pyrovae import plots
 from pyrovae.diagnostics import Diagnosis
@@ -166,10 +166,7 @@ def _pictures(
 def figure_of(axes: Axes | list[Axes]) -> Figure:
     """The figure that axes are in."""
     first = axes[0] if isinstance(axes, list) else axes
-    figure = first.get_figure(root=True)
-    if figure is None:
-        raise RuntimeError("axes without a figure")  # which no plot returns
-    return figure
+    return cast("Figure", first.get_figure())  # no plot has subfigures
 
 
 def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Axes | list[Axes]]:
