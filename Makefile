@@ -33,7 +33,7 @@ demo: .venv/.installed
 
 docs: .venv/.installed-docs
 	rm -rf docs/_build/html
-	$(PY) -m sphinx -q -E -W --keep-going -d docs/_build/doctrees docs docs/_build/html
+	$(PY) -m sphinx -q -E -W --keep-going -j auto -d docs/_build/doctrees docs docs/_build/html
 	$(PY) docs/check_site.py docs/_build/html
 
 test: lint
