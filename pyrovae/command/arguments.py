@@ -251,6 +251,7 @@ def _analyze(group: Any) -> Parser:
     _add_model_options(analyze.add_argument_group("the model"))
     _add_pair_options(analyze.add_argument_group("a pair of your own"))
     _add_training_options(analyze.add_argument_group("the training"))
+    _add_measure_options(analyze.add_argument_group("the measures"))
     _add_run_options(analyze.add_argument_group("the run"))
     return analyze
 
@@ -507,6 +508,15 @@ def _add_run_options(group: Any) -> None:
     group.add_argument(
         "--verbose", action="store_true", help="show progress in lines, every few seconds"
     )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default cpu)")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the interrupted run in --out, if there is one",
+    )
+
+
+def _add_measure_options(group: Any) -> None:
     group.add_argument(
         "--check-guide",
         action="store_true",
@@ -528,12 +538,6 @@ def _add_run_options(group: Any) -> None:
         "--method",
         metavar="NAME",
         help="where these draws come from: auto (the default), refined or importance",
-    )
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default cpu)")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the interrupted run in --out, if there is one",
     )
 
 
