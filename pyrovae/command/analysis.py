@@ -170,7 +170,8 @@ class AnalysisOptions:
         options |= {"draws": self.effort.evidence_draws, "method": self.effort.method}
         if self.effort.nuts_rows:
             options["check_guide"] = True
-        if self.effort.codes == Effort.quick().codes:
+        own = {n: getattr(self.effort, n) for n in ("evidence_draws", "method", "nuts_rows")}
+        if self.effort == replaced(Effort.quick(), **own):
             options["quick"] = True
         if self.pair is not None:
             options |= self.pair.by_name()

@@ -20,7 +20,7 @@ from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.evidence import Evidence, log_evidence
 from pyrovae.models import VAE
-from pyrovae.pairs import PyroFunction
+from pyrovae.pairs import PyroFunction, modules_of
 from pyrovae.populations.replicates import Labels, numbered
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded, seeded_everywhere
@@ -134,7 +134,7 @@ def memorisation(  # noqa: PLR0913 - a flat front door, where most arguments hav
 
     Raises:
         InputError: for folds or repeats out of range, labels that don't fit the rows, or a
-            checkpoint of other data or settings.
+            checkpoint of other data, settings or networks.
 
     van den Burg & Williams 2021, "On memorization in probabilistic deep generative models"; the
     errors are moderated as in Smyth 2004, "Linear models and empirical Bayes methods".
@@ -159,7 +159,13 @@ def memorisation(  # noqa: PLR0913 - a flat front door, where most arguments hav
     fold = torch.stack([_folds(len(labels), folds, derived_seed(seed, "folds of refits", r))[member]
                         for r in range(repeats)])  # fmt: skip
     training, scoring = {} if fit is None else fit, {} if evidence is None else evidence
-    options = {"fit": training, "evidence": scoring, "seed": seed, "fold": fold}
+    options: dict[str, Any] = {
+        "fit": training, "evidence": scoring, "seed": seed, "fold": fold,
+    }  # fmt: skip
+    if checkpoint is not None:
+        with pyro.get_param_store().scope():
+            networks = _shapes(*_new_pair(pair_factory, derived_seed(seed, "a first look")))
+        options |= {"pair": pair_factory, "networks": networks}
     done = _Done(checkpoint, rows, options)
     total = repeats * folds
     with progress_bar("refits", total, done=len(done.values), progress=progress) as bar:
@@ -183,6 +189,18 @@ def _folds(count: int, folds: int, seed: int) -> Tensor:
     return fold
 
 
+def _new_pair(pair_factory: Factory, seed: int) -> tuple[PyroFunction, PyroFunction]:
+    with seeded_everywhere(seed, "a new pair"):
+        pair = pair_factory()
+    return (pair.model, pair.guide) if isinstance(pair, VAE) else pair
+
+
+def _shapes(model: PyroFunction, guide: PyroFunction) -> dict[str, Any]:
+    """Names and shapes of the parameters of a pair's networks."""
+    named = (part for module in modules_of(model, guide) for part in module.named_parameters())
+    return {name: list(parameter.shape) for name, parameter in named}
+
+
 def _single(rows: Batch) -> Data:
     """Rows as a user passes them."""
     return rows if len(rows) > 1 else rows[0]
@@ -199,9 +217,7 @@ def _refit(
     """log p(x) of all rows under a new pair that was trained on some of them."""
     some = _single(take_rows(rows, kept))
     with pyro.get_param_store().scope():  # an empty one, for pairs with parameters in the store
-        with seeded_everywhere(seed, "a new pair"):
-            pair = pair_factory()
-        model, guide = (pair.model, pair.guide) if isinstance(pair, VAE) else pair
+        model, guide = _new_pair(pair_factory, seed)
         if callable(training):
             with seeded_everywhere(seed, "training of a refit"), torch.enable_grad():
                 training(model, guide, some)

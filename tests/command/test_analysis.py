@@ -56,6 +56,8 @@ def test_a_run_says_that_the_guide_was_checked_only_if_that_was_asked_for() -> N
     assert AnalysisOptions(effort=Effort(nuts_rows=4)).by_name()["check_guide"] is True
     assert "quick" not in AnalysisOptions().by_name()
     assert AnalysisOptions(effort=Effort.quick()).by_name()["quick"] is True
+    same_codes = Effort(codes=Effort.quick().codes)
+    assert "quick" not in AnalysisOptions(effort=same_codes).by_name()
 
 
 UNITS = {

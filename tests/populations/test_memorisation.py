@@ -45,6 +45,12 @@ def factory() -> tuple[object, object]:
     return pair.model, pair.guide
 
 
+def networks() -> pv.VAE:
+    width = ROWS.shape[1]
+    encoder, decoder = pv.mlp_encoder((width,), 2), pv.mlp_decoder(2, (width,))
+    return pv.VAE(encoder, decoder, pv.StandardNormal(2))
+
+
 def remember(model: object, guide: object, rows: Tensor) -> None:
     model.__self__.known = rows  # type: ignore[attr-defined]
 
@@ -125,6 +131,8 @@ def test_goes_on_from_a_checkpoint_and_refuses_another_one(tmp_path: Path) -> No
     torch.testing.assert_close(found.gain, refits(ROWS, folds=4, repeats=1).gain)
     with pytest.raises(pv.InputError, match="checkpoint="):
         pv.memorisation(factory, ROWS + 1.0, checkpoint=path, **options)  # type: ignore[arg-type]
+    with pytest.raises(pv.InputError, match="checkpoint="):
+        pv.memorisation(networks, ROWS, checkpoint=path, **options)  # type: ignore[arg-type]
 
 
 def test_the_store_and_the_random_state_stay_as_they_were() -> None:
