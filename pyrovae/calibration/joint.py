@@ -294,7 +294,7 @@ def calibrate(  # noqa: PLR0913 - a flat front door
     if simulations < FEWEST:
         raise InputError(
             f"expected at least {FEWEST} simulations, to see more than the grossest faults; got "
-            f"{simulations}."
+            f"{simulations}. Take as many, or more."
         )
     check_names(quantities or {})
     pair = Pair(model, guide, site, observed, data_plate)

@@ -6,6 +6,6 @@ can take, ``densities.py`` what a density over codes is, ``arrays.py`` how numbe
 ``page.py``.
 """
 
-from pyrovae.explorer.page import NAME, can_explore, explore
+from pyrovae.explorer.page import NAME, explore
 
-__all__ = ["NAME", "can_explore", "explore"]
+__all__ = ["NAME", "explore"]

@@ -12,9 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pyrovae.errors import InputError
-from pyrovae.explorer.contents import check, contents
-from pyrovae.mixture import AggregatedPosterior
+from pyrovae.explorer.contents import contents
 from pyrovae.runs import Run
 from pyrovae.saving import replace
 from pyrovae.torch_modes import plain
@@ -49,15 +47,6 @@ def explore(run: Run, path: str | os.PathLike[str] | None = None, *, rows: bool 
     target = run.folder / NAME if path is None else Path(path)
     page = document(contents(run, rows=rows))
     return replace(target, lambda draft: draft.write_bytes(page.encode("utf-8", "replace")))
-
-
-def can_explore(aggregated: AggregatedPosterior) -> bool:
-    """Whether there is an explorer of such codes."""
-    try:
-        check(aggregated)
-    except InputError:
-        return False
-    return True
 
 
 def document(held: dict[str, Any]) -> str:

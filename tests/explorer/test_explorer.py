@@ -22,6 +22,7 @@ from pyrovae.command.analysis import AnalysisOptions, analyze
 from pyrovae.data import load
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.explorer.arrays import quantise
+from pyrovae.explorer.contents import check
 from pyrovae.explorer.decoders import program
 from pyrovae.explorer.densities import as_normals
 from pyrovae.explorer.page import document
@@ -292,4 +293,5 @@ def test_the_built_page_is_that_of_its_sources() -> None:
 
 def test_one_unit_is_refused() -> None:
     encoding = dist.Normal(torch.zeros(5, 1), torch.ones(5, 1)).to_event(1)
-    assert not pv.explorer.can_explore(pv.AggregatedPosterior(encoding))
+    with pytest.raises(pv.InputError, match="codes of two or more units"):
+        check(pv.AggregatedPosterior(encoding))
