@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import pyro.distributions as dist
@@ -22,10 +23,17 @@ from pyrovae.mixture.kernel.cache import Cache, leave_inference_mode
 from pyrovae.mixture.kernel.component_scores import Responsibilities, top_shares, total_scores
 from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
 from pyrovae.mixture.kernel.full_normals import FullNormals
+from pyrovae.mixture.kernel.student_t import StudentTs
 from pyrovae.mixture.reparametrised import reparametrised
 from pyrovae.torch_modes import plain
 
 Value = TypeVar("Value")
+
+#: What finds the parameters of a family, and what evaluates it faster than `Components`.
+_FUSED: tuple[tuple[Callable[..., tuple[Tensor, ...] | None], type[Components]], ...] = (
+    (families.full_normal, FullNormals),
+    (families.student_t, StudentTs),
+)
 
 #: Components averaged in one step.
 ROWS = 1 << 16
@@ -501,13 +509,15 @@ class Mixture(dist.MixtureSameFamily):
         return self._diagonal(normal) if used_before and evaluator is None else evaluator
 
     def _components(self) -> Components:
-        parameters = families.full_normal(self.component_distribution)
-        tensors = () if parameters is None else (*parameters, self.mixture_distribution._param)
-        if parameters is None or torch_transforms.need_derivatives(*tensors):
-            return Components(self.component_distribution, self.log_weights)
-        return self._compute_once(
-            tensors, lambda: FullNormals(self.component_distribution, self.log_weights)
-        )
+        components = self.component_distribution
+        for parameters_of, fused in _FUSED:
+            if (parameters := parameters_of(components)) is None:
+                continue
+            tensors = (*parameters, self.mixture_distribution._param)
+            if not torch_transforms.need_derivatives(*tensors):
+                compute = partial(fused, components, self.log_weights)
+                return self._compute_once(tensors, compute)
+        return Components(components, self.log_weights)
 
     def _compute_once(self, tensors: Sequence[Tensor], compute: Callable[[], Value]) -> Value:
         """What ``compute`` returns for these tensors, from the cache if they allow one."""

@@ -346,6 +346,15 @@ def full_normal(distribution: dist.Distribution) -> tuple[Tensor, Tensor] | None
     return distribution.loc, distribution.scale_tril
 
 
+def student_t(distribution: dist.Distribution) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Degrees of freedom, location and scale, each ``(N, D)``, of Student-t units; else None."""
+    student = torch.distributions.StudentT
+    base: Any = distribution.base_dist if factorised(distribution) else None
+    if not isinstance(base, student) or type(base).log_prob is not student.log_prob:
+        return None
+    return (base.df, base.loc, base.scale) if len(base.batch_shape) == 2 else None
+
+
 def factorised(distribution: dist.Distribution) -> bool:
     """Whether it is a vector of independent units: a family over numbers with ``.to_event(1)``."""
     return (
