@@ -85,6 +85,8 @@ FEWEST_DRAWS = 20  # of each row that is exported, where all of them would be mo
 MARGIN = 1_000_000  # bytes that a file of arrays needs beside the arrays
 EPOCHS = (20, 300)  # by default, by the number of rows
 ROWS_IN_ALL = 5_000_000  # that go through the networks in training, by default
+BATCH = (100, 1_000)  # rows in a minibatch by default, by the number of rows
+STEPS = 300  # in an epoch, if neither bound of BATCH says otherwise
 PATIENCE = 30  # epochs without a better validation ELBO after which training stops
 
 
@@ -108,7 +110,7 @@ class AnalysisOptions:
         layer: which layer of an ``.h5ad`` file, in the place of ``X``.
         epochs: largest number of passes over the training data; training may stop earlier. By
             default 300, or as many as take 5 million rows in all, but at least 20.
-        batch_size: rows in a minibatch.
+        batch_size: rows in a minibatch. By default a 300th of the rows, from 100 to 1,000.
         learning_rate: of Adam.
         kl_warmup: epochs over which the weight on the KL grows to 1.
         average: epochs after these over whose steps the parameters are averaged.
@@ -137,7 +139,7 @@ class AnalysisOptions:
     channels: str | None = None
     layer: str | None = None
     epochs: int | None = None
-    batch_size: int = 100
+    batch_size: int | None = None
     learning_rate: float = 1e-3
     kl_warmup: int = 0
     average: int = 0
@@ -342,6 +344,7 @@ def settled(data: Dataset, options: AnalysisOptions) -> AnalysisOptions:
         options,
         likelihood=options.likelihood or default_likelihood(data),
         epochs=options.epochs or default_epochs(len(data)),
+        batch_size=options.batch_size or default_batch_size(len(data)),
     )
 
 
@@ -353,6 +356,16 @@ def default_epochs(rows: int) -> int:
     """
     fewest, most = EPOCHS
     return max(fewest, min(most, ROWS_IN_ALL * 10 // (7 * rows)))
+
+
+def default_batch_size(rows: int) -> int:
+    """Rows in a minibatch, if no number is given.
+
+    >>> default_batch_size(1797), default_batch_size(60_000), default_batch_size(10_000_000)
+    (100, 200, 1000)
+    """
+    fewest, most = BATCH
+    return max(fewest, min(most, rows // STEPS))
 
 
 def _outcome(
@@ -423,7 +436,7 @@ def _train(task: _Task, options: AnalysisOptions) -> Fit | None:
         validation=validation,
         transform=task.transform,
         epochs=options.epochs or EPOCHS[1],
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or BATCH[0],
         optimizer=adam(options.learning_rate),
         kl_warmup=options.kl_warmup,
         average=options.average,

@@ -451,7 +451,7 @@ def _add_training_options(group: Any) -> None:
         "--batch-size",
         type=whole("--batch-size", 1),
         metavar="N",
-        help="rows in a minibatch (default 100)",
+        help="rows in a minibatch (default a 300th of the rows, from 100 to 1,000)",
     )
     group.add_argument(
         "--learning-rate",

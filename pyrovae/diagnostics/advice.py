@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from pyrovae.estimates import Estimate
-from pyrovae.evidence import Evidence
+from pyrovae.evidence import Evidence, paired
 
 # Nats that a difference must exceed besides being clear: differences are skewed, since a
 # density with light tails gains a little at most data points and loses a lot at a few, which a
@@ -74,6 +74,8 @@ def _sentence(name: str, change: Estimate, prior: Evidence, other: Evidence) -> 
     places = _places(change.standard_error)
     size = f"{change.value:+.{places}f}".replace("-", "−")
     text = f"{name} changes it by {size} ± {change.standard_error:.{places}f}"
+    if change.size < len(prior.values):
+        text += f" over {change.size} of them"
     return text if change.excludes(0.0) else f"{text}, {_what_would_tell(change, prior, other)}"
 
 
@@ -147,6 +149,7 @@ def _choose(evidence: Mapping[str, Evidence], changes: Mapping[str, Estimate]) -
 
 def change_from(prior: Evidence, other: Evidence) -> Estimate:
     """Mean change of log p(x) from the prior to another density; unresolved where k̂ rejects it."""
+    other, prior = paired(other, prior)
     rejected = prior.unresolved | other.unresolved
     change = other.minus(prior)
     if change.unresolved or float(rejected.double().mean()) <= TOLERATED:

@@ -372,7 +372,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         encoding, aggregated = train_q.density, _aggregate(train_q.density, effort)
         unseen = validation_q.density
         ex_post = fit_ex_post_prior(aggregated, held_out=unseen, seed=seed, progress=progress)
-    with measuring(model, guide), _measuring_bar(effort, test_x, progress) as bar:
+    with measuring(model, guide), _measuring_bar(effort, test_x, len(train_x), progress) as bar:
         prior = pair.prior(train_x) if prior is None else declared(prior)
         size, fitted = effort.codes, ex_post.distribution
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": fitted}
@@ -483,16 +483,18 @@ def _choose_rows(rows: int, size: int, seed: int) -> Tensor:
 
 
 def _measuring_bar(
-    effort: Effort, held_out: Tensor, progress: bool | None
+    effort: Effort, held_out: Tensor, components: int, progress: bool | None
 ) -> AbstractContextManager[Bar]:
-    steps = STAGES + _evidence_steps(effort, len(held_out))
+    steps = STAGES + _evidence_steps(effort, len(held_out), components)
     return progress_bar("measuring", steps, progress=progress)
 
 
-def _evidence_steps(effort: Effort, rows: int) -> int:
+def _evidence_steps(effort: Effort, rows: int, components: int) -> int:
     """Steps of the progress bar that the estimates of log p(x) take."""
     rows = min(effort.evidence_rows, rows)
-    return -(-rows // BLOCK) if effort.method == "importance" else len(NAMES) * rows
+    if effort.method == "importance":
+        return -(-rows // BLOCK)
+    return (len(NAMES) - 1) * rows + min(rows, effort.rows_under_q_agg(components))
 
 
 def _evidence(
@@ -510,23 +512,32 @@ def _evidence(
     if not len(x):
         return {}
     priors = {**densities, "prior": None}  # the model's own, whatever it is compared with
-    draws = effort.evidence_draws
-    if effort.method == "importance":
+    draws, every = effort.evidence_draws, torch.arange(len(x), device=x.device)
+    places = dict.fromkeys(priors, every)
+    if effort.method == "importance":  # one set of draws serves all
         results = compare_priors(
             pair, x, priors, draws=draws, encoded=encoded, seed=seed, tick=bar.tick
         )
     else:
+        few = effort.rows_under_q_agg(cast(Mixture, densities["q_agg"]).size)
+        places["q_agg"] = _choose_rows(len(x), few, derived_seed(seed, "rows under q_agg"))
         estimate = refined_evidence
         if effort.method == "auto":
             estimate = partial(automatic_evidence, max_cost=effort.evidence_cost)
         results = {
             name: estimate(
-                pair, x, draws=draws, prior=prior, encoded=encoded, seed=seed, tick=bar.tick
+                pair,
+                x[places[name]],
+                draws=draws,
+                prior=prior,
+                encoded=encoded.take(places[name]),
+                seed=seed,
+                tick=bar.tick,
             )
             for name, prior in priors.items()
         }
     results["q_agg"] = replace(results["q_agg"], needed=needed)
-    return {name: replace(result, rows=numbers) for name, result in results.items()}
+    return {name: replace(result, rows=numbers[places[name]]) for name, result in results.items()}
 
 
 def _pictures(

@@ -13,6 +13,7 @@ LEAST = {
     "codes": (20, False),  # two at each of the ten data points that a classifier needs
     "evidence_rows": (2, True),
     "evidence_draws": (2, False),
+    "q_agg_rows": (2, False),
     "evidence_cost": (1, False),
     "export_rows": (1, True),
     "export_draws": (1, False),
@@ -24,6 +25,8 @@ LEAST = {
     "samples": (30, True),
     "baseline_rows": (20, True),
 }
+#: Rows under raw q_agg at least, and pairs of a row and a component at most, by default.
+Q_AGG = 100, 2_500_000
 EvidenceMethod = Literal["auto", "refined", "importance"]
 
 
@@ -41,6 +44,9 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
+        q_agg_rows: at how many of them raw q_agg is put in the prior's place, which takes time in
+            proportion to its N components: by default at all up to N = 5,000, then at 2,500,000 / N
+            of them, but at least 100. Differences to other densities are over these alone.
         evidence_cost: ``max_cost`` of ``log_evidence``: evaluations of log p(x, z) at a data point
             at which the search for better draws ends, which leaves it out of the mean, and is said.
             The default is enough for 5,000 draws.
@@ -71,6 +77,7 @@ class Effort:
     codes: int = 8192
     evidence_rows: int = 500
     evidence_draws: int = 500
+    q_agg_rows: int | None = None
     export_rows: int = 100
     export_draws: int = 200
     pictures: int = 36
@@ -100,9 +107,22 @@ class Effort:
             samples=100,
         )
 
+    def rows_under_q_agg(self, components: int) -> int:
+        """`q_agg_rows`, or how many these are by default, for so many components.
+
+        >>> effort = Effort()
+        >>> effort.rows_under_q_agg(1_000), effort.rows_under_q_agg(10_000)
+        (500, 250)
+        """
+        least, pairs = Q_AGG
+        chosen = self.q_agg_rows or max(least, pairs // components)
+        return min(chosen, self.evidence_rows)
+
     def __post_init__(self) -> None:
         for name, (least, zero_allowed) in LEAST.items():
             value = getattr(self, name)
+            if value is None and name == "q_agg_rows":
+                continue
             is_integer = isinstance(value, Integral) and not isinstance(value, bool)
             if not is_integer or not (value >= least or (zero_allowed and value == 0)):
                 or_zero = ", or 0 to leave that part out" if zero_allowed else ""

@@ -24,7 +24,7 @@ from pyrovae.evidence.importance import (
 from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.evidence.pareto_k import smooth
 from pyrovae.evidence.refined import proposal_for, refined_evidence
-from pyrovae.evidence.result import Evidence, summarise
+from pyrovae.evidence.result import Evidence, paired, summarise
 from pyrovae.evidence.sandwich import Sandwich, sandwich
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "latent_units",
     "left_out",
     "log_evidence",
+    "paired",
     "path_for",
     "proposal_for",
     "refined_evidence",

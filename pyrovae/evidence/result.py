@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -102,21 +102,17 @@ class Evidence(Result):
         return self._mean_of(self.values, self.bound, self._counted)
 
     def minus(self, other: Evidence) -> Estimate:
-        """Mean of the paired differences to ``other``, computed on the same data points.
+        """Mean of the paired differences to ``other``, over the data points that both speak of.
 
         It can't be told where log p(x) of a data point is infinite in one of the two, or the data
         points are fewer than one of the two needs.
 
         Raises:
-            InputError: if the two speak of different numbers of data points.
+            InputError: if the two have no data points in common, or different numbers of them and
+                one doesn't know its ``rows``.
         """
-        if self.values.shape != other.values.shape:
-            raise InputError(
-                f"expected two results on the same data; got {len(self.values)} and "
-                f"{len(other.values)} data points."
-            )
-        counted = self._counted & other._counted
-        change = self._mean_of(self.values - other.values, None, counted)
+        one, two = paired(self, other)
+        change = one._mean_of(one.values - two.values, None, one._counted & two._counted)
         if change.size >= max(self.needed, other.needed) or change.unresolved:
             return change
         return change.unresolve(TOO_FEW["data"])
@@ -221,6 +217,32 @@ class Evidence(Result):
         numbers = [f"{name} at {number}" for name, number in Counter(self.rungs).items()]
         average = round(float(self.cost.double().mean()))
         return [f"Weights: {', '.join(numbers)}; {average:,} evaluations of log p(x, z) at each."]
+
+
+def paired(one: Evidence, other: Evidence) -> tuple[Evidence, Evidence]:
+    """Two results at the data points that both have, by their row numbers where these are known.
+
+    Raises:
+        InputError: if there are none, or the numbers differ and ``rows`` of one are not known.
+    """
+    if one.rows is None or other.rows is None:
+        if one.values.shape != other.values.shape:
+            raise InputError(
+                f"expected two results on the same data; got {len(one.values)} and "
+                f"{len(other.values)} data points. Estimate both on the same rows."
+            )
+        return one, other
+    if torch.equal(one.rows, other.rows):
+        return one, other
+    places = {row: place for place, row in enumerate(other.rows.tolist())}
+    here = [place for place, row in enumerate(one.rows.tolist()) if row in places]
+    if not here:
+        raise InputError(
+            "expected two results with rows in common; got none. Estimate both on the same rows."
+        )
+    first = one.subset(torch.tensor(here))
+    there = [places[row] for row in cast(Tensor, first.rows).tolist()]
+    return first, other.subset(torch.tensor(there))
 
 
 def summarise(log_weights: Tensor, *, first: int = 0) -> Evidence:

@@ -72,7 +72,12 @@ def _aggregated(diagnosis: Diagnosis) -> Answer:
 
 
 def _generative(diagnosis: Diagnosis) -> Answer:
-    means = {name: show(result.mean()) for name, result in diagnosis.evidence.items()}
+    base = diagnosis.evidence.get("prior")
+    means = {
+        name: show(result.mean())
+        + ("" if base is None or len(result.values) == len(base.values) else _over(result))
+        for name, result in diagnosis.evidence.items()
+    }
     others = ", ".join(
         f"{text} with {density_name(name)}" for name, text in means.items() if name != "prior"
     )
@@ -91,6 +96,10 @@ def _generative(diagnosis: Diagnosis) -> Answer:
         f"{reason} On {size} held-out data points its mean log p(x) is {means['prior']} nats{bits}"
         + (f"; with another density in the prior's place it is {others}." if others else "."),
     )
+
+
+def _over(result: Evidence) -> str:
+    return f" (on {count(len(result.values))} of them)"
 
 
 def _units(diagnosis: Diagnosis) -> Answer:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
 from pyrovae.diagnostics import change_from
 from pyrovae.display import Result
@@ -145,31 +146,29 @@ def unlike(first: Run, other: Run) -> str:
         return "its factory is another, which may have other units"
     if model.get("grey") and model["seed"] != model2["seed"]:
         return "its grey values were drawn as other zeros and ones, by another seed"
-    if len(_common(first, other)[0]) < FEWEST:
+    if (
+        not all(run.diagnosis.evidence for run in (first, other))
+        or _common(_by_row(first, "prior"), _by_row(other, "prior")) < FEWEST
+    ):
         return "it measured other rows"
     return ""
 
 
-def _common(first: Run, other: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the rows that both measured stand in the log p(x) of each."""
-    numbers = []
-    for run in (first, other):
-        evidence = next(iter(run.diagnosis.evidence.values()), None)
-        rows = torch.empty(0, dtype=torch.long) if evidence is None else _numbers(evidence)
-        numbers.append(run.rows["held_out"][rows].tolist())
-    places = [{row: place for place, row in enumerate(found)} for found in numbers]
-    shared = sorted(places[0].keys() & places[1].keys())
-    here, there = (torch.tensor([p[row] for row in shared], dtype=torch.long) for p in places)
-    return here, there
+def _by_row(run: Run, density: str) -> Evidence:
+    """log p(x) under a density, with the numbers that its rows have in the data."""
+    evidence = run.diagnosis.evidence[density]
+    rows = torch.arange(len(evidence.values)) if evidence.rows is None else evidence.rows
+    return replace(evidence, rows=run.rows["held_out"][rows])
 
 
-def _numbers(evidence: Evidence) -> torch.Tensor:
-    return torch.arange(len(evidence.values)) if evidence.rows is None else evidence.rows
+def _common(one: Evidence, other: Evidence) -> int:
+    """How many rows of the data are in both."""
+    rows, others = (set(cast(Tensor, result.rows).tolist()) for result in (one, other))
+    return len(rows & others)
 
 
 def _paired(first: Run, other: Run, density: str) -> Estimate | None:
     if density not in other.diagnosis.evidence:
         return None
-    pairs = zip((first, other), _common(first, other), strict=True)
-    before, after = (run.diagnosis.evidence[density].subset(places) for run, places in pairs)
-    return change_from(before, after)
+    before, after = _by_row(first, density), _by_row(other, density)
+    return change_from(before, after) if _common(before, after) >= FEWEST else None

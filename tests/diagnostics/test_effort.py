@@ -152,3 +152,26 @@ def test_each_least_effort_is_enough() -> None:
     least = {name: least for name, (least, _) in LEAST.items() if "_rows" not in name}
     result = diagnosis(**least)
     assert len(result.summary()) > 30 and result.exported is not None
+
+
+def test_raw_q_agg_at_fewer_rows_is_compared_on_those_alone() -> None:
+    found = diagnosis(evidence_rows=20, q_agg_rows=6)
+    prior, q_agg = found.evidence["prior"], found.evidence["q_agg"]
+    assert prior.rows is not None and q_agg.rows is not None
+    assert (len(prior.values), len(q_agg.values)) == (20, 6)
+    place = [prior.rows.tolist().index(row) for row in q_agg.rows.tolist()]
+    change = q_agg.minus(prior)
+    assert change.size == 6
+    assert change.value == pytest.approx(float((q_agg.values - prior.values[place]).mean()))
+    assert prior.minus(q_agg).value == pytest.approx(-change.value)
+    assert "over 6 of them" in found.advice or change.unresolved
+    assert "(on 6 of them)" in html.render(found, facts={})
+
+
+@pytest.mark.parametrize(
+    ("components", "given", "rows"),
+    [(40, None, 500), (5_000, None, 500), (10_000, None, 250), (10**6, None, 100), (10**6, 7, 7)],
+)
+def test_rows_under_raw_q_agg(components: int, given: int | None, rows: int) -> None:
+    assert Effort(q_agg_rows=given).rows_under_q_agg(components) == rows
+    assert Effort(evidence_rows=4, q_agg_rows=given).rows_under_q_agg(components) == 4

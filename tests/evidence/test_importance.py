@@ -214,6 +214,15 @@ def test_mean_and_paired_difference() -> None:
     assert one.minus(one).value == 0.0
     with pytest.raises(ValueError, match="same data"):
         one.minus(importance(good.model, good.guide, x[:4], draws=5))
+    numbered = replace(one, rows=torch.arange(33))
+    some, others = (
+        numbered.subset(torch.tensor([4, 9, 2])),
+        numbered.subset(torch.tensor([7, 2, 4])),
+    )
+    change = some.minus(others)
+    assert (change.value, change.size) == (0.0, 2)
+    with pytest.raises(ValueError, match="rows in common; got none"):
+        some.minus(others.subset(torch.tensor([0])))
 
 
 def test_bad_input() -> None:
