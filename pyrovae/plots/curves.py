@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from pyrovae.plots.style import (
     VALIDATION,
     bar,
     canvas,
-    colour_of,
+    colours_by_name,
     label_of,
     part_of,
     styled,
@@ -113,43 +113,60 @@ def held_out_densities(source: Diagnosis | Memorisation, *, ax: Axes | None = No
     return ax
 
 
-EvidenceOf = Diagnosis | Mapping[str, Evidence]
+EvidenceOf = Diagnosis | Evidence | Mapping[str, Evidence]
 
 
 def _evidence(source: EvidenceOf) -> Mapping[str, Evidence]:
-    """Evidence by density, of which ``"prior"`` is one."""
-    found = source.evidence if isinstance(source, Diagnosis) else source
-    if isinstance(source, Diagnosis) and not found:
-        raise left_out_of("estimates of log p(x)", "evidence_rows")
-    if not isinstance(found, Mapping) or "prior" not in found:
+    """Evidence by density, or by any other name; that of one alone under what it is."""
+    found: Any = {"log p(x)": source} if isinstance(source, Evidence) else source
+    if isinstance(source, Diagnosis):
+        found = source.evidence
+        if not found:
+            raise left_out_of("estimates of log p(x)", "evidence_rows")
+    if not isinstance(found, Mapping) or not found:
         raise InputError(
-            "expected a Diagnosis or its evidence by density, 'prior' among them; got "
-            f"{type(source).__name__}. Give diagnosis.evidence."
+            "expected a Diagnosis, an Evidence or several by name; got "
+            f"{type(source).__name__}. Give what pyrovae.log_evidence returns, or a dict such as "
+            "{'guide': one, 'refined': other}."
         )
+    for name, result in found.items():
+        if not isinstance(result, Evidence):
+            raise InputError(
+                f"expected an Evidence under every name; got {type(result).__name__} under "
+                f"{name!r}. Give what pyrovae.log_evidence returns."
+            )
     return found
 
 
 @styled
 def evidence(source: EvidenceOf, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Held-out log p(x) under each density in the prior's place, and the paired differences.
+    """Mean log p(x) under each density in the prior's place, and the paired differences.
 
-    Bars are two standard errors to either side.
+    Bars are two standard errors to either side. Differences are from ``"prior"``, or from the first
+    if there is none of that name.
 
     Args:
-        source: a diagnosis, or its ``evidence``.
-        axes: where to draw, two; by default on a new figure.
+        source: a diagnosis, its ``evidence``, or what ``pyrovae.log_evidence`` returns: one result,
+            or several on the same rows in a dict with names of your own.
+        axes: where to draw, two, or one for a single result; by default on a new figure.
+
+    Raises:
+        InputError: for anything else, or results on other numbers of rows.
     """
     found = _evidence(source)
-    base = found["prior"]
+    first = "prior" if "prior" in found else next(iter(found))
+    colours = colours_by_name(found)
     means = {name: result.mean() for name, result in found.items()}
-    gains = {name: result.minus(base) for name, result in found.items() if name != "prior"}
-    panel = canvas(axes, 2, height=3.6)
+    gains = {name: e.minus(found[first]) for name, e in found.items() if name != first}
+    panel = canvas(axes, 2 if gains else 1, height=3.6 if gains else 1.6)
     axes = panel.axes
-    _intervals(axes[0], means)
+    _intervals(axes[0], means, colours)
     axes[0].set_xlabel("mean log p(x), nats per data point")
-    _intervals(axes[1], gains)
-    axes[1].axvline(0.0, color=COLOURS["prior"], linestyle="--", linewidth=1)
-    axes[1].set_xlabel("paired difference from the prior, nats")
+    if gains:
+        _intervals(axes[1], gains, colours)
+        axes[1].axvline(0.0, color=colours[first], linestyle="--", linewidth=1)
+        name = "the prior" if first == "prior" else label_of(first)
+        axes[1].set_xlabel(f"paired difference from {name}, nats")
     return axes
 
 
@@ -172,7 +189,7 @@ def baselines(source: Diagnosis, *, ax: Axes | None = None) -> Axes:
     ax = panel.axes[0]
     gains = found.gains(_evidence(source)["prior"])
     names = {name: wrapped(found.names[name]) for name in gains}
-    _intervals(ax, gains, names, COLOURS["prior"])
+    _intervals(ax, gains, dict.fromkeys(gains, COLOURS["prior"]), names)
     ax.axvline(0.0, color=MUTED, linestyle="--", linewidth=1)
     ax.set_xlabel("log p(x), model − density, nats")
     return ax
@@ -181,8 +198,8 @@ def baselines(source: Diagnosis, *, ax: Axes | None = None) -> Axes:
 def _intervals(
     ax: Axes,
     estimates: Mapping[str, Estimate],
+    colours: Mapping[str, str],
     names: Mapping[str, str] | None = None,
-    colour: str | None = None,
 ) -> None:
     """Estimates one below the other, with bars of two standard errors to either side."""
     labels = []
@@ -193,7 +210,7 @@ def _intervals(
         if is_finite:
             ax.errorbar(
                 estimate.value, row, xerr=2 * estimate.standard_error,
-                color=colour or colour_of(name),
+                color=colours[name],
                 marker=MARKERS.get(name, "o"), markersize=6, capsize=3, linestyle="none",
             )  # fmt: skip
     ax.set_yticks(range(len(estimates)), labels)
@@ -204,30 +221,36 @@ def _intervals(
 
 @styled
 def pareto_k(source: EvidenceOf, *, ax: Axes | None = None) -> Axes:
-    """Histogram of the k̂ of held-out data points under each density, with the limit for k̂.
+    """Histogram of the k̂ of data points under each density, with the limit for k̂.
+
+    The limit depends on the number of draws; see :attr:`pyrovae.Evidence.k_limit`.
 
     Args:
-        source: a diagnosis, or its ``evidence``.
+        source: a diagnosis, its ``evidence``, or what ``pyrovae.log_evidence`` returns: one result,
+            or several in a dict with names of your own.
         ax: where to draw; by default on a new figure.
+
+    Raises:
+        InputError: for anything else.
     """
     found = _evidence(source)
     panel = canvas(ax)
     ax = panel.axes[0]
-    limit = found["prior"].k_limit
+    colours = colours_by_name(found)
     values = {n: e.pareto_k.double().cpu().numpy() for n, e in found.items()}
     finite = np.concatenate([k[np.isfinite(k)] for k in values.values()] + [np.array([0.0, 0.8])])
     edges = np.linspace(finite.min(), finite.max(), 31)
     for name, k in values.items():
+        style: dict[str, Any] = {"color": colours[name], "linestyle": LINES.get(name, "-")}
         ax.hist(
-            k[np.isfinite(k)], bins=list(edges), histtype="step", linewidth=1.6,
-            color=colour_of(name), linestyle=LINES.get(name, "-"),
+            k[np.isfinite(k)], bins=list(edges), histtype="step", linewidth=1.6, **style
         )  # fmt: skip
-        ax.plot(
-            [], [], color=colour_of(name), linestyle=LINES.get(name, "-"),
-            label=f"{label_of(name)}: {(~(k <= limit)).sum()} of {len(k)} above",
-        )  # fmt: skip
-    ax.axvline(limit, color="#000000", linewidth=1, linestyle=":", label=f"{limit:.2g}")
-    ax.set(xlabel=r"Pareto $\hat{k}$ of the importance weights", ylabel="held-out data points")
+        above = int((~(k <= found[name].k_limit)).sum())
+        ax.plot([], [], label=f"{label_of(name)}: {above} of {len(k)} above", **style)
+    for limit in sorted({result.k_limit for result in found.values()}):
+        ax.axvline(limit, color="#000000", linewidth=1, linestyle=":", label=f"{limit:.2g}")
+    rows = "held-out data points" if isinstance(source, Diagnosis) else "data points"
+    ax.set(xlabel=r"Pareto $\hat{k}$ of the importance weights", ylabel=rows)
     panel.legend(ax, columns=2)
     return ax
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
+# Colours and dashes of joint quantities: those of Okabe & Ito that no unit has, and an indigo.
+JOINT: tuple[tuple[str, Any], ...] = (
+    ("#000000", "-"), ("#CC79A7", "--"), ("#009E73", "-."), ("#E69F00", ":"),
+    ("#332288", (0, (5, 1))),
+)  # fmt: skip
 MOST_UNITS = 10  # drawn for each data point, at most
 
 
@@ -74,10 +78,8 @@ def calibration(source: Diagnosis | Calibration, *, ax: Axes | None = None) -> A
         ax.plot([], [], color=MUTED, linestyle="--", label=label)
     for number, name in enumerate(result.quantities):
         if not passed[result.units + number]:
-            style, curve = DASHES[number % len(DASHES)], curves[result.units + number]
-            ax.plot(
-                edges, curve / count - edges, color=COLOURS["prior"], linestyle=style, label=name
-            )
+            (colour, style), curve = JOINT[number % len(JOINT)], curves[result.units + number]
+            ax.plot(edges, curve / count - edges, color=colour, linestyle=style, label=name)
     ax.axhline(0.0, color=MUTED, linewidth=1)
     ax.set(xlim=(0, 1), xlabel="share of guide draws below the true code")
     ax.set_ylabel("ECDF − uniform")

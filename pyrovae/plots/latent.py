@@ -64,7 +64,7 @@ class View(NamedTuple):
     all_codes: Tensor
 
 
-def _view(source: Diagnosis | AggregatedPosterior, prior: dist.Distribution | None) -> View:
+def view_of(source: Diagnosis | AggregatedPosterior, prior: dist.Distribution | None) -> View:
     """The codes and densities of a diagnosis, or of q_agg alone."""
     if isinstance(source, Diagnosis):
         codes, size = source.codes, len(source.collapse.active)
@@ -80,7 +80,7 @@ def _view(source: Diagnosis | AggregatedPosterior, prior: dist.Distribution | No
         )
     with torch.no_grad(), seeded(0, "codes of a plot"):
         z = source.encoding.sample()
-    order = z.double().var(0).argsort(descending=True).tolist()
+    order = z.double().var(0, correction=0).argsort(descending=True).tolist()
     densities = {"q_agg": source} | ({} if prior is None else {"prior": prior})
     return View(z, torch.arange(len(z)), len(z), densities, order, None, z)
 
@@ -107,7 +107,7 @@ def latent_map(
     Raises:
         InputError: for another number of labels than there are rows.
     """
-    view = _view(source, prior)
+    view = view_of(source, prior)
     if view.z.shape[-1] == 1:
         return _one_unit(view, ax)
     units = sorted(view.order[:2])
@@ -138,31 +138,64 @@ def _codes(ax: Axes, view: View, units: list[int], colour: Any) -> dict[str, Any
     if colour is None:
         ax.scatter(points[:, 0], points[:, 1], alpha=0.35, color=COLOURS["data"], **style)
         return {"codes": _dot(COLOURS["data"])}
-    given = np.asarray(colour)
-    if given.shape != (view.population,):
-        raise InputError(
-            f"expected a label for each of {view.population:,} rows; got shape {given.shape}. Give "
-            "those of the training rows, in their order."
-        )
-    labels = given[view.rows[:MOST_POINTS].cpu().numpy()]
-    values = np.unique(labels)
-    if len(values) > len(LABEL_COLOURS):
-        if not np.issubdtype(labels.dtype, np.number):
-            raise InputError(
-                f"expected numbers, or at most {len(LABEL_COLOURS)} labels; got {len(values)}. "
-                "Join some of them."
-            )
+    labels = _labels(colour, view.population, view.rows[:MOST_POINTS])
+    hues = _hues(labels)
+    if hues is None:
         scatter = ax.scatter(
             points[:, 0], points[:, 1], alpha=0.7, c=labels, cmap="viridis", **style
         )
         ax.figure.colorbar(scatter, ax=ax, fraction=0.04)
         return {}
-    handles = {}
-    for value, hue in zip(values, LABEL_COLOURS, strict=False):
+    for value, hue in hues.items():
         chosen = points[labels == value]
         ax.scatter(chosen[:, 0], chosen[:, 1], alpha=0.6, color=hue, **style)
-        handles[str(value)] = _dot(hue)
-    return handles
+    return {str(value): _dot(hue) for value, hue in hues.items()}
+
+
+def colours_of(colour: Any, population: int, rows: Tensor) -> tuple[Any, dict[str, Any]]:
+    """A colour for each of some rows, and a handle for each label.
+
+    Args:
+        colour: what colours them, as for `latent_map`.
+        population: N, the data points that there are.
+        rows: their numbers, shape ``(n,)``.
+    """
+    from matplotlib import colormaps
+
+    if colour is None:
+        return COLOURS["data"], {}
+    labels = _labels(colour, population, rows)
+    hues = _hues(labels)
+    if hues is None:
+        span = float(np.ptp(labels)) or 1.0
+        return colormaps["viridis"]((labels - labels.min()) / span), {}
+    handles = {str(value): _dot(hue) for value, hue in hues.items()}
+    return [hues[value] for value in labels.tolist()], handles
+
+
+def _labels(colour: Any, population: int, rows: Tensor) -> NDArray[Any]:
+    """The labels of some rows out of those of all."""
+    given = np.asarray(colour)
+    if given.shape != (population,):
+        raise InputError(
+            f"expected a label for each of {population:,} rows; got shape {given.shape}. Give "
+            "those of the training rows, in their order."
+        )
+    labels: NDArray[Any] = given[rows.cpu().numpy()]
+    return labels
+
+
+def _hues(labels: NDArray[Any]) -> dict[Any, str] | None:
+    """A colour for each label; ``None`` for more numbers than there are colours."""
+    values = np.unique(labels).tolist()
+    if len(values) <= len(LABEL_COLOURS):
+        return dict(zip(values, LABEL_COLOURS, strict=False))
+    if not np.issubdtype(labels.dtype, np.number):
+        raise InputError(
+            f"expected numbers, or at most {len(LABEL_COLOURS)} labels; got {len(values)}. "
+            "Join some of them."
+        )
+    return None
 
 
 def _dot(colour: str) -> Any:
@@ -240,7 +273,7 @@ def unit_marginals(
         prior: p(z); by default that of the diagnosis.
         axes: where to draw, one for each unit; by default on a new figure.
     """
-    view = _view(source, prior)
+    view = view_of(source, prior)
     units = view.order[:most]
     columns = min(2, len(units))
     rows = -(-len(units) // columns)

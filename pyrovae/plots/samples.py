@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pyrovae.diagnostics import Attributions, Diagnosis, Pictures, left_out_of
+from pyrovae.diagnostics import Diagnosis, Pictures, left_out_of
 from pyrovae.errors import InputError
 from pyrovae.export import ExportedDraws
 from pyrovae.plots.grids import Array
@@ -72,47 +72,6 @@ def sample_sheets(
     """
     pictures = _pictures(source)
     return _sheets({"data": pictures.data, **pictures.samples}, columns, names, axes)
-
-
-@styled
-def attributions(
-    source: Diagnosis | Attributions, *, axes: Sequence[Axes] | None = None
-) -> list[Axes]:
-    """Decoded samples, each beside the training rows that carry its code, with their shares.
-
-    Rows of a table are drawn as bars, one for each feature.
-
-    Args:
-        source: a diagnosis with pictures, or its ``attributions``.
-        axes: where to draw, one for each sample and each row beside it; by default on a new figure.
-    """
-    found = part_of(
-        source, Attributions, lambda d: d.attributions, lambda: left_out_of("samples", "pictures")
-    )
-    samples, rows, shares = _array(found.samples), _array(found.rows), _array(found.weight)
-    columns = 1 + rows.shape[1]
-    side = WIDTH / 2 / columns
-    panel = panels_of(
-        len(samples) * columns, axes, columns=columns, height=len(samples) * (side + 0.2),
-        width=columns * side,
-    )  # fmt: skip
-    every = [row for n, sample in enumerate(samples) for row in (sample, *rows[n])]
-    titles = [
-        title
-        for line in shares
-        for title in ("sample", *(f"{100 * share:.0f} %" for share in line))
-    ]
-    low, high = float(rows.min()), float(rows.max())
-    for ax, row, title in zip(panel.axes, every, titles, strict=True):
-        if is_image(row.shape):
-            image = np.moveaxis(row, 0, -1) if row.ndim == 3 else row
-            shown = np.clip((image - low) / (high - low or 1.0), 0.0, 1.0)
-            ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        else:
-            ax.bar(range(row.size), row.flatten(), color=COLOURS["data"])
-        ax.set_axis_off()
-        ax.set_title(title, fontsize=8)
-    return panel.axes
 
 
 @styled
@@ -282,7 +241,7 @@ def observed_and_draws(source: Diagnosis | ExportedDraws, group: str) -> tuple[A
         lambda: left_out_of("draws of x", "export_rows"),
     )  # fmt: skip
     ((name, observed),) = exported.groups["observed_data"].items()
-    return _array(observed), _array(exported.groups[group][name])[0]
+    return array_of(observed), array_of(exported.groups[group][name])[0]
 
 
 def _feature_panels(count: int, given: Sequence[Axes] | None) -> Canvas:
@@ -320,7 +279,7 @@ def _sheets(
     height = rows * (side + (0.2 if images else 0.6))
     panel = panels_of(len(sheets), given, columns=columns, height=height, width=columns * side)
     if images:
-        _image_sheets(panel.axes, {name: _array(x) for name, x in sheets.items()})
+        _image_sheets(panel.axes, {name: array_of(x) for name, x in sheets.items()})
     else:
         _table_sheets(panel.axes, {name: _table(x) for name, x in sheets.items()}, names)
     for ax, name in zip(panel.axes, sheets, strict=True):
@@ -443,11 +402,12 @@ def _point_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:
 
 
 def _table(values: Tensor | Array) -> Array:
-    array = _array(values)
+    array = array_of(values)
     return array.reshape(len(array), -1)
 
 
-def _array(values: Tensor | Array) -> Array:
+def array_of(values: Tensor | Array) -> Array:
+    """Numbers as NumPy has them, in double precision."""
     if isinstance(values, Tensor):
         values = values.detach().double().cpu().numpy()
     return np.asarray(values, dtype=np.float64)

@@ -6,10 +6,11 @@ import importlib
 import math
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from pyrovae.diagnostics import Diagnosis
@@ -264,6 +265,16 @@ def label_of(name: str) -> str:
 def colour_of(name: str) -> str:
     """The colour of a density, the same in all plots."""
     return COLOURS.get(name, FURTHER)
+
+
+def colours_by_name(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: that of a density, or one of its own for any other.
+
+    >>> colours_by_name(["prior", "one", "two"])
+    {'prior': '#0072B2', 'one': '#CC79A7', 'two': '#6B5FD0'}
+    """
+    others = cycle((FURTHER, *LABEL_COLOURS[1:]))
+    return {name: COLOURS[name] if name in COLOURS else next(others) for name in names}
 
 
 def bar(estimate: Estimate) -> float:

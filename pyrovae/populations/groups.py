@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.display import Result
+from pyrovae.display import Result, draw
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.mixture import AggregatedPosterior
@@ -76,6 +77,15 @@ class GroupContrast(Result):
             side = (self.found & (sign * self.log_ratio > 0)).nonzero().flatten()
             rows[name] = side[(sign * beyond[side]).argsort(descending=True)[:count]]
         return rows
+
+    def plot(self, agg: AggregatedPosterior, **options: Any) -> Any:
+        """The codes in the colour of the log ratio, and their axes.
+
+        Args:
+            agg: the q_agg whose groups were compared.
+            options: those of ``pyrovae.plots.group_contrast``: ``units=`` and ``ax=``.
+        """
+        return draw("group_contrast", self, agg, **options)
 
     @property
     def concerns(self) -> tuple[str, ...]:
