@@ -72,6 +72,16 @@ def test_measures_have_keys_of_plain_letters_and_labels(case: Callable[..., pv.D
     assert table.label.nunique() == table.measure.nunique()
 
 
+def test_a_summary_fits_the_page_of_a_notebook(case: Callable[..., pv.Diagnosis]) -> None:
+    table = case("image", 2).summary()
+    page = table[table.measure == "elbo"].reset_index(drop=True)._repr_html_()
+    assert page.count("<tr") == 3 and f"{table.value[0]:.4g}" in page
+    assert "<th" in page and ">bound<" not in page and ">unresolved<" not in page
+    assert page.count("white-space: normal") >= 2 * (len(table.columns) - 2)
+    assert ">elbo</th>" in table.set_index("measure")._repr_html_()
+    assert ">elbo</th>" not in page and ">elbo</td>" in page
+
+
 def test_no_two_measures_share_a_label() -> None:
     labels = importlib.import_module("pyrovae.diagnostics").LABELS
     assert len(set(labels.values())) == len(labels)

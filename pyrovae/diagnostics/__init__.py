@@ -8,6 +8,7 @@ densities, not models. Start with ``diagnosis.py``.
 from pyrovae.diagnostics.active_units import ACTIVE, Collapse
 from pyrovae.diagnostics.advice import TOLERATED, change_from, choose
 from pyrovae.diagnostics.code_densities import Memorisation
+from pyrovae.diagnostics.concerns import grouped, listed
 from pyrovae.diagnostics.copies import HELD_OUT, Attributions, Copies, sample_copies
 from pyrovae.diagnostics.decoded_samples import Pictures
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis, check_pair, diagnose
@@ -55,8 +56,10 @@ __all__ = [
     "check_pair",
     "choose",
     "diagnose",
+    "grouped",
     "inference_gaps",
     "left_out_of",
+    "listed",
     "moments",
     "sample_copies",
     "sample_quality",

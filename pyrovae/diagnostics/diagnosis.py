@@ -19,6 +19,7 @@ from pyrovae.data import Batch, Data, all_rows, take_rows
 from pyrovae.diagnostics.active_units import Collapse, collapse, unit_rates
 from pyrovae.diagnostics.advice import advise, change_from, choose
 from pyrovae.diagnostics.code_densities import Memorisation, memorisation
+from pyrovae.diagnostics.concerns import grouped
 from pyrovae.diagnostics.copies import (
     DRAWS,
     HELD_OUT,
@@ -43,7 +44,6 @@ from pyrovae.display import Result, draw, table
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
 from pyrovae.evidence import (
-    BLOCK,
     Evidence,
     automatic_evidence,
     compare_priors,
@@ -199,7 +199,15 @@ class Diagnosis(Result):
 
     @property
     def concerns(self) -> tuple[str, ...]:
-        """Sentences on which numbers should not be trusted, and why."""
+        """Sentences on which numbers should not be trusted, and why.
+
+        What is to be said of several densities is said once, with the numbers of each.
+        """
+        return tuple(grouped(self.each_concern))
+
+    @property
+    def each_concern(self) -> tuple[str, ...]:
+        """The same, a sentence for each density."""
         saturated = [s.statement for s in (self.training, self.information) if s.saturated]
         reasons: dict[str, list[str]] = {}
         for data, measure, estimate in self.estimates():
@@ -221,16 +229,17 @@ class Diagnosis(Result):
 
         Columns: data, measure, its label for people, value, standard_error, size, over, bound, low
         and high, the ends of the 95 % interval, and unresolved, which says why a number can't be
-        told, such as "too few rows to tell"; it is empty where it can.
+        told, such as "too few rows to tell"; it is empty where it can. A notebook shows four digits
+        and leaves out columns without a word.
         """
-        import pandas as pd
+        from pyrovae.diagnostics.summary import Summary
 
         rows = [
             (data, measure, LABELS[measure], e.value, e.standard_error, e.size, e.over,
              e.bound or "", *e.interval, e.unresolved)
             for data, measure, e in self.estimates()
         ]  # fmt: skip
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        return Summary(rows, columns=list(COLUMNS))
 
     def __repr__(self) -> str:
         rows = "" if self.measured is None else f"{len(self.measured)} held-out rows, "
@@ -493,7 +502,7 @@ def _evidence_steps(effort: Effort, rows: int, components: int) -> int:
     """Steps of the progress bar that the estimates of log p(x) take."""
     rows = min(effort.evidence_rows, rows)
     if effort.method == "importance":
-        return -(-rows // BLOCK)
+        return rows
     return (len(NAMES) - 1) * rows + min(rows, effort.rows_under_q_agg(components))
 
 

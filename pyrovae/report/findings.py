@@ -9,13 +9,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from pyrovae.diagnostics import TOLERATED, Diagnosis
+from pyrovae.diagnostics import TOLERATED, Diagnosis, grouped, listed
 from pyrovae.estimates import Estimate
 from pyrovae.plots import CLEAR, predictive_errors
 from pyrovae.report.numbers import plain, show
 from pyrovae.training import Fit
 
-ABOUT_DENSITY = re.compile(r"log p\(x\) under (?P<density>[^:]+): (?P<rest>.+)", re.DOTALL)
 #: How sentences begin about what no advice rests on, or what stands in a number's place anyway.
 NOTES = (
     "Gaps:", "Simulation-based calibration could not", "training data:",
@@ -25,7 +24,6 @@ NOTES = (
 SHARED_NOISE = "the same for all entries"
 MOMENTS = ("mean", "standard deviation")
 REJECTED = re.compile(r"for (\d+) of (\d+) data points k̂")
-ABOUT_POINTS = re.compile(r"for (?P<some>\d+) of (?P<all>\d+) data points (?P<rest>.+)", re.DOTALL)
 
 
 def concerns(diagnosis: Diagnosis, run: Fit | None = None) -> list[str]:
@@ -35,7 +33,7 @@ def concerns(diagnosis: Diagnosis, run: Fit | None = None) -> list[str]:
     which the advice rests; then what could not be measured.
     """
     of_training = [run.concern] if run is not None and run.concern else []
-    grave = [text for text in diagnosis.concerns if not _is_note(text, diagnosis)]
+    grave = [text for text in diagnosis.each_concern if not _is_note(text, diagnosis)]
     return [*of_training, *sorted(grouped(grave), key=_is_about_something_else)]
 
 
@@ -45,7 +43,7 @@ def notes(diagnosis: Diagnosis) -> list[str]:
     Such as k̂ that rejects log p(x) at no more than the 5 % of the data points at which the advice
     still holds, or numbers that so few rows don't tell.
     """
-    return grouped([text for text in diagnosis.concerns if _is_note(text, diagnosis)])
+    return grouped([text for text in diagnosis.each_concern if _is_note(text, diagnosis)])
 
 
 def _is_note(text: str, diagnosis: Diagnosis) -> bool:
@@ -58,43 +56,6 @@ def _is_note(text: str, diagnosis: Diagnosis) -> bool:
 
 def _is_about_something_else(text: str) -> bool:
     return not text.startswith("log p(x)")
-
-
-def grouped(sentences: Sequence[str]) -> list[str]:
-    """Concerns about log p(x) under several densities merged if only their numbers differ.
-
-    >>> grouped(["log p(x) under p: for 2 of 9 data points it fails.",
-    ...          "log p(x) under q_agg: for 3 of 9 data points it fails."])
-    ['log p(x): for 2 (p) and 3 (q_agg) of 9 data points it fails.']
-    """
-    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for sentence in sentences:
-        density = ABOUT_DENSITY.fullmatch(sentence)
-        if density is None:
-            groups.setdefault((sentence, ""), [])
-            continue
-        points = ABOUT_POINTS.fullmatch(density["rest"])
-        key = (density["rest"], "") if points is None else (points["rest"], points["all"])
-        some = "" if points is None else points["some"]
-        groups.setdefault(key, []).append((density["density"], some))
-    return [_merged(rest, size, members) for (rest, size), members in groups.items()]
-
-
-def _merged(rest: str, size: str, members: list[tuple[str, str]]) -> str:
-    """One sentence for all its members, each a density's name and its number of data points."""
-    if not members:
-        return rest
-    names = [name for name, _ in members]
-    if not size:
-        return f"log p(x) under {_listed(names)}: {rest}"
-    if len({some for _, some in members}) == 1:
-        return f"log p(x) under {_listed(names)}: for {members[0][1]} of {size} data points {rest}"
-    numbers = _listed([f"{some} ({name})" for name, some in members])
-    return f"log p(x): for {numbers} of {size} data points {rest}"
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def fit_in_words(diagnosis: Diagnosis, facts: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -145,7 +106,7 @@ def predictive(diagnosis: Diagnosis, columns: Sequence[str] = ()) -> str:
         known = np.isfinite(errors)
         off = (known & (np.abs(errors) > CLEAR)).nonzero()[0]
         names = [repr(columns[i]) if len(columns) == len(errors) else str(i) for i in off[:5]]
-        which = f": {_listed(names)}{' and others' if len(off) > 5 else ''}" if len(off) else ""
+        which = f": {listed(names)}{' and others' if len(off) > 5 else ''}" if len(off) else ""
         found.append(f"the {measure} of {len(off)} of {int(known.sum())} features{which}")
     return (
         f"Rows drawn from the model, z from the prior, differ from held-out rows by more than "
@@ -226,7 +187,7 @@ def activity_by_rate(diagnosis: Diagnosis) -> str:
     return (
         f"Counted by KL(q(z_d|x)‖p(z_d)), above 0.01 nats on average, {int(by_rate.sum())} of "
         f"{len(active)} are active; the two criteria differ for "
-        f"unit{'s' if len(units) > 1 else ''} {_listed(units)}."
+        f"unit{'s' if len(units) > 1 else ''} {listed(units)}."
     )
 
 

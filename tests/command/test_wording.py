@@ -17,8 +17,8 @@ import pyrovae.command.analysis
 from pyrovae.command.arguments import build
 from pyrovae.command.cli import main
 from pyrovae.command.wording import for_command, warnings_in_words
+from pyrovae.diagnostics.concerns import grouped
 from pyrovae.errors import InputError
-from pyrovae.report.findings import grouped
 
 PACKAGE = Path(pyrovae.__file__).parent
 # In messages about the user's own code of a pair and of its factory, which the command runs.

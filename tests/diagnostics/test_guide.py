@@ -212,7 +212,7 @@ def test_a_diagnosis_says_which_numbers_not_to_believe() -> None:
         validation=exact.sample(50, seed=2),
         effort=effort,
     )
-    concerns = " ".join(result.concerns)
+    concerns = " ".join(result.each_concern)
     assert "Index-code MI is saturated" in concerns
     assert "log p(x) under the model's prior: for " in concerns and "k̂ > 0." in concerns
 

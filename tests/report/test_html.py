@@ -109,7 +109,7 @@ def test_four_answers_of_this_data(case):
 def test_concerns_stand_on_the_first_screen_and_notes_in_the_appendix(case, page):
     diagnosis, text = case(*CASES[0]), text_of(page(CASES[0]))
     concerns, notes = findings.concerns(diagnosis), findings.notes(diagnosis)
-    assert concerns and len(concerns) + len(notes) <= len(diagnosis.concerns)
+    assert concerns and len(concerns) + len(notes) <= len(diagnosis.each_concern)
     top, rest = text.index("Four different objects"), text.index("Smaller words of caution")
     for rank, concern in enumerate(concerns):
         where = text.index(concern)
@@ -161,26 +161,6 @@ def test_every_picture_has_words_that_say_what_it_shows(case, page):
     said = re.findall(r'<img [^>]*alt="([^"]*)"', text)
     assert len(said) == text.count("<img") and all(len(words) > 20 for words in said)
     assert text.count('(prefers-color-scheme: dark)"') >= len(said)
-
-
-def test_concerns_that_differ_in_numbers_only_are_merged():
-    sentences = [
-        "Saturated.",
-        "log p(x) under p: for 2 of 9 data points k̂ > 0.7: more.",
-        "log p(x) under q: for 3 of 9 data points k̂ > 0.7: more.",
-        "log p(x) under p: a note.",
-        "log p(x) under q: a note.",
-        "log p(x) under r: another note: with a colon.",
-    ]
-    assert findings.grouped(sentences) == [
-        "Saturated.",
-        "log p(x): for 2 (p) and 3 (q) of 9 data points k̂ > 0.7: more.",
-        "log p(x) under p and q: a note.",
-        "log p(x) under r: another note: with a colon.",
-    ]
-    assert findings.grouped(["log p(x) under p: for 2 of 9 data points no."]) == [
-        "log p(x) under p: for 2 of 9 data points no."
-    ]
 
 
 def test_holes_are_called_so_only_if_they_are_clear(case):
