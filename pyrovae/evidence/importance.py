@@ -33,6 +33,7 @@ def importance_evidence(
     prior: dist.Distribution | None = None,
     proposal: Proposal = "guide",
     seed: int = 0,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> Evidence:
     """K-sample bound log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
 
@@ -47,9 +48,10 @@ def importance_evidence(
             bound is the infinite mixture p(x) = E_p(z)[p(x|z)] cut off at K components, with draws
             of its own for each data point, so that errors of different data are independent.
         seed: names the draws; the result depends on it and on nothing else.
+        tick: called with the number of rows that are done, block by block.
     """
     if proposal == "guide":
-        return compare_priors(pair, x, {"": prior}, draws=draws, seed=seed)[""]
+        return compare_priors(pair, x, {"": prior}, draws=draws, seed=seed, tick=tick)[""]
     check_draws(draws)
     source = pair.prior(x) if prior is None else prior
     seed = derived_seed(seed, "draws from the prior")
@@ -58,6 +60,7 @@ def importance_evidence(
     for parts in weighted_blocks(pair, x, sources, draws=draws, seed=seed):
         weights = torch.cat([w.log_likelihood for w in parts])
         blocks.append(summarise(weights.T, first=len(blocks) * BLOCK))
+        tick(len(blocks[-1].values))
     return replace(join(blocks), cost=torch.full((len(x),), draws, device=x.device))
 
 
@@ -70,7 +73,7 @@ def compare_priors(
     draws: int,
     encoded: Encoded | None = None,
     seed: int = 0,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Evidence]:
     """log p(x) under several priors with the same draws, so that their differences are paired.
 
@@ -78,7 +81,7 @@ def compare_priors(
         pair, x, draws, seed: as :func:`importance_evidence`.
         priors: p(z) by name; ``None`` is the model's own.
         encoded: q(z | x) of the rows, if it is known.
-        tick: called after each ``BLOCK`` of data points.
+        tick: called with the number of rows that are done, block by block.
 
     Raises:
         InputError: with fewer than two draws.
@@ -86,14 +89,16 @@ def compare_priors(
     check_draws(draws)
     columns: dict[str, list[Evidence]] = {name: [] for name in priors}
     sources = _sources(pair, x, encoded)
-    for parts in weighted_blocks(pair, x, sources, draws=draws, seed=seed):
+    for rows, parts in zip(
+        _blocks(pair, x), weighted_blocks(pair, x, sources, draws=draws, seed=seed), strict=True
+    ):
         weights: dict[str, list[Tensor]] = {name: [] for name in priors}
         for part in parts:
             for name, prior in priors.items():
                 weights[name].append(log_weights_of_guide(part, prior))
         for name, blocks in columns.items():
             blocks.append(summarise(torch.cat(weights[name]).T, first=len(blocks) * BLOCK))
-        tick()
+        tick(len(rows))
     notes = support_notes(pair, x, priors, sources[0])
     cost = torch.full((len(x),), draws, device=x.device)
     results = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -24,6 +26,12 @@ from pyrovae.torch_modes import plain
 Method = Literal["auto", "importance", "prior", "refined", "annealed"]
 
 DRAWS = 1000
+ESTIMATES: dict[str, Callable[..., Evidence]] = {
+    "auto": automatic_evidence,
+    "importance": partial(importance_evidence, proposal="guide"),
+    "prior": partial(importance_evidence, proposal="prior"),
+    "refined": refined_evidence,
+}
 
 
 @plain()
@@ -40,6 +48,8 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     observed: str | None = None,
     data_plate: str | None = None,
     seed: int = 0,
+    warn: bool = True,
+    progress: bool | None = None,
 ) -> Evidence:
     """log p(x) of each data point, in nats, under the prior and the likelihood that the model has.
 
@@ -73,6 +83,8 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
         observed: name of the observed site that is decoded; log p(x) is that of all of them.
         data_plate: name of the plate over the data; found by its number of rows if not given.
         seed: names the draws; the result depends on it and not on how the data are batched.
+        warn: whether to warn of what ``concerns`` of the result says, which stands there anyway.
+        progress: show a progress bar; by default if stderr is a terminal.
 
     Returns:
         one estimate a row, in the order of the data.
@@ -108,32 +120,20 @@ def log_evidence(  # noqa: PLR0913 - a flat front door
     with measuring(model, guide, *([prior] if isinstance(prior, nn.Module) else [])):
         if prior is not None:
             prior = as_density(prior, latent_units(pair, x))
-        if method == "importance" or method == "prior":
-            result = importance_evidence(
-                pair,
-                x,
-                draws=DRAWS if draws is None else draws,
-                prior=prior,
-                proposal="guide" if method == "importance" else "prior",
-                seed=seed,
-            )
-        elif method == "auto" or method == "refined":
-            estimate = refined_evidence
-            if method == "auto":
-                estimate = partial(automatic_evidence, max_cost=max_cost)
-            count = DRAWS if draws is None else draws
-            with progress_bar("log p(x)", len(x), progress=None) as bar:
-                result = estimate(pair, x, draws=count, prior=prior, seed=seed, tick=bar.tick)
-        else:
-            annealing = method if isinstance(method, Annealing) else None
+        if method == "annealed" or isinstance(method, Annealing):
+            annealing = method if isinstance(method, Annealing) else Annealing()
+            if progress is not None:
+                annealing = replace(annealing, progress=progress)
+            chains = CHAINS if draws is None else draws
             result = annealed_evidence(
-                pair,
-                x,
-                chains=CHAINS if draws is None else draws,
-                annealing=annealing,
-                prior=prior,
-                seed=seed,
+                pair, x, chains=chains, annealing=annealing, prior=prior, seed=seed
             )
-    if concerns := result.concerns:
+        else:
+            estimate = partial(ESTIMATES[method], draws=DRAWS if draws is None else draws)
+            if method == "auto":
+                estimate = partial(estimate, max_cost=max_cost)
+            with progress_bar("log p(x)", len(x), progress=progress) as bar:
+                result = estimate(pair, x, prior=prior, seed=seed, tick=bar.tick)
+    if warn and (concerns := result.concerns):
         warnings.warn("\n".join(concerns), stacklevel=3)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,10 +223,9 @@ def _refit(
         else:
             own = derived_seed(seed, "fit of a refit")
             fit_pair(model, guide, some, **{"seed": own, "progress": False} | dict(training))
-        with warnings.catch_warnings():  # the result counts the rows that they are about
-            warnings.simplefilter("ignore", UserWarning)
-            own = derived_seed(seed, "log p(x) under a refit")
-            return log_evidence(model, guide, _single(rows), **{"seed": own} | dict(scoring))
+        own = derived_seed(seed, "log p(x) under a refit")
+        options = {"seed": own, "warn": False} | dict(scoring)  # the result counts what k̂ rejects
+        return log_evidence(model, guide, _single(rows), **options)
 
 
 def _compare(values: Tensor, fold: Tensor, rejected: Tensor) -> RefitMemorisation:

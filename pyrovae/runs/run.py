@@ -369,7 +369,9 @@ class Run:
         """
         return self._encode(self._new(new))
 
-    def impute(self, new: Any = None, *, draws: int = DRAWS, seed: int = 0) -> Imputation:
+    def impute(
+        self, new: Any = None, *, draws: int = DRAWS, seed: int = 0, progress: bool | None = None
+    ) -> Imputation:
         """The missing cells of rows, filled with what the others say of them.
 
         A number is filled by its mean under p(x | the cells that are there), a text or truth value
@@ -380,6 +382,7 @@ class Run:
             new: as :meth:`encode`; by default all rows of the run's own data.
             draws: of codes for each row.
             seed: names all draws.
+            progress: show a progress bar; by default if stderr is a terminal.
 
         Raises:
             InputError: as :meth:`encode`, for whole rows, or if the run had no missing cells.
@@ -402,7 +405,7 @@ class Run:
             )
         with (
             measuring(self.model, self.guide),
-            progress_bar("imputation", int((~mask.all(1)).sum()), progress=None) as bar,
+            progress_bar("imputation", int((~mask.all(1)).sum()), progress=progress) as bar,
         ):
             return impute(
                 pair, rows, self._decoded, batch[0], mask, self._kinds, draws=draws, seed=seed,

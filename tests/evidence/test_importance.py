@@ -4,6 +4,7 @@ import inspect
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import arviz as az
 import pyro
@@ -377,3 +378,28 @@ def test_a_prior_that_is_a_module_is_measured_as_the_pair_is() -> None:
     )
     assert torch.equal(by_module.values, by_density.values)
     assert module.training
+
+
+@pytest.mark.parametrize(
+    "method", ["auto", "importance", "prior", "refined", pv.Annealing(temperatures=5)], ids=str
+)
+def test_progress_is_shown_where_it_is_asked_for_and_all_rows_are_counted(
+    method: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = linear_gaussian_vae()
+    vae, x = exact.vae(scale=1.2), exact.sample(5)
+    for shown in (True, False):
+        pv.log_evidence(
+            vae.model, vae.guide, x, method=method, draws=10, progress=shown, warn=False
+        )
+        said = capsys.readouterr()
+        assert ("100 %" in said.err) == shown and not said.out
+
+
+def test_a_warning_is_left_to_the_result_if_it_is_not_wanted() -> None:
+    exact = linear_gaussian_vae(8, 4)
+    vae, x = exact.vae(scale=0.25), exact.sample(10)
+    result = importance(vae.model, vae.guide, x, draws=1000, warn=False)
+    with pytest.warns(UserWarning) as said:
+        importance(vae.model, vae.guide, x, draws=1000)
+    assert [str(warning.message) for warning in said] == ["\n".join(result.concerns)]

@@ -122,8 +122,11 @@ def test_other_columns_are_refused(run: Run, new: pd.DataFrame, words: str) -> N
         run.encode(new)
 
 
-def test_missing_cells_are_filled_better_than_by_the_mean(run: Run) -> None:
-    found = run.impute(seed=1)
+def test_missing_cells_are_filled_better_than_by_the_mean(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run.impute(seed=1, progress=True)
+    assert "imputation" in (said := capsys.readouterr().err) and "100 %" in said
     gone = PEOPLE[["height", "weight", "town", "owner", "since"]].isna().to_numpy()
     assert np.array_equal(found.obs_mask.numpy(), ~gone)
     cells, table = found.cells, found.table
