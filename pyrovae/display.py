@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
@@ -42,6 +43,21 @@ def shown(result: Any) -> list[tuple[str, Any]]:
     """The public fields of a dataclass that hold something, with their values."""
     pairs = [(field.name, getattr(result, field.name)) for field in fields(result) if field.repr]
     return [(name, value) for name, value in pairs if value is not None and not _blank(value)]
+
+
+def by_number(label: Any) -> Any:
+    """A key to sort labels by: texts that are numbers come first, by their size.
+
+    >>> sorted(["10", "b", "2", "a"], key=by_number), sorted([10, 2], key=by_number)
+    (['2', '10', 'a', 'b'], [2, 10])
+    """
+    if not isinstance(label, str):
+        return label
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    return (math.inf if math.isnan(value) else value), label
 
 
 def _blank(value: Any) -> bool:

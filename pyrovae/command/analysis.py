@@ -753,7 +753,7 @@ def _write(
             how=how_to_sample(out, recommended_source(diagnosis)),
             wording=for_command,
             columns=data.columns or (),
-            labels=None if data.labels is None else colouring(data.labels[train], data.info),
+            labels=None if data.labels is None else colouring(data.labels[train], data.label_names),
         ),
     )
     return report, netcdf, table

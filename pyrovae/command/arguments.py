@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import textwrap
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,8 +92,17 @@ where they take little room, the rows themselves: hand it on only to those who m
 """
 
 COMMANDS = ("analyze", "sample", "encode", "score", "compare", "report", "explore")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help in which no option and no word is broken at a hyphen, so that each can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 SETTINGS: dict[str, Any] = {
-    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "formatter_class": Formatter,
     "allow_abbrev": False,
     "argument_default": argparse.SUPPRESS,
 }
@@ -346,7 +356,9 @@ def _add_table_options(group: Any) -> None:
         "--id", metavar="NAME", help="a column that names the rows: codes are given under them"
     )
     group.add_argument(
-        "--label", metavar="NAME", help="a column of classes, which no model sees, for plots"
+        "--label",
+        metavar="NAME",
+        help="a column of classes, which no model sees, for plots; of an .h5ad file one of obs",
     )
     group.add_argument(
         "--index",

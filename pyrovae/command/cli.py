@@ -287,13 +287,12 @@ def _table(
     from rich.table import Table
 
     from pyrovae.diagnostics import LABELS
-    from pyrovae.report import show
+    from pyrovae.report import show_measure
 
     cells: dict[str, dict[str, str]] = {}
     for data, measure, estimate in diagnosis.estimates():
         if data != "simulated" and (everything or measure.startswith(MATTER)):
-            is_difference = "_minus_" in measure
-            cells.setdefault(LABELS[measure], {})[data] = show(estimate, signed=is_difference)
+            cells.setdefault(LABELS[measure], {})[data] = show_measure(measure, estimate)
     table = Table(
         title="What the latent space holds (nats, unless it says bits)", title_justify="left"
     )

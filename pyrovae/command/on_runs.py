@@ -18,7 +18,7 @@ from pyrovae.errors import InputError
 from pyrovae.explorer import NAME
 from pyrovae.explorer import explore as write_explorer
 from pyrovae.extras import check_packages
-from pyrovae.report import render, show, write
+from pyrovae.report import render, show, show_measure, write
 from pyrovae.runs import (
     Comparison,
     Run,
@@ -118,7 +118,7 @@ def _write_report(run: Run) -> Path:
             how=how,
             wording=for_command,
             columns=run.columns or (),
-            labels=colouring(run.classes, run.table),
+            labels=colouring(run.classes, run.label_names),
             explorer=NAME if (run.folder / NAME).exists() else "",
         )
         return write(run.folder / "report.html", page)
@@ -206,7 +206,7 @@ def _show(found: Comparison) -> None:
     for name in ("measure", "data", *found.names):
         table.add_column(spelled(name), overflow="fold")
     for (data, measure), row in found.estimates.items():
-        texts = ["" if e is None else show(e, signed="_minus_" in measure) for e in row]
+        texts = ["" if e is None else show_measure(measure, e) for e in row]
         table.add_row(spelled(LABELS[measure]), data, *map(spelled, texts))
     for measure, row in found.differences.items():
         texts = ["" if e is None else show(e, signed=True) for e in row]

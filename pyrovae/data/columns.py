@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pyrovae.data.arrays import column_numbers, from_numpy, narrowed
+from pyrovae.display import by_number
 from pyrovae.errors import InputError, nearest
 
 Array = np.ndarray[Any, Any]
@@ -349,16 +350,21 @@ def _labels(frame: Any, titles: Sequence[str], column: str) -> tuple[Array | Non
     if texts is None:
         return None, ()
     there = frame.iloc[:, titles.index(column)].notna().to_numpy()
-    classes = sorted(set(texts[there]), key=_by_number)
+    return classes_of(texts, there)
+
+
+def classes_of(texts: Array, there: Array) -> tuple[Array, tuple[str, ...]]:
+    """The number of each row's class, and the classes; a missing label is a class, too.
+
+    Args:
+        texts: the label of each row, shape ``(N,)``.
+        there: whether it has one, shape ``(N,)``.
+    """
+    classes = sorted(set(texts[there]), key=by_number)
     classes += ["(missing)"] if not there.all() else []
     places = {text: place for place, text in enumerate(classes)}
     named = [text if known else "(missing)" for text, known in zip(texts, there, strict=True)]
     return np.array([places[text] for text in named], dtype=np.int64), tuple(classes)
-
-
-def _by_number(text: str) -> tuple[float, str]:
-    """An order of texts in which numbers come first, by their size."""
-    return (float(text), text) if is_number(text) else (np.inf, text)
 
 
 # -- cells ---------------------------------------------------------------------------------------
@@ -482,7 +488,7 @@ def _categories(values: Any, label: str, known: Column | None) -> tuple[Column, 
     """Texts as numbers of categories, which are in alphabetical order, or those that are known."""
     there = values.notna().to_numpy()
     texts = np.asarray(_texts(values).to_numpy(dtype=object))
-    names = sorted(set(texts), key=_by_number) if known is None else list(known.categories)
+    names = sorted(set(texts), key=by_number) if known is None else list(known.categories)
     if known is None:
         _check_categories(len(names), len(texts))
     places = {name: float(place) for place, name in enumerate(names)}

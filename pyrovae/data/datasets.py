@@ -20,6 +20,7 @@ from pyrovae.data.columns import (
     TableInfo,
     TableOptions,
     as_frame,
+    classes_of,
     from_frame,
     row_and_column,
 )
@@ -84,6 +85,7 @@ class Dataset:
             ``"last"``; ``values`` have them first. ``None`` for rows without channels.
         likelihood: the one that such data ask for, if what they are tells; else ``None``.
         note: what was taken from where, in words, for the report.
+        label_names: what the labels are called, in the order of their numbers.
 
     >>> Dataset("toy", torch.zeros(100, 8, 8))
     Dataset('toy', 100 points of shape (8, 8))
@@ -99,6 +101,7 @@ class Dataset:
     channels: str | None = None
     likelihood: str | None = None
     note: str = ""
+    label_names: tuple[str, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -304,23 +307,34 @@ def _rows_of(
         return _from_file(str(rows), layer, options, known)
     if hasattr(rows, "columns"):
         return _from_table(from_frame("the table", rows, None, options, known))
-    _check_no_table(options)
+    is_cells = isinstance(rows, Annotated)
+    label = _check_no_table(options, labelled=is_cells)
     if isinstance(rows, str | Path):
         return _digits()
-    if isinstance(rows, Annotated):
-        return _from_annotated(rows, layer)
+    if is_cells:
+        return _from_annotated(rows, layer, label)
     values = rows if isinstance(rows, Tensor) else from_numpy(np.asarray(rows), "the rows")
     if values.ndim < 1:
         raise InputError("expected one row per data point; got a single number. Give rows.")
     return _masked(Dataset("the rows", values[:, None] if values.ndim == 1 else values))
 
 
-def _check_no_table(options: TableOptions | None) -> None:
-    """Raise if what stands in the options of a table was given for other data."""
-    if options is not None and (given := options.given()):
+def _check_no_table(options: TableOptions | None, *, labelled: bool = False) -> str | None:
+    """Raise if what stands in the options of a table was given for other data.
+
+    Args:
+        options: of a table.
+        labelled: whether the data may have a column of labels, which is then returned.
+    """
+    if options is None:
+        return None
+    given = options.given()
+    label: str | None = given.pop("label", None) if labelled else None
+    if given:
         raise InputError(
             f"expected no {next(iter(given))}= for data that are no table; got one. Leave it out."
         )
+    return label
 
 
 def with_obs_mask(x: Any) -> tuple[Tensor, Tensor]:
@@ -653,6 +667,7 @@ def _from_table(table: Table) -> Dataset:
         Dataset(
             table.name, single if is_exact else values, columns=table.columns, labels=labels,
             ids=ids, info=table.info,
+            label_names=() if table.info is None else table.info.label_names,
         )
     )  # fmt: skip
 
@@ -672,9 +687,9 @@ def _from_file(
     files = None if is_cells else images.find(source, path)
     if not is_cells and files is None:
         return _from_table(read(source, options, known))
-    _check_no_table(options)
+    label = _check_no_table(options, labelled=is_cells)
     if files is None:
-        return _of_cells(cells.read_h5ad(path, shown(path), layer), layer)
+        return _of_cells(cells.read_h5ad(path, shown(path), layer, label), layer)
     pictures = images.read(files, shown(path))
     labels = None if pictures.labels is None else torch.from_numpy(pictures.labels)
     values = from_numpy(pictures.array, pictures.name)
@@ -686,12 +701,13 @@ def _from_file(
             ids=pictures.ids,
             channels="last" if values.ndim == 4 else None,
             note=pictures.note,
+            label_names=pictures.label_names,
         ),
         likely=True,
     )
 
 
-def _from_annotated(data: Any, layer: str | None) -> Dataset:
+def _from_annotated(data: Any, layer: str | None, label: str | None) -> Dataset:
     """The cells of an AnnData."""
     name = "the AnnData"
     if layer is not None and layer not in data.layers:
@@ -702,7 +718,12 @@ def _from_annotated(data: Any, layer: str | None) -> Dataset:
     rows = as_rows(data if layer is None else data.layers[layer], name)
     dense = rows if isinstance(rows, Tensor) else next(iter(rows.split(max(len(rows), 1))))
     columns, ids = (tuple(map(str, frame.index)) for frame in (data.var, data.obs))
-    return _of_cells(cells.Cells(name, dense.numpy(), columns, ids), layer)
+    classes: tuple[Any, tuple[str, ...]] = None, ()
+    if label is not None:
+        cells.check_column(label, data.obs.columns, name)
+        column = data.obs[label]
+        classes = classes_of(column.astype(str).to_numpy(object), column.notna().to_numpy())
+    return _of_cells(cells.Cells(name, dense.numpy(), columns, ids, *classes), layer)
 
 
 def _of_cells(found: cells.Cells, layer: str | None) -> Dataset:
@@ -717,6 +738,8 @@ def _of_cells(found: cells.Cells, layer: str | None) -> Dataset:
     return replace(
         data,
         ids=found.ids,
+        labels=None if found.labels is None else torch.from_numpy(found.labels),
+        label_names=found.label_names,
         likelihood="negative_binomial" if counts else None,
         note=f"{'X' if layer is None else f'the layer {layer!r}'}: {kind}",
     )

@@ -35,6 +35,7 @@ class Images:
         ids: the names of the files, in order.
         labels: the number of each file's folder, if the files lie in several, shape ``(N,)``.
         note: what was taken, in words.
+        label_names: what the folders are called, in the order of their numbers.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Images:
     ids: tuple[str, ...]
     labels: Array | None
     note: str
+    label_names: tuple[str, ...] = ()
 
 
 def is_image(event_shape: Sequence[int]) -> bool:
@@ -186,7 +188,10 @@ def read(files: Sequence[Path], name: str) -> Images:
         note += f", labelled by their folders {', '.join(folder.name for folder in folders)}"
     colours = array.ndim == 4
     ids = tuple(f"{file.parent.name}/{file.name}" if folders[1:] else file.name for file in files)
-    return Images(name, np.moveaxis(array, -1, 1) if colours else array, ids, labels, note)
+    called = tuple(folder.name for folder in folders) if folders[1:] else ()
+    if len(set(called)) < len(called):  # folders of one name in different places
+        called = tuple(map(str, folders))
+    return Images(name, np.moveaxis(array, -1, 1) if colours else array, ids, labels, note, called)
 
 
 def _reason(error: Exception) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.data import Column, is_image
+from pyrovae.data import Column, Dataset, is_image
 from pyrovae.errors import InputError
 from pyrovae.explorer.arrays import pack, quantise, whole
 from pyrovae.explorer.decoders import program
@@ -25,6 +25,8 @@ ROOM = 600_000  # bytes for the rows themselves, and as many for the columns' co
 DRAWS = 1000  # of prior and held-out codes, for what counts as a hole
 CENTRES = 256  # rows that are shown of a decoder which the page can't run
 SEED = 0
+BLOCK = 4096  # rows whose moments are computed together
+OUTSIDE = "outside of where it has any density"  # of codes whose log density is −∞
 
 
 def check(aggregated: AggregatedPosterior) -> tuple[Tensor, Tensor]:
@@ -101,15 +103,15 @@ def _colours(run: Run, codes: Tensor, numbers: Tensor) -> Iterator[dict[str, Any
     """What points can be coloured by: classes by number, or numbers."""
     if run.labels is not None:
         found = run.labels[numbers]
-        known = run.table.label_names if run.table is not None else ()
-        names = known or [str(label) for label in range(int(run.labels.max()) + 1)]
+        names = run.label_names or [str(label) for label in range(int(run.labels.max()) + 1)]
         yield _classes("label", found, names)
     part = (torch.arange(len(codes)) >= len(run.rows["train"])).long()
     yield _classes("part of the data", part, ["training", "held out"])
     fitted = run.ex_post.distribution
     densities = {"q_agg": run.aggregated, "ex-post prior": fitted, "prior": run.diagnosis.prior}
     for name, density in densities.items():
-        yield _values(f"log {name} at the code", density.log_prob(codes), "nats")
+        values = density.log_prob(codes)
+        yield _values(f"log {name} at the code", values, "nats", missing=OUTSIDE)
     yield from _evidence(run, len(codes))
     held_out = codes[len(run.rows["train"]) :]
     found = novelty(fitted, codes, calibration=held_out, seed=SEED).p_value
@@ -158,9 +160,11 @@ def _classes(name: str, values: Tensor, names: Any) -> dict[str, Any]:
     return {"name": name, "kind": "class", "values": whole(values.numpy()), "names": list(names)}
 
 
-def _values(name: str, values: Tensor, words: str, size: int = 2) -> dict[str, Any]:
+def _values(
+    name: str, values: Tensor, words: str, size: int = 2, missing: str = "without a value"
+) -> dict[str, Any]:
     packed = quantise(values.double().cpu().numpy(), size)
-    return {"name": name, "kind": "number", "values": packed, "words": words}
+    return {"name": name, "kind": "number", "values": packed, "words": words, "missing": missing}
 
 
 # -- rows ----------------------------------------------------------------------------------------
@@ -187,30 +191,59 @@ def _row(run: Run, numbers: Tensor, shown: bool) -> dict[str, Any]:
     shape = data.event_shape
     known = data.columns is not None and len(shape) == 1
     columns = data.kinds if known else [Column(f"entry {n}", "real") for n in _entries(shape)]
-    values = data.values[numbers].double().flatten(1)
-    mean, spread = values.mean(0), values.std(0)
-    if data.obs_mask is not None:
-        there = data.obs_mask[numbers].flatten(1)
-        values = values.where(there, torch.nan)
-        mean = values.nanmean(0)
-        spread = (values - mean).square().nanmean(0).sqrt()
     image = is_image(shape)
     size = 1 if image else 2
-    fits = shown and values.numel() * size <= ROOM
-    packed = quantise(values.reshape(-1, 1) if image else values, size) if fits else None
+    found = _moments(data, numbers)
+    packed = None
+    if shown and len(numbers) * int(np.prod(shape)) * size <= ROOM:
+        values = _numbers(data, numbers)
+        packed = quantise(values.reshape(-1, 1) if image else values, size)
     return {
         "shape": list(shape),
         "image": image,
-        "low": float(values[~values.isnan()].min()),
-        "high": float(values[~values.isnan()].max()),
+        "low": float(found.low),
+        "high": float(found.high),
         "columns": [
             {"name": column.name, "kind": column.kind, "categories": list(column.categories)}
             for column in ([] if image else columns)
         ],
-        "mean": [] if image else mean.tolist(),
-        "spread": [] if image else spread.tolist(),
+        "mean": [] if image else found.mean.tolist(),
+        "spread": [] if image else found.spread.tolist(),
         "values": packed,
     }
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of each entry, shape ``(C,)``, and the least and the greatest."""
+
+    mean: Tensor
+    spread: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def _moments(data: Dataset, numbers: Tensor) -> Moments:
+    """Of the cells that are there, a block of rows at a time: there may be many rows."""
+    blocks = numbers.split(BLOCK)
+    count, total, squares = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+    low, high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+    for block in blocks:
+        values = _numbers(data, block)
+        count, total = count + (~values.isnan()).sum(0), total + values.nansum(0)
+        low = torch.minimum(low, values.nan_to_num(nan=torch.inf).min())
+        high = torch.maximum(high, values.nan_to_num(nan=-torch.inf).max())
+    mean = total / count
+    for block in blocks:
+        squares = squares + (_numbers(data, block) - mean).square().nansum(0)
+    return Moments(mean, (squares / (count - 1)).sqrt(), low, high)
+
+
+def _numbers(data: Dataset, rows: Tensor) -> Tensor:
+    """Some rows in double precision, NaN where a cell is missing, shape ``(n, C)``."""
+    values = data.values[rows].double().flatten(1)
+    if data.obs_mask is None:
+        return values
+    return values.where(data.obs_mask[rows].flatten(1), torch.nan)
 
 
 def _entries(shape: tuple[int, ...]) -> range:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyrovae.display import Result
+from pyrovae.display import Result, by_number
 from pyrovae.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class ClassMeans(Result):
 
 
 def rows_by_label(labels: Iterable[Any], size: int) -> dict[Any, Tensor]:
-    """The numbers of the rows of each class, classes in rising order where they have one.
+    """The numbers of the rows of each class, in rising order where classes have one.
+
+    Texts that are numbers come by their size, before others.
 
     Args:
         labels: one for each row: numbers, words, a tensor, an array, a column of a table.
@@ -73,7 +75,7 @@ def rows_by_label(labels: Iterable[Any], size: int) -> dict[Any, Tensor]:
     for row, value in enumerate(values):
         groups.setdefault(value, []).append(row)
     try:
-        order = sorted(groups)
+        order = sorted(groups, key=by_number)
     except TypeError:  # numbers and words together
         order = list(groups)
     return {label: torch.tensor(groups[label]) for label in order}

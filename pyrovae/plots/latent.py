@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.diagnostics import ACTIVE, Collapse, Diagnosis
+from pyrovae.display import by_number
 from pyrovae.errors import InputError
 from pyrovae.mixture import AggregatedPosterior
 from pyrovae.plots.grids import Array, line, mass_levels, most_active, pair_density, unit_density
@@ -187,7 +188,7 @@ def _labels(colour: Any, population: int, rows: Tensor) -> NDArray[Any]:
 
 def _hues(labels: NDArray[Any]) -> dict[Any, str] | None:
     """A colour for each label; ``None`` for more numbers than there are colours."""
-    values = np.unique(labels).tolist()
+    values = sorted(np.unique(labels).tolist(), key=by_number)
     if len(values) <= len(LABEL_COLOURS):
         return dict(zip(values, LABEL_COLOURS, strict=False))
     if not np.issubdtype(labels.dtype, np.number):

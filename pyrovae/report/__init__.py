@@ -8,7 +8,7 @@ those who can't see a picture in ``alternatives.py``. Start with ``html.py``.
 
 from pyrovae.report.findings import SHARED_NOISE, concerns, fit_in_words, notes
 from pyrovae.report.html import MOST_CONCERNS, render, write
-from pyrovae.report.numbers import show
+from pyrovae.report.numbers import show, show_measure
 from pyrovae.report.sampling import guidance
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "notes",
     "render",
     "show",
+    "show_measure",
     "write",
 ]

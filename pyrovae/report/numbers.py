@@ -69,6 +69,20 @@ def show(estimate: Estimate, *, signed: bool = False) -> str:
     return SIGNS[estimate.bound] + number(estimate.value, estimate.standard_error, signed=signed)
 
 
+def show_measure(measure: str, estimate: Estimate) -> str:
+    """The estimate of a measure by its key: a difference with its sign, a number of units whole.
+
+    >>> show_measure("active_units", Estimate(9.0, 0.00003, 500))
+    '9'
+    >>> show_measure("active_units", Estimate(9.0, 0.31, 500))
+    '9 ± 0.3'
+    """
+    if measure == "active_units" and not estimate.unresolved:
+        error = f"{estimate.standard_error:.1f}"
+        return f"{estimate.value:.0f}" + ("" if float(error) == 0 else f" ± {error}")
+    return show(estimate, signed="_minus_" in measure)
+
+
 def count(value: int) -> str:
     """A whole number with thousands separated.
 

@@ -148,6 +148,7 @@ def _write_rows(folder: Path, outcome: Outcome) -> None:
     data = outcome.data
     held |= {"columns": data.columns, "location": None, "scale": None}
     held |= {"labels": data.labels, "table": None if data.info is None else as_plain(data.info)}
+    held["label_names"] = data.label_names
     if (recipe := outcome.recipe) is not None:
         part = data.rows(outcome.rows[0])
         train, *mask = all_rows(recipe.as_measured(part, 0))
@@ -224,8 +225,8 @@ def named_rows(data: Dataset, rows: Tensor | None = None) -> dict[str, Any]:
         columns["id"] = np.array(part.ids, object)
     if part.labels is not None:
         numbers = part.labels.numpy()
-        names = () if data.info is None else data.info.label_names
-        columns["label"] = np.array(names, object)[numbers] if names else numbers
+        names = np.array(data.label_names, object)
+        columns["label"] = names[numbers] if len(names) else numbers
     return columns
 
 

@@ -120,7 +120,7 @@ class Run:
             mask, ids = held.get("obs_mask"), held.get("ids")
             data = Dataset(
                 about["name"], held["values"], held["columns"], held["labels"], mask, ids,
-                self.table,
+                self.table, label_names=self.label_names,
             )  # fmt: skip
         else:
             layout = None if isinstance(source, Dataset) else self._layout
@@ -180,10 +180,16 @@ class Run:
     def labels(self) -> Tensor | None:
         """The number of each row's class, by row of ``data``, if there are labels.
 
-        What the classes are called stands in ``table.label_names``.
+        What the classes are called stands in ``label_names``.
         """
         labels: Tensor | None = self._parts.get("labels")
         return labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the classes are called, in the order of their numbers, if they have names."""
+        known = self.table.label_names if self.table is not None else ()
+        return tuple(self._parts.get("label_names", known))
 
     @property
     def classes(self) -> Tensor | None:
@@ -301,7 +307,7 @@ class Run:
         Raises:
             InputError: if matplotlib is not installed.
         """
-        usual = {"fit": self.fit, "colour": colouring(self.classes, self.table)}
+        usual = {"fit": self.fit, "colour": colouring(self.classes, self.label_names)}
         return overview(self.diagnosis, **(usual | options))
 
     # -- what can be done with it ----------------------------------------------------------------
@@ -725,11 +731,11 @@ class Run:
         )
 
 
-def colouring(labels: Tensor | None, table: TableInfo | None) -> Any:
+def colouring(labels: Tensor | None, names: Sequence[str]) -> Any:
     """What colours codes: their classes by name, or by number if a legend can't hold all names."""
-    if labels is None or table is None or not 0 < len(table.label_names) <= len(LABEL_COLOURS):
+    if labels is None or not 0 < len(names) <= len(LABEL_COLOURS):
         return labels
-    return np.array(table.label_names)[labels.numpy()]
+    return np.array(names)[labels.numpy()]
 
 
 def load_run(

@@ -20,6 +20,7 @@ import torch
 import pyrovae
 import pyrovae.command.analysis
 from pyrovae.command.analysis import AnalysisOptions, default_epochs
+from pyrovae.command.arguments import build
 from pyrovae.command.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
 from pyrovae.command.interruption import importing
 from pyrovae.data import Dataset, TableOptions
@@ -370,9 +371,18 @@ def test_a_first_look_can_have_more_draws(library: Callable[..., Library]) -> No
     assert stand_in.options.effort == replace(Effort.quick(), evidence_draws=70)
 
 
+@pytest.mark.parametrize("width", range(60, 121, 10))
+def test_no_word_of_the_help_is_broken_at_a_hyphen(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for parser in build()[1].values():
+        assert not [line for line in parser.format_help().splitlines() if line.endswith("-")]
+
+
 def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == OK
-    text = " ".join(capsys.readouterr().out.split()).replace("pyrovae- report", "pyrovae-report")
+    text = " ".join(capsys.readouterr().out.split())
     defaults = AnalysisOptions()
     for field in fields(AnalysisOptions):
         if field.name not in ("progress", "effort", "source", "command", "table"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from pyrovae.data import as_dataset, default_likelihood, load
+from pyrovae.data import TableOptions, as_dataset, default_likelihood, load
 from pyrovae.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -127,3 +127,60 @@ def test_a_file_that_is_damaged_or_another_s_is_one_line(tmp_path: Path) -> None
         with pytest.raises(InputError, match=said) as caught:
             load(tmp_path / f"{name}.h5ad")
         assert "\n" not in str(caught.value)
+
+
+KINDS = ["B"] * 12 + ["T"] * 27 + [None]
+BATCHES = [str(n % 11 + 1) for n in range(40)]
+
+
+def labelled(path: Path) -> Path:
+    """The same cells with columns of obs in each of the ways that AnnData has written them."""
+    written(path, LOGS, {})
+    with h5py.File(path, "a") as file:
+        obs, codes = file["obs"], np.array([("B", "T").index(k) if k else -1 for k in KINDS])
+        group = obs.create_group("kind")
+        group.attrs["encoding-type"] = "categorical"
+        group["codes"] = codes.astype("int8")
+        group["categories"] = np.array(["B", "T"], dtype=h5py.string_dtype())
+        old = obs.create_group("__categories")
+        old["kind before 0.7"] = np.array(["B", "T"], dtype=h5py.string_dtype())
+        obs["kind before 0.7"] = codes.astype("int8")
+        obs["batch"] = np.array(BATCHES, dtype=h5py.string_dtype())
+        obs["number"] = np.array(BATCHES, dtype=int)
+        nullable = obs.create_group("nullable")
+        nullable["values"], nullable["mask"] = np.arange(40) % 2, np.arange(40) == 39
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "names", "expected"),
+    [
+        ("kind", ("B", "T", "(missing)"), KINDS),
+        ("kind before 0.7", ("B", "T", "(missing)"), KINDS),
+        ("batch", tuple(str(n) for n in range(1, 12)), BATCHES),
+        ("number", tuple(str(n) for n in range(1, 12)), BATCHES),
+        ("nullable", ("0", "1", "(missing)"), [*(str(n % 2) for n in range(39)), None]),
+    ],
+)
+def test_a_column_of_obs_labels_the_cells_and_is_no_data(
+    tmp_path: Path, column: str, names: tuple[str, ...], expected: list[str | None]
+) -> None:
+    data = load(labelled(tmp_path / "cells.h5ad"), table=TableOptions(label=column))
+    assert data.columns == tuple(GENES) and data.label_names == names
+    assert data.labels is not None
+    found = [names[number] for number in data.labels.tolist()]
+    assert found == [label or "(missing)" for label in expected]
+    held = Cells(
+        X=LOGS, layers={}, obs=pd.DataFrame({column: expected}, index=CELLS),
+        var=pd.DataFrame(index=GENES),
+    )  # fmt: skip
+    same = as_dataset(held, TableOptions(label=column))
+    assert same.label_names == names and torch.equal(same.labels, data.labels)
+
+
+def test_labels_that_are_not_there_are_refused_with_those_that_are(tmp_path: Path) -> None:
+    path = labelled(tmp_path / "cells.h5ad")
+    with pytest.raises(InputError, match=r"columns of obs 'batch', 'kind', .* got 'type'"):
+        load(path, table=TableOptions(label="type"))
+    with pytest.raises(InputError, match="expected no drop= for data that are no table"):
+        load(path, table=TableOptions(label="kind", drop=("CD3",)))

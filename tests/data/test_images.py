@@ -11,6 +11,7 @@ from PIL import Image
 
 from pyrovae.data import as_dataset, default_likelihood, load
 from pyrovae.errors import InputError
+from pyrovae.runs import named_rows
 
 RANDOM = np.random.default_rng(0)
 PICTURES = RANDOM.integers(0, 256, (30, 6, 7, 3)).astype("uint8")  # channels last
@@ -110,6 +111,8 @@ def test_folders_in_a_folder_are_labels(tmp_path: Path) -> None:
     assert torch.equal(data.values, as_dataset(PICTURES[:24]).values)
     assert data.ids is not None and data.ids[12] == "dog/00.png"
     assert "labelled by their folders cat, dog" in data.note
+    assert named_rows(data)["label"].tolist() == ["cat"] * 12 + ["dog"] * 12
+    assert data.label_names == ("cat", "dog") == data.rows(torch.arange(3)).label_names
 
 
 def test_all_faults_of_a_folder_are_listed_at_once(tmp_path: Path) -> None:

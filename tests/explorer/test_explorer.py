@@ -19,10 +19,10 @@ import torch
 
 import pyrovae as pv
 from pyrovae.command.analysis import AnalysisOptions, analyze
-from pyrovae.data import load
+from pyrovae.data import Dataset, load
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.explorer.arrays import quantise
-from pyrovae.explorer.contents import check
+from pyrovae.explorer.contents import CENTRES, _moments, _numbers, check, contents
 from pyrovae.explorer.decoders import program
 from pyrovae.explorer.densities import as_normals
 from pyrovae.explorer.page import document
@@ -295,3 +295,82 @@ def test_one_unit_is_refused() -> None:
     encoding = dist.Normal(torch.zeros(5, 1), torch.ones(5, 1)).to_event(1)
     with pytest.raises(pv.InputError, match="codes of two or more units"):
         check(pv.AggregatedPosterior(encoding))
+
+
+def test_a_decoder_that_the_page_can_not_run_is_shown_at_codes_decoded_before(
+    open_page: Callable[..., Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrovae.explorer.contents.program", lambda decoder: None)
+    page = open_page(pv.explore(run, tmp_path / "page.html"))
+    count = min(CENTRES, len(run.train))
+    assert f"the nearest of {count} codes that were decoded before" in page.inner_text(
+        "#decoder-words"
+    )
+    held = contents(run, rows=False)["decoder"]
+    chosen = unpacked(held["codes"]).reshape(count, -1)
+    loc = run.aggregated.encoding.mean.numpy()
+    assert all((loc == code).all(1).any() for code in chosen)  # codes of training rows
+    expected = run.decode(torch.from_numpy(chosen)).mean.reshape(count, -1).numpy()
+    np.testing.assert_allclose(unpacked(held["decoded"]).reshape(count, -1), expected, atol=1e-6)
+    z = chosen[7] + 1e-4  # nearest to that one
+    found = page.evaluate("z => Array.from(explorer.decode(z))", z.tolist())
+    np.testing.assert_allclose(found, expected[7], atol=1e-6)
+
+
+def unpacked(held: dict[str, Any]) -> Any:
+    return np.frombuffer(base64.b64decode(held["data"]), "<f4").copy()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_moments_of_rows_are_those_of_all_whatever_the_blocks(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.randn(50, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5.0
+    mask = torch.rand(50, 3) < 0.8 if masked else None
+    data = Dataset("toy", values, obs_mask=mask)
+    rows = torch.randperm(50)[:40]
+    monkeypatch.setattr("pyrovae.explorer.contents.BLOCK", 7)
+    found = _moments(data, rows)
+    for column in range(3):
+        there = torch.ones(40, dtype=torch.bool) if mask is None else mask[rows, column]
+        known = values[rows, column][there].double()
+        assert float(found.mean[column]) == pytest.approx(float(known.mean()), rel=1e-9)
+        assert float(found.spread[column]) == pytest.approx(float(known.std()), rel=1e-9)
+    known = values[rows] if mask is None else values[rows][mask[rows]]
+    assert (float(found.low), float(found.high)) == (float(known.min()), float(known.max()))
+
+
+def test_rows_that_do_not_fit_are_never_made_double(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def counting(data: Dataset, rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return _numbers(data, rows)
+
+    monkeypatch.setattr("pyrovae.explorer.contents._numbers", counting)
+    monkeypatch.setattr("pyrovae.explorer.contents.BLOCK", 32)
+    monkeypatch.setattr("pyrovae.explorer.contents.ROOM", 1000)
+    assert contents(run, rows=True)["row"]["values"] is None
+    assert max(sizes) == 32
+
+
+def test_codes_outside_of_a_density_are_said_to_be_there(
+    open_page: Callable[..., Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    density = run.diagnosis.prior
+    log_prob = type(density).log_prob
+
+    def cut(self: Any, z: torch.Tensor) -> torch.Tensor:
+        return log_prob(self, z).where(z[..., 0] > 0, -torch.inf)
+
+    monkeypatch.setattr(type(density), "log_prob", cut)
+    held = contents(run, rows=False)
+    (place,) = [n for n, c in enumerate(held["colours"]) if c["name"] == "log prior at the code"]
+    monkeypatch.setattr("pyrovae.explorer.page.contents", lambda run, rows: held)
+    page = open_page(pv.explore(run, tmp_path / "page.html"))
+    page.select_option("#colour", str(place))
+    means = torch.cat([run.aggregated.encoding.mean, run.encode_part("held_out").mean])
+    count = int((means[:, 0] <= 0).sum())
+    assert f"Grey: the {count} outside of where it has any density." in page.inner_text("#legend")

@@ -120,3 +120,12 @@ def test_the_nearest_data_points_are_those_that_explain_a_code_best() -> None:
     share, index = joint.softmax(1).topk(4)
     assert torch.equal(nearest.index, index)
     torch.testing.assert_close(nearest.weight, share)
+
+
+def test_classes_that_are_numbers_come_by_their_size_though_they_are_texts() -> None:
+    encoding = dist.Normal(torch.randn(12, 2), torch.ones(12, 2)).to_event(1)
+    agg = AggregatedPosterior(encoding)
+    labels = [str(n) for n in range(11, 0, -1)] + ["other"]
+    expected = [str(n) for n in range(1, 12)] + ["other"]
+    assert list(agg.by_label(labels)) == expected
+    assert list(agg.class_means(labels).labels) == expected

@@ -73,7 +73,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_folder_knows_its_columns_and_rows(run: Run) -> None:
     assert run.columns == ("height", "weight", "town", "owner", "since")
     assert run.table is not None and run.labels is not None
-    assert [run.table.label_names[number] for number in run.labels] == list(PEOPLE["class"])
+    assert [run.label_names[number] for number in run.labels] == list(PEOPLE["class"])
     ax = run.plot()[0].figure.axes[0]
     words = [text.get_text() for one in ax.figure.legends for text in one.get_texts()]
     words += [text.get_text() for text in ax.get_legend().get_texts()] if ax.get_legend() else []

@@ -268,7 +268,7 @@ function legend(chosen, scheme) {
     const ramp = element("span", undefined, { class: "ramp" });
     ramp.style.background = `linear-gradient(90deg, ${(scheme.ramp || [GREY]).map((c) => `rgb(${c})`).join(", ")})`;
     parts.push(element("span", `${chosen.name}: ${number(scheme.low)}`), ramp, element("span", number(scheme.high)));
-    const grey = scheme.missing ? ` Grey: the ${scheme.missing.toLocaleString("en")} without a value.` : "";
+    const grey = scheme.missing ? ` Grey: the ${scheme.missing.toLocaleString("en")} ${chosen.missing}.` : "";
     parts.push(element("span", `${chosen.words ? `(${chosen.words}) ` : ""}Colours end at the 1 % and 99 % quantiles.${grey}`));
   }
   at("legend").replaceChildren(...parts);
