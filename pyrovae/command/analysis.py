@@ -753,6 +753,7 @@ def _write(
             how=how_to_sample(out, recommended_source(diagnosis)),
             wording=for_command,
             columns=data.columns or (),
+            categories={} if data.info is None else data.info.categories,
             labels=None if data.labels is None else colouring(data.labels[train], data.label_names),
         ),
     )

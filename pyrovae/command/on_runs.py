@@ -118,6 +118,7 @@ def _write_report(run: Run) -> Path:
             how=how,
             wording=for_command,
             columns=run.columns or (),
+            categories={} if run.table is None else run.table.categories,
             labels=colouring(run.classes, run.label_names),
             explorer=NAME if (run.folder / NAME).exists() else "",
         )

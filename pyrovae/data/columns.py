@@ -97,6 +97,11 @@ class TableInfo:
     label: str | None = None
     label_names: tuple[str, ...] = ()
 
+    @property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """What the categories of each column of texts are called, in the order of their numbers."""
+        return {c.name: c.categories for c in self.columns if c.kind == "categorical"}
+
 
 def as_plain(info: TableInfo) -> dict[str, Any]:
     """What is known of a table as dicts, tuples and text, which a file can hold."""

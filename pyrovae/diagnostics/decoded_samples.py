@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae.data import as_batch
 from pyrovae.display import Result
-from pyrovae.models import VampPrior
+from pyrovae.models import MixedColumns, VampPrior
 from pyrovae.pairs import Pair, modules_of, observe
 from pyrovae.randomness import seeded
 
@@ -22,7 +22,8 @@ class Pictures(Result):
     """Rows of data beside the means of p(x | z) for z from each density.
 
     A mean without a closed form is estimated from draws; where there is no mean, as for a Cauchy
-    distribution, their median takes its place.
+    distribution, their median takes its place. Of a column of categories it is the most probable
+    one.
 
     Args:
         data: shape ``(n, ...)``.
@@ -76,9 +77,12 @@ def _pseudo_inputs(pair: Pair, x: Tensor, seed: int) -> Tensor | None:
 
 
 def expected(distribution: dist.Distribution) -> Tensor:
-    """E[x] of a likelihood, from draws if it has no ``mean``; their median if there is no E[x]."""
+    """E[x] of a likelihood, from draws if it has no ``mean``; their median if there is no E[x].
+
+    Of a column of categories, whose numbers have no mean, it is the most probable one.
+    """
     base = distribution
-    while isinstance(base, torch.distributions.Independent):
+    while isinstance(base, torch.distributions.Independent | dist.MaskedDistribution):
         base = base.base_dist
     if isinstance(base, torch.distributions.Categorical):
         return (base.probs * torch.arange(base.probs.shape[-1], device=base.probs.device)).sum(-1)
@@ -88,4 +92,6 @@ def expected(distribution: dist.Distribution) -> Tensor:
         return distribution.sample(torch.Size([DRAWS])).mean(0)
     if mean.isfinite().all():
         return mean
+    if isinstance(base, MixedColumns):
+        return torch.where(mean.isfinite(), mean, base.mode)
     return torch.where(mean.isfinite(), mean, distribution.sample(torch.Size([DRAWS])).median(0)[0])

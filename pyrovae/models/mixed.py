@@ -89,6 +89,18 @@ class MixedColumns(TorchDistribution):
         return self._joined([kind.mean for kind, _ in self._parts()])
 
     @property
+    def mode(self) -> Tensor:
+        """The most probable value of each column: of a number its mean."""
+        parts = []
+        if self.normal is not None:
+            parts.append(self.normal.mean)
+        if self.bernoulli is not None:
+            parts.append(self.bernoulli.probs > 0.5)
+        if self.categorical is not None:
+            parts.append(self.categorical.probs.argmax(-1))
+        return self._joined(parts)
+
+    @property
     def variance(self) -> Tensor:
         """Var[x_j] of each column; NaN for categories, which have none."""
         return self._joined([kind.variance for kind, _ in self._parts()])

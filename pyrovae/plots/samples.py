@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from pyrovae.plots.style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 SMALLEST_IMAGE = 3  # an event with fewer rows or columns is not shown as an image
 PLANE = 2  # features of a table whose rows are points in the plane
@@ -38,6 +40,8 @@ IMAGES = 36  # reconstructed ones, at most
 CLEAR = 3.0  # standard errors that a clear difference has
 FEW = 4  # a table of up to so many features is drawn point by point
 LONGEST = 26  # characters of a feature's title that fit above its panel
+MOST_CATEGORIES = 5  # whose names fit along an axis
+SPREAD = 0.2  # of the points of a category around its place
 LIMIT = 2.5  # standard deviations at which colours saturate
 
 
@@ -108,17 +112,21 @@ def reconstructions(
     *,
     most: int = 6,
     names: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
     axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
     """Held-out data against the mean of x decoded from their own codes.
 
     Images, and rows of two features, stand side by side; of a wider table each of the first
-    features is drawn, with the line on which a perfect reconstruction lies.
+    features is drawn, with the line on which a perfect reconstruction lies. Of a feature of
+    categories it is the one that is decoded most often, and rows are spread around their places.
 
     Args:
         source: a diagnosis with draws, or its ``exported``.
         most: features that are drawn at most.
         names: of all features in their order; without them each is called by its number.
+        categories: what the categories of features of texts are called, by the feature's name, as
+            ``run.table.categories`` has them.
         axes: where to draw: two, or one for each feature; by default on a new figure.
 
     Raises:
@@ -135,11 +143,15 @@ def reconstructions(
     data, means = _table(observed), _table(means)
     panel = _feature_panels(min(most, data.shape[1]), axes)
     for feature, ax in enumerate(panel.axes):
-        ax.plot(data[:, feature], means[:, feature], ".", color=COLOURS["data"], markersize=4)
+        known = _categories_of(feature, names, categories)
+        pairs = [data[:, feature], means[:, feature]]
+        if known:
+            pairs = _spread(data[:, feature], _most_often(draws, feature))
+        ax.plot(*pairs, ".", color=COLOURS["data"], markersize=4)
         ax.axline((float(np.nanmean(data[:, feature])),) * 2, slope=1, color=MUTED, linestyle="--")
         _name_feature(ax, feature, names, data.shape[1])
-        ticks(ax.xaxis, 4)
-        ticks(ax.yaxis, 4)
+        for axis in (ax.xaxis, ax.yaxis):
+            _name_categories(axis, known) if known else ticks(axis, 4)
     for ax in panel.axes[::2]:
         ax.set_ylabel("reconstructed")
     return panel.axes
@@ -151,6 +163,7 @@ def feature_marginals(
     *,
     most: int = 6,
     names: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
     axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
     """Histograms of the first features: held-out data and draws of x with z from the prior.
@@ -159,6 +172,7 @@ def feature_marginals(
         source: a diagnosis with draws, or its ``exported``.
         most: features that are drawn at most.
         names: of all features in their order; without them each is called by its number.
+        categories: as for `reconstructions`; their shares are drawn.
         axes: where to draw, one for each feature; by default on a new figure.
 
     Raises:
@@ -169,7 +183,8 @@ def feature_marginals(
     draws = _table(predictive.reshape(-1, *predictive.shape[2:]))
     panel = _feature_panels(min(most, data.shape[1]), axes)
     for feature, ax in enumerate(panel.axes):
-        _histograms(ax, data[:, feature], draws[:, feature])
+        known = _categories_of(feature, names, categories)
+        _histograms(ax, data[:, feature], draws[:, feature], known)
         _name_feature(ax, feature, names, data.shape[1])
     panel.legend(panel.axes[0], columns=2)
     return panel.axes
@@ -177,16 +192,19 @@ def feature_marginals(
 
 @styled
 def predictive_check(
-    source: Diagnosis | ExportedDraws, *, names: Sequence[str] = (), ax: Axes | None = None
-) -> Axes:
+    source: Diagnosis | ExportedDraws, *, names: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] = MappingProxyType({}), ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """How far mean and standard deviation of each feature differ between draws and held-out data.
 
     In standard errors of the difference; draws of x are from p(x), z from the prior. Features that
-    are constant in the data are left out.
+    are constant in the data are left out. Of a feature of categories the mean is the share of the
+    most frequent one.
 
     Args:
         source: a diagnosis with draws, or its ``exported``.
         names: of all features in their order; without them each is called by its number.
+        categories: as for `reconstructions`.
         ax: where to draw; by default on a new figure.
 
     Raises:
@@ -194,7 +212,7 @@ def predictive_check(
     """
     panel = canvas(ax)
     ax = panel.axes[0]
-    measures = predictive_errors(source)
+    measures = predictive_errors(source, names=names, categories=categories)
     ax.axhspan(-CLEAR, CLEAR, color=BAND, label=f"within {CLEAR:g} standard errors")
     marks = (("mean", "o", COLOURS["prior"]), ("standard deviation", "s", COLOURS["q_agg"]))
     for (name, marker, colour), values in zip(marks, measures, strict=True):
@@ -205,14 +223,26 @@ def predictive_check(
     return ax
 
 
-def predictive_errors(source: Diagnosis | ExportedDraws) -> tuple[Array, Array]:
+def predictive_errors(
+    source: Diagnosis | ExportedDraws, *, names: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> tuple[Array, Array]:  # fmt: skip
     """Differences of mean and of log standard deviation by feature, in standard errors, ``(J,)``.
 
-    NaN for a feature that is constant in the data. Missing cells count on neither side.
+    NaN for a feature that is constant in the data. Missing cells count on neither side. The mean of
+    a feature of categories is the share of the one that is most frequent in the data, and its
+    deviation, which says the same, is NaN.
+
+    Args:
+        source, names, categories: as for `predictive_check`.
     """
     observed, predictive = observed_and_draws(source, "prior_predictive")
     data = _table(observed)
     draws = _table(predictive.reshape(-1, *predictive.shape[2:]))
+    of_texts = [n for n in range(data.shape[1]) if _categories_of(n, names, categories)]
+    data, draws = (data.copy(), draws.copy()) if of_texts else (data, draws)
+    for feature in of_texts:
+        data[:, feature], draws[:, feature] = _shares(data[:, feature], draws[:, feature])
     with np.errstate(divide="ignore", invalid="ignore"):
         mean, sd, fourth, rows = _moments(data)
         mean_drawn, sd_drawn, fourth_drawn, size = _moments(draws)
@@ -222,7 +252,16 @@ def predictive_errors(source: Diagnosis | ExportedDraws) -> tuple[Array, Array]:
             (fourth / sd**4 - 1) / (4 * rows) + (fourth_drawn / sd_drawn**4 - 1) / (4 * size)
         )
         off = (mean_drawn - mean) / error, (np.log(sd_drawn) - np.log(sd)) / error_of_log
-    return np.where(sd > 0, off[0], np.nan), np.where(sd > 0, off[1], np.nan)
+    varied = np.where(sd > 0, off[1], np.nan)
+    varied[of_texts] = np.nan
+    return np.where(sd > 0, off[0], np.nan), varied
+
+
+def _shares(data: Array, draws: Array) -> tuple[Array, Array]:
+    """1 where the most frequent category of the data stands, 0 elsewhere, NaN where none does."""
+    there = ~np.isnan(data)
+    most = np.bincount(data[there].astype(int)).argmax() if there.any() else 0
+    return np.where(there, data == most, np.nan), (draws == most).astype(float)
 
 
 def _moments(table: Array) -> tuple[Array, Array, Array, Array]:
@@ -291,19 +330,48 @@ def _shortened(title: str, longest: int = LONGEST) -> str:
     return title if len(title) <= longest else f"{title[: longest - 1]}…"
 
 
-def _histograms(ax: Axes, data: Array, draws: Array) -> None:
+def _histograms(ax: Axes, data: Array, draws: Array, categories: Sequence[str]) -> None:
     data = data[~np.isnan(data)]  # missing cells
-    low_draw, high_draw = np.quantile(draws, [0.002, 0.998])  # the tails may be far out
-    low = min(data.min(initial=low_draw), low_draw)
-    high = max(data.max(initial=high_draw), high_draw)
-    edges = list(np.linspace(low, high if high > low else low + 1.0, 21))
+    if categories:
+        edges = [place - 0.5 for place in range(len(categories) + 1)]
+    else:
+        low_draw, high_draw = np.quantile(draws, [0.002, 0.998])  # the tails may be far out
+        low = min(data.min(initial=low_draw), low_draw)
+        high = max(data.max(initial=high_draw), high_draw)
+        edges = list(np.linspace(low, high if high > low else low + 1.0, 21))
     ax.hist(data, edges, density=True, color=COLOURS["data"], alpha=0.3, label="held-out data")
     ax.hist(
         draws, edges, density=True, histtype="step", linewidth=1.6, linestyle="--",
         color=COLOURS["prior"], label="draws of x, z from the prior",
     )  # fmt: skip
-    ticks(ax.xaxis, 5)
+    _name_categories(ax.xaxis, categories) if categories else ticks(ax.xaxis, 5)
     ticks(ax.yaxis, 4)
+
+
+def _categories_of(
+    feature: int, names: Sequence[str], categories: Mapping[str, Sequence[str]]
+) -> Sequence[str]:
+    return categories.get(names[feature], ()) if feature < len(names) else ()
+
+
+def _name_categories(axis: Axis, categories: Sequence[str]) -> None:
+    """The categories' names at their numbers, as many as have room."""
+    places = range(0, len(categories), -(-len(categories) // MOST_CATEGORIES))
+    axis.set_ticks(list(places))
+    short = [_shortened(categories[place], 10) for place in places]
+    axis.set_ticklabels(short, parse_math=False)
+
+
+def _most_often(draws: Array, feature: int) -> Array:
+    """The number that most draws of each row have, shape ``(N,)``."""
+    table = draws.reshape(*draws.shape[:2], -1)[..., feature].T
+    return np.array([np.bincount(row.astype(int)).argmax() for row in table], dtype=float)
+
+
+def _spread(*columns: Array) -> list[Array]:
+    """Numbers of categories with points of one place side by side, always in the same way."""
+    random = np.random.default_rng(0)
+    return [column + random.uniform(-SPREAD, SPREAD, len(column)) for column in columns]
 
 
 def _image_sheets(axes: list[Axes], sheets: dict[str, Array]) -> None:

@@ -12,8 +12,16 @@ from pyrovae.report.tables import density_name
 from pyrovae.training import Fit
 
 
-def alternative(name: str, diagnosis: Diagnosis, run: Fit | None) -> str:
-    """The text for a picture, by its name in the report."""
+def alternative(name: str, diagnosis: Diagnosis, run: Fit | None, checked: str) -> str:
+    """The text for a picture, by its name in the report.
+
+    Args:
+        name: of the picture.
+        diagnosis, run: what it is of.
+        checked: which features of draws differ from those of the data, as a sentence.
+    """
+    if name in CHECKS:
+        return f"{CHECKS[name]}{checked}"
     return run_text(run) if name == "training" and run is not None else TEXTS[name](diagnosis)
 
 
@@ -86,10 +94,10 @@ def _attributions(diagnosis: Diagnosis) -> str:
     )
 
 
+CHECKS = {"predictive": "", "features": "Histograms of features, data and draws. "}
 TEXTS: dict[str, Callable[[Diagnosis], str]] = {
     "baselines": findings.fit_in_words,
     "reconstructions": lambda d: "Held-out data beside what is decoded from their own codes.",
-    "predictive": findings.predictive,
     "map": lambda d: f"Map of the codes of two units, with q_agg and prior. {active_units(d)}",
     "activity": lambda d: f"Rate, marginal KL and variance of means by unit. {active_units(d)}",
     "densities": _densities,
@@ -100,7 +108,6 @@ TEXTS: dict[str, Callable[[Diagnosis], str]] = {
     "pareto": _pareto,
     "candidates": _candidates,
     "marginals": lambda d: f"Marginals of q_agg and of the prior by unit. {findings.two_sample(d)}",
-    "features": lambda d: f"Histograms of features, data and draws. {findings.predictive(d)}",
     "pseudo": lambda d: "Data beside the pseudo-inputs that the prior has learned.",
     "calibration": guide_words.calibration,
     "gaps": _gaps,

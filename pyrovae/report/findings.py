@@ -97,12 +97,22 @@ def fit_in_words(diagnosis: Diagnosis, facts: Mapping[str, str] = MappingProxyTy
     )
 
 
-def predictive(diagnosis: Diagnosis, columns: Sequence[str] = ()) -> str:
-    """Which features of draws differ from those of held-out data, as a sentence."""
+def predictive(
+    diagnosis: Diagnosis, columns: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:  # fmt: skip
+    """Which features of draws differ from those of held-out data, as a sentence.
+
+    Args:
+        diagnosis: the measures.
+        columns: names of all features.
+        categories: what the categories of features of texts are called, by the feature's name.
+    """
     if diagnosis.exported is None:
         return ""
     found = []
-    for measure, errors in zip(MOMENTS, predictive_errors(diagnosis), strict=True):
+    off_by = predictive_errors(diagnosis, names=columns, categories=categories)
+    for measure, errors in zip(MOMENTS, off_by, strict=True):
         known = np.isfinite(errors)
         off = (known & (np.abs(errors) > CLEAR)).nonzero()[0]
         names = [repr(columns[i]) if len(columns) == len(errors) else str(i) for i in off[:5]]

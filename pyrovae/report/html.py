@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pyrovae import plots
@@ -36,7 +37,7 @@ class Picture(NamedTuple):
     alt: str
 
 
-def render(
+def render(  # noqa: PLR0913 - what a page is made of, each with a default
     diagnosis: Diagnosis,
     *,
     facts: Mapping[str, str],
@@ -45,6 +46,7 @@ def render(
     how: str = "",
     wording: Callable[[str], str] = str,
     columns: Sequence[str] = (),
+    categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
     labels: Any = None,
     explorer: str = "",
 ) -> str:
@@ -59,6 +61,7 @@ def render(
         how: what to run to follow the advice.
         wording: puts a concern into other words, such as those of the command line.
         columns: names of the data's columns, for a table that has them.
+        categories: what the categories of its columns of texts are called, by the column's name.
         labels: what colours the codes, one for each training row, shape ``(N,)``.
         explorer: the file beside the page that shows the codes, if there is one.
 
@@ -84,6 +87,7 @@ def render(
         concerns=concerns[:MOST_CONCERNS],
         notes=[*concerns[MOST_CONCERNS:], *map(wording, findings.notes(diagnosis))],
         columns=columns,
+        categories=categories,
         findings=findings,
         facts=dict(facts),
         run=run,
@@ -98,7 +102,7 @@ def render(
         tables=tables,
         guide_words=guide_words,
         glossary=glossary,
-        pictures=_pictures(diagnosis, run, columns, labels),
+        pictures=_pictures(diagnosis, run, columns, categories, labels),
         count=numbers.count,
         signed=partial(numbers.show, signed=True),
         sentence=_sentence,
@@ -137,7 +141,11 @@ def _sentence(run: Fit) -> str:
 
 
 def _pictures(
-    diagnosis: Diagnosis, run: Fit | None, columns: Sequence[str], labels: Any
+    diagnosis: Diagnosis,
+    run: Fit | None,
+    columns: Sequence[str],
+    categories: Mapping[str, Sequence[str]],
+    labels: Any,
 ) -> dict[str, Picture]:
     with plots.off_screen():
         drawn: dict[str, Axes | list[Axes]] = {
@@ -154,11 +162,12 @@ def _pictures(
             gains = {} if found is None else found.gains(diagnosis.evidence["prior"])
             if not all(gain.unresolved for gain in gains.values()):
                 drawn["baselines"] = plots.baselines(diagnosis)
-        drawn |= _data_figures(diagnosis, columns) | _guide_figures(diagnosis)
+        drawn |= _data_figures(diagnosis, columns, categories) | _guide_figures(diagnosis)
         if run is not None:
             drawn["training"] = plots.training_curve(run)
+    checked = findings.predictive(diagnosis, columns, categories)
     return {
-        name: Picture(*_uris(figure_of(axes)), alternative(name, diagnosis, run))
+        name: Picture(*_uris(figure_of(axes)), alternative(name, diagnosis, run, checked))
         for name, axes in drawn.items()
     }
 
@@ -169,7 +178,9 @@ def figure_of(axes: Axes | list[Axes]) -> Figure:
     return cast("Figure", first.get_figure())  # no plot has subfigures
 
 
-def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Axes | list[Axes]]:
+def _data_figures(
+    diagnosis: Diagnosis, columns: Sequence[str], categories: Mapping[str, Sequence[str]]
+) -> dict[str, Axes | list[Axes]]:
     """Data beside decoded samples and reconstructions, if there are any."""
     pictures = diagnosis.pictures
     drawn: dict[str, Axes | list[Axes]] = {}
@@ -182,10 +193,11 @@ def _data_figures(diagnosis: Diagnosis, columns: Sequence[str]) -> dict[str, Axe
     if found is not None and plots.is_image(tuple(found.samples.shape[1:])):
         drawn["attributions"] = plots.attributions(diagnosis)
     if diagnosis.exported is not None:
-        drawn["reconstructions"] = plots.reconstructions(diagnosis, names=columns)
-        drawn["predictive"] = plots.predictive_check(diagnosis, names=columns)
+        named: dict[str, Any] = {"names": columns, "categories": categories}
+        drawn["reconstructions"] = plots.reconstructions(diagnosis, **named)
+        drawn["predictive"] = plots.predictive_check(diagnosis, **named)
         if pictures is None or not plots.is_image(tuple(pictures.data.shape[1:])):
-            drawn["features"] = plots.feature_marginals(diagnosis, names=columns)
+            drawn["features"] = plots.feature_marginals(diagnosis, **named)
     return drawn
 
 

@@ -53,6 +53,7 @@ UNREACHABLE = {
     "Estimate(": "is an object in Python",
     "7(batch_shape=": "is an object in Python",
     "<tr><th style=": "is a table in a notebook",
+    'style="text-align': "is a table in a notebook",
     "no total=": "is the text of an object in Python",
     "expected a function of the epoch's number": "the command has no schedule",
     "7(components=": "is an object in Python",

@@ -47,7 +47,8 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
     assert [column.kind for column in data.info.columns] == [
         "real", "real", "categorical", "boolean", "date",
     ]  # fmt: skip
-    assert [data.info.label_names[number] for number in data.labels] == list(PEOPLE["class"])
+    assert [data.label_names[number] for number in data.labels] == list(PEOPLE["class"])
+    assert data.info.categories == {DATA[2]: data.info.columns[2].categories}
     mask = PEOPLE[DATA].notna().to_numpy()
     assert data.obs_mask is not None and np.array_equal(data.obs_mask.numpy(), mask)
     expected = PEOPLE[DATA].astype({"children": float, "since": "datetime64[s]"})

@@ -28,6 +28,15 @@ def squashed(loc: Tensor, scale: float) -> dist.Distribution:
     return dist.TransformedDistribution(dist.Normal(loc, scale), steps).to_event(1)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_column_of_categories_shows_the_most_probable_one(masked: bool) -> None:
+    normal = dist.Normal(torch.tensor([[0.3]]), 1.0)
+    several = dist.Categorical(torch.tensor([[[0.4, 0.0, 0.3, 0.3]]]))
+    row: dist.Distribution = pv.models.MixedColumns((0, 4), normal, None, several)
+    shown = expected((row.mask(torch.tensor([[True, False]])) if masked else row).to_event(1))
+    assert shown.tolist() == [[pytest.approx(0.3), 0.0]]  # the mean of their numbers is 1.5
+
+
 def test_a_mean_without_a_closed_form_is_that_of_draws() -> None:
     loc = torch.linspace(-2, 2, 200)[:, None].expand(-1, 4)
     shown = expected(squashed(loc, 0.5))

@@ -49,6 +49,20 @@ def test_a_table_is_as_likely_as_its_columns_one_by_one() -> None:
         assert bool(found[:, [1, 4]].isnan().all())
 
 
+def test_the_mode_is_the_most_probable_value_of_each_column() -> None:
+    mixed, _ = columns(20)
+    mode = mixed.mode
+    assert mode.shape == (20, 5)
+    real, truth, several = mixed.places
+    torch.testing.assert_close(mode[:, real], mixed.mean[:, real])
+    for place in truth + several:
+        log_mode = mixed.log_prob(mode)[:, place]
+        for category in range(max(mixed.categories[place], 2)):
+            other = mode.clone()
+            other[:, place] = category
+            assert bool((log_mode >= mixed.log_prob(other)[:, place]).all())
+
+
 def test_draws_have_the_columns_moments() -> None:
     mixed, alone = columns(1)
     draws = mixed.sample(torch.Size([40_000])).squeeze(1)

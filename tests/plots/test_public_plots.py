@@ -204,6 +204,54 @@ def test_missing_cells_count_on_neither_side(case: Case) -> None:
     assert np.isfinite(line.get_xy1()).all()  # type: ignore[attr-defined]
 
 
+NAMES = ("town", "b", "c", "d", "e", "f", "g")
+TOWNS = {"town": ("Bonn", "Oslo", "Rome")}
+
+
+def with_towns(case: Case) -> Any:
+    """Exported draws whose first feature is a town: mostly Oslo in the data, Rome in the draws."""
+    exported = case("table", 2).exported
+    assert exported is not None
+    groups = {name: dict(group) for name, group in exported.groups.items()}
+    ((name, data),) = groups["observed_data"].items()
+    data = np.array(data, dtype=float)
+    data[:, 0] = np.array([1, 1, 1, 1, 0, np.nan])
+    groups["observed_data"][name] = data
+    for group in ("prior_predictive", "posterior_predictive"):
+        draws = np.array(groups[group][name], dtype=float)
+        draws[..., 0] = 2
+        draws[:, :2, :, 0] = 0  # in two of five draws
+        groups[group][name] = draws
+    return replace(exported, groups=groups)
+
+
+def test_categories_are_drawn_by_name_and_never_averaged(case: Case) -> None:
+    exported = with_towns(case)
+    ax = plots.reconstructions(exported, names=NAMES, categories=TOWNS)[0]
+    across, up = ax.lines[0].get_xdata(), ax.lines[0].get_ydata()
+    known = ~np.isnan(across)
+    assert np.round(np.asarray(across)[known]).tolist() == [1, 1, 1, 1, 0]
+    assert np.round(up).tolist() == [2] * 6  # most often Rome, not (2 + 0)/2
+    shown = plots.feature_marginals(exported, names=NAMES, categories=TOWNS)[0]
+    for axis in (ax.xaxis, ax.yaxis, shown.xaxis):
+        assert [text.get_text() for text in axis.get_ticklabels()] == list(TOWNS["town"])
+    heights = [bar.get_height() for bar in shown.containers[0]]
+    assert heights == pytest.approx([0.2, 0.8, 0.0])
+
+
+def test_the_check_of_a_category_is_one_of_its_share(case: Case) -> None:
+    exported = with_towns(case)
+    before = {name: np.array(part) for name, part in exported.groups["observed_data"].items()}
+    mean, deviation = plots.predictive_errors(exported, names=NAMES, categories=TOWNS)
+    share, drawn, rows = 4 / 5, 0.0, 5
+    error = np.sqrt(share * (1 - share) / rows + drawn)
+    assert mean[0] == pytest.approx((drawn - share) / error) and np.isnan(deviation[0])
+    plain = plots.predictive_errors(exported)
+    assert mean[1:] == pytest.approx(plain[0][1:]) and deviation[1:] == pytest.approx(plain[1][1:])
+    for name, part in exported.groups["observed_data"].items():
+        assert np.array_equal(part, before[name], equal_nan=True)
+
+
 def test_a_missing_matplotlib_is_named() -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
