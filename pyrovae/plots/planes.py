@@ -14,7 +14,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import AggregatedPosterior, families
 from pyrovae.plots.grids import Array, line, mass_levels, pair_density
 from pyrovae.plots.latent import GRID, SHARES, View, colours_of, view_of
-from pyrovae.plots.style import COLOURS, WIDTH, canvas, styled
+from pyrovae.plots.style import COLOURS, MUTED, WIDTH, canvas, styled
 from pyrovae.randomness import seeded
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def density_plane(
     shades = LinearSegmentedColormap.from_list("", [(0, (*hue, 0)), (1, (*hue, 1))])  # on any paper
     ax.imshow(np.sqrt(heights), origin="lower", extent=extent, cmap=shades, aspect="auto")
     ax.contour(
-        across, up, heights, levels=mass_levels(heights, SHARES), colors=COLOURS["data"],
+        across, up, heights, levels=mass_levels(heights, SHARES), colors=MUTED,
         linewidths=0.8,
     )  # fmt: skip
     ax.set(xlabel=f"unit {first}", ylabel=f"unit {second}")

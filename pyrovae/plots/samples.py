@@ -135,6 +135,9 @@ def reconstructions(
     observed, draws = observed_and_draws(source, "posterior_predictive")
     means = draws.mean(0)
     features = math.prod(observed.shape[1:])
+    of_texts = [n for n in range(features) if _categories_of(n, names, categories)]
+    for feature in of_texts:
+        means[:, feature] = _most_often(draws[..., feature])
     if is_image(observed.shape[1:]) or features <= PLANE:
         shown = {"held-out data": observed, "reconstructions": means}
         if features > PLANE:
@@ -145,8 +148,7 @@ def reconstructions(
     for feature, ax in enumerate(panel.axes):
         known = _categories_of(feature, names, categories)
         pairs = [data[:, feature], means[:, feature]]
-        if known:
-            pairs = _spread(data[:, feature], _most_often(draws, feature))
+        pairs = _spread(*pairs) if known else pairs
         ax.plot(*pairs, ".", color=COLOURS["data"], markersize=4)
         ax.axline((float(np.nanmean(data[:, feature])),) * 2, slope=1, color=MUTED, linestyle="--")
         _name_feature(ax, feature, names, data.shape[1])
@@ -362,10 +364,9 @@ def _name_categories(axis: Axis, categories: Sequence[str]) -> None:
     axis.set_ticklabels(short, parse_math=False)
 
 
-def _most_often(draws: Array, feature: int) -> Array:
-    """The number that most draws of each row have, shape ``(N,)``."""
-    table = draws.reshape(*draws.shape[:2], -1)[..., feature].T
-    return np.array([np.bincount(row.astype(int)).argmax() for row in table], dtype=float)
+def _most_often(draws: Array) -> Array:
+    """The category that most draws of each row have, shape ``(N,)``, of draws ``(S, N)``."""
+    return np.array([np.bincount(row.astype(int)).argmax() for row in draws.T], dtype=float)
 
 
 def _spread(*columns: Array) -> list[Array]:

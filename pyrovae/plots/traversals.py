@@ -87,7 +87,7 @@ def _strips(axes: Sequence[Axes], steps: Array, values: Array) -> None:
     axes[0].xaxis.tick_top()
     every = range(0, len(values), -(-len(values) // 11))
     axes[0].set_xticks(
-        [n + 0.5 for n in every], [f"{round(values[n], 6):.3g}" for n in every], fontsize=8
+        [n + 0.5 for n in every], [f"{round(values[n], 6) + 0.0:.3g}" for n in every], fontsize=8
     )
     axes[0].tick_params(length=0)
 
