@@ -18,7 +18,7 @@ from pyrovae.plots.curves import (
 from pyrovae.plots.dark import darken
 from pyrovae.plots.exemplars import attributions, neighbours
 from pyrovae.plots.grids import pair_density
-from pyrovae.plots.guide import beside, calibration, gaps
+from pyrovae.plots.guide import beside, calibration, gaps, local_calibration
 from pyrovae.plots.latent import latent_map, unit_activity, unit_marginals
 from pyrovae.plots.overview import overview
 from pyrovae.plots.planes import density_plane, ellipses
@@ -55,6 +55,7 @@ __all__ = [
     "held_out_densities",
     "is_image",
     "latent_map",
+    "local_calibration",
     "neighbours",
     "novel_rows",
     "off_screen",

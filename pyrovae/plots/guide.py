@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovae.calibration import ALARM, CELLS, Calibration, counts_below, ecdf_band
+from pyrovae.calibration import (
+    ALARM,
+    CELLS,
+    Calibration,
+    LocalCalibration,
+    counts_below,
+    ecdf_band,
+)
 from pyrovae.diagnostics import Diagnosis, Gaps, NutsComparison, left_out_of
+from pyrovae.errors import InputError
 from pyrovae.plots.style import (
     BAND,
     COLOURS,
@@ -31,6 +39,7 @@ JOINT: tuple[tuple[str, Any], ...] = (
     ("#000000", "-"), ("#CC79A7", "--"), ("#009E73", "-."), ("#E69F00", ":"),
     ("#332288", (0, (5, 1))),
 )  # fmt: skip
+LEAST_P = 1e-4  # smaller p-values are drawn there, and the axis says so
 MOST_UNITS = 10  # drawn for each data point, at most
 
 
@@ -84,6 +93,41 @@ def calibration(source: Diagnosis | Calibration, *, ax: Axes | None = None) -> A
     ax.set(xlim=(0, 1), xlabel="share of guide draws below the true code")
     ax.set_ylabel("ECDF − uniform")
     panel.legend(ax, columns=2)
+    return ax
+
+
+@styled
+def local_calibration(source: LocalCalibration, *, ax: Axes | None = None) -> Axes:
+    """The adjusted p-values of both kinds of tests at each observed row, and the limit.
+
+    A row below the limit is one where the guide departs from the posterior.
+
+    Args:
+        source: what ``pyrovae.calibrate_locally`` returns.
+        ax: where to draw; by default on a new figure.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(source, LocalCalibration):
+        raise InputError(
+            f"expected a LocalCalibration; got {type(source).__name__}. Give what "
+            "pyrovae.calibrate_locally returns."
+        )
+    ax = (panel := canvas(ax)).axes[0]
+    table = source.table()
+    kinds = (
+        ("classifier", "L-C2ST", TRAINING, 8),
+        ("replicates", "posterior SBC", COLOURS["q_agg"], 4),
+    )
+    for name, label, colour, size in kinds:
+        ax.plot(
+            table["row"], table[name].clip(lower=LEAST_P), color=colour, marker="o",
+            markersize=size, linestyle="none", label=label,
+        )  # fmt: skip
+    ax.axhline(ALARM, color=MUTED, linestyle="--", linewidth=1, label=f"limit, {ALARM:g}")
+    ax.set(yscale="log", xlabel="observed row", ylabel=f"adjusted p-value, {LEAST_P:g} if less")
+    panel.legend(ax, columns=3)
     return ax
 
 

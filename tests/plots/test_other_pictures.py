@@ -15,6 +15,7 @@ from matplotlib.collections import EllipseCollection
 
 import pyrovae as pv
 from pyrovae import plots
+from pyrovae.calibration import LocalCalibration
 from pyrovae.diagnostics.diagnosis import Diagnosis
 from pyrovae.errors import InputError
 from pyrovae.evidence.result import Evidence
@@ -197,3 +198,17 @@ def test_p_values_of_new_rows_are_counted_by_whether_they_are_found() -> None:
     assert heights.sum(1).tolist() == [int(found.found.sum()), int((~found.found).sum())]
     with pytest.raises(InputError, match="expected a Novelty"):
         plots.novel_rows(3.0)  # type: ignore[arg-type]
+
+
+def test_rows_at_which_a_guide_departs_lie_below_the_limit() -> None:
+    adjusted = torch.tensor([0.004, 0.3, 1.0])
+    found = LocalCalibration(
+        adjusted / 2, adjusted, torch.full((3, 4), 1e-9), torch.full((3, 4), 0.5),
+        ("unit 0", "unit 1", "log q", "log p"), torch.full((3,), 5.0), 1000, 200,
+    )  # fmt: skip
+    ax = plots.local_calibration(found)
+    classifier, replicates, limit = (line.get_ydata() for line in ax.get_lines())
+    assert np.allclose(classifier, adjusted) and np.allclose(replicates, 0.5)
+    assert (np.asarray(classifier) < limit[0]).tolist() == (~found.passed).tolist()
+    with pytest.raises(InputError, match="expected a LocalCalibration"):
+        plots.local_calibration(adjusted)  # type: ignore[arg-type]
