@@ -114,7 +114,13 @@ def _analyze(options: dict[str, Any], words: Sequence[str]) -> None:
         from pyrovae.command.seeds import analyze_seeds
         from pyrovae.data import load
         from pyrovae.progress import in_lines
+        from pyrovae.training import processes_started
 
+    if (processes := processes_started()) > 1:
+        raise InputError(
+            f"expected one process; got {processes}, started by torchrun. Start pyrovae without "
+            "it; a script of your own can train in several, with pyrovae.fit."
+        )
     quiet, verbose = options.pop("quiet", False), options.pop("verbose", False)
     seeds = options.pop("seeds", 1)
     if "out" not in options:

@@ -7,7 +7,7 @@ import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,16 @@ class Batches(ABC):
     def fingerprint(self) -> str:
         """A short text that differs between different data."""
 
+    @abstractmethod
+    def part(self, index: int, count: int) -> Batches:
+        """One of ``count`` parts of every minibatch, which together are the whole.
+
+        A pass skips minibatches of which this part has no row: the last one at most.
+
+        Raises:
+            InputError: if minibatches can't be divided.
+        """
+
 
 @dataclass(frozen=True)
 class ArrayBatches(Batches):
@@ -77,6 +87,7 @@ class ArrayBatches(Batches):
 
     arrays: tuple[Rows, ...]
     batch_size: int
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return -(-len(self.arrays[0]) // self.batch_size)
@@ -87,16 +98,26 @@ class ArrayBatches(Batches):
         return self.batch_size, len(self.arrays[0])
 
     def ordered(self) -> Iterator[Batch]:
-        return zip(*(array.split(self.batch_size) for array in self.arrays), strict=True)
+        if self.share == (0, 1):
+            return zip(*(array.split(self.batch_size) for array in self.arrays), strict=True)
+        return self._batches(torch.arange(len(self.arrays[0])))
 
     def shuffled(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self.arrays[0])).to(self.arrays[0].device)
-        for indices in order.split(self.batch_size):
-            yield tuple(array.index_select(0, indices) for array in self.arrays)
+        return self._batches(torch.randperm(len(self.arrays[0])))
 
     def fingerprint(self) -> str:
         blocks = ArrayBatches(self.arrays, 8192)
         return f"{_digest(blocks.ordered())}, batches of {self.batch_size}"
+
+    def part(self, index: int, count: int) -> ArrayBatches:
+        _check_parts(self.batch_size, count)
+        return replace(self, share=(index, count))
+
+    def _batches(self, order: Tensor) -> Iterator[Batch]:
+        """Minibatches of the rows with these numbers."""
+        order = order.to(self.arrays[0].device)
+        for indices in _parts(order, self.batch_size, self.share):
+            yield tuple(array.index_select(0, indices) for array in self.arrays)
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,7 @@ class DatasetBatches(Batches):
     dataset: Dataset[Any]
     size: int
     batch_size: int
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
@@ -116,14 +138,23 @@ class DatasetBatches(Batches):
         return self.batch_size, self.size
 
     def ordered(self) -> Iterator[Batch]:
-        return _checked(map(self._batch, torch.arange(self.size).split(self.batch_size)))
+        for indices in _parts(torch.arange(self.size), self.batch_size, self.share):
+            batch = self._batch(indices)
+            for array in batch:
+                check_finite(array, "the data set", first=int(indices[0]))
+            yield batch
 
     def shuffled(self) -> Iterator[Batch]:
-        return map(self._batch, torch.randperm(self.size).split(self.batch_size))
+        order = torch.randperm(self.size)
+        return map(self._batch, _parts(order, self.batch_size, self.share))
 
     def fingerprint(self) -> str:
         with seeded_everywhere(0, "rows of a data set"):  # items may be random
             return f"{_digest(self.ordered())}, batches of {self.batch_size}"
+
+    def part(self, index: int, count: int) -> DatasetBatches:
+        _check_parts(self.batch_size, count)
+        return replace(self, share=(index, count))
 
     def _batch(self, indices: Tensor) -> Batch:
         """The rows with these numbers."""
@@ -211,6 +242,15 @@ class LoaderBatches(Batches):
             )
         return f"{content} in the order {order}"
 
+    def part(self, index: int, count: int) -> Batches:
+        if isinstance(self.loader.dataset, IterableDataset):
+            raise _stream(self.loader.dataset, f"the data for {count} processes")
+        raise InputError(
+            f"expected rows that can be divided among {count} processes; got a DataLoader, which "
+            "has an order of its own. Pass its data set, loader.dataset, and batch_size="
+            f"{self.loader.batch_size or 100}."
+        )
+
     def _order(self) -> str:
         """A digest of the row numbers in each batch."""
         loader, digest = self.loader, hashlib.blake2b(digest_size=16)
@@ -264,6 +304,21 @@ def as_batches(data: Data, batch_size: int, *, name: str = "train") -> Batches:
         return _not_empty(ArrayBatches(arrays, batch_size), name)
     _check_dataset(data, name)
     return _not_empty(DatasetBatches(data, len(data), batch_size), name)  # type: ignore[arg-type]
+
+
+def _parts(order: Tensor, size: int, share: tuple[int, int]) -> Iterator[Tensor]:
+    """Row numbers of one part of each minibatch, without those of which it has none."""
+    index, count = share
+    parts = (numbers.tensor_split(count)[index] for numbers in order.split(size))
+    return (part for part in parts if len(part))
+
+
+def _check_parts(batch_size: int, count: int) -> None:
+    if batch_size < count:
+        raise InputError(
+            f"expected a row of each minibatch for every one of {count} processes; got "
+            f"batch_size={batch_size}. Pass batch_size={count} or more, or start fewer processes."
+        )
 
 
 def all_rows(data: Data, *, name: str = "data") -> Batch:
@@ -408,14 +463,13 @@ def _reason_without_order(loader: DataLoader[Any]) -> str | None:
     return None if complete else f"one whose rows are chosen by a {type(sampler).__name__}"
 
 
-def _checked(batches: Iterator[Batch], loader: DataLoader[Any] | None = None) -> Iterator[Batch]:
-    """Batches in order, checked to be finite and, from a loader, to have one row for each item."""
-    start = 0
-    size = None if loader is None else loader.batch_size
+def _checked(batches: Iterator[Batch], loader: DataLoader[Any]) -> Iterator[Batch]:
+    """Batches of a loader in order, checked to be finite and to have one row for each item."""
+    start, size = 0, loader.batch_size
     for batch in batches:
         for array in batch:
             check_finite(array, "the data set", first=start)
-        if loader is not None and size is not None:
+        if size is not None:
             item_count = min(size, len(loader.dataset) - start)  # type: ignore[arg-type]
             if any(len(array) != item_count for array in batch):
                 raise InputError(

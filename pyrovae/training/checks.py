@@ -10,11 +10,11 @@ import torch
 from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
-from pyrovae.data import Batch, Batches, take_rows
+from pyrovae.data import Batch, Batches, row_count, take_rows
 from pyrovae.errors import InputError
 from pyrovae.pairs import Reader, by_place, measuring
 from pyrovae.training.loop import Evaluator
-from pyrovae.training.trainable import Trainable
+from pyrovae.training.trainable import Survey, Trainable
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -96,36 +96,45 @@ def make_optimizer(
 
 def check_before(
     evaluator: Evaluator,
-    trainable: Trainable,
+    found: Survey,
     rows: Batches,
     held_out: Batches | None,
     *,
     first: Batch,
+    processes: int = 1,
 ) -> bool:
     """Raise if a step would fail, or would train something other than what is meant.
 
     Args:
-        evaluator, trainable: the pair, and its parameters.
+        evaluator, found: the pair, and what it showed on the first batch.
         rows, held_out: the data.
         first: the first batch, prepared.
+        processes: number of processes that take their part of every minibatch.
 
     Returns:
         whether the rows have to keep their order.
 
     Raises:
         InputError: if there is nothing to train; if the pair has parameters for each place in a
-            batch but the rows come in several batches, shuffled or with held-out ones; or if a
-            layer can't train on a single row and a minibatch has just one.
+            batch but the rows come in several batches, shuffled or with held-out ones; if a
+            layer can't train on a single row and a minibatch has just one; or if parts of a
+            minibatch would not train what the whole one trains.
     """
+    trainable = found.trainable
     if not trainable.parameters:
         raise InputError(
             "expected parameters to train; got none that require a gradient. Declare them with "
             "pyro.param or pyro.module."
         )
-    _check_single_row(evaluator, trainable, rows, first)
+    if processes > 1:
+        for data in (rows, *filter(None, [held_out])):
+            data.part(0, processes)  # raises if it has no parts
+    _check_single_row(evaluator, trainable, rows, first, processes)
     parameters = _parameters_by_place(evaluator, first)
     if parameters:
-        _check_one_batch(parameters[0], rows, held_out)
+        _check_one_batch(parameters[0], rows, held_out, processes)
+    elif processes > 1:
+        _check_parts(evaluator, found, first, processes)
     return bool(parameters)
 
 
@@ -139,32 +148,54 @@ def _parameters_by_place(evaluator: Evaluator, first: Batch) -> list[Tensor]:
         return []
 
 
-def _check_one_batch(parameter: Tensor, rows: Batches, held_out: Batches | None) -> None:
+def _check_one_batch(
+    parameter: Tensor, rows: Batches, held_out: Batches | None, processes: int
+) -> None:
     if len(rows) > 1:
         obstacle = f"{len(rows)} minibatches"
     elif rows.changes_order:
         obstacle = "a loader that changes their order"
     elif held_out is not None:
         obstacle = "held-out rows"
+    elif processes > 1:
+        obstacle = f"{processes} processes"
     else:
         return
     raise InputError(
         f"expected all rows in one batch, in order, for a pair that has parameters for each place "
         f"in it, of shape {tuple(parameter.shape)}; got {obstacle}. Train with batch_size= the "
-        "number of rows and without validation=, or write a guide that computes them from the row."
+        "number of rows, without validation= and in one process, or write a guide that computes "
+        "them from the row."
     )
 
 
+def _check_parts(evaluator: Evaluator, found: Survey, first: Batch, processes: int) -> None:
+    """Raise if the pair draws its rows itself, or counts sites for all rows once in each part."""
+    if found.drawing:
+        plate = found.drawing[0]
+        raise InputError(
+            f"expected rows that fit draws, to train in {processes} processes; got pyro.plate("
+            f"{plate!r}, N, subsample_size=...), which draws them in each. Write pyro.plate("
+            f"{plate!r}, N, subsample=torch.arange(len(x))) with the rows x as they come, and pass "
+            "batch_size= the number to draw."
+        )
+    rows = -(-row_count(first) // processes)
+    part = evaluator.survey(take_rows(first, slice(0, rows)))
+    if part.outside and part.plate_size == rows:
+        raise InputError(
+            f"expected every site in the plate over the rows, or a plate of the full size N, to "
+            f"train in {processes} processes; got {', '.join(part.outside[:4])} outside of a plate "
+            'of a minibatch. Write pyro.plate("data", N, subsample=torch.arange(len(x))).'
+        )
+
+
 def _check_single_row(
-    evaluator: Evaluator, trainable: Trainable, rows: Batches, first: Batch
+    evaluator: Evaluator, trainable: Trainable, rows: Batches, first: Batch, processes: int
 ) -> None:
-    """Raise if the last minibatch has one row and a layer can't train on a single row."""
-    if rows.row_counts is None:
+    """Raise if a part of a minibatch has one row and a layer can't train on a single row."""
+    if rows.row_counts is None or not _has_single_row(*rows.row_counts, processes):
         return
-    size, count = rows.row_counts
-    if count == 0 or count % size != 1 % size:
-        return
-    with _rehearsal(trainable), explained_single_row(rows):
+    with _rehearsal(trainable), explained_single_row(rows, processes):
         try:
             evaluator.objective(evaluator.model, evaluator.guide, *take_rows(first, slice(0, 1)))
         except ValueError as error:
@@ -173,9 +204,15 @@ def _check_single_row(
             # any other error comes up again in the step itself, which explains it
 
 
+def _has_single_row(size: int, count: int, processes: int) -> bool:
+    """Whether a part of a minibatch has one row, of ``count`` rows in minibatches of ``size``."""
+    batches = {min(size, count), count % size} - {0}
+    return any(1 in (rows // processes, -(-rows // processes)) for rows in batches)
+
+
 @contextmanager
-def explained_single_row(rows: Batches) -> Iterator[None]:
-    """Say what to do where a layer refuses a minibatch of one row.
+def explained_single_row(rows: Batches, processes: int = 1) -> Iterator[None]:
+    """Say what to do where a layer refuses a minibatch, or a process's part of it, of one row.
 
     Raises:
         InputError: instead of the layer's own error.
@@ -185,17 +222,21 @@ def explained_single_row(rows: Batches) -> Iterator[None]:
     except ValueError as error:
         if not str(error).startswith(_ONE_ROW):
             raise
-        actual, remedy = "a minibatch with a single row", ""
+        actual, remedy = "a minibatch with a single row", "Leave out or add a row, "
         if rows.row_counts is not None:
             size, count = rows.row_counts
-            actual = f"{count} rows in minibatches of {size}, so that one has a single row"
-            sizes = range(max(size, 2), max(size, 2) + 3)
-            fitting = next((n for n in sizes if count > 1 and count % n != 1), None)
-            if fitting is not None:
-                remedy = f"give batch_size={fitting} or, to a DataLoader, drop_last=True, "
+            among = f" among {processes} processes" if processes > 1 else ""
+            actual = f"{count} rows in minibatches of {size}{among}, so that one has a single row"
+            sizes = range(size, size + 3 * processes + 1)
+            fitting = next((n for n in sizes if not _has_single_row(n, count, processes)), None)
+            if processes > 1:
+                give = f"give batch_size={fitting}, " if fitting is not None else ""
+                remedy = f"Start fewer processes, {give}"
+            elif fitting is not None:
+                remedy += f"give batch_size={fitting} or, to a DataLoader, drop_last=True, "
         raise InputError(
             "expected at least 2 rows in every minibatch, for a layer such as BatchNorm; got "
-            f"{actual}. Leave out or add a row, {remedy}or use LayerNorm instead."
+            f"{actual}. {remedy}or use LayerNorm instead."
         ) from error
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import pyro.infer
 import torch
 
-from pyrovae.data import Batches, Data, Transform, as_batches, check_arguments, row_kinds
+from pyrovae.data import (
+    ArrayBatches,
+    Batches,
+    Data,
+    Transform,
+    as_batches,
+    check_arguments,
+    row_count,
+    row_kinds,
+)
 from pyrovae.errors import InputError
 from pyrovae.pairs import AsFound, PyroFunction, check_parameters, modules_of
 from pyrovae.progress import progress_bar
@@ -26,10 +35,11 @@ from pyrovae.training.checks import (
     explained_single_row,
     make_optimizer,
 )
+from pyrovae.training.distributed import Ranks, join, own_device
+from pyrovae.training.fingerprint import of_pair
 from pyrovae.training.history import Fit
 from pyrovae.training.loop import Evaluator, Settings, Trainer
 from pyrovae.training.objectives import Objective, as_objective, elbo
-from pyrovae.training.trainable import Trainable
 
 
 def adam(lr: float = 1e-3, **settings: Any) -> OptimizerFactory:
@@ -162,14 +172,16 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             _check_same_kinds(rows, held_out)
         evaluator = Evaluator(model, guide, as_objective(objective), transform)
         target = None if device is None else torch.device(device)
-        trainable, in_order = _set_up(evaluator, rows, held_out, target)
+        ranks, in_order = _set_up(evaluator, rows, held_out, target)
+        parameters = ranks.trainable.parameters.values()
         trainer = Trainer(
             evaluator=evaluator,
-            trainable=trainable,
-            new_optimizer=partial(make_optimizer, factory, trainable.parameters.values()),
+            trainable=ranks.trainable,
+            new_optimizer=partial(make_optimizer, factory, parameters),
             train=rows,
             validation=held_out,
             settings=settings,
+            ranks=ranks,
             in_order=in_order,
         )
     return _run(trainer, path, progress)
@@ -177,13 +189,13 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
 
 def _set_up(
     evaluator: Evaluator, rows: Batches, held_out: Batches | None, device: torch.device | None
-) -> tuple[Trainable, bool]:
+) -> tuple[Ranks, bool]:
     """Find the parameters on the first batch, check that they can be trained, move them.
 
     A pair that is refused is left as it was.
 
     Returns:
-        the parameters, and whether the rows have to keep their order.
+        the processes that train the pair, and whether the rows have to keep their order.
     """
     first = rows.first()
     functions = evaluator.model, evaluator.guide
@@ -193,30 +205,48 @@ def _set_up(
     home = next((p.device for module in modules for p in module.parameters()), first[0].device)
     evaluator.device = home
     check_parameters(modules)
+    target = own_device(device or home)
+    rank, processes = join(target)
     snapshot = AsFound(modules)
     try:
         first = evaluator.prepared_once(first)
         with explained_single_row(rows):
-            trainable = evaluator.survey(first)
-        in_order = check_before(evaluator, trainable, rows, held_out, first=first)
+            found = evaluator.survey(first)
+        in_order = check_before(evaluator, found, rows, held_out, first=first, processes=processes)
     except BaseException:
         snapshot.put_back()
         raise
-    if device is not None:
-        evaluator.device = device
-        trainable.to(evaluator.device)
-    return trainable, in_order
+    if device is not None or target != home:
+        evaluator.device = target
+        found.trainable.to(target)
+    return Ranks(found.trainable, rank, processes), in_order
 
 
 def _run(trainer: Trainer, path: Path | None, progress: bool | None) -> Fit:
     """Train, from a checkpoint if there is one, and leave the modes as they were."""
-    settings, steps = trainer.settings, len(trainer.train)
-    with trainer.trainable.modes_restored():
+    settings, steps, ranks = trainer.settings, len(trainer.train), trainer.ranks
+    if not ranks.is_first:
+        progress = False
+    ranks.check_same(partial(_facts, trainer))
+    with ranks.failing_together(), trainer.trainable.modes_restored():
+        ranks.align()
         if path is not None:
             trainer.begin(path)
         total = steps * (settings.epochs + settings.average)
         with progress_bar("epoch 1", total, done=steps * trainer.epoch, progress=progress) as bar:
             return trainer.run(bar, path)
+
+
+def _facts(trainer: Trainer) -> dict[str, str]:
+    """What all processes must have in common, as text by name."""
+    facts = {"settings": str(trainer.settings)}
+    for name, data in (("training", trainer.train), ("validation", trainer.validation)):
+        if data is not None:
+            with seeded_everywhere(0, "rows to compare"):  # items may be random
+                first = data.first()
+            digest = ArrayBatches(first, row_count(first)).fingerprint()
+            facts[f"{name} rows"] = f"{digest}, {data.row_counts}"
+    return facts | of_pair(trainer.trainable)
 
 
 def _factors(schedule: Callable[[int], float] | None, epochs: int) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -25,10 +25,11 @@ from pyrovae.saving import check_room
 from pyrovae.torch_modes import alone
 from pyrovae.training.averaging import EpochMean, merged, statistics_anew
 from pyrovae.training.checkpoint import Checkpoint, load, save
+from pyrovae.training.distributed import Ranks
 from pyrovae.training.fingerprint import described, of_optimizer, of_pair
 from pyrovae.training.history import Fit, History, Stopped
 from pyrovae.training.objectives import Objective, log_density, paired_traces
-from pyrovae.training.trainable import Trainable, survey
+from pyrovae.training.trainable import Survey, Trainable, survey
 
 T = TypeVar("T")
 
@@ -57,6 +58,9 @@ class NonFiniteLoss(ArithmeticError):
         )
         self.epoch, self.step = epoch, step
         self.sites, self.parameters = sites, parameters
+
+    def __reduce__(self) -> tuple[type[NonFiniteLoss], tuple[Any, ...]]:
+        return type(self), (self.epoch, self.step, self.sites, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Evaluator:
         total = self.objective(self.model, self.guide, *batch, kl_weight=kl_weight)
         return total / self._plate_sizes[count]
 
-    def survey(self, batch: Batch) -> Trainable:
+    def survey(self, batch: Batch) -> Survey:
         """Run the pair on a batch to see what can be trained and how large its plate is."""
         run = partial(survey, self.objective, self.model, self.guide, batch)
         try:
@@ -121,7 +125,7 @@ class Evaluator:
         except ValueError as error:
             result = unchecked(run, error)  # the step that follows says where a NaN is
         self._plate_sizes[row_count(batch)] = result.plate_size
-        return result.trainable
+        return result
 
     def prepared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches on the device, transformed with draws from torch's current random state."""
@@ -167,6 +171,7 @@ class Trainer:
     train: Batches
     validation: Batches | None
     settings: Settings
+    ranks: Ranks
     in_order: bool = False
     epoch: int = 0
     best_epoch: int = 0
@@ -203,7 +208,7 @@ class Trainer:
         held_out = "" if math.isnan(validation) else f" · validation {validation:.2f}"
         bar.update(f"epoch {self.epoch} · ELBO {train:.2f}{held_out}")
         if path is not None:
-            save(self._checkpoint(), path)
+            self.ranks.from_first(lambda: save(self._checkpoint(), path))
 
     def _train_and_validate(self, bar: Bar) -> tuple[float, float]:
         self._set_rates(self.epoch)
@@ -265,12 +270,16 @@ class Trainer:
             InputError: if the disk has no room for it, the order of the data can't be repeated, or
                 the checkpoint is of another run or of more epochs than this one may have.
         """
+        checkpoint = self.ranks.from_first(lambda: self._found(path))
+        if checkpoint is not None:
+            self._load(checkpoint)
+
+    def _found(self, path: Path) -> Checkpoint | None:
         exists = path.exists()
         # While a new checkpoint is written, the old one is still there.
         check_room(path.parent, self._least_size() * (1 if exists else 2))
         fingerprint = self.fingerprint  # taken now, as steps may change the optimizer's settings
-        if exists:
-            self._load(load(path, fingerprint))
+        return load(path, fingerprint) if exists else None
 
     def _least_size(self) -> int:
         """The least size of a checkpoint in bytes, with the moments of Adam and its variants."""
@@ -342,43 +351,58 @@ class Trainer:
     def _train_epoch(self, bar: Bar, after_step: Callable[[], None] | None = None) -> float:
         self.trainable.train(True)
         weight = self.settings.kl_weight(self.epoch)
-        total, count = 0.0, 0
-        with seeded_everywhere(self.settings.seed, "training epoch", self.epoch):
-            batches = self.train.ordered() if self.in_order else self.train.shuffled()
+        total, count, step = 0.0, 0, 0
+        order = seeded_everywhere(self.settings.seed, "training epoch", self.epoch)
+        with order, self.ranks.batches(self.train, in_order=self.in_order) as batches:
             for step, batch in enumerate(self.evaluator.prepared(batches), 1):
                 total += self._step(batch, weight, step) * row_count(batch)
                 count += row_count(batch)
                 if after_step is not None:
                     after_step()
                 bar.tick()
+            for _ in self.ranks.steps_without_rows(step, len(self.train)):
+                self.optimizer.zero_grad()
+                self._update(0)
+                if after_step is not None:
+                    after_step()
+        total, all_rows = self.ranks.total(total, count)
+        if self.trainable.buffers:
+            self.ranks.align()
         late_names = set(pyro.get_param_store().keys()) - self.known_names
         if late_names:
             raise InputError(
                 f"expected every pyro.param statement to be run on the first batch; got "
                 f"{late_names} later, which were not trained. Run the statements on every batch."
             )
-        return total / count
+        return total / all_rows
 
     def _step(self, batch: Batch, weight: float, step: int) -> float:
         mean = self._evaluate(batch, weight, step)
         self.optimizer.zero_grad()
         (-mean).backward()
+        self._update(row_count(batch))
+        return mean.item()
+
+    def _update(self, rows: int) -> None:
+        """One update of all parameters, by the gradient of this many rows and of other ranks'."""
+        self.ranks.average_gradients(rows)
         if self.settings.clip_norm is not None:
             parameters = self.trainable.parameters.values()
             torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         self.optimizer.step()
-        return mean.item()
 
     def _validate(self) -> float:
         if self.validation is None:
             return math.nan
         self.trainable.train(False)
         total, count = 0.0, 0
-        with torch.no_grad(), seeded_everywhere(self.settings.seed, "validation"):
-            for batch in self.evaluator.prepared(self.validation.ordered()):
+        draws = seeded_everywhere(self.settings.seed, "validation")
+        with torch.no_grad(), draws, self.ranks.batches(self.validation, in_order=True) as batches:
+            for batch in self.evaluator.prepared(batches):
                 total += self._evaluate(batch, 1.0, 0).item() * row_count(batch)
                 count += row_count(batch)
-        return total / count
+        total, all_rows = self.ranks.total(total, count)
+        return total / all_rows
 
     def _evaluate(self, batch: Batch, weight: float, step: int) -> Tensor:
         """The mean objective, checked to be finite before it can reach a parameter."""

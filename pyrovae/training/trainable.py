@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrovae.data import Batch, row_count
@@ -90,10 +91,19 @@ class Trainable:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one run of a pair shows: what can be trained, and the full size of its plate."""
+    """What one run of a pair shows.
+
+    Args:
+        trainable: what can be trained.
+        plate_size: full size of the plate over the rows.
+        drawing: plates that draw rows by themselves.
+        outside: sample sites, factors among them, in no plate over the rows.
+    """
 
     trainable: Trainable
     plate_size: int
+    drawing: tuple[str, ...]
+    outside: tuple[str, ...]
 
 
 def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch: Batch) -> Survey:
@@ -116,7 +126,13 @@ def survey(objective: Objective, model: PyroFunction, guide: PyroFunction, batch
             if parameter.requires_grad and id(parameter) not in in_store:
                 parameters[f"{i}.{name}"] = parameter
     _check_complete(parameters.values(), value)
-    return Survey(Trainable(parameters, roots), recorder.plate_size(row_count(batch)))
+    rows = row_count(batch)
+    return Survey(
+        Trainable(parameters, roots),
+        recorder.plate_size(rows),
+        tuple(recorder.drawing),
+        recorder.outside(rows),
+    )
 
 
 def _check_complete(parameters: Iterable[Tensor], value: Tensor) -> None:
@@ -133,10 +149,12 @@ def _check_complete(parameters: Iterable[Tensor], value: Tensor) -> None:
 
 @dataclass(eq=False)
 class _Recorder(Messenger):
-    """Record the names of parameters and the plates around sample sites."""
+    """Record the names of parameters, and sample sites with the plates around them."""
 
     names: dict[str, None] = field(default_factory=dict)
     frames: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+    drawing: dict[str, None] = field(default_factory=dict)
+    sites: dict[str, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -144,10 +162,28 @@ class _Recorder(Messenger):
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         self.names[msg["name"]] = None
 
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if site_is_subsample(msg) and msg["value"] is None:
+            size, subsample_size = msg["fn"].size, msg["fn"].subsample_size
+            if subsample_size is not None and subsample_size < size:
+                self.drawing[msg["name"]] = None
+
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        sizes = set()
         for frame in msg["cond_indep_stack"]:
             full = frame.size if frame.full_size is None else frame.full_size
             self.frames[frame.name, int(frame.size), int(full)] += 1
+            sizes |= {int(frame.size), int(full)}
+        if not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
+            self.sites[msg["name"]] = sizes
+
+    def outside(self, rows: int) -> tuple[str, ...]:
+        """Sites with no plate around them that fits the rows."""
+        return tuple(
+            name
+            for name, sizes in self.sites.items()
+            if not any(number in (rows, -1) for number in sizes)
+        )
 
     def plate_size(self, rows: int) -> int:
         """Full size of the plate over the rows: of those that fit, the one around most sites."""

@@ -1,0 +1,207 @@
+"""Several processes train what one does, and fail together."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ranks
+import torch
+
+from pyrovae.command.cli import main
+from pyrovae.training.distributed import join, own_device
+
+LIMIT = 120  # seconds until a run counts as one that hangs
+
+
+def launch(name: str, folder: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a function of ``ranks.py`` by torchrun."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(f"--nproc-per-node={processes}", ranks.__file__, name, str(folder)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def seen(name: str, folder: Path, processes: int = 2) -> list[dict[str, Any]]:
+    """What each process wrote down."""
+    done = launch(name, folder, processes)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Numbers agree but for rounding, words exactly."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, str):
+            assert actual[name] == value, name
+        else:
+            np.testing.assert_allclose(actual[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def courses(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return seen("courses", tmp_path_factory.mktemp("courses"))
+
+
+@pytest.mark.parametrize("name", ranks.COURSES)
+def test_two_processes_train_what_one_does(courses: list[dict[str, Any]], name: str) -> None:
+    first, second = (theirs[name] for theirs in courses)
+    assert first == second
+    alone = ranks.course(name)
+    assert_close(first, alone)
+    if name == "early stopping":
+        assert alone["stopped"] == "patience" and alone["best"] < len(alone["train"]) < 60
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return seen("streams", tmp_path_factory.mktemp("streams"))
+
+
+def test_all_begin_with_the_values_of_the_first(streams: list[dict[str, Any]]) -> None:
+    assert [theirs["initial"] for theirs in streams] == 2 * [ranks.state(ranks.vae(0))]
+
+
+def test_buffers_and_parameters_are_the_same_at_the_end(streams: list[dict[str, Any]]) -> None:
+    first, second = (theirs["networks"] for theirs in streams)
+    assert first == second
+    assert all(math.isfinite(number) for values in first for number in values)
+
+
+def test_each_process_draws_from_a_stream_of_its_own(streams: list[dict[str, Any]]) -> None:
+    first, second = (torch.tensor(theirs["drawn"][1:]) for theirs in streams)  # 0: the setup
+    assert first.shape == second.shape == (1, 5)
+    assert (first != second).all()
+    assert all(theirs["random state kept"] for theirs in streams)
+
+
+def test_the_objective_of_parts_has_the_mean_of_that_of_the_whole(
+    streams: list[dict[str, Any]],
+) -> None:
+    parts, whole = np.array(streams[0]["estimates"]), np.array(ranks.frozen())
+    assert streams[0]["estimates"] == streams[1]["estimates"]
+    assert len(set(parts)) == len(parts)
+    error = math.sqrt((parts.var(ddof=1) + whole.var(ddof=1)) / len(whole))
+    assert abs(parts.mean() - whole.mean()) < 4 * error
+    # as many draws go into an epoch: the variances agree within 4 standard errors of their ratio
+    assert abs(math.log(parts.var() / whole.var())) < 4 * math.sqrt(2 * 2 / (len(whole) - 1))
+
+
+# What fails in one process: kind and words of the error in each of the two.
+FAILURES = {
+    "not finite": ("NonFiniteLoss", "epoch 1, step 1, from the log density at z, x"),
+    "not finite in validation": ("NonFiniteLoss", "the validation after epoch 1"),
+    "an error of the transform": ("RuntimeError", "the file of the second process is gone"),
+    "an error that can't travel": ("RuntimeError", "here, and there"),
+    "a full disk": ("OSError", "no space left"),
+}
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return seen("failures", tmp_path_factory.mktemp("failures"))
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_where_one_process_fails_all_end_with_its_error(
+    failures: list[dict[str, Any]], name: str
+) -> None:
+    kind, words = FAILURES[name]
+    errors = [theirs[name] for theirs in failures]
+    assert all(words in error[1] for error in errors)
+    told = [error for error in errors if len(error) == 3]
+    (own,) = [error for error in errors if len(error) == 2]
+    assert [error[0] for error in told] == [kind]
+    assert own[0] == ("Unportable" if "travel" in name else kind)
+    assert told[0][2] == f"This happened on rank {errors.index(own)}."
+    assert [theirs["none"] for theirs in failures] == [[], []]  # and the next run is none the worse
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return seen("refusals", tmp_path_factory.mktemp("refusals"))
+
+
+# What is refused, and what the refusal says that works.
+REMEDIES = {
+    "a loader": "Pass its data set, loader.dataset, and batch_size=8",
+    "a loader for validation": "Pass its data set, loader.dataset, and batch_size=8",
+    "small minibatches": "Pass batch_size=2 or more",
+    "drawn rows": "Write pyro.plate('data', N, subsample=torch.arange(len(x)))",
+    "a latent for all": 'Write pyro.plate("data", N, subsample=torch.arange(len(x)))',
+    "parameters by place": "write a guide that computes them from the row",
+    "a single row for BatchNorm": "give batch_size=4",
+    "rows of each process": "got other training rows in some. Give each of them all rows",
+    "seeds of each process": "got other settings in some. Give each of them",
+    "pairs of each process": "got other tensor loc",
+}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_what_parts_would_not_train_is_refused_with_a_remedy(
+    refusals: list[dict[str, Any]], name: str
+) -> None:
+    for theirs in refusals:
+        refused, followed = theirs[name]
+        assert refused[0] == "InputError" and REMEDIES[name] in refused[1]
+        assert followed == []
+
+
+def test_a_killed_run_goes_on_in_more_processes_and_in_one(tmp_path: Path) -> None:
+    (tmp_path / "die").touch()
+    start = time.monotonic()
+    assert launch("killed", tmp_path).returncode != 0
+    assert time.monotonic() - start < LIMIT / 2
+    left = (tmp_path / "run.pt").read_bytes()
+    (tmp_path / "die").unlink()
+    in_three = seen("killed", tmp_path, 3)
+    assert in_three[0] == in_three[1] == in_three[2]
+    (tmp_path / "run.pt").write_bytes(left)
+    in_one = ranks.killed(tmp_path)
+    whole = ranks.course("uneven", epochs=6)
+    assert_close(in_three[0], whole)
+    assert_close(in_one, whole)
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert join(cpu) == (0, 1)
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert join(cpu) == (0, 1)
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_gpu_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, any_gpu, third = torch.device("cpu"), torch.device("cuda"), torch.device("cuda:2")
+    assert own_device(any_gpu) == any_gpu
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device(cpu) == cpu
+    assert own_device(any_gpu) == own_device(torch.device("cuda:0")) == torch.device("cuda:1")
+    assert own_device(third) == third
+
+
+def test_the_command_runs_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["analyze"]) == 2
+    assert "expected one process; got 2, started by torchrun" in capsys.readouterr().err
