@@ -151,21 +151,24 @@ def _parameters_by_place(evaluator: Evaluator, first: Batch) -> list[Tensor]:
 def _check_one_batch(
     parameter: Tensor, rows: Batches, held_out: Batches | None, processes: int
 ) -> None:
+    if processes > 1:
+        raise InputError(
+            "expected one process for a pair that has parameters for each place in a batch, of "
+            f"shape {tuple(parameter.shape)}; got {processes}. Train it without torchrun, or write "
+            "a guide that computes them from the row."
+        )
     if len(rows) > 1:
         obstacle = f"{len(rows)} minibatches"
     elif rows.changes_order:
         obstacle = "a loader that changes their order"
     elif held_out is not None:
         obstacle = "held-out rows"
-    elif processes > 1:
-        obstacle = f"{processes} processes"
     else:
         return
     raise InputError(
         f"expected all rows in one batch, in order, for a pair that has parameters for each place "
         f"in it, of shape {tuple(parameter.shape)}; got {obstacle}. Train with batch_size= the "
-        "number of rows, without validation= and in one process, or write a guide that computes "
-        "them from the row."
+        "number of rows and without validation=, or write a guide that computes them from the row."
     )
 
 
@@ -230,8 +233,8 @@ def explained_single_row(rows: Batches, processes: int = 1) -> Iterator[None]:
             sizes = range(size, size + 3 * processes + 1)
             fitting = next((n for n in sizes if not _has_single_row(n, count, processes)), None)
             if processes > 1:
-                give = f"give batch_size={fitting}, " if fitting is not None else ""
-                remedy = f"Start fewer processes, {give}"
+                larger = f"raise batch_size to {fitting}, " if fitting is not None else ""
+                remedy = f"Start fewer processes, {larger}"
             elif fitting is not None:
                 remedy += f"give batch_size={fitting} or, to a DataLoader, drop_last=True, "
         raise InputError(

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import TypeVar, cast
 
 import torch
@@ -117,20 +117,17 @@ class Ranks:
         """
         if self.count == 1:
             return
-        parameters = list(self.trainable.parameters.values())
-        sums = self._exchange(rows)
-        all_rows, known = sums[1], sums[2 : 2 + len(parameters)].tolist()
-        places = sums[2 + len(parameters) :].split([p.numel() for p in parameters])
-        for parameter, place, any_rank in zip(parameters, places, known, strict=True):
-            mean = (place / all_rows).view_as(parameter).to(parameter.dtype)
-            parameter.grad = mean if any_rank else None
+        all_rows, *known = self._exchange(rows)
+        self._sums.div_(all_rows)
+        for parameter, place, any_rank in zip(*self._places, known, strict=True):
+            parameter.grad = place.view_as(parameter).to(parameter.dtype) if any_rank else None
 
     def total(self, *numbers: float) -> list[float]:
         """The sums of numbers over all ranks, in double precision."""
         if self.count == 1:
             return list(numbers)
         self._exchange()
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self._sums.device)
         distributed.all_reduce(sums)
         return cast("list[float]", sums.tolist())
 
@@ -181,32 +178,34 @@ class Ranks:
                 self._exchange(error=error)
             raise
 
-    def _exchange(self, rows: int = 0, *, error: Exception | None = None) -> Tensor:
-        """The sum over ranks of: failed or not, rows, known gradients, and rows × gradients."""
-        parameters = list(self.trainable.parameters.values())
-        dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
-        head = torch.zeros(2 + len(parameters), dtype=dtype, device=self._device)
-        parts = [head]
-        for i, parameter in enumerate(parameters, 2):
+    def _exchange(self, rows: int = 0, *, error: Exception | None = None) -> list[float]:
+        """Sum over ranks: failed or not, rows, known gradients, and rows × gradients.
+
+        Returns:
+            the number of rows, and the number of ranks that know each gradient. The sums of the
+            gradients are left in their places.
+        """
+        numbers = [float(error is not None), float(rows)]
+        for parameter, place in zip(*self._places, strict=True):
             gradient = parameter.grad if rows else None
+            numbers.append(float(gradient is not None))
             if gradient is None:
-                parts.append(head.new_zeros(parameter.numel()))
+                place.zero_()
                 continue
             if gradient.is_sparse:
                 raise InputError(
                     f"expected dense gradients in {self.count} processes; got a sparse one, of "
                     f"shape {tuple(parameter.shape)}. Make the Embedding with sparse=False."
                 )
-            head[i] = 1
-            parts.append(gradient.flatten().to(dtype) * rows)
-        head[0], head[1] = float(error is not None), rows
-        sums = torch.cat(parts)
+            torch.mul(gradient.flatten(), rows, out=place)
+        self._sums[: len(numbers)] = torch.tensor(numbers)
         self._over = True  # if this very exchange fails, there is no other
-        distributed.all_reduce(sums)
-        if sums[0] > 0:
+        distributed.all_reduce(self._sums)
+        failed, *known = self._sums[: len(numbers)].tolist()
+        if failed:
             self._raise_first(error)
         self._over = False
-        return sums
+        return known
 
     def _raise_first(self, error: Exception | None) -> None:
         """Raise the error of the first rank that has one, unless this rank has one itself."""
@@ -217,9 +216,20 @@ class Ranks:
             first.add_note(f"This happened on rank {rank}.")
             raise first
 
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.trainable.parameters.values())).device
+    @cached_property
+    def _sums(self) -> Tensor:
+        """The vector that is summed; it is the same memory in every exchange."""
+        parameters = self.trainable.parameters.values()
+        dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+        size = 2 + sum(1 + parameter.numel() for parameter in parameters)
+        return torch.zeros(size, dtype=dtype, device=next(iter(parameters)).device)
+
+    @cached_property
+    def _places(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters, and the place of each one's gradient in the vector."""
+        parameters = list(self.trainable.parameters.values())
+        gradients = self._sums[2 + len(parameters) :]
+        return parameters, list(gradients.split([p.numel() for p in parameters]))
 
 
 def _portable(error: Exception) -> Exception:

@@ -93,6 +93,12 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     the validation flags are left as they were. Pyro's and torch's argument checks, if they are on,
     run in the first epoch, which sees every row, and are off after it.
 
+    Started by ``torchrun``, or with a group of ``torch.distributed`` that the script has made, all
+    processes train the pair together. Each takes its part of the rows of every minibatch, and a
+    step follows the mean gradient over all of these: ``batch_size`` is that of the whole. Latents
+    are drawn from a stream for each process. What follows in the script runs in every one of them;
+    ``if os.environ.get("RANK", "0") == "0":`` lets one do it.
+
     Args:
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either
             ``pyro.plate("data", len(x))`` or one of the full size N with ``subsample=``.
@@ -127,7 +133,8 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             epoch's number 1, …, ``epochs``; all steps of an epoch have the same. In the epochs of
             ``average`` it stays as it was in the best epoch. ``lambda epoch: 0.99**epoch``, say.
         seed: fixes all random choices: initial values drawn by the pair, shuffling, latent draws.
-        device: where to train; by default where the pair's parameters are.
+        device: where to train; by default where the pair's parameters are. Among several
+            processes ``"cuda"`` is a GPU for each, number ``LOCAL_RANK``.
         checkpoint: file to write after each epoch. A ``Dataset`` or ``DataLoader`` is read once
             more for it, as the file holds a digest of the data.
         resume: go on from ``checkpoint`` if it exists; ``average`` may be larger than it was, and

@@ -80,6 +80,11 @@ UNREACHABLE = {
     "expected optimizer= to make": "the optimizer is the command's own",
     "expected validation data for patience": "the command has validation data",
     "expected a file to resume from": "the command has a checkpoint",
+    "expected rows that can be divided among": "the command runs in one process",
+    "expected a row of each minibatch": "the command runs in one process",
+    "expected rows that fit draws": "the command runs in one process",
+    "expected every site in the plate over": "the command runs in one process",
+    "expected dense gradients": "the command runs in one process",
 }
 
 

@@ -1,0 +1,89 @@
+"""Rows that `pyrovae.fit` trains on a second in one process and in two or more, by torchrun.
+
+The pair is the 784-300-300-40 Bernoulli VAE of `fit_step.py`, in minibatches of 1,000 rows whatever
+the number of processes; each has one thread, and should have a core. The numbers of processes take
+turns, so that a busy machine is busy for all of them; the fastest epoch, the least disturbed one,
+makes the ratio, and the median stands beside it. An epoch's time is that of the process that takes
+longest; the first one of each run, with its checks, doesn't count.
+
+    python benchmarks/ranks.py --processes 1 2 --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from fit_step import LEARNING_RATE, PIXELS, vae
+from rich.console import Console
+from rich.table import Table
+
+from pyrovae.training.fit import adam, fit
+
+
+def train(batch: int, steps: int, epochs: int, out: Path) -> None:
+    """Train in this process and those beside it, and write down the seconds of each epoch."""
+    torch.manual_seed(0)
+    pair, x = vae(), torch.rand(batch * steps, PIXELS).round()
+    settings = {"epochs": epochs, "batch_size": batch, "progress": False}
+    run = fit(pair.model, pair.guide, x, optimizer=adam(LEARNING_RATE), **settings)
+    seconds = run.history.seconds[1:].tolist()
+    (out / f"{os.environ['RANK']}.json").write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def seconds(processes: int, options: argparse.Namespace) -> list[float]:
+    """Seconds of each epoch but the first, in a run of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        sizes = [f"--{name}={getattr(options, name)}" for name in ("batch", "steps", "epochs")]
+        subprocess.run(
+            [sys.executable, *torchrun, __file__, "--out", folder, *sizes],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+        texts = [path.read_text(encoding="utf-8") for path in Path(folder).glob("*.json")]
+    return [max(epoch) for epoch in zip(*map(json.loads, texts), strict=True)]
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="how many")
+    parser.add_argument("--batch", type=int, default=1000, help="rows in a minibatch")
+    parser.add_argument("--steps", type=int, default=20, help="steps in an epoch (default 20)")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs in a run (default 4)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each (default 3)")
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.out is not None:
+        train(options.batch, options.steps, options.epochs, options.out)
+        return
+    times: dict[int, list[float]] = {number: [] for number in options.processes}
+    for _ in range(options.rounds):
+        for number in options.processes:
+            times[number] += seconds(number, options)
+    rows = options.batch * options.steps
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    table = Table(title=f"training in minibatches of {options.batch}, one thread each; load {load}")
+    for column in ("processes", "fastest / (rows/s)", "median / (rows/s)", "ratio", "of medians"):
+        table.add_column(column, justify="right")
+    base = times[options.processes[0]]
+    for number, taken in times.items():
+        fastest, median = min(taken), statistics.median(taken)
+        ratios = (min(base) / fastest, statistics.median(base) / median)
+        speeds = (f"{rows / fastest:,.0f}", f"{rows / median:,.0f}")
+        table.add_row(str(number), *speeds, *(f"{ratio:.2f}" for ratio in ratios))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
