@@ -26,6 +26,7 @@ from pyrovae.pairs import AsFound, PyroFunction, check_parameters, modules_of
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, seeded_everywhere
 from pyrovae.torch_modes import plain
+from pyrovae.training.captured import Capture
 from pyrovae.training.checkpoint import check_path
 from pyrovae.training.checks import (
     OptimizerFactory,
@@ -82,6 +83,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool | None = None,
+    capture: Capture = "auto",
 ) -> Fit:
     """Train a Pyro pair by maximising the mean of an objective, the ELBO, per datum.
 
@@ -141,6 +143,9 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             before the first epoch of it ``epochs``, too. With other data, other settings or another
             pair this is refused.
         progress: show a progress bar; by default if stderr is a terminal.
+        capture: ``"auto"`` records the tensor operations of a step once and replays them, which
+            takes Pyro's handlers, Python and autograd out of the steps that follow and changes no
+            bit of the result; ``"off"`` doesn't. See below.
 
     Returns:
         the history, the best epoch and why training stopped.
@@ -190,6 +195,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             settings=settings,
             ranks=ranks,
             in_order=in_order,
+            capture=capture,
         )
     return _run(trainer, path, progress)
 

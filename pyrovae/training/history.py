@@ -79,6 +79,7 @@ class Fit(Result):
             epoch's before; see ``averaged``.
         stopped: ``"epochs"`` if all epochs were run, ``"patience"`` if validation had stalled.
         seed: the seed that reproduces the run.
+        capture: which of its steps were replayed without Pyro, and why not the others, in words.
 
     >>> import pyrovae as pv, torch
     >>> vae = pv.VAE(pv.mlp_encoder((4,), 2), pv.mlp_decoder(2, (4,)), pv.StandardNormal(2))
@@ -91,6 +92,7 @@ class Fit(Result):
     best_epoch: int
     stopped: Stopped
     seed: int
+    capture: str = ""
 
     @property
     def train(self) -> float:

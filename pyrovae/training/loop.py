@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,17 +18,20 @@ from torch import Tensor
 
 from pyrovae.data import Batch, Batches, Transform, row_count
 from pyrovae.errors import InputError
-from pyrovae.pairs import PyroFunction, check_dtypes
+from pyrovae.pairs import AsFound, PyroFunction, check_dtypes
 from pyrovae.progress import Bar
 from pyrovae.randomness import seeded_everywhere
 from pyrovae.saving import check_room
 from pyrovae.torch_modes import alone
 from pyrovae.training.averaging import EpochMean, merged, statistics_anew
+from pyrovae.training.captured import Capture, Results, Steps
 from pyrovae.training.checkpoint import Checkpoint, load, save
 from pyrovae.training.distributed import Ranks
 from pyrovae.training.fingerprint import described, of_optimizer, of_pair
+from pyrovae.training.fused_adam import update_of
 from pyrovae.training.history import Fit, History, Stopped
-from pyrovae.training.objectives import Objective, log_density, paired_traces
+from pyrovae.training.objectives import Objective, elbo, log_density, paired_traces
+from pyrovae.training.replay import NotRepeatable
 from pyrovae.training.trainable import Survey, Trainable, survey
 
 T = TypeVar("T")
@@ -173,6 +176,7 @@ class Trainer:
     settings: Settings
     ranks: Ranks
     in_order: bool = False
+    capture: Capture = "auto"
     epoch: int = 0
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -184,6 +188,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizer = self.new_optimizer()
+        objective = self.evaluator.objective
+        # Only of the library's own objective is it known that the weight may be a tensor.
+        any_weight = self.settings.kl_warmup > 0 and getattr(objective, "func", objective) is elbo
+        self.steps = Steps(self.evaluator, self.trainable, self.capture, any_weight)
         if self.settings.lr_factors:
             self.rates = rates_of(self.optimizer)
 
@@ -195,7 +203,7 @@ class Trainer:
         while self.averaged_epochs < self.settings.average:
             self._run_epoch(self._train_and_average, bar, path)
         history = History.from_lists(self.columns, self.averaged_epochs)
-        return Fit(history, self._keep_best(), stopped, self.settings.seed)
+        return Fit(history, self._keep_best(), stopped, self.settings.seed, self.steps.account)
 
     def _run_epoch(
         self, epoch: Callable[[Bar], tuple[float, float]], bar: Bar, path: Path | None
@@ -224,7 +232,7 @@ class Trainer:
         self._set_rates(self.best_epoch)
         before = {name: buffer.clone() for name, buffer in trainable.buffers.items()}
         epoch = EpochMean(trainable.parameters)
-        train = self._train_epoch(bar, epoch.add)
+        train = self._train_epoch(bar, epoch)
         last = trainable.state()
         trainable.load(last | merged(self.mean, self.averaged_steps, epoch))
         if not all(torch.equal(buffer, last[name]) for name, buffer in before.items()):
@@ -348,23 +356,47 @@ class Trainer:
             **of_pair(self.trainable),
         }
 
-    def _train_epoch(self, bar: Bar, after_step: Callable[[], None] | None = None) -> float:
+    def _train_epoch(self, bar: Bar, mean: EpochMean | None = None) -> float:
+        """One pass with steps; anew, if what was replayed in it turns out to be something else."""
+        settings = self.settings
+        to_come = settings.epochs + settings.average - self.epoch + 1
+        if not self.steps.begin(self.epoch, to_come, settings.kl_weight(self.epoch)):
+            return self._pass(bar, mean)
+        state, found = self.trainable.state(), AsFound(self.trainable.modules)
+        optimizer_state = deepcopy(self.optimizer.state_dict())
+        try:
+            return self._pass(bar, mean)
+        except NotRepeatable as error:
+            self.trainable.load(state)
+            found.put_back()
+            self.optimizer.load_state_dict(optimizer_state)
+            self.steps.give_up(str(error))
+            return self._pass(bar, mean)
+
+    def _pass(self, bar: Bar, mean: EpochMean | None) -> float:
         self.trainable.train(True)
-        weight = self.settings.kl_weight(self.epoch)
+        weight, update = self.settings.kl_weight(self.epoch), update_of(self.optimizer)
         total, count, step = 0.0, 0, 0
+        if mean is not None:
+            mean.steps = 0
         order = seeded_everywhere(self.settings.seed, "training epoch", self.epoch)
         with order, self.ranks.batches(self.train, in_order=self.in_order) as batches:
-            for step, batch in enumerate(self.evaluator.prepared(batches), 1):
-                total += self._step(batch, weight, step) * row_count(batch)
-                count += row_count(batch)
-                if after_step is not None:
-                    after_step()
-                bar.tick()
+            try:
+                for step, batch in enumerate(self.evaluator.prepared(batches), 1):
+                    total += self._step(batch, weight, step, update) * row_count(batch)
+                    count += row_count(batch)
+                    if mean is not None:
+                        mean.add()
+                    bar.tick()
+                self.steps.end()
+            except NotRepeatable:
+                bar.tick(-step)
+                raise
             for _ in self.ranks.steps_without_rows(step, len(self.train)):
                 self.optimizer.zero_grad()
-                self._update(0)
-                if after_step is not None:
-                    after_step()
+                self._update(0, update)
+                if mean is not None:
+                    mean.add()
         total, all_rows = self.ranks.total(total, count)
         if self.trainable.buffers:
             self.ranks.align()
@@ -376,20 +408,44 @@ class Trainer:
             )
         return total / all_rows
 
-    def _step(self, batch: Batch, weight: float, step: int) -> float:
-        mean = self._evaluate(batch, weight, step)
-        self.optimizer.zero_grad()
-        (-mean).backward()
-        self._update(row_count(batch))
+    def _step(self, batch: Batch, weight: float, step: int, update: Callable[[], object]) -> float:
+        captured = self.steps.captured(batch)
+        if captured is None:
+            mean = self._evaluate(batch, weight, step)
+            self.optimizer.zero_grad()
+            (-mean).backward()
+        else:
+            mean = self._replay(captured, batch, weight, step)
+        self._update(row_count(batch), update)
         return mean.item()
 
-    def _update(self, rows: int) -> None:
+    def _update(self, rows: int, update: Callable[[], object]) -> None:
         """One update of all parameters, by the gradient of this many rows and of other ranks'."""
         self.ranks.average_gradients(rows)
         if self.settings.clip_norm is not None:
             parameters = self.trainable.parameters.values()
             torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        self.optimizer.step()
+        update()
+
+    def _replay(
+        self, captured: Callable[[Batch, float], Results], batch: Batch, weight: float, step: int
+    ) -> Tensor:
+        """The mean objective, checked to be finite, with the gradients where an update finds them.
+
+        Raises:
+            NotRepeatable: if it is not finite, and the pair's is.
+        """
+        restore_random_state = _random_state(self.evaluator.device)
+        mean, *gradients = captured(batch, weight)
+        if not math.isfinite(mean.item()):
+            restore_random_state()
+            self._evaluate(batch, weight, step)
+            raise NotRepeatable("its loss is finite where the one replayed is not")
+        if not type(self.optimizer).__module__.startswith("torch.optim."):
+            gradients = [g if g is None else g.clone() for g in gradients]  # it may keep them
+        for parameter, gradient in zip(self.trainable.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        return mean
 
     def _validate(self) -> float:
         if self.validation is None:

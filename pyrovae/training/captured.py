@@ -1,0 +1,277 @@
+"""Training steps without Pyro: a pair's tensor operations, recorded once and run again.
+
+What a pair computes from a minibatch, value and gradient, is recorded as operations on tensors,
+the random draws among them. Run again, these draw the same numbers and give the same bits as the
+pair, without its Python, Pyro's handlers and the autograd engine. Where that can't be, the pair
+computes its steps itself, and :attr:`Steps.account` says why.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyrovae.data import Batch
+from pyrovae.pairs import AsFound
+from pyrovae.training.replay import DEPENDS, NotRepeatable, record
+from pyrovae.training.trainable import Trainable
+
+Capture = Literal["auto", "off"]
+Shapes = tuple[tuple[Any, ...], ...]
+Evaluate = Callable[..., Tensor]  # of a batch and a KL weight, the mean objective per datum
+Results = list[Any]  # tensors, or None for no gradient
+
+# Recording takes as long as some hundred steps of the pair.
+LEAST_STEPS = 1000
+# One step more in each epoch is computed, by the pair, to compare.
+LEAST_STEPS_AN_EPOCH = 4
+
+_READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)  # item() is refused by torch itself
+
+
+class CapturedStep:
+    """The mean objective of a minibatch and its gradient, without the pair that they are of.
+
+    Args:
+        evaluate: computes the mean objective.
+        trainable: parameters and buffers of the pair.
+        batch: a minibatch of the shape that this will be for.
+        weight: the KL weight.
+        any_weight: whether each call may have another weight; it is a tensor to the pair then.
+
+    Raises:
+        NotRepeatable: with the reason why the pair has to compute its steps itself.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        trainable: Trainable,
+        batch: Batch,
+        weight: float,
+        *,
+        any_weight: bool = False,
+    ) -> None:
+        self._evaluate, self._trainable = evaluate, trainable
+        self._parameters = list(trainable.parameters.values())
+        expected, changed = self._of_pair(batch, weight)
+        if changed:
+            raise NotRepeatable("a run of the pair changes attributes of its modules")
+        self._weight = torch.full_like(expected[0], weight) if any_weight else None
+        kl_weight = weight if self._weight is None else self._weight
+        fixed = [*self._parameters, *trainable.buffers.values()]
+        fixed += [] if self._weight is None else [self._weight]
+        with self._aside(), _NumbersUnread():
+            self._replay = record(lambda *_: self._gradients(batch, kl_weight), fixed, batch)
+        self.check(batch, weight)
+
+    def __call__(self, batch: Batch, weight: float) -> Results:
+        """The mean objective, and the gradient of its negative by each parameter.
+
+        The next call writes over them.
+        """
+        with torch.no_grad():
+            if self._weight is not None:
+                self._weight.fill_(weight)
+            return self._replay(batch)
+
+    def checked(self, batch: Batch, weight: float) -> Results:
+        """The same, compared with what the pair computes now, to the last bit.
+
+        Raises:
+            NotRepeatable: if a result, a buffer or the random state after it differs.
+        """
+        expected, _ = self._of_pair(batch, weight)
+        results = self(batch, weight)
+        if not all(map(_same, expected, self._left_by(results))):
+            raise NotRepeatable("run again, its operations do not give what it gives")
+        return results
+
+    def check(self, batch: Batch, weight: float) -> None:
+        """Compare as :meth:`checked`, and leave buffers and random state as they are."""
+        with self._aside():
+            self.checked(batch, weight)
+
+    def _of_pair(self, batch: Batch, weight: float) -> tuple[Results, bool]:
+        """What the pair gives, and whether its run has changed attributes, which are put back."""
+        found = AsFound(self._trainable.modules)
+        with self._aside():
+            left = self._left_by(self._gradients(batch, weight))
+            expected = [None if tensor is None else tensor.detach().clone() for tensor in left]
+        changed = found.changed
+        found.put_back()
+        return expected, changed
+
+    def _gradients(self, batch: Batch, weight: float | Tensor) -> Results:
+        mean = self._evaluate(batch, weight)
+        gradients = torch.autograd.grad(-mean, self._parameters, allow_unused=True)
+        return [mean, *_as_accumulated(gradients, self._parameters)]
+
+    def _left_by(self, results: Results) -> Results:
+        """All that a step leaves: its results, the buffers and torch's random states."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return [*results, *self._trainable.buffers.values(), torch.get_rng_state(), *cuda]
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Leave the random states and the buffers as they were.
+
+        Raises:
+            NotRepeatable: if there were draws from Python or NumPy.
+        """
+        before = random.getstate(), np.random.get_state()
+        buffers = [(buffer, buffer.clone()) for buffer in self._trainable.buffers.values()]
+        with torch.random.fork_rng():
+            try:
+                yield
+                drawn = str(before) != str((random.getstate(), np.random.get_state()))
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])
+                with torch.no_grad():
+                    for buffer, numbers in buffers:
+                        buffer.copy_(numbers)
+        if drawn:
+            raise NotRepeatable("it draws from the random state of Python or NumPy")
+
+
+@dataclass
+class Steps:
+    """Which steps of a run are replayed, and why the others are not.
+
+    Args:
+        evaluate: computes the mean objective.
+        trainable: parameters and buffers of the pair.
+        mode: "auto", or "off" for none.
+        any_weight: whether the objective takes a tensor as KL weight, so that one record is enough.
+        account: how steps are computed, and why not otherwise, in words.
+    """
+
+    evaluate: Evaluate
+    trainable: Trainable
+    mode: Capture = "auto"
+    any_weight: bool = False
+    account: str = field(init=False)
+    _epoch: int = 0
+    _first: int = 0
+    _to_come: int = 0
+    _weight: float = 1.0
+    _before: Counter[Shapes] = field(default_factory=Counter)
+    _counts: Counter[Shapes] = field(default_factory=Counter)
+    _captured: dict[Shapes, CapturedStep] = field(default_factory=dict)
+    _latest: dict[Shapes, Batch] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        short = ": in so short a run recording does not pay"
+        self.account = "by the pair itself" + (short if self.mode == "auto" else ", as asked")
+
+    def begin(self, epoch: int, to_come: int, weight: float) -> bool:
+        """Begin an epoch; whether some of its steps may be replayed.
+
+        Args:
+            epoch: its number.
+            to_come: how many epochs there may be yet, this one included.
+            weight: the KL weight.
+        """
+        self._epoch, self._to_come, self._weight = epoch, to_come, weight
+        self._before, self._counts = self._counts, Counter()
+        self._latest.clear()
+        return any(map(self._pays, self._before))
+
+    def captured(self, batch: Batch) -> Callable[[Batch, float], Results] | None:
+        """What replays the step of a minibatch, recorded now if it wasn't yet; or none.
+
+        In the last step of an epoch that compares with what the pair computes.
+        """
+        shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch)
+        self._counts[shapes] += 1
+        if not self._pays(shapes):
+            return None
+        if shapes not in self._captured:
+            try:
+                self._captured[shapes] = CapturedStep(
+                    self.evaluate, self.trainable, batch, self._weight, any_weight=self.any_weight
+                )
+            except NotRepeatable as error:
+                self.give_up(str(error))
+                return None
+            self._first = self._first or self._epoch
+            self.account = f"replayed from epoch {self._first} on"
+        if self._counts[shapes] == self._before[shapes]:
+            self._latest.pop(shapes, None)
+            return self._captured[shapes].checked
+        self._latest[shapes] = batch
+        return self._captured[shapes]
+
+    def end(self) -> None:
+        """Compare with what the pair computes where the last step of an epoch was another one.
+
+        Raises:
+            NotRepeatable: if there is a difference.
+        """
+        for shapes, batch in self._latest.items():
+            self._captured[shapes].check(batch, self._weight)
+
+    def give_up(self, reason: str) -> None:
+        """Replay no step from this epoch on."""
+        replayed = (
+            f", those of epoch {self._first} to {self._epoch - 1} apart" if self._first else ""
+        )
+        self.mode = "off"
+        self.account = f"by the pair itself{replayed}: {reason}"
+        self._captured.clear()
+        self._latest.clear()
+
+    def _pays(self, shapes: Shapes) -> bool:
+        """Whether recording is shorter than what it saves, going by the epoch before."""
+        each = self._before[shapes]
+        return (
+            self.mode == "auto"
+            and (self.any_weight or self._weight == 1.0)
+            and each >= LEAST_STEPS_AN_EPOCH
+            and (shapes in self._captured or each * self._to_come >= LEAST_STEPS)
+        )
+
+
+class _NumbersUnread(TorchFunctionMode):
+    """Refuse to let the numbers of a tensor out to Python, where no record follows them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _READING:
+            raise NotRepeatable(DEPENDS)
+        return func(*args, **(kwargs or {}))
+
+
+def _as_accumulated(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Results:
+    """Gradients as ``backward`` leaves them: each on its own, laid out as its parameter."""
+    memory = {parameter.untyped_storage()._cdata for parameter in parameters}
+    results: Results = []
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        if gradient is not None:
+            if gradient.layout is not torch.strided:
+                raise NotRepeatable("a gradient is sparse")
+            own = gradient.untyped_storage()._cdata
+            if own in memory or gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            memory.add(own)
+        results.append(gradient)
+    return results
+
+
+def _same(one: Tensor | None, two: Tensor | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    if (one.dtype, one.size(), one.stride()) != (two.dtype, two.size(), two.stride()):
+        return False
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, two)))
