@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.data import Batch
+from pyrovae.errors import InputError
 from pyrovae.pairs import AsFound
 from pyrovae.training.replay import DEPENDS, NotRepeatable, record
 from pyrovae.training.trainable import Trainable
@@ -36,6 +37,18 @@ LEAST_STEPS = 1000
 LEAST_STEPS_AN_EPOCH = 4
 
 _READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)  # item() is refused by torch itself
+
+
+def check_capture(mode: str) -> None:
+    """Raise unless this is a way to compute steps.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if mode not in get_args(Capture):
+        raise InputError(
+            f"expected capture='auto' or capture='off'; got {mode!r}. Leave it out for 'auto'."
+        )
 
 
 class CapturedStep:
@@ -63,10 +76,10 @@ class CapturedStep:
     ) -> None:
         self._evaluate, self._trainable = evaluate, trainable
         self._parameters = list(trainable.parameters.values())
-        expected, changed = self._of_pair(batch, weight)
-        if changed:
-            raise NotRepeatable("a run of the pair changes attributes of its modules")
-        self._weight = torch.full_like(expected[0], weight) if any_weight else None
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters):
+            raise NotRepeatable("a parameter has hooks on its gradient")
+        mean, *_ = self._of_pair(batch, weight)
+        self._weight = torch.full_like(mean, weight) if any_weight else None
         kl_weight = weight if self._weight is None else self._weight
         fixed = [*self._parameters, *trainable.buffers.values()]
         fixed += [] if self._weight is None else [self._weight]
@@ -88,9 +101,10 @@ class CapturedStep:
         """The same, compared with what the pair computes now, to the last bit.
 
         Raises:
-            NotRepeatable: if a result, a buffer or the random state after it differs.
+            NotRepeatable: if a result, a buffer or the random state after it differs, or the pair
+                changes itself.
         """
-        expected, _ = self._of_pair(batch, weight)
+        expected = self._of_pair(batch, weight)
         results = self(batch, weight)
         if not all(map(_same, expected, self._left_by(results))):
             raise NotRepeatable("run again, its operations do not give what it gives")
@@ -101,15 +115,20 @@ class CapturedStep:
         with self._aside():
             self.checked(batch, weight)
 
-    def _of_pair(self, batch: Batch, weight: float) -> tuple[Results, bool]:
-        """What the pair gives, and whether its run has changed attributes, which are put back."""
+    def _of_pair(self, batch: Batch, weight: float) -> Results:
+        """Copies of what a step of the pair leaves, which is not taken.
+
+        Raises:
+            NotRepeatable: if it changes attributes or declares parameters, which are put back.
+        """
         found = AsFound(self._trainable.modules)
         with self._aside():
             left = self._left_by(self._gradients(batch, weight))
             expected = [None if tensor is None else tensor.detach().clone() for tensor in left]
-        changed = found.changed
-        found.put_back()
-        return expected, changed
+        if found.changed:
+            found.put_back()
+            raise NotRepeatable("it changes attributes of its modules or declares parameters")
+        return expected
 
     def _gradients(self, batch: Batch, weight: float | Tensor) -> Results:
         mean = self._evaluate(batch, weight)

@@ -26,7 +26,7 @@ from pyrovae.pairs import AsFound, PyroFunction, check_parameters, modules_of
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, seeded_everywhere
 from pyrovae.torch_modes import plain
-from pyrovae.training.captured import Capture
+from pyrovae.training.captured import Capture, check_capture
 from pyrovae.training.checkpoint import check_path
 from pyrovae.training.checks import (
     OptimizerFactory,
@@ -162,6 +162,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     (3,)
     """
     check_seed(seed)
+    check_capture(capture)
     settings = Settings(
         epochs=epochs,
         kl_warmup=kl_warmup,

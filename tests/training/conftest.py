@@ -1,4 +1,4 @@
-"""``import pairs``: the small pairs of this folder."""
+"""``import pairs``: the small pairs of this folder; ``import registry``: those of ``any_pair``."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "any_pair"))

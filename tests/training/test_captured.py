@@ -1,0 +1,352 @@
+"""Replayed steps give the bits that the pair gives, or the pair computes them and it says why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pairs
+import pyro
+import pyro.distributions as dist
+import pytest
+import registry
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+import pyrovae as pv
+from pyrovae.errors import InputError
+from pyrovae.pairs import modules_of
+from pyrovae.training import captured
+from pyrovae.training.captured import CapturedStep
+from pyrovae.training.loop import Evaluator, NonFiniteLoss, argument_checks
+from pyrovae.training.objectives import elbo
+
+BY_ITSELF = {
+    "discrete_site_of_the_model_summed_out": "depends on the numbers",
+    "autoguide_with_parameters_for_each_row": "changes attributes",
+}
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record in runs of any length."""
+    monkeypatch.setattr(captured, "LEAST_STEPS", 1)
+    monkeypatch.setattr(captured, "LEAST_STEPS_AN_EPOCH", 1)
+
+
+def trained(make: Callable[[], tuple[Any, Any]], data: Any, **options: Any) -> tuple[Any, Any]:
+    """The run of a pair made anew, and its parameters and buffers after it."""
+    pyro.clear_param_store()
+    torch.manual_seed(1)
+    model, guide = make()
+    run = pv.fit(model, guide, data, progress=False, **{"epochs": 3, "batch_size": 8} | options)
+    state = dict(pyro.get_param_store().named_parameters())
+    for i, module in enumerate(modules_of(model, guide)):
+        state |= {f"{i}.{name}": tensor for name, tensor in module.state_dict().items()}
+    return run, {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def assert_same(one: tuple[Any, Any], two: tuple[Any, Any]) -> None:
+    """To the last bit: histories, parameters, buffers."""
+    for column in ("train", "validation", "kl_weight"):
+        np.testing.assert_array_equal(
+            getattr(one[0].history, column), getattr(two[0].history, column)
+        )
+    assert one[1].keys() == two[1].keys()
+    assert all(torch.equal(tensor, two[1][name]) for name, tensor in one[1].items())
+
+
+def both(make: Callable[[], Any], data: Any, **options: Any) -> str:
+    """Check that both ways end in the same; the account of the first."""
+    auto = trained(make, data, **options)
+    assert_same(auto, trained(make, data, **options, capture="off"))
+    account: str = auto[0].capture
+    return account
+
+
+# -- pairs as people write them -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", registry.CASES, ids=lambda case: case.name)
+def test_three_epochs_have_the_same_bits(case: registry.Case) -> None:
+    account = both(case.make, case.batch(registry.EXACT.sample(registry.ROWS)), **case.fit)
+    reason = BY_ITSELF.get(case.name)
+    assert account.startswith("by the pair itself" if reason else "replayed from epoch 2")
+    assert reason is None or reason in account
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("batch_size", [8, 20])
+def test_dropout_buffers_warm_up_transform_clipping_schedule_and_average(batch_size: int) -> None:
+    """And a last minibatch that is smaller, recorded by itself."""
+    account = both(
+        lambda: tuple(pairs.registered()[0]),
+        pairs.data(50).float(),
+        validation=pairs.data(20, seed=1).float(),
+        epochs=6,
+        batch_size=batch_size,
+        kl_warmup=4,
+        clip_norm=0.5,
+        average=2,
+        lr_schedule=lambda epoch: 0.9**epoch,
+        transform=lambda x, generator: x + 0.1 * torch.randn(x.shape, generator=generator),
+    )
+    assert account == "replayed from epoch 2 on"
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("kl_warmup", [0, 2])
+def test_pyro_s_estimators_read_their_loss(objective: Any, kl_warmup: int) -> None:
+    account = both(pairs.plain, pairs.data(), objective=objective(), kl_warmup=kl_warmup, epochs=4)
+    assert account == "by the pair itself: what it computes depends on the numbers in a tensor"
+
+
+def test_an_objective_of_one_s_own() -> None:
+    def tilted(model: Any, guide: Any, *data: Tensor, kl_weight: float = 1.0) -> Tensor:
+        if kl_weight < 1:  # no tensor can be asked this while it is recorded
+            return 2 * elbo(model, guide, *data, kl_weight=kl_weight)
+        return elbo(model, guide, *data, particles=2)
+
+    account = both(pairs.plain, pairs.data(), objective=tilted, kl_warmup=3, epochs=5)
+    assert account == "replayed from epoch 3 on"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_vae(dtype: torch.dtype) -> None:
+    def make() -> tuple[Any, Any]:
+        vae = pv.VAE(pv.mlp_encoder((6,), 2), pv.mlp_decoder(2, (6,)), pv.StandardNormal(2))
+        vae.to(dtype)
+        return vae.model, vae.guide
+
+    rows = torch.rand(45, 6, dtype=dtype).round()
+    assert both(make, rows, kl_warmup=3, epochs=5) == "replayed from epoch 2 on"
+
+
+# -- what a record can't hold ---------------------------------------------------------------------
+
+
+def linear(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], tuple[Any, Any]]:
+    """A pair whose mean is changed, by the minibatch."""
+
+    def make() -> tuple[Any, Any]:
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                mean = change(pyro.param("shift", torch.zeros(5)) + z.sum(-1, keepdim=True), x)
+                pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            weight = pyro.param("weight", torch.ones(5, 2) / 9)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x @ weight, 1.0).to_event(1))
+
+        return model, guide
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mean, x: mean if x.sum() > 40 else 2 * mean,
+        lambda mean, x: mean * x[0, 0].item(),
+        lambda mean, x: mean * x.tolist()[0][0],
+        lambda mean, x: mean * float(x.numpy()[0, 0]),
+        lambda mean, x: mean * float(np.asarray(x).sum()),
+        lambda mean, x: mean + x[x > 1].mean(),
+        lambda mean, x: mean + x.nonzero().double().mean(),
+        lambda mean, x: mean + torch.masked_select(x, x > 0.5).mean(),
+    ],
+)
+def test_what_depends_on_numbers_stays_with_the_pair(change: Any) -> None:
+    account = both(linear(change), pairs.data())
+    assert account == "by the pair itself: what it computes depends on the numbers in a tensor"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda mean, x: mean + np.random.rand(), "draws from the random state of Python or NumPy"),
+        (
+            lambda mean, x: mean + torch.rand(5, generator=torch.Generator()),
+            "draws from a generator of its own",
+        ),
+    ],
+)
+def test_other_random_states_stay_with_the_pair(change: Any, reason: str) -> None:
+    assert reason in both(linear(change), pairs.data())
+
+
+def test_whole_number_indexing_and_writing_in_place_are_replayed() -> None:
+    def change(mean: Tensor, x: Tensor) -> Tensor:
+        picked = x[:, x[0].argsort()] + x.gather(1, x.argsort(1))
+        picked[0] = 3.0
+        picked.mul_(2).clamp_(max=1.5)
+        return torch.where(x > 0, mean, picked) + torch.zeros(5).index_fill_(0, torch.arange(2), 1)
+
+    assert both(linear(change), pairs.data()) == "replayed from epoch 2 on"
+
+
+def test_a_module_that_counts_its_runs_stays_with_the_pair() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.runs = nn.Parameter(torch.ones(5)), 0
+
+        def forward(self, mean: Tensor, x: Tensor) -> Tensor:
+            self.runs += 1
+            return mean * self.scale / (1 + self.runs)
+
+    def make() -> tuple[Any, Any]:
+        counting = Counting()
+        model, guide = linear(counting)()
+
+        def registered(x: Tensor) -> None:
+            pyro.module("counting", counting)
+            model(x)
+
+        return registered, guide
+
+    assert "it changes attributes of its modules" in both(make, pairs.data())
+
+
+def switched(at: int) -> tuple[Callable[[], tuple[Any, Any]], Callable[..., Tensor]]:
+    """A pair that changes with a switch outside it, and a transform that turns it at a call."""
+    calls = {"count": 0}
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        calls["count"] += 1
+        return x
+
+    pair = linear(lambda mean, x: 2 * mean if calls["count"] > at else mean)
+
+    def make() -> tuple[Any, Any]:
+        calls["count"] = 0
+        return pair()
+
+    return make, transform
+
+
+def test_a_change_from_outside_is_noticed_and_its_epoch_done_anew() -> None:
+    """60 rows make 8 steps an epoch; the first call of the transform comes before training."""
+    make, transform = switched(1 + 3 * 8)
+    account = both(make, pairs.data(), transform=transform, epochs=6, average=1)
+    reason = "run again, its operations do not give what it gives"
+    assert account == f"by the pair itself, those of epoch 2 to 3 apart: {reason}"
+
+
+def test_a_parameter_that_comes_late_is_still_refused() -> None:
+    calls = {"count": 0}
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        calls["count"] += 1
+        return x
+
+    def late(mean: Tensor, x: Tensor) -> Tensor:
+        return mean + pyro.param("late", torch.zeros(5)) if calls["count"] > 18 else mean
+
+    with pytest.raises(InputError, match=r"got \{'late'\} later"):
+        trained(linear(late), pairs.data(), transform=transform, epochs=5)
+
+
+def test_a_hook_on_a_gradient_stays_with_the_pair() -> None:
+    def make() -> tuple[Any, Any]:
+        functions, encoder, _ = pairs.registered()
+        weight = encoder.layers[0].weight
+        weight.register_hook(lambda gradient: gradient / 2)
+        return tuple(functions)
+
+    assert "hooks on its gradient" in both(make, pairs.data())
+
+
+# -- how the run goes on --------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_is_named_as_before() -> None:
+    errors = []
+    for capture in ("auto", "off"):
+        calls = iter(range(1000))
+
+        def transform(x: Tensor, generator: torch.Generator, calls: Any = calls) -> Tensor:
+            return x if next(calls) < 21 else math.inf * x
+
+        with pytest.raises(NonFiniteLoss) as error:
+            trained(pairs.plain, pairs.data(), transform=transform, epochs=5, capture=capture)
+        errors.append(error.value)
+    assert (errors[0].epoch, errors[0].step, errors[0].sites) == (3, 5, errors[1].sites)
+    assert str(errors[0]) == str(errors[1])
+
+
+@pytest.mark.parametrize("first", ["auto", "off"])
+def test_a_checkpoint_of_one_way_is_resumed_in_the_other(tmp_path: Path, first: str) -> None:
+    def make() -> tuple[Any, Any]:
+        return tuple(pairs.registered()[0])
+
+    second = "off" if first == "auto" else "auto"
+    options: dict[str, Any] = {"validation": pairs.data(20, seed=1), "kl_warmup": 2}
+    options["checkpoint"] = tmp_path / "run"
+    trained(make, pairs.data(), **options, epochs=3, capture=first)
+    resumed = trained(make, pairs.data(), **options, epochs=6, capture=second, resume=True)
+    assert resumed[0].capture.startswith("by the pair itself" if first == "auto" else "replayed")
+    options["checkpoint"] = tmp_path / "whole"
+    assert_same(resumed, trained(make, pairs.data(), **options, epochs=6, capture="off"))
+
+
+def test_an_optimizer_of_one_s_own_may_keep_gradients() -> None:
+    class Keeping(torch.optim.SGD):
+        """Steps by the sum of this gradient and the one before."""
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    gradient = parameter.grad
+                    before = self.state[parameter].get("before")
+                    self.state[parameter]["before"] = gradient
+                    if before is not None:
+                        parameter.data.sub_(0.001 * (gradient + before))
+
+    account = both(pairs.plain, pairs.data(), optimizer=lambda p: Keeping(p, lr=0.1))
+    assert account == "replayed from epoch 2 on"
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.AdamW])
+def test_torch_s_other_optimizers(optimizer: Any) -> None:
+    account = both(pairs.plain, pairs.data(), optimizer=lambda p: optimizer(p, lr=0.01))
+    assert account == "replayed from epoch 2 on"
+
+
+def test_recording_leaves_everything_as_it_was() -> None:
+    functions, *networks = pairs.registered()
+    batch = (pairs.data(16),)
+    evaluator = Evaluator(*functions, elbo, None)
+    trainable = evaluator.survey(batch)
+    trainable.train(True)
+    state, draws = trainable.state(), torch.get_rng_state()
+    with argument_checks(False):
+        step = CapturedStep(evaluator, trainable, batch, 1.0)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in trainable.state().items())
+    assert torch.equal(draws, torch.get_rng_state())
+    assert all(network.training for network in networks)
+    assert all(parameter.grad is None for parameter in trainable.parameters.values())
+    mean, *_ = step(batch, 1.0)
+    assert not torch.equal(draws, torch.get_rng_state())
+    torch.set_rng_state(draws)
+    trainable.load(state)
+    assert torch.equal(mean, evaluator(batch))
+
+
+def test_short_runs_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured, "LEAST_STEPS", 25)
+    run, _ = trained(pairs.plain, pairs.data(), epochs=3)  # 16 steps after the first epoch
+    assert run.capture == "by the pair itself: in so short a run recording does not pay"
+    run, _ = trained(pairs.plain, pairs.data(), epochs=5)
+    assert run.capture == "replayed from epoch 2 on"
+
+
+def test_a_way_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InputError, match="expected capture='auto' or capture='off'; got 'on'"):
+        pv.fit(*pairs.plain(), pairs.data(), capture="on")  # type: ignore[arg-type]
