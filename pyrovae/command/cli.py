@@ -270,6 +270,8 @@ def _show(analysis: Analysis, *, verbose: bool) -> None:
     console.print(_table(diagnosis, spelled, everything=verbose))
     if verbose:
         say(diagnosis.advice)
+        if analysis.run is not None:
+            say(f"Training steps: {analysis.run.capture}")
         if (calibration := diagnosis.guide_check.calibration) is not None:
             say(f"The guide: {calibration.statement}")
     else:

@@ -31,7 +31,7 @@ Shapes = tuple[tuple[Any, ...], ...]
 Evaluate = Callable[..., Tensor]  # of a batch and a KL weight, the mean objective per datum
 Results = list[Any]  # tensors, or None for no gradient
 
-# Recording takes as long as some hundred steps of the pair.
+# Recording takes 1.5 s where it is the first of a process, and saves some 2 ms a step.
 LEAST_STEPS = 1000
 # One step more in each epoch is computed, by the pair, to compare.
 LEAST_STEPS_AN_EPOCH = 4

@@ -98,8 +98,18 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     Started by ``torchrun``, or with a group of ``torch.distributed`` that the script has made, all
     processes train the pair together. Each takes its part of the rows of every minibatch, and a
     step follows the mean gradient over all of these: ``batch_size`` is that of the whole. Latents
-    are drawn from a stream for each process. What follows in the script runs in every one of them;
+    are drawn from a stream for each process, and no step is replayed. What follows in the script runs in every one of them;
     ``if os.environ.get("RANK", "0") == "0":`` lets one do it.
+
+    In a run of more than some thousand steps those from the second epoch on are replayed: a step's
+    tensor operations, random draws among them, are recorded once, and run without the pair's
+    Python, Pyro's handlers and autograd. Each number is the same to the last bit, or the pair
+    computes its steps itself; ``capture`` of the result says which, and why: because an operation
+    depends on numbers in a tensor (``if x.sum() > 0:``, ``x[x > 0]``), because it draws from NumPy,
+    or because a run changes attributes of its modules, say. What prints or counts does so no more.
+    The last step of each epoch is computed by the pair as well: if anything differs, as where a
+    variable outside has another value now, the epoch is done anew by the pair alone. Only what has
+    come and gone within an epoch stays unnoticed.
 
     Args:
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either
@@ -143,9 +153,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             before the first epoch of it ``epochs``, too. With other data, other settings or another
             pair this is refused.
         progress: show a progress bar; by default if stderr is a terminal.
-        capture: ``"auto"`` records the tensor operations of a step once and replays them, which
-            takes Pyro's handlers, Python and autograd out of the steps that follow and changes no
-            bit of the result; ``"off"`` doesn't. See below.
+        capture: ``"auto"`` replays steps where that is possible and pays, ``"off"`` replays none.
 
     Returns:
         the history, the best epoch and why training stopped.

@@ -192,6 +192,8 @@ class Trainer:
         # Only of the library's own objective is it known that the weight may be a tensor.
         any_weight = self.settings.kl_warmup > 0 and getattr(objective, "func", objective) is elbo
         self.steps = Steps(self.evaluator, self.trainable, self.capture, any_weight)
+        if self.ranks.count > 1:
+            self.steps.give_up("several processes would have to begin an epoch anew together")
         if self.settings.lr_factors:
             self.rates = rates_of(self.optimizer)
 

@@ -78,6 +78,7 @@ UNREACHABLE = {
     "expected finite bounds": "the bounds are the command's own",
     "expected a function that makes": "the optimizer is the command's own",
     "expected optimizer= to make": "the optimizer is the command's own",
+    "expected capture='auto'": "the command replays what it can",
     "expected validation data for patience": "the command has validation data",
     "expected a file to resume from": "the command has a checkpoint",
     "expected rows that can be divided among": "the command runs in one process",
