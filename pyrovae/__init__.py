@@ -10,6 +10,8 @@ The way of the data, and what does each step::
       encode            q(z | x_n) for each row, as one batched distribution
       aggregate         q_agg(z) = 1/N sum q(z | x_n): an AggregatedPosterior, which is a Mixture;
                         entropy, divergence, reduce
+      encode_to         the same for more rows than memory takes, into a folder; open_aggregated
+                        makes that a ShardedPosterior, which is evaluated a shard at a time
       fit_ex_post_prior a density fitted to q_agg, to use in the prior's place
       log_evidence      log p(x) of each row: an Evidence; sandwich bounds it from both sides
       diagnose          a Diagnosis: .advice, .concerns, .summary(), .to_arviz()
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     )
     from pyrovae.runs import Run, load_run
     from pyrovae.saving import load, save
+    from pyrovae.scale import ShardedPosterior, encode_to, open_aggregated
     from pyrovae.training import Fit, adam, elbo, fit
 
 __version__ = "0.1.0"
@@ -131,6 +134,7 @@ __all__ = [
     "Mixture",
     "Reduced",
     "Run",
+    "ShardedPosterior",
     "StandardNormal",
     "VampPrior",
     "adam",
@@ -149,6 +153,7 @@ __all__ = [
     "divergence",
     "elbo",
     "encode",
+    "encode_to",
     "entropy",
     "entropy_bounds",
     "explore",
@@ -164,6 +169,7 @@ __all__ = [
     "mlp_decoder",
     "mlp_encoder",
     "novelty",
+    "open_aggregated",
     "plots",
     "read_table",
     "reduce",
@@ -180,7 +186,7 @@ __all__ = [
 #: Where those names are looked for, in this order. A room is imported when one of them is first
 #: used: the command line shows its help without torch.
 ROOMS = (
-    "errors", "estimates", "mixture", "pairs", "saving", "models", "training", "evidence",
+    "errors", "estimates", "mixture", "pairs", "saving", "scale", "models", "training", "evidence",
     "ex_post", "export", "calibration", "diagnostics", "plots", "report", "populations", "runs",
     "explorer",
     "data",

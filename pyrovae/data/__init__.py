@@ -22,6 +22,7 @@ from pyrovae.data.batches import (
     row_kinds,
     take_rows,
 )
+from pyrovae.data.blocks import Blocks, Sliced, as_blocks
 from pyrovae.data.columns import (
     Column,
     TableInfo,
@@ -54,17 +55,20 @@ __all__ = [
     "ArrayBatches",
     "Batch",
     "Batches",
+    "Blocks",
     "Column",
     "Data",
     "Dataset",
     "DatasetBatches",
     "LoaderBatches",
+    "Sliced",
     "TableInfo",
     "TableOptions",
     "Transform",
     "all_rows",
     "as_batch",
     "as_batches",
+    "as_blocks",
     "as_dataset",
     "as_frame",
     "as_plain",

@@ -57,8 +57,21 @@ class AggregatedPosterior(Mixture):
                 f"expected {size} finite, non-negative weights with a positive total; got shape "
                 f"{tuple(weights.shape)}, total {self.mass}."
             )
-        _check_numbers(encoding, weights)
+        self._check_numbers(encoding, weights)
         super().__init__(dist.Categorical(logits=safe_log(weights).to(weight_dtype)), encoding)
+
+    def _check_numbers(self, encoding: dist.Distribution, weights: Tensor) -> None:
+        """Check that encodings with a weight have no NaN and, if they are normals, are finite."""
+        not_finite = no_numbers(encoding)
+        if not_finite is None:
+            return
+        not_finite = not_finite & (weights > 0)
+        if torch_transforms.any_true(not_finite):
+            raise InputError(
+                "expected encodings with finite parameters; got NaN or infinite ones"
+                f"{describe_rows(not_finite)} (counted from 0). Look at these data and the guide, "
+                "and leave such rows out or give them a weight of 0."
+            )
 
     @property
     def masses(self) -> Tensor:
@@ -157,17 +170,3 @@ class AggregatedPosterior(Mixture):
         """The same mixture on another device or in another dtype; arguments of ``Tensor.to``."""
         encoding = families.convert(self.encoding, lambda t: t.to(*args, **kwargs))
         return AggregatedPosterior(encoding, self.masses)
-
-
-def _check_numbers(encoding: dist.Distribution, weights: Tensor) -> None:
-    """Check that encodings with a weight have no NaN and, if they are normals, are finite."""
-    not_finite = no_numbers(encoding)
-    if not_finite is None:
-        return
-    not_finite = not_finite & (weights > 0)
-    if torch_transforms.any_true(not_finite):
-        raise InputError(
-            "expected encodings with finite parameters; got NaN or infinite ones"
-            f"{describe_rows(not_finite)} (counted from 0). Look at these data and the guide, and "
-            "leave such rows out or give them a weight of 0."
-        )

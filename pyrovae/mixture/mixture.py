@@ -23,6 +23,7 @@ from pyrovae.mixture.kernel.cache import Cache, leave_inference_mode
 from pyrovae.mixture.kernel.component_scores import Responsibilities, top_shares, total_scores
 from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
 from pyrovae.mixture.kernel.full_normals import FullNormals
+from pyrovae.mixture.kernel.parts import NormalsInParts
 from pyrovae.mixture.kernel.student_t import StudentTs
 from pyrovae.mixture.reparametrised import reparametrised
 from pyrovae.torch_modes import plain
@@ -241,8 +242,8 @@ class Mixture(dist.MixtureSameFamily):
                 (gradient,) = torch.autograd.grad(simplified.log_prob(points).sum(), points)
             return gradient.reshape(z.shape)
         with torch.no_grad():  # the score has no gradient in the parameters
-            components = self.diagonal_normals() or self._components()
-        if isinstance(components, DiagonalNormals):
+            components = self._evaluator()
+        if isinstance(components, DiagonalNormals | NormalsInParts):
             vectors = rows.reshape(-1, components.dim)
             return gradients.score(vectors, components).reshape(z.shape)
         return components.score(rows).reshape(z.shape)
@@ -352,12 +353,10 @@ class Mixture(dist.MixtureSameFamily):
         if top < 1:
             raise InputError(f"expected at least one component to return; got top={top}.")
         with torch.no_grad():
-            evaluator = self.diagonal_normals() or self._components()
+            evaluator = self._evaluator()
             rows, k = self._as_rows(z), min(top, evaluator.size)
-            if isinstance(evaluator, DiagonalNormals):
-                rows = rows.reshape(len(rows), evaluator.dim)
-            if isinstance(evaluator, DiagonalNormals) and k <= evaluator.groups and len(rows):
-                index, weight = search.top(evaluator, rows, k)
+            if isinstance(evaluator, DiagonalNormals | NormalsInParts):
+                index, weight = search.top(evaluator, rows.reshape(len(rows), evaluator.dim), k)
             else:
                 index, weight = top_shares(evaluator, rows, k)
             if evaluator.index is not None:
@@ -386,11 +385,11 @@ class Mixture(dist.MixtureSameFamily):
             InputError: if points do not have the event shape, are NaN or have density 0.
         """
         with torch.no_grad():
-            rows, normals = self._as_rows(z), self.diagonal_normals()
-            if normals is None:
-                entropy = total_scores(self._components(), rows)[1]
+            rows, evaluator = self._as_rows(z), self._evaluator()
+            if isinstance(evaluator, DiagonalNormals | NormalsInParts):
+                entropy = search.evaluate(evaluator, rows.reshape(len(rows), evaluator.dim)).entropy
             else:
-                entropy = search.evaluate(normals, rows.reshape(len(rows), normals.dim)).entropy
+                entropy = total_scores(evaluator, rows)[1]
             return self._reshape_responsibilities(
                 entropy.clamp(min=0.0).exp(), z
             )  # rounding may put it below 0
@@ -446,12 +445,12 @@ class Mixture(dist.MixtureSameFamily):
 
     def _log_sum_without(self, rows: Tensor, left_out: Tensor) -> Tensor:
         """log Σ_m w_m q_m(z) over all but one component for each point, in float64, ``(B,)``."""
-        evaluator = self.diagonal_normals() or self._components()
+        evaluator = self._evaluator()
         if evaluator.index is not None:
             position = torch.full((self.size,), -1, device=rows.device)
             position[evaluator.index] = torch.arange(evaluator.size, device=rows.device)
             left_out = position[left_out]
-        if isinstance(evaluator, DiagonalNormals):
+        if isinstance(evaluator, DiagonalNormals | NormalsInParts):
             return search.log_prob(
                 evaluator, rows.reshape(len(rows), evaluator.dim), exclude=left_out
             )
@@ -490,22 +489,29 @@ class Mixture(dist.MixtureSameFamily):
         return torch.promote_types(z.dtype, self.log_weights.dtype)
 
     def diagonal_normals(self) -> DiagonalNormals | None:
-        """The evaluator of the components if they are diagonal normals, else None."""
-        normal = families.diagonal_normal(self.component_distribution)
-        return None if normal is None else self._diagonal(normal)
+        """The components, laid out for evaluation, if they are diagonal normals; else None."""
+        evaluator = self._evaluator()
+        return evaluator if isinstance(evaluator, DiagonalNormals) else None
 
-    def _diagonal(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals:
+    def _evaluator(self) -> DiagonalNormals | NormalsInParts | Components:
+        """What evaluates the components."""
+        normal = families.diagonal_normal(self.component_distribution)
+        return self._components() if normal is None else self._diagonal(normal)
+
+    def _diagonal(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | NormalsInParts:
         return self._compute_once(
             self._source_tensors(), lambda: DiagonalNormals(*normal, self.log_weights)
         )
 
-    def _cached_normals(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | None:
+    def _cached_normals(
+        self, normal: tuple[Tensor, Tensor]
+    ) -> DiagonalNormals | NormalsInParts | None:
         """The evaluator, if it may be cached; None on the first call, which would not repay it."""
         tensors = self._source_tensors()
         if torch_transforms.active() or _must_recompute(*tensors):
             return None
         used_before, self._cache.used_before = self._cache.used_before, True
-        evaluator: DiagonalNormals | None = self._cache.find(tensors)
+        evaluator: DiagonalNormals | NormalsInParts | None = self._cache.find(tensors)
         return self._diagonal(normal) if used_before and evaluator is None else evaluator
 
     def _components(self) -> Components:

@@ -7,7 +7,14 @@ run and decides which plate is the data's; ``weighing.py`` draws codes with the 
 weights; ``refinement.py`` climbs a data point's ELBO from where the guide put it.
 """
 
-from pyrovae.pairs.encoding import aggregate, encode, encode_rows
+from pyrovae.pairs.encoding import (
+    aggregate,
+    encode,
+    encode_batches,
+    encode_rows,
+    guide_pair,
+    with_row_numbers,
+)
 from pyrovae.pairs.guide_density import Encoded
 from pyrovae.pairs.many_arguments import over_rows
 from pyrovae.pairs.nested_arguments import with_arguments
@@ -46,8 +53,10 @@ __all__ = [
     "elbo_draws",
     "elbo_terms",
     "encode",
+    "encode_batches",
     "encode_rows",
     "evaluating",
+    "guide_pair",
     "masked_sites",
     "measuring",
     "modules_of",
@@ -59,4 +68,5 @@ __all__ = [
     "simulate",
     "weigh",
     "with_arguments",
+    "with_row_numbers",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from numbers import Integral
 
@@ -87,7 +88,7 @@ def encode(
     """
     _check_refinement(refine, model)
     check_seed(seed)
-    pair = Pair(model or _no_model, guide, site, data_plate=data_plate)
+    pair = guide_pair(guide, site, data_plate, model)
     return encode_rows(
         pair, data, batch_size=batch_size, refine=refine, seed=seed, progress=progress
     ).density
@@ -104,24 +105,17 @@ def encode_rows(
 ) -> Encoded:
     """As :func:`encode`, of a pair, with what else is known of the rows once they are encoded."""
     parts: list[dist.Distribution] = []
-    first: Batch = ()
-    rows, masked = 0, False
+    masked = False
     with torch.no_grad(), measuring(pair.model, pair.guide):
         batches = as_batches(data, REFINED if refine else batch_size, name="data")
         steps = progress_bar("refining q(z|x)", refine * len(batches), progress=progress)
         with steps if refine else nullcontext() as bar:
-            for batch in batches.ordered():
-                check_arguments(pair.guide, batch, "guide")
-                if len(parts) == 1:
-                    _check_batches(pair, first)
-                encoded = _encode(pair, batch, rows)
+            for batch, encoded in encode_batches(pair, with_row_numbers(batches.ordered())):
                 part, masked = encoded.density, masked or encoded.masked
                 if bar is not None:
                     stream = derived_seed(seed, "refined encoding", len(parts))
                     part = refined(pair, batch, part, steps=refine, seed=stream, tick=bar.tick)
                 parts.append(part)
-                first = first or batch
-                rows += part.batch_shape[0]
         try:
             one = convert(parts[0], Tensor.clone) if len(parts) == 1 else concatenate(parts)
             return Encoded(snapshot(one), masked)
@@ -130,6 +124,35 @@ def encode_rows(
                 raise
             joints = [pair.guide_density.run(batch) for batch in batches.ordered()]
             return Encoded(concatenate(joints), masked)
+
+
+def with_row_numbers(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
+    """Each batch with the number of its first row."""
+    start = 0
+    for batch in batches:
+        yield start, batch
+        start += row_count(batch)
+
+
+def encode_batches(
+    pair: Pair, batches: Iterable[tuple[int, Batch]]
+) -> Iterator[tuple[Batch, Encoded]]:
+    """Each batch with its encoding, checked; to be used within ``measuring``, without gradients.
+
+    Args:
+        pair: the guide, with any model.
+        batches: each with the number of its first row, for errors.
+
+    Raises:
+        InputError: as :func:`encode`.
+    """
+    first: Batch = ()
+    for number, (start, batch) in enumerate(batches):
+        check_arguments(pair.guide, batch, "guide")
+        if number == 1:
+            _check_batches(pair, first)
+        yield batch, _encode(pair, batch, start)
+        first = first or batch
 
 
 def _check_refinement(steps: int, model: PyroFunction | None) -> None:
@@ -202,6 +225,16 @@ def _refused_row(pair: Pair, batch: Batch) -> int | None:
 def _is_of_parameters(error: ValueError) -> bool:
     """Whether this is torch's refusal of a distribution's parameters."""
     return str(error).startswith("Expected parameter")
+
+
+def guide_pair(
+    guide: PyroFunction,
+    site: str | tuple[str, ...],
+    data_plate: str | None,
+    model: PyroFunction | None,
+) -> Pair:
+    """A pair of which the guide is run, and the model only if there is one."""
+    return Pair(model or _no_model, guide, site, data_plate=data_plate)
 
 
 def _no_model(*batch: Tensor) -> None:

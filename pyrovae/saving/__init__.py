@@ -11,6 +11,7 @@ from pyrovae.saving.atomic import (
     draft,
     from_archive,
     replace,
+    unwritable,
     write_archive,
 )
 from pyrovae.saving.results import load, save
@@ -23,5 +24,6 @@ __all__ = [
     "load",
     "replace",
     "save",
+    "unwritable",
     "write_archive",
 ]

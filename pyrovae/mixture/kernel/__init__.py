@@ -6,9 +6,15 @@ that can matter, and these are summed in float64. The proved bound on the error 
 docs/explanations/mixture.md has the derivation.
 """
 
+from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
+from pyrovae.mixture.kernel.group_sums import Sum
+from pyrovae.mixture.kernel.parts import NormalsInParts
 from pyrovae.mixture.kernel.scalar_product import constants, keys, queries
 
 __all__ = [
+    "DiagonalNormals",
+    "NormalsInParts",
+    "Sum",
     "constants",
     "keys",
     "queries",

@@ -51,12 +51,16 @@ def top_shares(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         component numbers and responsibilities, shape ``(B, k)``; NaN where the density is 0.
     """
-    parts = [_top(components, part, k) for part in z.split(components.points)]
-    index, value = zip(*parts, strict=True)
-    return torch.cat(index), torch.cat(value)
+    parts = []
+    for part in z.split(components.points):
+        index, score, total = largest_scores(components, part, k)
+        parts.append((index, total.share(score)))
+    index, share = (torch.cat(column) for column in zip(*parts, strict=True))
+    return index, share
 
 
-def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def largest_scores(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor, Sum]:
+    """Numbers and scores of the k components of largest score, ``(B, k)``, and the sum over all."""
     index, value, total = None, None, _new_sum(z)
     for rows in components.rows():
         scores = components.scores(z, rows)
@@ -71,7 +75,7 @@ def _top(components: Scores, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         index = torch.cat([index, number], -1).gather(-1, position)
     if index is None or value is None:
         raise InputError("expected at least one component; got none.")
-    return index, total.share(value)
+    return index, value, total
 
 
 def total_scores(

@@ -21,6 +21,7 @@ from pyrovae.mixture.kernel.cache import leave_inference_mode
 from pyrovae.mixture.kernel.diagonal_normals import BLOCK, TOLERANCE, DiagonalNormals
 from pyrovae.mixture.kernel.error_bound import roundoff
 from pyrovae.mixture.kernel.first_order import forbid_second
+from pyrovae.mixture.kernel.parts import NormalsInParts
 from pyrovae.mixture.kernel.scalar_product import (
     constants,
     differences,
@@ -47,7 +48,9 @@ FEW_SCORES = 1 << 13
 
 
 def log_density(
-    z: Tensor, evaluator: Callable[[], DiagonalNormals], parameters: Parameters | None = None
+    z: Tensor,
+    evaluator: Callable[[], DiagonalNormals | NormalsInParts],
+    parameters: Parameters | None = None,
 ) -> Tensor:
     r"""log Σ_n w_n N(z; μ_n, σ_n²), differentiable in z and in the parameters.
 
@@ -63,7 +66,7 @@ def log_density(
         the rounding of the result.
     """
     components = evaluator() if parameters is None else parameters
-    parameter = components.loc if isinstance(components, DiagonalNormals) else components[0]
+    parameter = components[0] if isinstance(components, Sequence) else components.loc
     dtype = torch.promote_types(torch.promote_types(z.dtype, parameter.dtype), torch.float32)
     inputs = (z, *(parameters or ()))
     transformed = torch_transforms.transformed(*inputs)
@@ -85,7 +88,7 @@ def log_density(
     return result.to(dtype)
 
 
-def score(z: Tensor, normals: DiagonalNormals) -> Tensor:
+def score(z: Tensor, normals: DiagonalNormals | NormalsInParts) -> Tensor:
     """∇_z log Σ_n w_n N(z; μ_n, σ_n²), shape ``(B, D)``; without gradient."""
     if z.shape[0] * normals.size > min(DENSE_SCORES, DENSE_PAIRS):
         return evaluate(normals, z).score.to(z.dtype)
@@ -95,9 +98,16 @@ def score(z: Tensor, normals: DiagonalNormals) -> Tensor:
 
 
 def _dense_scores(
-    z: Tensor, components: DiagonalNormals | Parameters, numbers: int, tolerance: float
+    z: Tensor,
+    components: DiagonalNormals | NormalsInParts | Parameters,
+    numbers: int,
+    tolerance: float,
 ) -> Tensor | None:
     """All scores in float64, shape ``(B, N)``; None if that would take too many differences."""
+    if isinstance(components, NormalsInParts):
+        if numbers > DENSE_TRIPLES:
+            return None
+        components = components.parameters(z.device)
     z = z.double()
     triples = z.shape[0] * numbers
     if triples > FEW_TRIPLES:
@@ -185,7 +195,7 @@ class _LargeLogDensity(torch.autograd.Function):
         loc: Tensor | None,
         scale: Tensor | None,
         log_weight: Tensor | None,
-        evaluator: Callable[[], DiagonalNormals],
+        evaluator: Callable[[], DiagonalNormals | NormalsInParts],
     ) -> tuple[Tensor, Tensor]:
         if loc is None or scale is None or log_weight is None:
             evaluation = evaluate(evaluator(), z)

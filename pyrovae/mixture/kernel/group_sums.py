@@ -82,6 +82,13 @@ class Sum:
         self.largest[rows], self.mass[rows] = other.largest, other.mass
         self.score[rows], self.excess[rows] = other.score, other.excess
 
+    def merge(self, other: Sum) -> None:
+        """Add the sums of other components at the same points."""
+        mass = other.mass.clamp(min=torch.finfo(other.mass.dtype).tiny)  # 0 where nothing was added
+        means = other.score / mass.unsqueeze(-1), other.excess / mass
+        rows = torch.arange(len(other.mass), device=other.mass.device)
+        self.add(rows, other.largest, other.mass.log(), means)
+
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-sum-exps, mean scores and the entropy of the shares.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.mixture.kernel.attention import block_log_sum_exp, block_log_sums
+from pyrovae.mixture.kernel.component_scores import largest_scores
 from pyrovae.mixture.kernel.diagonal_normals import (
     BLOCK,
     CHUNK_BYTES,
@@ -30,6 +31,7 @@ from pyrovae.mixture.kernel.diagonal_normals import (
 )
 from pyrovae.mixture.kernel.error_bound import roundoff
 from pyrovae.mixture.kernel.group_sums import Moments, Sum, best_of_pairs, evaluate_pairs
+from pyrovae.mixture.kernel.parts import NormalsInParts, position_in
 
 #: Scores in memory at once, on a CPU (they fit its cache) and elsewhere.
 TILE, LARGE_TILE = 1 << 17, 1 << 25
@@ -60,7 +62,7 @@ class Evaluation:
 
 
 def log_prob(
-    normals: DiagonalNormals,
+    normals: DiagonalNormals | NormalsInParts,
     z: Tensor,
     *,
     variance: Tensor | None = None,
@@ -76,24 +78,24 @@ def log_prob(
         exclude: for each point a component to leave out, as an index into ``normals`` or −1 for
             none, shape ``(B,)``.
     """
-    return _run_passes(normals, z, variance, exclude, moments=False).log_prob
+    return _sum(normals, z, variance, exclude, moments=False).result()[0]
 
 
-def evaluate(normals: DiagonalNormals, z: Tensor) -> Evaluation:
+def evaluate(normals: DiagonalNormals | NormalsInParts, z: Tensor) -> Evaluation:
     """Log density, score and entropy of the responsibilities, within `TOLERANCE`.
 
     Args:
         normals: the components.
         z: points, shape ``(B, D)``.
     """
-    return _run_passes(normals, z, None, None, moments=True)
+    return Evaluation(*_sum(normals, z, None, None, moments=True).result())
 
 
-def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top(normals: DiagonalNormals | NormalsInParts, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k components with the largest responsibilities at each point.
 
     Args:
-        normals: the components, at least k groups of them.
+        normals: the components, at least k of them.
         z: points, shape ``(B, D)``.
         k: number of components.
 
@@ -101,15 +103,76 @@ def top(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         indices into ``normals`` and responsibilities in float64, largest first, shape ``(B, k)``;
         NaN where the density is 0.
     """
+    if not isinstance(normals, NormalsInParts):
+        index, score, total = _best(normals, z, k)
+        return index, total.share(score)
+    total = _checked_sum(normals, z, moments=False)
+    index = torch.zeros(len(z), 0, dtype=torch.long, device=z.device)
+    score = total.largest.new_zeros(len(z), 0)
+    for first, part in normals.on(z.device):
+        number, value, part_total = _best(part, z, min(k, part.size))
+        number = first + (number if part.index is None else part.index[number])
+        index, score = _largest(torch.cat([index, number], 1), torch.cat([score, value], 1), k)
+        total.merge(part_total)
+    if normals.processes is not None:
+        index, score = _largest(*normals.processes.join(index, score), k)
+        normals.processes.add_up(total)
+    return index, total.share(score)
+
+
+def _largest(index: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row and their numbers."""
+    best = score.topk(min(k, score.shape[1]), 1)
+    return index.gather(1, best.indices), best.values
+
+
+def _best(normals: DiagonalNormals, z: Tensor, k: int) -> tuple[Tensor, Tensor, Sum]:
+    """Numbers and scores of the k components of largest score, ``(B, k)``, and the sum over all."""
+    few = k > normals.groups or not len(z)
     step = max(1, CHUNK_BYTES // (normals.groups * (64 + 16 * min(k, normals.group))))
-    parts = []
+    total = Sum(len(z), 0, moments=False, device=z.device)
+    index: list[Tensor] = []
+    scores: list[Tensor] = []
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        for part in z.detach().split(step):
-            chunk = _Pass(normals, part, None, None, moments=False)
-            index, score = chunk.top(k)
-            parts.append((index, chunk.total.share(score)))
-    index, share = (torch.cat(column) for column in zip(*parts, strict=True))
-    return index, share
+        for rows in torch.arange(len(z), device=z.device).split(normals.points if few else step):
+            points = z[rows].detach()
+            if few:
+                number, score, part = largest_scores(normals, points, k)
+            else:
+                chunk = _Pass(normals, points, None, None, moments=False)
+                number, score = chunk.top(k)
+                part = chunk.total
+            index.append(number)
+            scores.append(score)
+            total.put(rows, part)
+    return torch.cat(index), torch.cat(scores), total
+
+
+def _checked_sum(normals: NormalsInParts, z: Tensor, *, moments: bool) -> Sum:
+    """An empty sum for points that are the same in all processes."""
+    if normals.processes is not None:
+        normals.processes.check_points(z)
+    return Sum(len(z), normals.dim, moments=moments, device=z.device)
+
+
+def _sum(
+    normals: DiagonalNormals | NormalsInParts,
+    z: Tensor,
+    variance: Tensor | None,
+    exclude: Tensor | None,
+    *,
+    moments: bool,
+) -> Sum:
+    """The sums of all components, which may come in parts."""
+    if not isinstance(normals, NormalsInParts):
+        return _run_passes(normals, z, variance, exclude, moments=moments)
+    total = _checked_sum(normals, z, moments=moments)
+    for first, part in normals.on(z.device):
+        own = None if exclude is None else position_in(part, first, exclude)
+        total.merge(_run_passes(part, z, variance, own, moments=moments))
+    if normals.processes is not None:
+        normals.processes.add_up(total)
+    return total
 
 
 def _run_passes(
@@ -119,7 +182,7 @@ def _run_passes(
     exclude: Tensor | None,
     *,
     moments: bool,
-) -> Evaluation:
+) -> Sum:
     """Evaluate a few spaced points first: they show which way is the fastest for the others."""
     spaced = torch.arange(PROBE, device=z.device) * (len(z) // PROBE)
     first = torch.zeros(len(z), dtype=torch.bool, device=z.device)
@@ -138,7 +201,7 @@ def _run_passes(
             level = chunk.run(level)
             total.put(rows, chunk.total)
             start, step = start + step, max(1, CHUNK_BYTES // bytes_per_point)
-    return Evaluation(*total.result())
+    return total
 
 
 class _Pass:

@@ -1,0 +1,347 @@
+"""Encode a data set into a folder shard by shard, and open that as an aggregated posterior."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.data import Batch, Blocks, Data, Sliced, as_blocks, row_count, take_rows
+from pyrovae.errors import InputError
+from pyrovae.mixture import families
+from pyrovae.pairs import (
+    Encoded,
+    Pair,
+    PyroFunction,
+    encode_batches,
+    guide_pair,
+    measuring,
+    with_row_numbers,
+)
+from pyrovae.progress import progress_bar
+from pyrovae.scale.folder import MEANS, SCALES, Folder, Settings
+from pyrovae.scale.posterior import ShardedPosterior
+from pyrovae.scale.ranks import Ranks
+
+DTYPES = (torch.float32, torch.float64)
+#: Of an encoding's standard deviations, how far it may move between two runs of one guide.
+SAME = 1e-3
+
+
+def encode_to(  # noqa: PLR0913 - a flat front door
+    folder: str | Path,
+    guide: PyroFunction,
+    data: Data | Sliced | str | Path,
+    *,
+    site: str | tuple[str, ...] = "z",
+    data_plate: str | None = None,
+    shard_rows: int = 1 << 18,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 4096,
+    model: PyroFunction | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """Write q(z | x_n) of every data point into a folder, for data that need not fit into memory.
+
+    It may be stopped at any time, also by a kill: called again with the same arguments it goes on,
+    after it has seen that the data of the shards that are done, and the guide, are the same. Row n
+    of the files is row n of the data. In an initialised process group of torch each process writes
+    its own shards, into a folder that all of them see.
+
+    Args:
+        folder: a new one, or one to go on with.
+        guide: any Pyro guide whose encodings are diagonal normals.
+        data: rows as :func:`pyrovae.encode` takes them; an array that is mapped into memory
+            (``numpy.load(path, mmap_mode="r")``) or read by slices (h5py, Zarr), or a tuple of
+            these; or the path of a ``.npy`` file, or of a ``.parquet`` file of numbers. None of
+            them is in memory as a whole.
+        site, data_plate, batch_size, model: as :func:`pyrovae.encode`.
+        shard_rows: rows in a shard, which is what is written and evaluated at a time.
+        dtype: in which means and scales are written, float32 or float64.
+        progress: whether to show a bar; ``None`` shows it if stderr is a terminal.
+
+    Returns:
+        the folder, for :func:`open_aggregated`.
+
+    Raises:
+        InputError: as :func:`pyrovae.encode`; for encodings of another family, or numbers that the
+            dtype can't hold; if the folder holds something else, was begun with other arguments,
+            data or another guide, or the disk has no room.
+
+    >>> import pyrovae as pv, tempfile
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> vae, x = exact.vae(), exact.sample(30)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pv.open_aggregated(pv.encode_to(folder, vae.guide, x, shard_rows=10))
+    ShardedPosterior(components=30, event_shape=(2,), family=Normal)
+    """
+    _check_arguments(shard_rows, dtype)
+    store, ranks = Folder(Path(folder).expanduser()), Ranks.of_group()
+    pair = guide_pair(guide, site, data_plate, model)
+    blocks = as_blocks(data, batch_size)
+    with torch.no_grad(), measuring(pair.model, pair.guide):
+        first = take_rows(next(blocks.ordered()), slice(0, shard_rows))
+        ((_, encoded),) = encode_batches(pair, [(0, first)])
+        means, scales = _normal(encoded)
+        settings = Settings(
+            blocks.count, means.shape[1], str(dtype).removeprefix("torch."), int(shard_rows),
+            str(site),
+        )  # fmt: skip
+        _in_all(ranks, lambda: _begin(store, settings, ranks))
+        _check_guide(store, means, scales)
+        with progress_bar("encoding", blocks.count, progress=progress) as bar:
+            shards = _Shards(store, dtype, ranks)
+            _in_all(ranks, lambda: _encode(pair, first, blocks, shards, bar.tick))
+    return store.path
+
+
+def open_aggregated(
+    folder: str | Path,
+    *,
+    weights: Tensor | Sequence[float] | None = None,
+    verify: bool = False,
+) -> ShardedPosterior:
+    """The aggregated posterior of encodings in a folder, of which one shard at a time is read.
+
+    Args:
+        folder: what :func:`encode_to` has written.
+        weights: w_n, shape ``(N,)``, which the mixture normalises; equal if not given.
+        verify: whether to read everything once, to see that no number has changed on the disk.
+
+    Raises:
+        InputError: if it isn't such a folder, shards are missing, or, with ``verify``, a shard
+            holds other numbers than were written.
+
+    >>> import pyrovae as pv, tempfile
+    >>> from pyrovae.testing import linear_gaussian_vae
+    >>> exact = linear_gaussian_vae()
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> agg = pv.open_aggregated(pv.encode_to(folder.name, exact.vae().guide, exact.sample(30)))
+    >>> agg.log_prob(agg.sample((3,))).shape
+    torch.Size([3])
+    """
+    store = Folder(Path(folder).expanduser())
+    settings, missing = store.settings, store.missing()
+    if missing:
+        raise InputError(
+            f"expected all {len(settings.shards)} shards in {store.path}; got none for "
+            f"{len(missing)} of them, the first number {missing[0]}. Call encode_to again with the "
+            "same arguments: it goes on where it was stopped."
+        )
+    if verify:
+        store.check_codes()
+    (loc, done_with_means), (scale, done_with_scales) = store.open(MEANS), store.open(SCALES)
+    encoding = dist.Normal(loc, scale, validate_args=False).to_event(1)
+    return ShardedPosterior(
+        encoding, settings.shards, weights, done=lambda: (done_with_means(), done_with_scales())
+    )
+
+
+def _check_arguments(shard_rows: int, dtype: torch.dtype) -> None:
+    if not isinstance(shard_rows, Integral) or shard_rows < 1:
+        raise InputError(
+            f"expected shard_rows of at least 1, a whole number; got {shard_rows!r}. Try 262144."
+        )
+    if dtype not in DTYPES:
+        raise InputError(
+            f"expected dtype torch.float32 or torch.float64; got {dtype}. Use torch.float32."
+        )
+
+
+def _begin(store: Folder, settings: Settings, ranks: Ranks | None) -> None:
+    """Begin a new folder, or see that one was begun with these settings."""
+    if ranks is not None and ranks.rank > 0:
+        return
+    if store.exists:
+        begun = store.settings
+        changed = [
+            f"{name} {getattr(settings, name)!r} (there: {getattr(begun, name)!r})"
+            for name in Settings.__dataclass_fields__
+            if getattr(settings, name) != getattr(begun, name)
+        ]
+        if changed:
+            raise InputError(
+                f"expected the arguments that {store.path} was begun with; got "
+                f"{', '.join(changed)}. Give the same ones, or name another folder."
+            )
+        return
+    if not store.is_free:
+        raise InputError(
+            f"expected a new folder, or one that encode_to has begun; got {store.path}, which "
+            "holds other files. Name another folder."
+        )
+    store.begin(settings)
+
+
+def _check_guide(store: Folder, means: Tensor, scales: Tensor) -> None:
+    """Raise unless the first rows, if they are written, are the guide's encodings of these data."""
+    if store.record(0) is None:
+        return
+    written = (store.open(name)[0][: len(means)].double() for name in (MEANS, SCALES))
+    scales = scales.double()
+    for now, before in zip((means.double(), scales), written, strict=True):
+        rounding = 4 * torch.finfo(torch.float32).eps * now.abs()
+        if bool(((now - before).abs() > SAME * scales + rounding).any()):
+            raise InputError(
+                f"expected the guide and the data that {store.path} was begun with; got another "
+                "encoding of the first rows. Name another folder."
+            )
+
+
+def _encode(
+    pair: Pair, first: Batch, blocks: Blocks, shards: _Shards, tick: Callable[[int], None]
+) -> None:
+    """Encode what is missing; the first rows come once more: two batches tell of a guide."""
+    pieces = chain([(0, first)], shards.pieces(with_row_numbers(blocks.ordered()), tick))
+    encodings = encode_batches(pair, pieces)
+    next(encodings)
+    for _, encoded in encodings:
+        shards.add(*_normal(encoded))
+
+
+class _Shards:
+    """What is known of the shard at hand while rows come in their order.
+
+    Args:
+        store: the folder.
+        dtype: of its arrays.
+        ranks: processes that write other shards.
+    """
+
+    def __init__(self, store: Folder, dtype: torch.dtype, ranks: Ranks | None) -> None:
+        self.store, self.dtype = store, dtype
+        self.slices = store.settings.shards
+        numbers = range(len(self.slices))
+        self.own = set(numbers if ranks is None else ranks.own(numbers))
+        self.number, self.digest = -1, _Digest()
+        self.means: list[Tensor] = []
+        self.scales: list[Tensor] = []
+
+    def pieces(
+        self, batches: Iterable[tuple[int, Batch]], tick: Callable[[int], None]
+    ) -> Iterator[tuple[int, Batch]]:
+        """The rows to encode, cut where shards end; rows of shards that are done are compared.
+
+        Raises:
+            InputError: if these are other rows, or there are more or fewer than at first.
+        """
+        rows, end = self.store.settings.rows, 0
+        for start, piece in _cut(batches, self.store.settings.shard_rows):
+            end = start + row_count(piece)
+            tick(row_count(piece))
+            if end > rows:
+                break
+            number = start // self.store.settings.shard_rows
+            if number not in self.own:
+                continue
+            if number != self.number:
+                self.number, self.digest = number, _Digest()
+                done = self.store.record(number)
+            self.digest.add(piece)
+            if done is None:
+                yield start, piece
+            elif end == self.slices[number].stop and self.digest.text() != done["data"]:
+                raise InputError(
+                    f"expected the data that {self.store.path} was begun with, in the same order; "
+                    f"got others for shard {number}, rows {self.slices[number].start} to "
+                    f"{end - 1}. Give the same data, or name another folder."
+                )
+        if end != rows:
+            raise InputError(
+                f"expected as many rows as the data say that they have, {rows}; got {end} or more. "
+                "Give data that keep their length."
+            )
+
+    def add(self, means: Tensor, scales: Tensor) -> None:
+        """Take the encoding of the next rows, and write the shard if it is whole."""
+        self.means.append(means)
+        self.scales.append(scales)
+        rows = self.slices[self.number]
+        if sum(map(len, self.means)) < rows.stop - rows.start:
+            return
+        loc, scale = (self._narrowed(torch.cat(parts)) for parts in (self.means, self.scales))
+        if bool((scale == 0).any()):
+            self._refuse("a scale of 0", scale == 0)
+        self.store.write(self.number, loc.numpy(), scale.numpy(), self.digest.text())
+        self.means.clear()
+        self.scales.clear()
+
+    def _narrowed(self, values: Tensor) -> Tensor:
+        narrow = values.detach().cpu().to(self.dtype)
+        if not bool(narrow.isfinite().all()):
+            self._refuse("an infinite number", ~narrow.isfinite())
+        return narrow
+
+    def _refuse(self, what: str, wrong: Tensor) -> None:
+        row = self.slices[self.number].start + int(wrong.any(1).nonzero()[0])
+        raise InputError(
+            f"expected encodings that {self.store.settings.dtype} can hold; got {what} once row "
+            f"{row} of the data (counted from 0) is rounded to it. Use dtype=torch.float64."
+        )
+
+
+class _Digest:
+    """A digest of rows that does not depend on how they were cut into batches."""
+
+    def __init__(self) -> None:
+        self.arguments: list[Any] = []
+
+    def add(self, batch: Batch) -> None:
+        """Add rows, of each argument."""
+        if not self.arguments:
+            kinds = [f"{tuple(array.shape[1:])} {array.dtype}" for array in batch]
+            self.arguments = [hashlib.blake2b(kind.encode(), digest_size=16) for kind in kinds]
+        for found, array in zip(self.arguments, batch, strict=True):
+            numbers = array.detach().cpu().contiguous().flatten()
+            found.update(numbers.view(torch.uint8).numpy().data)
+
+    def text(self) -> str:
+        """The digest of all rows so far."""
+        return "-".join(found.hexdigest() for found in self.arguments)
+
+
+def _cut(batches: Iterable[tuple[int, Batch]], shard_rows: int) -> Iterator[tuple[int, Batch]]:
+    """Batches with the number of their first row, cut where shards end."""
+    for start, batch in batches:
+        first = 0
+        while first < row_count(batch):
+            last = first + shard_rows - (start + first) % shard_rows
+            yield start + first, take_rows(batch, slice(first, last))
+            first = last
+
+
+def _normal(encoded: Encoded) -> tuple[Tensor, Tensor]:
+    """Means and scales, each ``(B, D)``, of encodings that have to be diagonal normals."""
+    normal = families.diagonal_normal(encoded.density)
+    if normal is None:
+        raise InputError(
+            "expected a guide whose encodings are diagonal normals, which a folder can hold; got "
+            f"{families.family(encoded.density)}. Use pyrovae.aggregate, in memory."
+        )
+    return normal
+
+
+def _in_all(ranks: Ranks | None, work: Callable[[], None]) -> None:
+    """Work in all processes, which end together: if one of them fails, all do."""
+    if ranks is None:
+        work()
+        return
+    failed = True
+    try:
+        work()
+        failed = False
+    finally:
+        found = ranks.gather(failed)
+    if any(found):
+        raise InputError(
+            "expected all processes to go on; got an error in number "
+            f"{found.index(True)}, which it states itself. See to that, and start all again."
+        )

@@ -1,0 +1,127 @@
+"""An aggregated posterior whose components are evaluated a part at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae.errors import InputError
+from pyrovae.mixture import AggregatedPosterior, Mixture, families
+from pyrovae.mixture.kernel import DiagonalNormals, NormalsInParts
+from pyrovae.scale.ranks import Ranks
+
+
+def _nothing() -> None:
+    """Lets go of nothing: the components are in memory."""
+
+
+class ShardedPosterior(AggregatedPosterior):
+    r"""q_agg of encodings that need not fit into memory: its density, a part at a time.
+
+    .. math:: \log q(z) = \log \sum_s \exp \Big( \log \sum_{n ∈ s} w_n q_n(z) \Big)
+
+    It is an :class:`AggregatedPosterior` like any other, of diagonal normals. Every part s is laid
+    out for the fused pass, evaluated at all points and let go; sums, scores and the largest
+    responsibilities are merged. So give it many points at a time: each call goes through all
+    components, and laying these out costs as much as some hundred points.
+
+    In an initialised process group of torch, each process takes its own parts, and what they found
+    is merged by all-reduce. All of them have to ask for the same points, in the same order.
+
+    Args:
+        encoding: diagonal normals, batch shape ``(N,)``, which have been found finite.
+        parts: the ranges of components that are evaluated one after the other, together all N.
+        weights: one per data point, shape ``(N,)``; equal by default.
+        done: called after each part, to let go of what was read for it.
+
+    Raises:
+        InputError: as :class:`AggregatedPosterior`, except that the encoding is not checked.
+
+    >>> encoding = dist.Normal(torch.zeros(5, 2), torch.ones(5, 2)).to_event(1)
+    >>> sharded = ShardedPosterior(encoding, [slice(0, 3), slice(3, 5)])
+    >>> whole = AggregatedPosterior(encoding)
+    >>> z = torch.zeros(1, 2)
+    >>> torch.allclose(sharded.log_prob(z), whole.log_prob(z))
+    True
+    """
+
+    def __init__(
+        self,
+        encoding: dist.Distribution,
+        parts: Sequence[slice],
+        weights: Tensor | Sequence[float] | None = None,
+        *,
+        done: Callable[[], object] = _nothing,
+    ) -> None:
+        super().__init__(encoding, weights)
+        self.parts = tuple(parts)
+        self._done = done
+        self._normal()
+
+    def _check_numbers(self, encoding: dist.Distribution, weights: Tensor) -> None:
+        """They were checked when they were written; it would take reading all of them."""
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[z] per unit, the mean variance of the components plus the variance of their means."""
+        _, scale = self._normal()
+        weights = self.log_weights.double().softmax(-1)
+        within = sum(weights[rows] @ scale[rows].double().square() for rows in self.parts)
+        within = torch.as_tensor(within).to(scale.dtype).reshape(self.event_shape)
+        return (within + self.mean_variance).expand(self.shape())
+
+    def marginal(self, units: int | Sequence[int]) -> ShardedPosterior:
+        """The mixture of some units, also in parts.
+
+        One unit, two in rising order and more at equal distances are read where they lie; others
+        are copied into memory.
+        """
+        columns = _equal_steps(units, len(self.encoding.mean[0])) if self.event_shape else None
+        if columns is None:
+            encoding = families.marginal(self.encoding, units)
+        else:
+            encoding = families.convert(self.encoding, lambda tensor: tensor[:, columns])
+        marginal = ShardedPosterior.__new__(ShardedPosterior)
+        marginal.__dict__.update(self.__dict__)
+        Mixture.__init__(marginal, self.mixture_distribution, encoding, self._validate_args)
+        return marginal
+
+    def diagonal_normals(self) -> DiagonalNormals:
+        """All components, laid out for evaluation in memory: what the bounds on entropies take."""
+        return DiagonalNormals(*self._normal(), self.log_weights)
+
+    def _diagonal(self, normal: tuple[Tensor, Tensor]) -> NormalsInParts:
+        ranks = Ranks.of_group()
+        parts = self.parts if ranks is None else ranks.own(self.parts)
+        return NormalsInParts(*normal, self.log_weights, parts, done=self._done, processes=ranks)
+
+    def _cached_normals(self, normal: tuple[Tensor, Tensor]) -> NormalsInParts:
+        return self._diagonal(normal)
+
+    def _weighted_components(self) -> tuple[dist.Distribution, Tensor]:
+        """All components: to leave some out would copy the others."""
+        return self.component_distribution, self.log_weights
+
+    def _normal(self) -> tuple[Tensor, Tensor]:
+        """Locations and scales, each ``(N, D)``."""
+        normal = families.diagonal_normal(self.component_distribution)
+        if normal is None:
+            raise InputError(
+                "expected encodings that are diagonal normals, to be evaluated in parts; got "
+                f"{families.family(self.component_distribution)}. Use AggregatedPosterior."
+            )
+        return normal
+
+
+def _equal_steps(units: int | Sequence[int], count: int) -> slice | None:
+    """Units in rising order at equal distances, as a slice; None for others, and for one alone."""
+    index = torch.as_tensor(units)
+    if index.dim() != 1 or not len(index) or not bool((index >= 0).all() & (index < count).all()):
+        return None
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    if step < 1 or bool((index.diff() != step).any()):
+        return None
+    return slice(int(index[0]), int(index[-1]) + 1, step)
