@@ -85,6 +85,7 @@ STAGES = 2  # of a diagnosis besides the estimates of log p(x), which take most 
 ELBO_DRAWS = 100  # at each row: their noise is small beside what differs between rows
 POINTS = 500  # rows of one or two numbers that are shown
 MANY_PAIRS = 1e8  # of data point and code: minutes even for a small guide
+PROBED, SAME = 64, 1e-3  # rows encoded anew, and the share of their scales that they may be off by
 UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
@@ -334,6 +335,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     observed: str | None = None,
     data_plate: str | None = None,
     prior: dist.Distribution | None = None,
+    aggregated: AggregatedPosterior | None = None,
     effort: Effort | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -353,12 +355,15 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         prior: p(z) to compare with where the model's own is not the same for all rows, as when it
             depends on labels. The terms of the ELBO then use it in place of the model's p(z);
             log p(x) stays that of the model.
+        aggregated: q_agg of ``train``, of equal weights, where there is one, as
+            :func:`pyrovae.open_aggregated` makes it of files; by default the rows are encoded.
         effort: how much is computed.
         seed: names all draws.
         progress: show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InputError: if the pair lacks a named site, or the data have too few rows.
+        InputError: if the pair lacks a named site, the data have too few rows, or ``aggregated``
+            is not of these rows and this guide.
 
     >>> import pyrovae as pv
     >>> from pyrovae.testing import linear_gaussian_vae
@@ -376,10 +381,14 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
-        train_q, validation_q, test_q = _encode(pair, train_x, validation_x, test_x)
+        if aggregated is None:
+            (train_q,) = _encode(pair, train_x)
+            aggregated = _aggregate(train_q.density, effort)
+        else:
+            train_q = _as_aggregated(pair, train_x, aggregated)
+        validation_q, test_q = _encode(pair, validation_x, test_x)
         guide_check = _check_guide(original, batches[1], test_q, numbers, effort, seed, progress)
-        encoding, aggregated = train_q.density, _aggregate(train_q.density, effort)
-        unseen = validation_q.density
+        encoding, unseen = train_q.density, validation_q.density
         ex_post = fit_ex_post_prior(aggregated, held_out=unseen, seed=seed, progress=progress)
     with measuring(model, guide), _measuring_bar(effort, test_x, len(train_x), progress) as bar:
         prior = pair.prior(train_x) if prior is None else declared(prior)
@@ -646,6 +655,38 @@ def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosteri
             stacklevel=4,
         )
     return AggregatedPosterior(encoding)
+
+
+def _as_aggregated(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Encoded:
+    """The encoding of the training rows that were aggregated before, if the first are the guide's.
+
+    Raises:
+        InputError: if there are not as many rows, of equal weights, or the first are others.
+    """
+    first = encode_rows(pair, train[:PROBED])
+    if aggregated.size != len(train):
+        found = f"one of {aggregated.size} rows"
+    elif bool((aggregated.log_weights != aggregated.log_weights[0]).any()):
+        found = "unequal weights"
+    else:
+        here, there = first.density, aggregated[: len(train[:PROBED])].encoding
+        normals = families.diagonal_normal(here), families.diagonal_normal(there)
+        found = "" if _agree(*normals) else "other encodings of the first rows, or no normals"
+    if found:
+        raise InputError(
+            f"expected aggregated= of the {len(train)} training rows, by this guide; got {found}. "
+            "Leave it out: the rows are then encoded."
+        )
+    return Encoded(aggregated.encoding, first.masked)
+
+
+def _agree(one: tuple[Tensor, Tensor] | None, other: tuple[Tensor, Tensor] | None) -> bool:
+    """Whether diagonal normals are the same, but for the rounding of a file's dtype."""
+    if one is None or other is None or one[0].shape != other[0].shape:
+        return False
+    limit = SAME * one[1].double() + torch.finfo(torch.float32).eps * one[0].abs()
+    pairs = zip(one, other, strict=True)
+    return all(bool(((a.double() - b.double()).abs() <= limit).all()) for a, b in pairs)
 
 
 def _compare_with_prior(

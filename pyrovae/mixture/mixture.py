@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -487,6 +487,10 @@ class Mixture(dist.MixtureSameFamily):
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         return torch.promote_types(z.dtype, self.log_weights.dtype)
+
+    def in_parts(self) -> Iterator[slice]:
+        """Ranges of components to have in memory one at a time: here all of them at once."""
+        yield slice(0, self.size)
 
     def diagonal_normals(self) -> DiagonalNormals | None:
         """The components, laid out for evaluation, if they are diagonal normals; else None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,7 +16,13 @@ from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate, mean_estimate
 from pyrovae.mixture.conversion import as_mixture
-from pyrovae.mixture.families import CORRELATED_NORMALS, factorised, family, take
+from pyrovae.mixture.families import (
+    CORRELATED_NORMALS,
+    factorised,
+    family,
+    floating_parameter,
+    take,
+)
 from pyrovae.mixture.kernel.attention import block_log_sum_exp, block_log_sums, shares
 from pyrovae.mixture.kernel.error_bound import roundoff
 from pyrovae.mixture.kernel.scalar_product import constants, differences, full_keys, keys, queries
@@ -187,27 +193,6 @@ class Normals:
     scale: Tensor
 
 
-def _moments(mixture: Mixture, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and variances of some components in float64, shape ``(n, D)``, checked as finite."""
-    components = mixture.component_distribution
-    try:
-        moments = components.mean, components.variance
-    except NotImplementedError as error:
-        raise InputError(
-            f"expected components of known means and variances; got {family(components)}. Reduce "
-            "normals with the same moments, estimated from draws."
-        ) from error
-    mean, variance = (moment.detach()[index].double() for moment in moments)
-    wrong = ~(mean.isfinite() & variance.isfinite()).all(-1)
-    if bool(wrong.any()):
-        number = int(index[wrong.nonzero()[0, 0]])
-        raise InputError(
-            f"expected finite means and variances; got {int(wrong.sum())} of {len(mean)} components"
-            f" without, the first at index {number}. Leave them out, or give them a weight of 0."
-        )
-    return mean, variance
-
-
 class DiagonalRounds:
     """EM rounds on the components of a mixture, in units of its standard deviations."""
 
@@ -215,32 +200,93 @@ class DiagonalRounds:
     lowest_dtype = torch.float32
 
     def __init__(self, mixture: Mixture, shrinkage: float) -> None:
-        self.shrinkage = shrinkage
-        weighted = (mixture.log_weights > -math.inf).nonzero().squeeze(-1)
-        self.components = take(mixture.component_distribution, weighted)
-        self.log_weight = mixture.log_weights[weighted].double().log_softmax(-1)
+        self.shrinkage, self.mixture = shrinkage, mixture
+        log_weight = mixture.log_weights
+        has_weight = log_weight > -math.inf
+        self.weighted = None if bool(has_weight.all()) else has_weight.nonzero().squeeze(-1)
+        self.log_weight = log_weight[has_weight].double().log_softmax(-1)
         weight = self.log_weight.exp()
         self.count = 1 / float(weight.square().sum())
-        mean, variance = _moments(mixture, weighted)
-        self.dtype = mixture.component_distribution.mean.dtype
-        self.shift = weight @ mean
-        self.unit = (weight @ (variance + (mean - self.shift).square())).sqrt()
+        self.dtype = floating_parameter(mixture.component_distribution).dtype
+        self.held: tuple[Tensor, Tensor] | None = None
+        if len(tuple(mixture.in_parts())) == 1:
+            self.held = self.read(slice(None))
+        read = self.read if self.held is None else self.take_held
+        self.shift = torch.stack([weight[rows] @ read(rows)[0] for rows in self.parts()]).sum(0)
+        squares = [
+            weight[rows] @ (variance + (mean - self.shift).square())
+            for rows in self.parts() for mean, variance in (read(rows),)
+        ]  # fmt: skip
+        self.unit = torch.stack(squares).sum(0).sqrt()
         if not bool((self.unit > 0).all()):
             unit = int((self.unit <= 0).nonzero()[0, 0])
             raise InputError(f"expected units that vary; got variance 0 in unit {unit}. Drop it.")
-        self.mean, self.variance = (mean - self.shift) / self.unit, variance / self.unit.square()
+        if self.held is not None:
+            self.held = self.in_units(*self.held)
+
+    def parts(self) -> Iterator[slice]:
+        """Ranges of the old components with a weight, to have in memory one at a time."""
+        for rows in self.mixture.in_parts():
+            if self.weighted is None:
+                yield rows
+                continue
+            ends = torch.tensor([rows.start, rows.stop], device=self.weighted.device)
+            start, stop = torch.searchsorted(self.weighted, ends).tolist()
+            if stop > start:
+                yield slice(start, stop)
+
+    def moments(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Means and variances of some old components in units of the mixture, shape ``(n, D)``."""
+        return self.in_units(*self.read(rows)) if self.held is None else self.take_held(rows)
+
+    def in_units(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances in units of the mixture's standard deviations, from its mean."""
+        return (mean - self.shift) / self.unit, variance / self.unit.square()
+
+    def take_held(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """What is in memory of some old components."""
+        if self.held is None:
+            raise InputError("expected moments in memory; got none. Read them.")
+        return self.held[0][rows], self.held[1][rows]
+
+    def read(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Means and variances of some old components in float64, shape ``(n, D)``, all finite."""
+        components = self.components(rows)
+        try:
+            moments = components.mean, components.variance
+        except NotImplementedError as error:
+            raise InputError(
+                f"expected components of known means and variances; got {family(components)}. "
+                "Reduce normals with the same moments, estimated from draws."
+            ) from error
+        mean, variance = (moment.detach().double() for moment in moments)
+        wrong = ~(mean.isfinite() & variance.isfinite()).all(-1)
+        if bool(wrong.any()):
+            numbers = torch.arange(self.mixture.size, device=wrong.device)
+            numbers = numbers if self.weighted is None else numbers[self.weighted]
+            raise InputError(
+                f"expected finite means and variances; got {int(wrong.sum())} of {len(mean)} "
+                f"components without, the first at index {int(numbers[rows][wrong][0])}. Leave "
+                "them out, or give them a weight of 0."
+            )
+        return mean, variance
+
+    def components(self, rows: Tensor | slice) -> dist.Distribution:
+        """Some old components, by their numbers among those with a weight."""
+        index = rows if self.weighted is None else self.weighted[rows]
+        return take(self.mixture.component_distribution, index)
 
     def start(self, components: int, seed: int) -> Normals:
         """k-means++ centres among components drawn by weight, widened by the spread about them."""
-        points = torch.cat([self.mean, self.variance.sqrt()], -1)
         with seeded(seed, "start of a reduction"):
             candidates, log_weight = _draw(self.log_weight, START * components)
-            chosen, distance = _spread(points[candidates], log_weight, components)
+            mean, variance = self.moments(candidates)
+            points = torch.cat([mean, variance.sqrt()], -1)
+            chosen, distance = _spread(points, log_weight, components)
         spread = log_weight.softmax(-1) @ distance / len(self.unit)
-        index = candidates[chosen]
-        equal = torch.full_like(self.log_weight[index], -math.log(len(index)))
-        scale = (self.variance[index] + spread).sqrt()
-        return self.check(Normals(equal, self.mean[index], self.scale_of(scale)))
+        equal = torch.full_like(log_weight[chosen], -math.log(len(chosen)))
+        scale = (variance[chosen] + spread).sqrt()
+        return self.check(Normals(equal, mean[chosen], self.scale_of(scale)))
 
     def scale_of(self, scale: Tensor) -> Tensor:
         """Standard deviations ``(K, D)`` as the scale of normals."""
@@ -266,45 +312,61 @@ class DiagonalRounds:
             dtype = torch.float64
         if not error * roundoff(2 * dim + 1, dtype) <= limit:
             return None
-        data = self.data.to(dtype)
-        total = block_log_sums(data, key.to(dtype).unsqueeze(0))[0].double()
         query = torch.cat([key, torch.ones_like(key[:, :1])], -1)
-        offset = (self.log_weight - total).unsqueeze(-1)
-        values = torch.cat([data, offset.to(dtype)], -1)
-        mass, mean, variance = self.match_moments(query, values)
+        bound, offsets, found = 0.0, [], []
+        for rows in self.parts():
+            data = self.data(rows).to(dtype)
+            total = block_log_sums(data, key.to(dtype).unsqueeze(0))[0].double()
+            offsets.append((self.log_weight[rows] - total).unsqueeze(-1))
+            found.append(self.match_moments(query, data, offsets[-1]))
+            bound += float(self.log_weight[rows].exp() @ total)
+        mass, mean, variance = _merge(found)
         narrow = _narrow(mean, variance, dtype).nonzero().squeeze(-1)
         if len(narrow) and dtype != torch.float64:  # no others: it takes three times as long
-            exact = self.match_moments(query[narrow], torch.cat([self.data, offset], -1))
+            parts = zip(self.parts(), offsets, strict=True)
+            exact = _merge([self.match_moments(query[narrow], self.data(r), o) for r, o in parts])
             for moment, exact_moment in zip((mass, mean, variance), exact, strict=True):
                 moment[narrow] = exact_moment
         if bool(_narrow(mean[narrow], variance[narrow], torch.float64).any()):
             return None
-        bound = float(self.log_weight.exp() @ total)
         return Normals(mass.log_softmax(-1), mean, variance.sqrt()), bound
 
-    def match_moments(self, query: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log masses, means and variances of new components, from softmax means of the data."""
+    def match_moments(
+        self, query: Tensor, data: Tensor, offset: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log masses, and first and second moments, of new components from some old ones.
+
+        Args:
+            query: keys of the new components, and 1, shape ``(K, 2D + 2)``.
+            data: of the old ones, shape ``(n, 2D + 1)``.
+            offset: their log weights less their log-sum-exps, shape ``(n, 1)``.
+        """
         dim = len(self.unit)
+        values = torch.cat([data, offset.to(data.dtype)], -1)
         mass, mean = block_log_sum_exp(query.to(values.dtype), values.unsqueeze(0))
         second, first = mean[0, :, :dim].double(), mean[0, :, dim : 2 * dim].double()
-        return mass[0].double(), first, second - first.square()
+        return mass[0].double(), first, second
+
+    def data(self, rows: slice) -> Tensor:
+        """(E[z²], E[z], 1) of some old components, shape ``(n, 2D + 1)``."""
+        return self.held_data[rows] if self.held is not None else queries(*self.moments(rows))
 
     @cached_property
-    def data(self) -> Tensor:
-        """(E[z²], E[z], 1) of the old components, shape ``(N, 2D + 1)``."""
-        return queries(self.mean, self.variance)
+    def held_data(self) -> Tensor:
+        """`data` of all old components."""
+        return queries(*self.take_held(slice(None)))
 
     @cached_property
     def largest(self) -> Tensor:
         """The largest magnitudes in `data`."""
-        return self.data.abs().amax(0)
+        return torch.stack([self.data(rows).abs().amax(0) for rows in self.parts()]).amax(0)
 
     def pairwise_round(self, normals: Normals) -> tuple[Normals, float]:
         """A round from differences, over pairs of old and new components with a share."""
         scores, size = self.scorer(normals), len(normals.mean)
         step = max(1, CHUNK // (size * self.width))
         index, group, share, bound = [], [], [], 0.0
-        for rows in torch.arange(len(self.mean), device=self.mean.device).split(step):
+        for rows in torch.arange(len(self.log_weight), device=self.log_weight.device).split(step):
             total, part = shares(scores(rows))
             bound += float(self.log_weight[rows].exp() @ total)
             row, column = (part > NEGLIGIBLE).nonzero(as_tuple=True)
@@ -332,16 +394,16 @@ class DiagonalRounds:
         constant = constants(normals.scale, normals.log_weight)
 
         def scores(rows: Tensor) -> Tensor:
-            parameters = normals.mean, normals.scale, constant
-            return differences(self.mean[rows], *parameters, self.variance[rows])
+            mean, variance = self.moments(rows)
+            return differences(mean, normals.mean, normals.scale, constant, variance)
 
         return scores
 
     def component_moments(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale of one new component, the scale from differences to its mean."""
-        mean = share @ self.mean[rows]
-        spread = (self.mean[rows] - mean).square()
-        return mean, (share @ (self.variance[rows] + spread)).sqrt()
+        means, variances = self.moments(rows)
+        mean = share @ means
+        return mean, (share @ (variances + (means - mean).square())).sqrt()
 
     def shrink(self, normals: Normals) -> Normals:
         """The same normals with covariances pulled towards their mean."""
@@ -400,7 +462,7 @@ class FullRounds(DiagonalRounds):
         if not error * roundoff(key.shape[-1], torch.float64) <= LOOSE:
             return None
         sums, bound = torch.zeros_like(key), 0.0
-        for rows in torch.arange(len(self.mean), device=key.device).split(ROWS):
+        for rows in self.few_rows():
             data, log_weight = self.second_moments(rows), self.log_weight[rows]
             scores = data.mT @ key.mT
             total = scores.logsumexp(-1)
@@ -422,8 +484,7 @@ class FullRounds(DiagonalRounds):
 
     @cached_property
     def largest(self) -> Tensor:
-        parts = torch.arange(len(self.mean), device=self.mean.device).split(ROWS)
-        maxima = [self.second_moments(rows).abs().amax(1) for rows in parts]
+        maxima = [self.second_moments(rows).abs().amax(1) for rows in self.few_rows()]
         return torch.stack(maxima).amax(0)
 
     @cached_property
@@ -434,21 +495,28 @@ class FullRounds(DiagonalRounds):
 
     @property
     def is_correlated(self) -> bool:
-        return isinstance(self.components, CORRELATED_NORMALS)
+        return isinstance(self.mixture.component_distribution, CORRELATED_NORMALS)
+
+    def few_rows(self) -> Iterator[Tensor]:
+        """Numbers of all old components, few at a time."""
+        for part in self.parts():
+            numbers = torch.arange(part.start, part.stop, device=self.unit.device)
+            yield from numbers.split(ROWS)
 
     def second_moments(self, rows: Tensor) -> Tensor:
         """(E[z_a z_b] for a ≥ b, E[z], 1) of some old components, one in each column."""
-        mean, (row, column) = self.mean[rows].mT.contiguous(), self.triangle
+        means, variances = self.moments(rows)
+        mean, (row, column) = means.mT.contiguous(), self.triangle
         moments = mean.new_empty(len(row) + len(mean) + 1, len(rows))
         pairs = moments[: len(row)]
         # Slices of rows take a tenth of the time that indexing by row and column does.
         for part, unit in zip(pairs.split(list(range(1, len(mean) + 1))), mean, strict=True):
             torch.mul(mean[: len(part)], unit, out=part)
         if self.is_correlated:
-            covariance = take(self.components, rows).covariance_matrix.double()
+            covariance = self.components(rows).covariance_matrix.double()
             pairs += (covariance[:, row, column] / (self.unit[row] * self.unit[column])).mT
         else:
-            pairs[row == column] += self.variance[rows].mT
+            pairs[row == column] += variances.mT
         moments[len(row) : -1] = mean
         moments[-1] = 1
         return moments
@@ -456,8 +524,8 @@ class FullRounds(DiagonalRounds):
     def factors(self, rows: Tensor) -> Tensor:
         """Lower Cholesky factors of some old components, shape ``(n, D, D)``."""
         if not self.is_correlated:
-            return torch.diag_embed(self.variance[rows].sqrt())
-        return take(self.components, rows).scale_tril.double() / self.unit.unsqueeze(-1)
+            return torch.diag_embed(self.moments(rows)[1].sqrt())
+        return self.components(rows).scale_tril.double() / self.unit.unsqueeze(-1)
 
     @property
     def width(self) -> int:
@@ -469,21 +537,24 @@ class FullRounds(DiagonalRounds):
         constant = constants(normals.scale.diagonal(dim1=-2, dim2=-1), normals.log_weight)
 
         def scores(rows: Tensor) -> Tensor:
-            difference = self.mean[rows] - normals.mean.unsqueeze(1)
+            mean, variance = self.moments(rows)
+            difference = mean - normals.mean.unsqueeze(1)
             square = (difference @ inverse.mT).square().sum(-1).mT
             if self.is_correlated:
                 trace = inverse.unsqueeze(1) @ self.factors(rows)
                 return constant - 0.5 * (square + trace.square().sum((-2, -1)).mT)
-            return constant - 0.5 * (square + self.variance[rows] @ inverse.square().sum(-2).mT)
+            return constant - 0.5 * (square + variance @ inverse.square().sum(-2).mT)
 
         return scores
 
     def component_moments(self, rows: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        mean = share @ self.mean[rows]
+        means, _ = self.moments(rows)
+        mean = share @ means
         scale = mean.new_zeros(len(mean), 0)
-        for part, root_share in zip(rows.split(ROWS), share.sqrt().split(ROWS), strict=True):
+        parts = (t.split(ROWS) for t in (rows, means, share.sqrt()))
+        for part, part_means, root_share in zip(*parts, strict=True):
             within = (root_share.view(-1, 1, 1) * self.factors(part).mT).flatten(0, 1)
-            between = root_share.unsqueeze(-1) * (self.mean[part] - mean)
+            between = root_share.unsqueeze(-1) * (part_means - mean)
             scale = _triangular_root(torch.cat([scale.mT, within, between]))
         return mean, scale
 
@@ -497,6 +568,15 @@ class FullRounds(DiagonalRounds):
             torch.cat([scale.mT, rounding.unsqueeze(-2)], -2)
         ) * self.unit.unsqueeze(-1)
         return dist.MultivariateNormal(loc, scale_tril=widened.to(self.dtype))
+
+
+def _merge(found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log masses, means and variances, from log masses and moments of several parts."""
+    masses, firsts, seconds = (torch.stack(column) for column in zip(*found, strict=True))
+    mass = masses.logsumexp(0)
+    share = (masses - mass).exp().unsqueeze(-1)
+    first, second = (share * firsts).sum(0), (share * seconds).sum(0)
+    return mass, first, second - first.square()
 
 
 def _triangular_root(rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -57,7 +57,7 @@ class ShardedPosterior(AggregatedPosterior):
         done: Callable[[], object] = _nothing,
     ) -> None:
         super().__init__(encoding, weights)
-        self.parts = tuple(parts)
+        self._parts = tuple(parts)
         self._done = done
         self._normal()
 
@@ -69,7 +69,7 @@ class ShardedPosterior(AggregatedPosterior):
         """Var[z] per unit, the mean variance of the components plus the variance of their means."""
         _, scale = self._normal()
         weights = self.log_weights.double().softmax(-1)
-        within = sum(weights[rows] @ scale[rows].double().square() for rows in self.parts)
+        within = sum(weights[rows] @ scale[rows].double().square() for rows in self.in_parts())
         within = torch.as_tensor(within).to(scale.dtype).reshape(self.event_shape)
         return (within + self.mean_variance).expand(self.shape())
 
@@ -93,9 +93,15 @@ class ShardedPosterior(AggregatedPosterior):
         """All components, laid out for evaluation in memory: what the bounds on entropies take."""
         return DiagonalNormals(*self._normal(), self.log_weights)
 
+    def in_parts(self) -> Iterator[slice]:
+        """Ranges of components, each let go of when the next is asked for."""
+        for rows in self._parts:
+            yield rows
+            self._done()
+
     def _diagonal(self, normal: tuple[Tensor, Tensor]) -> NormalsInParts:
         ranks = Ranks.of_group()
-        parts = self.parts if ranks is None else ranks.own(self.parts)
+        parts = self._parts if ranks is None else ranks.own(self._parts)
         return NormalsInParts(*normal, self.log_weights, parts, done=self._done, processes=ranks)
 
     def _cached_normals(self, normal: tuple[Tensor, Tensor]) -> NormalsInParts:
