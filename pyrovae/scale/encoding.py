@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -88,18 +89,19 @@ def encode_to(  # noqa: PLR0913 - a flat front door
     pair = guide_pair(guide, site, data_plate, model)
     blocks = as_blocks(data, batch_size)
     with torch.no_grad(), measuring(pair.model, pair.guide):
-        first = take_rows(next(blocks.ordered()), slice(0, shard_rows))
-        ((_, encoded),) = encode_batches(pair, [(0, first)])
-        means, scales = _normal(encoded)
-        settings = Settings(
-            blocks.count, means.shape[1], str(dtype).removeprefix("torch."), int(shard_rows),
-            str(site),
-        )  # fmt: skip
-        _in_all(ranks, lambda: _begin(store, settings, ranks))
-        _check_guide(store, means, scales)
-        with progress_bar("encoding", blocks.count, progress=progress) as bar:
-            shards = _Shards(store, dtype, ranks)
-            _in_all(ranks, lambda: _encode(pair, first, blocks, shards, bar.tick))
+        with _together(ranks):
+            first = take_rows(next(blocks.ordered()), slice(0, shard_rows))
+            ((_, encoded),) = encode_batches(pair, [(0, first)])
+            means, scales = _normal(encoded)
+            settings = Settings(
+                blocks.count, means.shape[1], str(dtype).removeprefix("torch."), int(shard_rows),
+                str(site),
+            )  # fmt: skip
+            if ranks is None or ranks.rank == 0:
+                _begin(store, settings)
+        with _together(ranks), progress_bar("encoding", blocks.count, progress=progress) as bar:
+            _check_begun(store, settings, means, scales)
+            _encode(pair, first, blocks, _Shards(store, dtype, ranks), bar.tick)
     return store.path
 
 
@@ -156,40 +158,43 @@ def _check_arguments(shard_rows: int, dtype: torch.dtype) -> None:
         )
 
 
-def _begin(store: Folder, settings: Settings, ranks: Ranks | None) -> None:
-    """Begin a new folder, or see that one was begun with these settings."""
-    if ranks is not None and ranks.rank > 0:
-        return
-    if store.exists:
-        begun = store.settings
-        changed = [
-            f"{name} {getattr(settings, name)!r} (there: {getattr(begun, name)!r})"
-            for name in Settings.__dataclass_fields__
-            if getattr(settings, name) != getattr(begun, name)
-        ]
-        if changed:
-            raise InputError(
-                f"expected the arguments that {store.path} was begun with; got "
-                f"{', '.join(changed)}. Give the same ones, or name another folder."
-            )
-        return
-    if not store.is_free:
+def _begin(store: Folder, settings: Settings) -> None:
+    """Begin a new folder, unless there is one to go on with."""
+    if not store.exists and not store.is_free:
         raise InputError(
             f"expected a new folder, or one that encode_to has begun; got {store.path}, which "
             "holds other files. Name another folder."
         )
-    store.begin(settings)
+    if not store.exists:
+        store.begin(settings)
 
 
-def _check_guide(store: Folder, means: Tensor, scales: Tensor) -> None:
-    """Raise unless the first rows, if they are written, are the guide's encodings of these data."""
+def _check_begun(store: Folder, settings: Settings, means: Tensor, scales: Tensor) -> None:
+    """Raise unless a folder was begun with these settings, and with these encodings if it has any.
+
+    Args:
+        store: the folder.
+        settings: today's.
+        means, scales: of the first rows.
+    """
+    begun = store.settings
+    changed = [
+        f"{name} {getattr(settings, name)!r} (there: {getattr(begun, name)!r})"
+        for name in Settings.__dataclass_fields__
+        if getattr(settings, name) != getattr(begun, name)
+    ]
+    if changed:
+        raise InputError(
+            f"expected the arguments that {store.path} was begun with; got {', '.join(changed)}. "
+            "Give the same ones, or name another folder."
+        )
     if store.record(0) is None:
         return
     written = (store.open(name)[0][: len(means)].double() for name in (MEANS, SCALES))
-    scales = scales.double()
-    for now, before in zip((means.double(), scales), written, strict=True):
-        rounding = 4 * torch.finfo(torch.float32).eps * now.abs()
-        if bool(((now - before).abs() > SAME * scales + rounding).any()):
+    limit = SAME * scales.double()
+    for now, before in zip((means.double(), scales.double()), written, strict=True):
+        rounding = torch.finfo(torch.float32).eps * now.abs()
+        if bool(((now - before).abs() > limit + rounding).any()):
             raise InputError(
                 f"expected the guide and the data that {store.path} was begun with; got another "
                 "encoding of the first rows. Name another folder."
@@ -329,14 +334,15 @@ def _normal(encoded: Encoded) -> tuple[Tensor, Tensor]:
     return normal
 
 
-def _in_all(ranks: Ranks | None, work: Callable[[], None]) -> None:
+@contextmanager
+def _together(ranks: Ranks | None) -> Iterator[None]:
     """Work in all processes, which end together: if one of them fails, all do."""
     if ranks is None:
-        work()
+        yield
         return
     failed = True
     try:
-        work()
+        yield
         failed = False
     finally:
         found = ranks.gather(failed)
