@@ -40,6 +40,7 @@ ROOMS = (
     ("mixture.kernel",),
     ("mixture",),
     ("saving", "pairs"),
+    ("scale",),
     ("models", "training", "evidence"),
     ("ex_post", "export", "calibration", "testing"),
     ("diagnostics",),

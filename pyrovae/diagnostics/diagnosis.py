@@ -381,11 +381,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
-        if aggregated is None:
-            (train_q,) = _encode(pair, train_x)
-            aggregated = _aggregate(train_q.density, effort)
-        else:
-            train_q = _as_aggregated(pair, train_x, aggregated)
+        train_q, aggregated = _aggregate(pair, train_x, aggregated, effort)
         validation_q, test_q = _encode(pair, validation_x, test_x)
         guide_check = _check_guide(original, batches[1], test_q, numbers, effort, seed, progress)
         encoding, unseen = train_q.density, validation_q.density
@@ -643,8 +639,14 @@ def _export(
     )
 
 
-def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosterior:
-    """q_agg, with a warning where its density runs the guide for every data point and code."""
+def _aggregate(
+    pair: Pair, rows: Tensor, given: AggregatedPosterior | None, effort: Effort
+) -> tuple[Encoded, AggregatedPosterior]:
+    """Encoding and q_agg, with a warning where its density runs the guide for every pair."""
+    if given is not None:
+        return _as_aggregated(pair, rows, given), given
+    (encoded,) = _encode(pair, rows)
+    encoding = encoded.density
     codes = effort.codes + effort.evidence_rows * effort.evidence_draws
     pairs = encoding.batch_shape[0] * codes
     if isinstance(encoding, families.Editable) and pairs > MANY_PAIRS:
@@ -654,7 +656,7 @@ def _aggregate(encoding: dist.Distribution, effort: Effort) -> AggregatedPosteri
             "evidence_rows, evidence_draws).",
             stacklevel=4,
         )
-    return AggregatedPosterior(encoding)
+    return encoded, AggregatedPosterior(encoding)
 
 
 def _as_aggregated(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Encoded:

@@ -81,6 +81,8 @@ UNREACHABLE = {
     "expected capture='auto'": "the command replays what it can",
     "expected validation data for patience": "the command has validation data",
     "expected a file to resume from": "the command has a checkpoint",
+    "expected aggregated= of the": "the command encodes the rows",
+    "expected encodings that 7 can hold": "the command writes no shards",
     "expected rows that can be divided among": "the command runs in one process",
     "expected a row of each minibatch": "the command runs in one process",
     "expected rows that fit draws": "the command runs in one process",
