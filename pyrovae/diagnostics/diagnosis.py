@@ -381,14 +381,13 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
-        train_q, aggregated = _aggregate(pair, train_x, aggregated, effort)
-        validation_q, test_q = _encode(pair, validation_x, test_x)
+        aggregated = _aggregate(pair, train_x, aggregated, effort)
+        unseen, test_q = encode_rows(pair, validation_x).density, encode_rows(pair, test_x)
         guide_check = _check_guide(original, batches[1], test_q, numbers, effort, seed, progress)
-        encoding, unseen = train_q.density, validation_q.density
         ex_post = fit_ex_post_prior(aggregated, held_out=unseen, seed=seed, progress=progress)
     with measuring(model, guide), _measuring_bar(effort, test_x, len(train_x), progress) as bar:
         prior = pair.prior(train_x) if prior is None else declared(prior)
-        size, fitted = effort.codes, ex_post.distribution
+        size, fitted, encoding = effort.codes, ex_post.distribution, aggregated.encoding
         densities = {"prior": prior, "q_agg": aggregated, "ex_post": fitted}
         codes = draw_codes(encoding, size=size, seed=derived_seed(seed, "training codes"))
         test_codes = _held_out_codes(test_q.density, numbers, effort, seed)
@@ -426,10 +425,6 @@ def _held_out_codes(
 ) -> Codes:
     held_out_seed = derived_seed(seed, "held-out codes")
     return draw_codes(encoding, size=effort.codes, rows=numbers, seed=held_out_seed)
-
-
-def _encode(pair: Pair, *parts: Tensor) -> list[Encoded]:
-    return [encode_rows(pair, rows) for rows in parts]
 
 
 def _elbo(pair: Pair, x: Tensor, encoded: Encoded, seed: int) -> Evidence:
@@ -641,12 +636,11 @@ def _export(
 
 def _aggregate(
     pair: Pair, rows: Tensor, given: AggregatedPosterior | None, effort: Effort
-) -> tuple[Encoded, AggregatedPosterior]:
-    """Encoding and q_agg, with a warning where its density runs the guide for every pair."""
+) -> AggregatedPosterior:
+    """q_agg, with a warning where its density runs the guide for every data point and code."""
     if given is not None:
-        return _as_aggregated(pair, rows, given), given
-    (encoded,) = _encode(pair, rows)
-    encoding = encoded.density
+        return _checked(pair, rows, given)
+    encoding = encode_rows(pair, rows).density
     codes = effort.codes + effort.evidence_rows * effort.evidence_draws
     pairs = encoding.batch_shape[0] * codes
     if isinstance(encoding, families.Editable) and pairs > MANY_PAIRS:
@@ -656,22 +650,22 @@ def _aggregate(
             "evidence_rows, evidence_draws).",
             stacklevel=4,
         )
-    return encoded, AggregatedPosterior(encoding)
+    return AggregatedPosterior(encoding)
 
 
-def _as_aggregated(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Encoded:
-    """The encoding of the training rows that were aggregated before, if the first are the guide's.
+def _checked(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> AggregatedPosterior:
+    """What was aggregated before, if it is of the training rows, of which the first are encoded.
 
     Raises:
         InputError: if there are not as many rows, of equal weights, or the first are others.
     """
-    first = encode_rows(pair, train[:PROBED])
+    here = encode_rows(pair, train[:PROBED]).density
     if aggregated.size != len(train):
         found = f"one of {aggregated.size} rows"
     elif bool((aggregated.log_weights != aggregated.log_weights[0]).any()):
         found = "unequal weights"
     else:
-        here, there = first.density, aggregated[: len(train[:PROBED])].encoding
+        there = aggregated[: len(train[:PROBED])].encoding
         normals = families.diagonal_normal(here), families.diagonal_normal(there)
         found = "" if _agree(*normals) else "other encodings of the first rows, or no normals"
     if found:
@@ -679,7 +673,7 @@ def _as_aggregated(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -
             f"expected aggregated= of the {len(train)} training rows, by this guide; got {found}. "
             "Leave it out: the rows are then encoded."
         )
-    return Encoded(aggregated.encoding, first.masked)
+    return aggregated
 
 
 def _agree(one: tuple[Tensor, Tensor] | None, other: tuple[Tensor, Tensor] | None) -> bool:
