@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.scale.folder import MEANS, SCALES, Folder, Settings
+from pyrovae.scale.folder import MEANS, RECORDS, SCALES, Folder, Settings
 
 ROWS = 1 << 18  # simulated at once, and in a shard by default
 
@@ -128,42 +128,40 @@ def compare(path: Path, options: argparse.Namespace) -> None:
 
 
 def encode(folder: Path, data: Path) -> None:
-    """Encode rows whose first entry is their number, into shards of 1,000."""
-    vae = pv.VAE(pv.mlp_encoder((8,), 2), pv.mlp_decoder(2, (8,)), pv.StandardNormal(2))
+    """Encode rows into shards of 1,000."""
     torch.manual_seed(0)
-    for parameter in vae.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    pv.encode_to(folder, vae.guide, data, shard_rows=1000, batch_size=500, progress=False)
+    vae = pv.VAE(pv.mlp_encoder((8,), 2), pv.mlp_decoder(2, (8,)), pv.StandardNormal(2))
+    pv.encode_to(folder, vae.guide, data, shard_rows=1000, batch_size=250, progress=False)
 
 
 def kill(count: int, rows: int = 200_000) -> None:
     """Kill the process that encodes so many times; compare what it leaves with one undisturbed."""
+    torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as place:
         data, whole, killed = (Path(place) / name for name in ("rows.npy", "whole", "killed"))
         np.save(data, np.random.default_rng(0).random((rows, 8), dtype=np.float32))
         encode(whole, data)
-        command = [sys.executable, __file__, "--encode", str(killed), "--data", str(data)]
-        shards = len(Folder(whole).settings.shards)
-        done = []
-        for number in range(1, count + 1):
-            process = subprocess.Popen(command)
-            while process.poll() is None:
-                found = len(list((killed / "shards").glob("*.json")))
-                if found >= number * shards // (count + 2):
-                    time.sleep(0.003 * number % 0.02)  # at another moment of a shard's life
-                    process.send_signal(signal.SIGKILL)
-                    break
-                time.sleep(0.001)
-            process.wait()
-            done.append(len(list((killed / "shards").glob("*.json"))))
-        subprocess.run(command, check=True)
-        same = [
-            (whole / name).read_bytes() == (killed / name).read_bytes()
-            for name in (MEANS, SCALES, *(f"shards/{number}.json" for number in range(shards)))
-        ]
-        outcome = "the same files" if all(same) else "OTHER FILES"
-        print(f"{count} kills, after {done} of {shards} shards: {outcome}")
+        records = len(list((whole / RECORDS).iterdir()))
+        done = [0]
+        for number in range(1, count + 2):
+            child = os.fork()
+            if not child:
+                encode(killed, data)
+                os._exit(0)
+            if number <= count:
+                while len(list((killed / RECORDS).glob("*.json"))) < number * records // (
+                    count + 2
+                ):
+                    time.sleep(0.0005)
+                time.sleep(0.0007 * number)  # at another moment of a shard's life
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            done.append(len(list((killed / RECORDS).glob("*.json"))))
+        names = [MEANS, SCALES, *(f"{RECORDS}/{number}.json" for number in range(records))]
+        same = all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
         pv.open_aggregated(killed, verify=True)
+        outcome = "the same files as of one undisturbed" if same else "OTHER FILES"
+        print(f"{count} kills; shards done after each: {done}; {outcome}")
 
 
 def main() -> None:
@@ -182,11 +180,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where to keep the files")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--encode", type=Path, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.encode is not None:
-        return encode(options.encode, options.data)
     if options.measure is not None:
         print(json.dumps(measure(options.folder, options.measure, options.points, options.method)))
         return None
