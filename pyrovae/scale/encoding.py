@@ -125,9 +125,9 @@ def open_aggregated(
     >>> import pyrovae as pv, tempfile
     >>> from pyrovae.testing import linear_gaussian_vae
     >>> exact = linear_gaussian_vae()
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> agg = pv.open_aggregated(pv.encode_to(folder.name, exact.vae().guide, exact.sample(30)))
-    >>> agg.log_prob(agg.sample((3,))).shape
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     agg = pv.open_aggregated(pv.encode_to(folder, exact.vae().guide, exact.sample(30)))
+    ...     agg.log_prob(agg.sample((3,))).shape
     torch.Size([3])
     """
     store = Folder(Path(folder).expanduser())

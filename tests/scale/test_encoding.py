@@ -142,24 +142,6 @@ def test_a_mapped_array_is_read_a_batch_at_a_time(tmp_path: Path) -> None:
     assert max(asked) == 25 and sum(asked) == ROWS + 25  # the first batch twice
 
 
-def test_words_in_a_table_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    import pandas as pd
-
-    for column, says in ((["a", "b"], "string"), ([1.0, None], "empty cells")):
-        pd.DataFrame({"x": [0.0, 1.0], "y": column}).to_parquet(tmp_path / "x.parquet")
-        with pytest.raises(pv.InputError, match=rf"{says} in the column 'y'"):
-            written(tmp_path / "codes", tmp_path / "x.parquet")
-
-
-def test_rows_that_are_not_finite_are_named(tmp_path: Path) -> None:
-    wrong = X.numpy().copy()
-    wrong[133, 1] = np.nan
-    np.save(tmp_path / "x.npy", wrong)
-    with pytest.raises(pv.InputError, match="nan in row 133"):
-        written(tmp_path / "codes", tmp_path / "x.npy")
-
-
 # -- going on --------------------------------------------------------------------------------------
 
 
