@@ -110,6 +110,7 @@ def open_aggregated(
     *,
     weights: Tensor | Sequence[float] | None = None,
     verify: bool = False,
+    alone: bool = False,
 ) -> ShardedPosterior:
     """The aggregated posterior of encodings in a folder, of which one shard at a time is read.
 
@@ -117,6 +118,8 @@ def open_aggregated(
         folder: what :func:`encode_to` has written.
         weights: w_n, shape ``(N,)``, which the mixture normalises; equal if not given.
         verify: whether to read everything once, to see that no number has changed on the disk.
+        alone: whether this process evaluates all shards, whatever process group there is: for
+            what one process does while the others don't, such as a diagnosis.
 
     Raises:
         InputError: if it isn't such a folder, shards are missing, or, with ``verify``, a shard
@@ -140,10 +143,13 @@ def open_aggregated(
         )
     if verify:
         store.check_codes()
-    (loc, done_with_means), (scale, done_with_scales) = store.open(MEANS), store.open(SCALES)
-    encoding = dist.Normal(loc, scale, validate_args=False).to_event(1)
+    (loc, let_go_of_means), (scale, let_go_of_scales) = store.open(MEANS), store.open(SCALES)
     return ShardedPosterior(
-        encoding, settings.shards, weights, done=lambda: (done_with_means(), done_with_scales())
+        dist.Normal(loc, scale, validate_args=False).to_event(1),
+        settings.shards,
+        weights,
+        done=lambda: (let_go_of_means(), let_go_of_scales()),
+        alone=alone,
     )
 
 

@@ -41,6 +41,8 @@ class ShardedPosterior(AggregatedPosterior):
         parts: the ranges of components that are evaluated one after the other, together all N.
         weights: one per data point, shape ``(N,)``; equal by default.
         done: called after each part, to let go of what was read for it.
+        alone: whether this process takes all parts, whatever group there is, as where one process
+            measures while the others have nothing to do.
 
     Raises:
         InputError: as :class:`AggregatedPosterior`, except that the encoding is not checked.
@@ -60,10 +62,11 @@ class ShardedPosterior(AggregatedPosterior):
         weights: Tensor | Sequence[float] | None = None,
         *,
         done: Callable[[], object] = _nothing,
+        alone: bool = False,
     ) -> None:
         super().__init__(encoding, weights)
         self._parts = tuple(parts)
-        self._done = done
+        self._done, self._alone = done, alone
         self._normal()
 
     def _check_numbers(self, encoding: dist.Distribution, weights: Tensor) -> None:
@@ -105,7 +108,7 @@ class ShardedPosterior(AggregatedPosterior):
             self._done()
 
     def _diagonal(self, normal: tuple[Tensor, Tensor]) -> NormalsInParts:
-        ranks = Ranks.of_group()
+        ranks = None if self._alone else Ranks.of_group()
         parts = self._parts if ranks is None else ranks.own(self._parts)
         return NormalsInParts(*normal, self.log_weights, parts, done=self._done, processes=ranks)
 

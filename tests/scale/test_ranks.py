@@ -33,6 +33,9 @@ found, expected = (q.leave_one_out_log_prob(x[:40, :2], n) for q in (agg, whole)
 same(found, expected, rtol=0, atol=2e-9)
 own = agg._diagonal(agg._normal()).parts
 assert len(own) == 3, own
+if rank == 0:
+    by_one = pv.open_aggregated(folder, alone=True)
+    same(by_one.log_prob(z), whole.log_prob(z), rtol=0, atol=2e-9)
 try:
     agg.effective_components(z + rank)
 except pv.InputError as error:
