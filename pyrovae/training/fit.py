@@ -194,11 +194,10 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         evaluator = Evaluator(model, guide, as_objective(objective), transform)
         target = None if device is None else torch.device(device)
         ranks, in_order = _set_up(evaluator, rows, held_out, target)
-        parameters = ranks.trainable.parameters.values()
         trainer = Trainer(
             evaluator=evaluator,
             trainable=ranks.trainable,
-            new_optimizer=partial(make_optimizer, factory, parameters),
+            new_optimizer=partial(make_optimizer, factory, ranks.trainable.parameters.values()),
             train=rows,
             validation=held_out,
             settings=settings,
