@@ -83,6 +83,7 @@ class CapturedStep:
         kl_weight = weight if self._weight is None else self._weight
         fixed = [*self._parameters, *trainable.buffers.values()]
         fixed += [] if self._weight is None else [self._weight]
+        batch = _copies(batch)
         with self._aside(), _NumbersUnread():
             self._replay = record(lambda *_: self._gradients(batch, kl_weight), fixed, batch)
         self.check(batch, weight)
@@ -113,7 +114,7 @@ class CapturedStep:
     def check(self, batch: Batch, weight: float) -> None:
         """Compare as :meth:`checked`, and leave buffers and random state as they are."""
         with self._aside():
-            self.checked(batch, weight)
+            self.checked(_copies(batch), weight)
 
     def _of_pair(self, batch: Batch, weight: float) -> Results:
         """Copies of what a step of the pair leaves, which is not taken.
@@ -123,7 +124,7 @@ class CapturedStep:
         """
         found = AsFound(self._trainable.modules)
         with self._aside():
-            left = self._left_by(self._gradients(batch, weight))
+            left = self._left_by(self._gradients(_copies(batch), weight))
             expected = [None if tensor is None else tensor.detach().clone() for tensor in left]
         if found.changed:
             found.put_back()
@@ -270,6 +271,11 @@ class _NumbersUnread(TorchFunctionMode):
         if func in _READING:
             raise NotRepeatable(DEPENDS)
         return func(*args, **(kwargs or {}))
+
+
+def _copies(batch: Batch) -> Batch:
+    """A minibatch that a pair may write into."""
+    return tuple(tensor.clone() for tensor in batch)
 
 
 def _as_accumulated(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Results:

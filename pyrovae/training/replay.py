@@ -301,14 +301,11 @@ def _is_random(target: Any) -> bool:
 
 def _written(node: fx.Node) -> list[fx.Node]:
     """The arguments that an operation writes into."""
-    schema = getattr(node.target, "_schema", None)
-    given = (
-        {}
-        if schema is None
-        else dict(zip([a.name for a in schema.arguments], node.args, strict=False))
-    )
-    given |= node.kwargs
-    writes = [] if schema is None else [a.name for a in schema.arguments if a.is_write]
+    if not _is_mutable(node.target):
+        return []
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    given = dict(zip([a.name for a in arguments], node.args, strict=False)) | node.kwargs
+    writes = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
     nodes: list[fx.Node] = []
     map_arg([given.get(name) for name in writes], nodes.append)
     return nodes

@@ -191,6 +191,13 @@ def test_whole_number_indexing_and_writing_in_place_are_replayed() -> None:
     assert both(linear(change), pairs.data()) == "replayed from epoch 2 on"
 
 
+def test_a_pair_may_write_into_its_minibatch() -> None:
+    def change(mean: Tensor, x: Tensor) -> Tensor:
+        return mean + x.mul_(0.5).mean()
+
+    assert both(linear(change), pairs.data()) == "replayed from epoch 2 on"
+
+
 def test_a_module_that_counts_its_runs_stays_with_the_pair() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
