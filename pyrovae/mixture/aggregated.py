@@ -45,8 +45,9 @@ class AggregatedPosterior(Mixture):
         parameter = families.floating_parameter(encoding)
         # half precision can count no more than 65,504 data points
         weight_dtype = torch.promote_types(parameter.dtype, torch.float32)
+        logits = None if weights is not None else torch.zeros(size, dtype=weight_dtype)
         if weights is None:
-            weights = torch.ones(size)
+            weights = torch.ones(()).expand(size)  # one number in memory
         # single precision holds the logarithm of 1e-50, but not 1e-50
         weights = torch.as_tensor(weights, dtype=torch.float64, device=parameter.device)
         #: Total of the weights before normalisation, which is how much this part counts in `merge`.
@@ -58,7 +59,8 @@ class AggregatedPosterior(Mixture):
                 f"{tuple(weights.shape)}, total {self.mass}."
             )
         self._check_numbers(encoding, weights)
-        super().__init__(dist.Categorical(logits=safe_log(weights).to(weight_dtype)), encoding)
+        logits = safe_log(weights).to(weight_dtype) if logits is None else logits.to(weights.device)
+        super().__init__(dist.Categorical(logits=logits), encoding)
 
     def _check_numbers(self, encoding: dist.Distribution, weights: Tensor) -> None:
         """Check that encodings with a weight have no NaN and, if they are normals, are finite."""
