@@ -87,7 +87,7 @@ def _stays(array: Any) -> bool:
 
 
 def _of_slices(arrays: tuple[Any, ...], size: int, name: str) -> Blocks:
-    lengths = [len(array) if array.shape else 0 for array in arrays]
+    lengths = [array.shape[0] if array.shape else 0 for array in arrays]
     if len(set(lengths)) > 1 or not lengths[0]:
         raise InputError(
             f"expected arrays with the same number of rows in {name}, at least one; got {lengths}. "

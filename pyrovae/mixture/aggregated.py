@@ -166,7 +166,7 @@ class AggregatedPosterior(Mixture):
         encoding it at once.
         """
         encoding = families.concatenate([part.encoding for part in parts])
-        return cls(encoding, torch.cat([part.masses for part in parts]))
+        return AggregatedPosterior(encoding, torch.cat([part.masses for part in parts]))
 
     def to(self, *args: Any, **kwargs: Any) -> AggregatedPosterior:
         """The same mixture on another device or in another dtype; arguments of ``Tensor.to``."""

@@ -208,21 +208,21 @@ class DiagonalRounds:
         weight = self.log_weight.exp()
         self.count = 1 / float(weight.square().sum())
         self.dtype = floating_parameter(mixture.component_distribution).dtype
-        self.held: tuple[Tensor, Tensor] | None = None
-        if len(tuple(mixture.in_parts())) == 1:
-            self.held = self.read(slice(None))
-        read = self.read if self.held is None else self.take_held
-        self.shift = torch.stack([weight[rows] @ read(rows)[0] for rows in self.parts()]).sum(0)
-        squares = [
-            weight[rows] @ (variance + (mean - self.shift).square())
-            for rows in self.parts() for mean, variance in (read(rows),)
-        ]  # fmt: skip
+        held = self.read(slice(None)) if len(tuple(mixture.in_parts())) == 1 else None
+        means, squares = [], []
+        for rows in self.parts():
+            mean, _ = held or self.read(rows)
+            means.append(weight[rows] @ mean)
+        self.shift = torch.stack(means).sum(0)
+        for rows in self.parts():
+            mean, variance = held or self.read(rows)
+            squares.append(weight[rows] @ (variance + (mean - self.shift).square()))
         self.unit = torch.stack(squares).sum(0).sqrt()
         if not bool((self.unit > 0).all()):
             unit = int((self.unit <= 0).nonzero()[0, 0])
             raise InputError(f"expected units that vary; got variance 0 in unit {unit}. Drop it.")
-        if self.held is not None:
-            self.held = self.in_units(*self.held)
+        #: `moments` of all old components, where they are one part.
+        self.held = None if held is None else self.in_units(*held)
 
     def parts(self) -> Iterator[slice]:
         """Ranges of the old components with a weight, to have in memory one at a time."""
@@ -237,17 +237,13 @@ class DiagonalRounds:
 
     def moments(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Means and variances of some old components in units of the mixture, shape ``(n, D)``."""
-        return self.in_units(*self.read(rows)) if self.held is None else self.take_held(rows)
+        if self.held is None:
+            return self.in_units(*self.read(rows))
+        return self.held[0][rows], self.held[1][rows]
 
     def in_units(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances in units of the mixture's standard deviations, from its mean."""
         return (mean - self.shift) / self.unit, variance / self.unit.square()
-
-    def take_held(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """What is in memory of some old components."""
-        if self.held is None:
-            raise InputError("expected moments in memory; got none. Read them.")
-        return self.held[0][rows], self.held[1][rows]
 
     def read(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Means and variances of some old components in float64, shape ``(n, D)``, all finite."""
@@ -354,7 +350,7 @@ class DiagonalRounds:
     @cached_property
     def held_data(self) -> Tensor:
         """`data` of all old components."""
-        return queries(*self.take_held(slice(None)))
+        return queries(*self.moments(slice(None)))
 
     @cached_property
     def largest(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -29,7 +30,7 @@ class ShardedPosterior(AggregatedPosterior):
     components, and laying these out takes as long as a thousand points do.
 
     Of means and scales one part is in memory at a time. Weights are there as a whole: 4 bytes a
-    component, some 20 while a reduction or a draw lasts, 60 while `leave_one_out_log_prob` does.
+    component, 20 while they are opened, up to 60 in `leave_one_out_log_prob` and in a reduction.
     Inflating all components, bounds on their entropy and ``to`` make a mixture in memory.
 
     In an initialised process group of torch, each process takes its own parts, and what they found
@@ -71,6 +72,10 @@ class ShardedPosterior(AggregatedPosterior):
 
     def _check_numbers(self, encoding: dist.Distribution, weights: Tensor) -> None:
         """They were checked when they were written; it would take reading all of them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has its components in memory, and nothing to let go of."""
+        return {**super().__getstate__(), "_done": _nothing}
 
     @property
     def variance(self) -> Tensor:

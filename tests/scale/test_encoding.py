@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -58,6 +59,14 @@ def test_anyone_can_read_the_files(tmp_path: Path) -> None:
     folder = written(tmp_path / "codes")
     means = np.load(folder / "means.npy", mmap_mode="r")
     np.testing.assert_array_equal(means, pv.encode(GUIDE, X).mean.float().numpy())
+
+
+def test_a_copy_needs_no_files(tmp_path: Path) -> None:
+    agg = pv.open_aggregated(written(tmp_path / "codes"))
+    copied, z = pickle.loads(pickle.dumps(agg)), agg.sample((5,))
+    for path in tmp_path.rglob("*.npy"):
+        path.unlink()
+    torch.testing.assert_close(copied.log_prob(z), agg.log_prob(z), rtol=0, atol=0)
 
 
 def test_weights_count(tmp_path: Path) -> None:

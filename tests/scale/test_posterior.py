@@ -159,6 +159,22 @@ def test_in_single_precision_within_its_bound() -> None:
     assert bool((difference.abs() <= 5e-5 + rounding).all())
 
 
+def test_functional_transforms_go_through_it(both: Both) -> None:
+    _, sharded = both
+    for z in (far_and_near(sharded, 3), far_and_near(sharded)):
+        values = torch.vmap(sharded.log_prob)(z)
+        torch.testing.assert_close(values, sharded.log_prob(z), rtol=0, atol=BOUND)
+        gradient = torch.func.grad(lambda points: sharded.log_prob(points).sum())(z)
+        torch.testing.assert_close(gradient, sharded.score(z), rtol=1e-8, atol=1e-8)
+
+
+def test_parts_merge_into_one_in_memory(both: Both) -> None:
+    whole, sharded = both
+    z = far_and_near(whole, 20)
+    merged = ShardedPosterior.merge([sharded, sharded])
+    torch.testing.assert_close(merged.log_prob(z), whole.log_prob(z), rtol=0, atol=BOUND)
+
+
 def test_all_else_of_an_aggregated_posterior_works(both: Both) -> None:
     whole, sharded = both
     z = far_and_near(whole, 20)
