@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.data import Batch
@@ -35,6 +36,9 @@ Results = list[Any]  # tensors, or None for no gradient
 LEAST_STEPS = 1000
 # One step more in each epoch is computed, by the pair, to compare.
 LEAST_STEPS_AN_EPOCH = 4
+
+# Calls after which a step is judged by how often it was another one.
+ENOUGH_CALLS = 20
 
 _READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)  # item() is refused by torch itself
 
@@ -83,20 +87,43 @@ class CapturedStep:
         kl_weight = weight if self._weight is None else self._weight
         fixed = [*self._parameters, *trainable.buffers.values()]
         fixed += [] if self._weight is None else [self._weight]
-        batch = _copies(batch)
-        with self._aside(), _NumbersUnread():
-            self._replay = record(lambda *_: self._gradients(batch, kl_weight), fixed, batch)
+        batch, reading = _copies(batch), _Reading()
+
+        def step(*_: Tensor) -> Results:
+            with reading:
+                results = self._gradients(batch, kl_weight)
+            return [*results, *reading.conditions]
+
+        with self._aside():
+            self._replay = record(step, fixed, batch)
+        self._answers, self._calls, self._others = reading.answers, 0, 0
         self.check(batch, weight)
 
     def __call__(self, batch: Batch, weight: float) -> Results:
         """The mean objective, and the gradient of its negative by each parameter.
 
-        The next call writes over them.
+        The next call writes over them. Empty if a condition, such as ``x.sum() > 0``, is another
+        one now than when this was recorded: the pair has to compute the step, with the random
+        state that there was before.
         """
-        with torch.no_grad():
-            if self._weight is not None:
-                self._weight.fill_(weight)
-            return self._replay(batch)
+        if not self._answers:
+            return self._run(batch, weight)
+        buffers = list(self._trainable.buffers.values())
+        before = _copies(buffers)
+        results = self._run(_copies(batch), weight)
+        count = 1 + len(self._parameters)
+        self._calls += 1
+        if [bool(condition) for condition in results[count:]] == self._answers:
+            return results[:count]
+        self._others += 1
+        for buffer, numbers in zip(buffers, before, strict=True):
+            buffer.copy_(numbers)
+        return []
+
+    @property
+    def is_vain(self) -> bool:
+        """Whether conditions are other ones so often that replaying saves nothing."""
+        return self._calls >= ENOUGH_CALLS and self._others > self._calls / 4
 
     def checked(self, batch: Batch, weight: float) -> Results:
         """The same, compared with what the pair computes now, to the last bit.
@@ -107,9 +134,15 @@ class CapturedStep:
         """
         expected = self._of_pair(batch, weight)
         results = self(batch, weight)
-        if not all(map(_same, expected, self._left_by(results))):
+        if results and not all(map(_same, expected, self._left_by(results))):
             raise NotRepeatable("run again, its operations do not give what it gives")
         return results
+
+    def _run(self, batch: Batch, weight: float) -> Results:
+        with torch.no_grad():
+            if self._weight is not None:
+                self._weight.fill_(weight)
+            return self._replay(batch)
 
     def check(self, batch: Batch, weight: float) -> None:
         """Compare as :meth:`checked`, and leave buffers and random state as they are."""
@@ -205,6 +238,8 @@ class Steps:
         self._epoch, self._to_come, self._weight = epoch, to_come, weight
         self._before, self._counts = self._counts, Counter()
         self._latest.clear()
+        if any(step.is_vain for step in self._captured.values()):
+            self.give_up(DEPENDS)
         return any(map(self._pays, self._before))
 
     def captured(self, batch: Batch) -> Callable[[Batch, float], Results] | None:
@@ -262,20 +297,31 @@ class Steps:
         )
 
 
-class _NumbersUnread(TorchFunctionMode):
-    """Refuse to let the numbers of a tensor out to Python, where no record follows them."""
+class _Reading(TorchFunctionMode):
+    """Note the conditions that Python asks for, and let no other numbers out of tensors to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conditions: list[Tensor] = []
+        self.answers: list[bool] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _READING:
             raise NotRepeatable(DEPENDS)
+        if func is Tensor.__bool__ or (func is Tensor.item and args[0].dtype is torch.bool):
+            condition = args[0].detach().clone()  # it may be written into later
+            with disable_proxy_modes_tracing():
+                self.answers.append(bool(condition))
+            self.conditions.append(condition)
+            return self.answers[-1]
         return func(*args, **(kwargs or {}))
 
 
-def _copies(batch: Batch) -> Batch:
-    """A minibatch that a pair may write into."""
-    return tuple(tensor.clone() for tensor in batch)
+def _copies(tensors: Iterable[Tensor]) -> Batch:
+    """Tensors that may be written into."""
+    return tuple(tensor.clone() for tensor in tensors)
 
 
 def _as_accumulated(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Results:

@@ -10,7 +10,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyro
 import torch
@@ -412,12 +412,11 @@ class Trainer:
 
     def _step(self, batch: Batch, weight: float, step: int, update: Callable[[], object]) -> float:
         captured = self.steps.captured(batch)
-        if captured is None:
+        mean = None if captured is None else self._replay(captured, batch, weight, step)
+        if mean is None:
             mean = self._evaluate(batch, weight, step)
             self.optimizer.zero_grad()
             (-mean).backward()
-        else:
-            mean = self._replay(captured, batch, weight, step)
         self._update(row_count(batch), update)
         return mean.item()
 
@@ -431,14 +430,20 @@ class Trainer:
 
     def _replay(
         self, captured: Callable[[Batch, float], Results], batch: Batch, weight: float, step: int
-    ) -> Tensor:
+    ) -> Tensor | None:
         """The mean objective, checked to be finite, with the gradients where an update finds them.
+
+        None if the pair has to compute this step.
 
         Raises:
             NotRepeatable: if it is not finite, and the pair's is.
         """
         restore_random_state = _random_state(self.evaluator.device)
-        mean, *gradients = captured(batch, weight)
+        results = captured(batch, weight)
+        if not results:
+            restore_random_state()
+            return None
+        mean, *gradients = results
         if not math.isfinite(mean.item()):
             restore_random_state()
             self._evaluate(batch, weight, step)
@@ -447,7 +452,7 @@ class Trainer:
             gradients = [g if g is None else g.clone() for g in gradients]  # it may keep them
         for parameter, gradient in zip(self.trainable.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
-        return mean
+        return cast(Tensor, mean)
 
     def _validate(self) -> float:
         if self.validation is None:

@@ -152,7 +152,6 @@ def linear(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], tuple[Any
 @pytest.mark.parametrize(
     "change",
     [
-        lambda mean, x: mean if x.sum() > 40 else 2 * mean,
         lambda mean, x: mean * x[0, 0].item(),
         lambda mean, x: mean * x.tolist()[0][0],
         lambda mean, x: mean * float(x.numpy()[0, 0]),
@@ -165,6 +164,46 @@ def linear(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], tuple[Any
 def test_what_depends_on_numbers_stays_with_the_pair(change: Any) -> None:
     account = both(linear(change), pairs.data())
     assert account == "by the pair itself: what it computes depends on the numbers in a tensor"
+
+
+def test_a_condition_is_looked_at_in_each_step() -> None:
+    """It turns in some steps, with running statistics and dropout on the way."""
+    seen = set()
+
+    def make() -> tuple[Any, Any]:
+        (model, guide), *_ = pairs.registered()
+
+        def scaled(x: Tensor) -> None:
+            seen.add(bool(x[:, 0].sum() > 0.85 * len(x)))
+            with pyro.poutine.scale(scale=1.0 if x[:, 0].sum() > 0.85 * len(x) else 0.5):
+                model(x)
+
+        return scaled, guide
+
+    assert both(make, pairs.data(), epochs=5) == "replayed from epoch 2 on"
+    assert seen == {True, False}
+
+
+def test_a_condition_that_turns_too_often_ends_it() -> None:
+    pair = linear(lambda mean, x: mean if x[0].sum() > x[1].sum() else 2 * mean)
+    account = both(pair, pairs.data(), epochs=8)
+    reason = "what it computes depends on the numbers in a tensor"
+    assert account == f"by the pair itself, those of epoch 2 to 4 apart: {reason}"
+
+
+@pytest.mark.parametrize("vamp", [False, True])
+def test_priors_that_are_mixtures(vamp: bool) -> None:
+    rows = torch.rand(45, 6).round()
+
+    def make() -> tuple[Any, Any]:
+        encoder = pv.mlp_encoder((6,), 2)
+        prior: nn.Module = pv.GaussianMixture(2, 3)
+        if vamp:
+            prior = pv.VampPrior(encoder, rows[:4], bounds=(0.0, 1.0))
+        vae = pv.VAE(encoder, pv.mlp_decoder(2, (6,)), prior)
+        return vae.model, vae.guide
+
+    assert both(make, rows, kl_warmup=2) == "replayed from epoch 2 on"
 
 
 @pytest.mark.parametrize(
@@ -192,10 +231,18 @@ def test_whole_number_indexing_and_writing_in_place_are_replayed() -> None:
 
 
 def test_a_pair_may_write_into_its_minibatch() -> None:
-    def change(mean: Tensor, x: Tensor) -> Tensor:
-        return mean + x.mul_(0.5).mean()
+    def make() -> tuple[Any, Any]:
+        model, guide = linear(lambda mean, x: mean)()
 
-    assert both(linear(change), pairs.data()) == "replayed from epoch 2 on"
+        def halving(x: Tensor) -> None:
+            x.mul_(0.5)
+            guide(x)
+
+        return model, halving
+
+    one = trained(make, pairs.data())
+    assert one[0].capture == "replayed from epoch 2 on"
+    assert_same(one, trained(make, pairs.data(), capture="off"))
 
 
 def test_a_module_that_counts_its_runs_stays_with_the_pair() -> None:
@@ -330,7 +377,7 @@ def test_recording_leaves_everything_as_it_was() -> None:
     functions, *networks = pairs.registered()
     batch = (pairs.data(16),)
     evaluator = Evaluator(*functions, elbo, None)
-    trainable = evaluator.survey(batch)
+    trainable = evaluator.survey(batch).trainable
     trainable.train(True)
     state, draws = trainable.state(), torch.get_rng_state()
     with argument_checks(False):
