@@ -262,6 +262,16 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
         pv.encode_to(tmp_path / "codes", guide, X)
 
 
+def test_a_guide_with_parameters_for_each_place_is_refused(tmp_path: Path) -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = pyro.param("loc", lambda: torch.zeros(25, 2))
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    with pytest.raises(pv.InputError, match="encodes each row by itself"):
+        pv.encode_to(tmp_path / "codes", guide, X, shard_rows=25, batch_size=25)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"), [({"shard_rows": 0}, "shard_rows"), ({"dtype": torch.int64}, "dtype")]
 )
@@ -306,7 +316,9 @@ def test_after_kills_nothing_is_lost_and_nothing_double(tmp_path: Path) -> None:
             process.stdin.flush()
             child = int(process.stdout.readline())
             if number <= KILLS:
+                deadline = time.monotonic() + 60
                 while records(killed) < number * SHARDS // (KILLS + 2):
+                    assert time.monotonic() < deadline
                     time.sleep(0.0005)
                 time.sleep(0.0011 * number)
                 os.kill(child, signal.SIGKILL)
