@@ -29,7 +29,7 @@ def join(device: torch.device) -> tuple[int, int]:
     """Join the other ranks, and tell the rank of this process and how many there are.
 
     Args:
-        device: where the pair is trained: ``gloo`` exchanges numbers on CPUs, ``nccl`` on GPUs.
+        device: where the pair is trained; ``nccl`` exchanges numbers between GPUs, ``gloo`` others.
 
     Returns:
         ``(0, 1)`` if ``torchrun`` did not start this process and the script joined no group.
@@ -41,7 +41,7 @@ def join(device: torch.device) -> tuple[int, int]:
             return 0, 1
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        distributed.init_process_group("gloo" if device.type == "cpu" else None)
+        distributed.init_process_group(None if device.type == "cuda" else "gloo")
     return distributed.get_rank(), distributed.get_world_size()
 
 

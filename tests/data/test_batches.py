@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -287,3 +289,34 @@ def test_data_sets_with_different_arguments_are_refused() -> None:
     for held_out in ((x, y[:, :2]), (x, y.float()), (x, torch.arange(30))):
         with pytest.raises(pv.InputError, match="same arguments in each data set"):
             pv.diagnose(two, needs_two, (x, y), held_out=held_out)
+
+
+# -- parts of minibatches --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, Rows, lambda x: csr_matrix(x.numpy())])
+def test_parts_of_every_minibatch_are_the_whole(kind: Callable[[Tensor], Any], count: int) -> None:
+    data = as_batches(kind(torch.arange(42.0).reshape(21, 2)), 5)  # the last one has a single row
+    for one_pass in ("ordered", "shuffled"):
+        passes = []
+        for batches in (data, *(data.part(index, count) for index in range(count))):
+            torch.manual_seed(3)
+            passes.append([x for (x,) in getattr(batches, one_pass)()])
+        whole, *parts = passes
+        assert [len(part) for part in parts] == [5] + [4] * (count - 1)
+        together = zip_longest(*parts, fillvalue=torch.empty(0, 2))
+        for minibatch, pieces in zip(whole, together, strict=True):
+            assert torch.equal(minibatch, torch.cat(pieces))
+
+
+def test_a_minibatch_has_a_row_for_every_part_and_a_loader_has_none() -> None:
+    rows = torch.zeros(9, 2)
+    with pytest.raises(pv.InputError, match="batch_size=3 or more"):
+        as_batches(rows, 2).part(0, 3)
+    with pytest.raises(
+        pv.InputError, match=r"Pass its data set, loader\.dataset"
+    ):
+        as_batches(DataLoader(TensorDataset(rows), 4), 1).part(0, 3)
+    with pytest.raises(pv.InputError, match="a stream"):
+        as_batches(DataLoader(Sized(rows), 4), 1).part(0, 3)
