@@ -82,6 +82,8 @@ class CapturedStep:
         self._parameters = list(trainable.parameters.values())
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters):
             raise NotRepeatable("a parameter has hooks on its gradient")
+        if any(p.device.type not in ("cpu", "cuda") for p in self._parameters):
+            raise NotRepeatable("it is on a device whose random state is not looked after")
         mean, *_ = self._of_pair(batch, weight)
         self._weight = torch.full_like(mean, weight) if any_weight else None
         kl_weight = weight if self._weight is None else self._weight

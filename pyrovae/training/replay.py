@@ -110,6 +110,8 @@ def record(run: Callable[..., Any], fixed: Sequence[Tensor], inputs: Sequence[Te
     """
     try:
         recorded = make_fx(run)(*fixed, *inputs)
+        with torch.no_grad():
+            return _Builder(*_survey(recorded, [*fixed, *inputs])).build(len(fixed))
     except NotRepeatable:
         raise
     except Exception as error:  # whatever torch has in the way: the caller has another way
@@ -117,9 +119,6 @@ def record(run: Callable[..., Any], fixed: Sequence[Tensor], inputs: Sequence[Te
         depends = "get value out of a tracing tensor" in words
         reason = DEPENDS if depends else f"torch can't record it ({type(error).__name__}: {words})"
         raise NotRepeatable(reason) from error
-    with torch.no_grad():
-        builder = _Builder(*_survey(recorded, [*fixed, *inputs]))
-        return builder.build(len(fixed))
 
 
 @dataclass
@@ -170,20 +169,21 @@ class _Builder:
         target: Any = node.target
         args, kwargs = map_arg((node.args, node.kwargs), self.now.__getitem__)
         stays = not any(isinstance(leaf, _Register) for leaf in tree_leaves((args, kwargs)))
-        shared = not _memory(value).isdisjoint(self._read(node))
+        memory, read = _memory(value), self._read(node)
         if self._is_constant(node):
             self.constants.add(node)
             return _compact(value) if all(n.target in _POINTWISE for n in node.users) else value
-        if stays and shared and not _is_mutable(target):
+        if stays and memory and memory <= read and not _is_mutable(target):
             return target(*args, **kwargs)  # a view
-        if not shared and _is_dense(value) and (target in _INTO or target in _EMPTY):
+        if memory.isdisjoint(read) and _is_dense(value) and (target in _INTO or target in _EMPTY):
             out = self._slot(i, node)
             if target in _INTO:
                 self._append(i, node, partial(_INTO[target], out=out), args, kwargs)
             return out
-        if stays and shared and len(_written(node)) == 1 and isinstance(value, Tensor):
+        written = _written(node)
+        if stays and len(written) == 1 and isinstance(value, Tensor) and memory <= read:
             self._append(i, node, target, args, kwargs)
-            return self.now[_written(node)[0]]
+            return self.now[written[0]]
         register = self._register()
         self._append(i, node, target, args, kwargs, register.place)
         return register
@@ -228,7 +228,8 @@ class _Builder:
                     self.slots[memory] = self.slots.pop(own)
                     out: Tensor = self.now[argument]
                     return out
-        fits = next((slot for slot in self.free if slot.nbytes == value.nbytes), None)
+        kind = value.nbytes, value.device
+        fits = next((slot for slot in self.free if (slot.nbytes, slot.device) == kind), None)
         if fits is None:
             fits = torch.empty(value.nbytes, dtype=torch.uint8, device=value.device)
         self.free = [slot for slot in self.free if slot is not fits]
