@@ -110,6 +110,8 @@ def _of_parquet(path: Path, size: int, name: str) -> Blocks:
         count = parquet.ParquetFile(path).metadata.num_rows
     except (OSError, ValueError) as error:  # pyarrow's own errors are of these
         raise _unreadable(path, error) from error
+    if not count:
+        raise InputError(f"expected at least one row in {path}; got none. Pass data with rows.")
 
     def ordered() -> Iterator[Batch]:
         start = 0

@@ -80,7 +80,12 @@ class Folder:
         if not self.path.exists():
             return True
         own = {MEANS, SCALES, RECORDS, *(f"{n}.partial" for n in (MANIFEST, MEANS, SCALES))}
-        return self.path.is_dir() and all(found.name in own for found in self.path.iterdir())
+        records = any((self.path / RECORDS).glob("*.json"))  # of another manifest
+        return (
+            self.path.is_dir()
+            and own >= {found.name for found in self.path.iterdir()}
+            and not records
+        )
 
     @cached_property
     def settings(self) -> Settings:
@@ -177,7 +182,12 @@ class Folder:
                 "another folder."
             )
         mapping: Any = array.base
-        return torch.from_numpy(array), lambda: mapping.madvise(mmap.MADV_DONTNEED)
+
+        def let_go() -> None:
+            if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the system decides by itself
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+        return torch.from_numpy(array), let_go
 
 
 def digest(*arrays: NDArray[Any]) -> str:

@@ -80,6 +80,8 @@ def test_the_row_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_not_all_numbers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least one row"):
+        as_blocks(parquet(tmp_path / "x.parquet", x=np.zeros(0)), 10)
     for column, says in ((["a", "b"], "string"), ([1.0, None], "empty cells")):
         path = parquet(tmp_path / "x.parquet", x=[0.0, 1.0], y=column)
         with pytest.raises(InputError, match=rf"{says} in the column 'y'"):

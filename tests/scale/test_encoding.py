@@ -216,6 +216,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         pv.open_aggregated(tmp_path)
 
 
+def test_records_without_their_manifest_are_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path / "codes")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(pv.InputError, match="holds other files"):
+        written(folder)
+
+
+def test_it_begins_anew_where_it_was_killed_before_the_manifest(tmp_path: Path) -> None:
+    before = files(written(tmp_path / "codes"))
+    for path in [*(tmp_path / "codes" / "shards").iterdir(), tmp_path / "codes" / "manifest.json"]:
+        path.unlink()
+    (tmp_path / "codes" / "scales.npy.partial").write_bytes(b"half")
+    assert files(written(tmp_path / "codes")) == before
+
+
 def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
     folder = written(tmp_path / "codes")
     before = files(folder)
