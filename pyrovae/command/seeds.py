@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING
+
+import torch
 
 from pyrovae.command.analysis import AnalysisOptions, analyze, settled
 from pyrovae.command.run_checks import SEEDS, check_no_run, is_done
-from pyrovae.command.terminal import encodable
+from pyrovae.command.terminal import encodable, spelling_out
+from pyrovae.command.wording import warnings_in_words
 from pyrovae.data import Dataset
 from pyrovae.diagnostics import LABELS
+from pyrovae.errors import InputError
+from pyrovae.progress import Bar, progress_bar
 from pyrovae.runs import compare, digest_of_data, load_run
 from pyrovae.saving import replace as written
 
@@ -25,7 +36,8 @@ def analyze_seeds(
     """Analyze data once for each seed, into folders of their own, and show the spread.
 
     A seed fixes the split of the data, initial weights, minibatches and draws, so that the spread
-    has all of these in it.
+    has all of these in it. On several cores the seeds run at the same time, in processes that share
+    the cores.
 
     Args:
         data: the data set.
@@ -35,18 +47,90 @@ def analyze_seeds(
     """
     if not options.resume:
         check_no_run(options.out, resume=False, force=options.force)
-    folders = []
-    for seed in range(options.seed, options.seed + seeds):
-        one = replace(options, seed=seed, out=options.out / f"seed-{seed}")
-        by_name, digest = settled(data, one).by_name(), digest_of_data(data)
-        if one.force or not one.resume or not is_done(one.out, by_name, digest):
-            analyze(data, one)
-        say(f"seed {seed}: {one.out / 'report.html'}")
-        folders.append(one.out)
-    spread = compare([load_run(folder) for folder in folders]).spread()
+    runs = [
+        replace(options, seed=seed, out=options.out / f"seed-{seed}")
+        for seed in range(options.seed, options.seed + seeds)
+    ]
+    digest = digest_of_data(data)
+    left = [run for run in runs if run.force or not run.resume or not _is_done(run, data, digest)]
+    with _analyses(data, left) as done:
+        for run in runs:
+            if run in left:
+                next(done)
+            say(f"seed {run.seed}: {run.out / 'report.html'}")
+    spread = compare([load_run(run.out) for run in runs]).spread()
     path = written(options.out / SEEDS, lambda draft: spread.to_csv(draft, index=False))
     _show(spread, seeds)
     say(f"the spread over seeds: {path}")
+
+
+def _is_done(run: AnalysisOptions, data: Dataset, digest: str) -> bool:
+    return is_done(run.out, settled(data, run).by_name(), digest)
+
+
+@contextmanager
+def _analyses(data: Dataset, runs: list[AnalysisOptions]) -> Iterator[Iterator[object]]:
+    """Analyze data by each run, in order: one after the other, or in processes of their own.
+
+    Yields:
+        an item for each run, once it is done.
+    """
+    cores = torch.get_num_threads()
+    on_cpu = all(run.device in (None, "cpu") for run in runs)
+    processes = min(len(runs), 2 * cores + 1)  # more than cores, as the last ones leave some idle
+    if processes < 2 or cores == 1 or not on_cpu:
+        yield (analyze(data, run) for run in runs)
+        return
+    threads = max(1, cores // processes)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (threads,))
+    with _threads_of_children(threads):
+        jobs = [pool.submit(_analyze, data, replace(run, progress=False)) for run in runs]
+    try:
+        with progress_bar("seeds", len(runs), progress=runs[0].progress) as bar:
+            yield _finished(jobs, bar)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "expected all processes to live until their seeds are done; got one that was killed, "
+            "perhaps for want of memory. Go on with --resume; with OMP_NUM_THREADS=1 in the "
+            "environment one seed runs after the other."
+        ) from error
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(jobs: list[Future[None]], bar: Bar) -> Iterator[None]:
+    for job in jobs:
+        yield job.result()
+        bar.tick()
+
+
+@contextmanager
+def _threads_of_children(threads: int) -> Iterator[None]:
+    """Let libraries that a child process loads take so many threads."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _begin(threads: int) -> None:
+    """What a process does first: Ctrl-C, which reaches it too, is for its parent to answer."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _analyze(data: Dataset, options: AnalysisOptions) -> None:
+    with spelling_out(), warnings_in_words():
+        analyze(data, options)
 
 
 def _show(spread: pd.DataFrame, seeds: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pyrovae.command import arguments
 from pyrovae.command.cli import BAD_INPUT, OK, main
@@ -118,3 +120,32 @@ def test_seeds_are_runs_of_their_own_with_a_spread(
     assert row["runs"] == 2 and row["error"] > 0
     assert main(words) == BAD_INPUT and "no finished run" in capsys.readouterr().err
     assert main([*words, "--resume"]) == OK  # both are there: nothing is trained again
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_seeds_at_the_same_time_are_what_each_is_alone(
+    folder: Path, two_cores: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    TABLE[["a, b", "c"]].dropna().to_csv("n.csv", index=False)
+    words = ["analyze", "n.csv", *WORDS, "--quiet"]
+    together = [*words, "--seeds", "2", "--out", "together"]
+    assert main(together) == OK
+    assert "seed 1: together/seed-1/report.html" in capfd.readouterr().out
+    torch.set_num_threads(1)
+    assert main([*words, "--seed", "1", "--out", "alone"]) == OK
+    alone, among_others = Path("alone"), Path("together/seed-1")
+    for name in ("measures.csv", "parameters.pt"):
+        assert (alone / name).read_bytes() == (among_others / name).read_bytes()
+    torch.set_num_threads(2)
+    (folder / "together" / "seeds.csv").unlink()
+    assert main(together) == BAD_INPUT  # as a process of its own says
+    assert "no finished run in --out" in capfd.readouterr().err
