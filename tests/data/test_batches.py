@@ -314,9 +314,7 @@ def test_a_minibatch_has_a_row_for_every_part_and_a_loader_has_none() -> None:
     rows = torch.zeros(9, 2)
     with pytest.raises(pv.InputError, match="batch_size=3 or more"):
         as_batches(rows, 2).part(0, 3)
-    with pytest.raises(
-        pv.InputError, match=r"Pass its data set, loader\.dataset"
-    ):
+    with pytest.raises(pv.InputError, match=r"Pass its data set, loader\.dataset"):
         as_batches(DataLoader(TensorDataset(rows), 4), 1).part(0, 3)
     with pytest.raises(pv.InputError, match="a stream"):
         as_batches(DataLoader(Sized(rows), 4), 1).part(0, 3)
