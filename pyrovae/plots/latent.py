@@ -139,8 +139,7 @@ def _codes(ax: Axes, view: View, units: list[int], colour: Any) -> dict[str, Any
     if colour is None:
         ax.scatter(points[:, 0], points[:, 1], alpha=0.35, color=COLOURS["data"], **style)
         return {"codes": _dot(COLOURS["data"])}
-    labels = _labels(colour, view.population, view.rows[:MOST_POINTS])
-    hues = _hues(labels)
+    labels, hues = _labels(colour, view.population, view.rows[:MOST_POINTS])
     if hues is None:
         scatter = ax.scatter(
             points[:, 0], points[:, 1], alpha=0.7, c=labels, cmap="viridis", **style
@@ -165,8 +164,7 @@ def colours_of(colour: Any, population: int, rows: Tensor) -> tuple[Any, dict[st
 
     if colour is None:
         return COLOURS["data"], {}
-    labels = _labels(colour, population, rows)
-    hues = _hues(labels)
+    labels, hues = _labels(colour, population, rows)
     if hues is None:
         span = float(np.ptp(labels)) or 1.0
         return colormaps["viridis"]((labels - labels.min()) / span), {}
@@ -174,8 +172,13 @@ def colours_of(colour: Any, population: int, rows: Tensor) -> tuple[Any, dict[st
     return [hues[value] for value in labels.tolist()], handles
 
 
-def _labels(colour: Any, population: int, rows: Tensor) -> NDArray[Any]:
-    """The labels of some rows out of those of all."""
+def _labels(
+    colour: Any, population: int, rows: Tensor
+) -> tuple[NDArray[Any], dict[Any, str] | None]:
+    """The labels of some rows, and the colours of all labels, which are the same in each picture.
+
+    There are no such colours for more different numbers than there are colours.
+    """
     given = np.asarray(colour)
     if given.shape != (population,):
         raise InputError(
@@ -183,20 +186,15 @@ def _labels(colour: Any, population: int, rows: Tensor) -> NDArray[Any]:
             "those of the training rows, in their order."
         )
     labels: NDArray[Any] = given[rows.cpu().numpy()]
-    return labels
-
-
-def _hues(labels: NDArray[Any]) -> dict[Any, str] | None:
-    """A colour for each label; ``None`` for more numbers than there are colours."""
-    values = sorted(np.unique(labels).tolist(), key=by_number)
+    values = sorted(np.unique(given).tolist(), key=by_number)
     if len(values) <= len(LABEL_COLOURS):
-        return dict(zip(values, LABEL_COLOURS, strict=False))
-    if not np.issubdtype(labels.dtype, np.number):
+        return labels, dict(zip(values, LABEL_COLOURS, strict=False))
+    if not np.issubdtype(given.dtype, np.number):
         raise InputError(
             f"expected numbers, or at most {len(LABEL_COLOURS)} labels; got {len(values)}. "
             "Join some of them."
         )
-    return None
+    return labels, None
 
 
 def _dot(colour: str) -> Any:

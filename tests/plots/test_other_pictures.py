@@ -93,6 +93,11 @@ def test_ellipses_have_the_colours_of_their_labels() -> None:
     assert len(edges) == 60 and np.array_equal(edges[0], edges[2])
     assert not np.array_equal(edges[0], edges[1])
     assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["a", "b"]
+    rare = ["b"] * 500
+    rare[3] = "a"  # is none of the hundred rows that are drawn, and keeps its colour
+    ax = plots.ellipses(aggregated(500), colour=rare)
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["a", "b"]
+    assert np.array_equal(ax.collections[0].get_edgecolor()[0], edges[1])
     many = plots.ellipses(aggregated(500), colour=np.linspace(0, 1, 500))
     assert len(many.collections[0].get_offsets()) == 100
 
