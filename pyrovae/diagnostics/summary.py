@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 DIGITS = 4  # of a number in a notebook
+NUMERIC = set("0123456789.+-einfa")  # with "inf" and "nan"
+CELL = re.compile(r"<(td|th)>(.*?)</\1>", re.DOTALL)
 
 
 class Summary(pd.DataFrame):
@@ -23,5 +27,13 @@ class Summary(pd.DataFrame):
             border=0, index=any(self.index.names), notebook=True,
             float_format=f"{{:.{DIGITS}g}}".format, max_rows=pd.get_option("display.max_rows"),
         )  # fmt: skip
-        left = 'style="text-align: left; white-space: normal; overflow-wrap: anywhere; '
-        return page.replace("<td>", f'<td {left}max-width: 16em">').replace("<th>", f'<th {left}">')
+        return CELL.sub(_cell, page)
+
+
+def _cell(match: re.Match[str]) -> str:
+    """A number whole in its line, words on several lines, and keys broken between their parts."""
+    tag, text = match.groups()
+    if tag == "td" and set(text) <= NUMERIC:
+        return f'<td style="text-align: right; white-space: nowrap">{text}</td>'
+    style = "text-align: left; white-space: normal; max-width: 16em"
+    return f'<{tag} style="{style}">{text.replace("_", "_<wbr>").replace(".", ".<wbr>")}</{tag}>'
