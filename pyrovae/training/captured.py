@@ -99,7 +99,8 @@ class CapturedStep:
         with self._aside():
             self._replay = record(step, fixed, batch)
         self._answers, self._calls, self._others = reading.answers, 0, 0
-        self.check(batch, weight)
+        self._unchecked: tuple[Batch, float] | None = (batch, weight)
+        self.end()
 
     def __call__(self, batch: Batch, weight: float) -> Results:
         """The mean objective, and the gradient of its negative by each parameter.
@@ -109,6 +110,7 @@ class CapturedStep:
         state that there was before.
         """
         if not self._answers:
+            self._unchecked = batch, weight
             return self._run(batch, weight)
         buffers = list(self._trainable.buffers.values())
         before = _copies(buffers)
@@ -116,6 +118,7 @@ class CapturedStep:
         count = 1 + len(self._parameters)
         self._calls += 1
         if [bool(condition) for condition in results[count:]] == self._answers:
+            self._unchecked = batch, weight
             return results[:count]
         self._others += 1
         for buffer, numbers in zip(buffers, before, strict=True):
@@ -138,6 +141,8 @@ class CapturedStep:
         results = self(batch, weight)
         if results and not all(map(_same, expected, self._left_by(results))):
             raise NotRepeatable("run again, its operations do not give what it gives")
+        if results:
+            self._unchecked = None
         return results
 
     def _run(self, batch: Batch, weight: float) -> Results:
@@ -146,10 +151,16 @@ class CapturedStep:
                 self._weight.fill_(weight)
             return self._replay(batch)
 
-    def check(self, batch: Batch, weight: float) -> None:
-        """Compare as :meth:`checked`, and leave buffers and random state as they are."""
-        with self._aside():
-            self.checked(_copies(batch), weight)
+    def end(self) -> None:
+        """Compare so if the last call did not, with buffers and random state left as they are.
+
+        Raises:
+            NotRepeatable: as :meth:`checked`.
+        """
+        if self._unchecked is not None:
+            batch, weight = self._unchecked
+            with self._aside():
+                self.checked(_copies(batch), weight)
 
     def _of_pair(self, batch: Batch, weight: float) -> Results:
         """Copies of what a step of the pair leaves, which is not taken.
@@ -223,7 +234,6 @@ class Steps:
     _before: Counter[Shapes] = field(default_factory=Counter)
     _counts: Counter[Shapes] = field(default_factory=Counter)
     _captured: dict[Shapes, CapturedStep] = field(default_factory=dict)
-    _latest: dict[Shapes, Batch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         short = ": in so short a run recording does not pay"
@@ -239,7 +249,6 @@ class Steps:
         """
         self._epoch, self._to_come, self._weight = epoch, to_come, weight
         self._before, self._counts = self._counts, Counter()
-        self._latest.clear()
         if any(step.is_vain for step in self._captured.values()):
             self.give_up(DEPENDS)
         return any(map(self._pays, self._before))
@@ -248,6 +257,9 @@ class Steps:
         """What replays the step of a minibatch, recorded now if it wasn't yet; or none.
 
         In the last step of an epoch that compares with what the pair computes.
+
+        Raises:
+            NotRepeatable: if it can't be recorded, and steps of other shapes are replayed.
         """
         shapes = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch)
         self._counts[shapes] += 1
@@ -259,15 +271,14 @@ class Steps:
                     self.evaluate, self.trainable, batch, self._weight, any_weight=self.any_weight
                 )
             except NotRepeatable as error:
+                if self._captured:
+                    raise  # what is replayed has to be compared at the end of an epoch
                 self.give_up(str(error))
                 return None
             self._first = self._first or self._epoch
             self.account = f"replayed from epoch {self._first} on"
-        if self._counts[shapes] == self._before[shapes]:
-            self._latest.pop(shapes, None)
-            return self._captured[shapes].checked
-        self._latest[shapes] = batch
-        return self._captured[shapes]
+        step = self._captured[shapes]
+        return step.checked if self._counts[shapes] == self._before[shapes] else step
 
     def end(self) -> None:
         """Compare with what the pair computes where the last step of an epoch was another one.
@@ -275,18 +286,17 @@ class Steps:
         Raises:
             NotRepeatable: if there is a difference.
         """
-        for shapes, batch in self._latest.items():
-            self._captured[shapes].check(batch, self._weight)
+        for step in self._captured.values():
+            step.end()
 
     def give_up(self, reason: str) -> None:
         """Replay no step from this epoch on."""
-        replayed = (
-            f", those of epoch {self._first} to {self._epoch - 1} apart" if self._first else ""
-        )
+        last, replayed = self._epoch - 1, ""
+        if 0 < self._first <= last:
+            replayed = f", those of epoch {self._first} to {last} apart"
         self.mode = "off"
         self.account = f"by the pair itself{replayed}: {reason}"
         self._captured.clear()
-        self._latest.clear()
 
     def _pays(self, shapes: Shapes) -> bool:
         """Whether recording is shorter than what it saves, going by the epoch before."""

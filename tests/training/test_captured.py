@@ -166,6 +166,13 @@ def test_what_depends_on_numbers_stays_with_the_pair(change: Any) -> None:
     assert account == "by the pair itself: what it computes depends on the numbers in a tensor"
 
 
+def test_where_one_shape_can_not_be_recorded_the_epoch_is_done_anew() -> None:
+    """60 rows are 7 minibatches of 8, and one of 4."""
+    pair = linear(lambda mean, x: mean * x.tolist()[0][0] if len(x) == 4 else mean)
+    reason = "what it computes depends on the numbers in a tensor"
+    assert both(pair, pairs.data()) == f"by the pair itself: {reason}"
+
+
 def test_a_condition_is_looked_at_in_each_step() -> None:
     """It turns in some steps, with running statistics and dropout on the way."""
     seen = set()
