@@ -109,5 +109,25 @@ def _plain(app, what, name, obj, options, signature, returns):
     return tuple(text and re.sub(pattern, r"\1", text) for text in (signature, returns))
 
 
+def _links_back(app, pagename, templatename, context, doctree):
+    """On a page of source let each object link to where the reference has it.
+
+    viewcode takes all objects of a file for those of one module, but a function may stand there as
+    pyrovae.novelty, and its result as pyrovae.populations.Novelty.
+    """
+    if not pagename.startswith("_modules/"):
+        return
+    known = app.env.get_domain("py").objects
+
+    def mended(link):
+        name = link[1]
+        tail = name.removeprefix("pyrovae.")
+        places = [name] if name in known else [full for full in known if full.endswith(f".{tail}")]
+        return f"#{places[0]}" if places else link[0]
+
+    context["body"] = re.sub(r'(?<=\.html)#(pyrovae[\w.]*)', mended, context["body"])
+
+
 def setup(app):
     app.connect("autodoc-process-signature", _plain)
+    app.connect("html-page-context", _links_back)
