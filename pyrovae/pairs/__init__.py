@@ -21,7 +21,12 @@ from pyrovae.pairs.nested_arguments import with_arguments
 from pyrovae.pairs.observed_data import observe
 from pyrovae.pairs.pair import Pair
 from pyrovae.pairs.position_parameters import by_place
-from pyrovae.pairs.reachable_modules import check_dtypes, modules_of, parameters_behind
+from pyrovae.pairs.reachable_modules import (
+    Variables,
+    check_dtypes,
+    modules_of,
+    parameters_behind,
+)
 from pyrovae.pairs.refinement import check_refinable, elbo_draws, refine
 from pyrovae.pairs.restore import (
     AsFound,
@@ -43,6 +48,7 @@ __all__ = [
     "PyroFunction",
     "Reader",
     "UnderPrior",
+    "Variables",
     "Weighted",
     "aggregate",
     "by_place",

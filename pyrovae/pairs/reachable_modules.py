@@ -43,6 +43,39 @@ def modules_of(*functions: PyroFunction) -> tuple[nn.Module, ...]:
     return tuple(module for module in walk.modules if module not in nested)
 
 
+class Variables:
+    """What the variables hold that models or guides can reach, to see whether a run changes them.
+
+    Reached is what :func:`modules_of` reaches. Parameters and buffers of the networks don't count,
+    nor does what an array or an iterator holds.
+    """
+
+    def __init__(self, *functions: PyroFunction) -> None:
+        walk = _Walk()
+        walk.take(functions)
+        own = {id(tensor) for m in walk.modules for tensor in (*m.parameters(), *m.buffers())}
+        self._functions = functions
+        self._values = [(v, _writes(v)) for v in walk.leaves if id(v) not in own]
+
+    @property
+    def changed(self) -> bool:
+        """Whether one of them holds something else now."""
+        now = Variables(*self._functions)._values
+        return len(now) != len(self._values) or not all(map(_unchanged, self._values, now))
+
+
+def _writes(value: Any) -> int:
+    """How often an operation has written into a tensor."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _unchanged(before: tuple[Any, int], now: tuple[Any, int]) -> bool:
+    (one, writes), (two, writes_now) = before, now
+    if isinstance(one, (Tensor, np.ndarray)) or one is two:
+        return one is two and writes == writes_now
+    return type(one) is type(two) and bool(one == two)
+
+
 def parameters_behind(value: Tensor) -> list[Tensor]:
     """The tensors that require a gradient and that a value was computed from."""
     waiting: list[Any] = [value.grad_fn]
@@ -89,6 +122,7 @@ class _Walk:
         self.names: dict[str, None] = dict.fromkeys(_ALWAYS)
         self.seen: dict[int, Any] = {}
         self.partly: list[Any] = []  # objects of which only attributes that a body names count
+        self.leaves: list[Any] = []
 
     def take(self, start: Iterable[Any]) -> None:
         """Visit everything that can be reached from some objects."""
@@ -99,7 +133,10 @@ class _Walk:
                 waiting = [value for owner in self.partly for value in self._named(owner)]
             while waiting:
                 value = waiting.pop()
-                if isinstance(value, _LEAVES) or id(value) in self.seen:
+                if isinstance(value, _LEAVES):
+                    self.leaves.append(value)
+                    continue
+                if id(value) in self.seen:
                     continue
                 self.seen[id(value)] = value
                 if not isinstance(value, nn.Module):

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrovae.data import Batch
 from pyrovae.errors import InputError
-from pyrovae.pairs import AsFound
+from pyrovae.pairs import AsFound, PyroFunction, Variables
 from pyrovae.training.replay import DEPENDS, NotRepeatable, record
 from pyrovae.training.trainable import Trainable
 
@@ -231,6 +231,7 @@ class Steps:
     _first: int = 0
     _to_come: int = 0
     _weight: float = 1.0
+    _watched: bool = False
     _before: Counter[Shapes] = field(default_factory=Counter)
     _counts: Counter[Shapes] = field(default_factory=Counter)
     _captured: dict[Shapes, CapturedStep] = field(default_factory=dict)
@@ -279,6 +280,25 @@ class Steps:
             self.account = f"replayed from epoch {self._first} on"
         step = self._captured[shapes]
         return step.checked if self._counts[shapes] == self._before[shapes] else step
+
+    @contextmanager
+    def watching(self, *functions: PyroFunction) -> Iterator[None]:
+        """See whether the first step of a run changes variables, as of a pair that counts steps.
+
+        Recorded, it would count no more, and what it does after so many steps would never come.
+        That is seen here before anything is recorded, as recording takes runs of its own.
+
+        Args:
+            functions: model and guide.
+        """
+        if self._watched or self.mode == "off":
+            yield
+            return
+        variables = Variables(*functions)
+        yield
+        self._watched = True
+        if variables.changed:
+            self.give_up("it changes attributes or variables that outlast a step")
 
     def end(self) -> None:
         """Compare with what the pair computes where the last step of an epoch was another one.

@@ -105,12 +105,13 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     tensor operations, random draws among them, are recorded once, and run without the pair's
     Python, Pyro's handlers and autograd. Each number is the same to the last bit, or the pair
     computes its steps itself; ``capture`` of the result says which, and why: because it takes
-    numbers out of tensors (``.item()``, ``x[x > 0]``), draws from NumPy or changes attributes of
-    its modules, say. A condition such as ``if x.sum() > 0:`` is looked at in each step, which the
-    pair computes if it has turned. What prints or counts does so no more. The last step of each
-    epoch is computed by the pair as well: if anything differs, as where a variable outside has
-    another value now, the epoch is done anew by the pair alone. Only what has come and gone within
-    an epoch stays unnoticed.
+    numbers out of tensors (``.item()``, ``x[x > 0]``), draws from NumPy, or changes attributes or
+    variables that outlast a step, as where it counts steps or logs to a list. A condition such as
+    ``if x.sum() > 0:`` is looked at in each step, which the pair computes if it has turned. What
+    prints does so no more, nor does an iterator go on. The last step of each epoch is computed by
+    the pair as well: if anything differs, as where a variable outside has another value now, the
+    epoch is done anew by the pair alone. Only what has come and gone within an epoch stays
+    unnoticed.
 
     Args:
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 from pyrovae.pairs.pair import Pair
-from pyrovae.pairs.reachable_modules import modules_of, parameters_behind
+from pyrovae.pairs.reachable_modules import Variables, modules_of, parameters_behind
 from pyrovae.pairs.under_prior import UnderPrior
 
 GLOBAL = nn.Linear(2, 2)
@@ -240,3 +240,26 @@ def test_parameters_behind_a_value_are_those_that_have_a_gradient() -> None:
     value = used(torch.ones(3, 2)).sum() + 0.0 * unused(torch.ones(3, 2)).detach().sum()
     assert set(parameters_behind(value)) == set(used.parameters())
     assert parameters_behind(torch.ones(())) == []
+
+
+def test_a_variable_that_holds_something_else_is_seen() -> None:
+    counts, mean, network, number = {"steps": 0}, torch.zeros(3), nn.BatchNorm1d(3), 1000
+
+    def model(x: Tensor) -> Tensor:
+        return number * counts["steps"] * mean * network(x)
+
+    def changed(change: Callable[[], object]) -> bool:
+        variables = Variables(model)
+        assert not variables.changed
+        change()
+        return variables.changed
+
+    assert not changed(lambda: model(torch.randn(4, 3)))  # of the network's buffers training knows
+    assert not changed(lambda: counts.update(steps=int("0")))
+    assert changed(lambda: counts.update(steps=1))
+    assert changed(lambda: mean.add_(1))
+    assert changed(lambda: counts.update(others=0))
+    number = 1001
+    variables = Variables(model)
+    number = 1002
+    assert variables.changed

@@ -272,7 +272,44 @@ def test_a_module_that_counts_its_runs_stays_with_the_pair() -> None:
 
         return registered, guide
 
-    assert "it changes attributes of its modules" in both(make, pairs.data())
+    assert "it changes attributes" in both(make, pairs.data())
+
+
+class Schedule:
+    """Twice the mean after 30 steps, by a count that is no module's."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, mean: Tensor, x: Tensor) -> Tensor:
+        self.steps += 1
+        return mean if self.steps <= 30 else 2 * mean
+
+
+def counting(kind: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Something that changes with the number of steps, by a variable of some kind."""
+    steps, listed, mean_so_far = 0, [0], torch.zeros(5)
+
+    def by_name(mean: Tensor, x: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return mean if steps <= 30 else 2 * mean
+
+    def in_list(mean: Tensor, x: Tensor) -> Tensor:
+        listed[0] += 1
+        return mean if listed[0] <= 30 else 2 * mean
+
+    def in_tensor(mean: Tensor, x: Tensor) -> Tensor:
+        return mean + mean_so_far.mul_(0.9).add_(x.mean(0), alpha=0.1)
+
+    return {"name": by_name, "list": in_list, "tensor": in_tensor, "object": Schedule()}[kind]
+
+
+@pytest.mark.parametrize("kind", ["name", "list", "tensor", "object"])
+def test_a_pair_that_counts_its_steps_stays_with_the_pair(kind: str) -> None:
+    """Its variable gets no run more than its steps; one epoch is 8 of them."""
+    account = both(lambda: linear(counting(kind))(), pairs.data(), epochs=6)
+    assert account == "by the pair itself: it changes attributes or variables that outlast a step"
 
 
 def switched(at: int) -> tuple[Callable[[], tuple[Any, Any]], Callable[..., Tensor]]:
