@@ -194,23 +194,38 @@ def _check_begun(store: Folder, settings: Settings, means: Tensor, scales: Tenso
             f"expected the arguments that {store.path} was begun with; got {', '.join(changed)}. "
             "Give the same ones, or name another folder."
         )
-    if store.record(0) is None:
-        return
-    written = (store.open(name)[0][: len(means)].double() for name in (MEANS, SCALES))
+    if store.record(0) is not None:
+        _check_guide(store, 0, means, scales)
+
+
+def _check_guide(store: Folder, start: int, means: Tensor, scales: Tensor) -> None:
+    """Raise unless rows of a shard that is done have these encodings, but for rounding.
+
+    Args:
+        store: the folder.
+        start: number of the first row.
+        means, scales: of this row and those that follow.
+    """
+    rows = slice(start, start + len(means))
     limit = SAME * scales.double()
-    for now, before in zip((means.double(), scales.double()), written, strict=True):
+    for name, now in ((MEANS, means.double()), (SCALES, scales.double())):
+        before = store.open(name)[0][rows].double().to(now.device)
         rounding = torch.finfo(torch.float32).eps * now.abs()
         if bool(((now - before).abs() > limit + rounding).any()):
+            which = f"rows {start} to {rows.stop - 1}" if start else "the first rows"
             raise InputError(
                 f"expected the guide and the data that {store.path} was begun with; got another "
-                "encoding of the first rows. Name another folder."
+                f"encoding of {which}. Name another folder."
             )
 
 
 def _encode(
     pair: Pair, first: Batch, blocks: Blocks, shards: _Shards, tick: Callable[[int], None]
 ) -> None:
-    """Encode what is missing; the first rows come once more: two batches tell of a guide."""
+    """Encode what is missing, and the first batch of each shard that is done, to compare.
+
+    The first rows come once more: two batches tell of a guide.
+    """
     pieces = chain([(0, first)], shards.pieces(with_row_numbers(blocks.ordered()), tick))
     encodings = encode_batches(pair, pieces)
     next(encodings)
@@ -233,6 +248,7 @@ class _Shards:
         numbers = range(len(self.slices))
         self.own = set(numbers if ranks is None else ranks.own(numbers))
         self.number, self.digest = -1, _Digest()
+        self.done: dict[str, str] | None = None
         self.means: list[Tensor] = []
         self.scales: list[Tensor] = []
 
@@ -240,6 +256,8 @@ class _Shards:
         self, batches: Iterable[tuple[int, Batch]], tick: Callable[[int], None]
     ) -> Iterator[tuple[int, Batch]]:
         """The rows to encode, cut where shards end; rows of shards that are done are compared.
+
+        Of such a shard the first rows are encoded anew, as the guide may be another one now.
 
         Raises:
             InputError: if these are other rows, or there are more or fewer than at first.
@@ -255,16 +273,18 @@ class _Shards:
                 continue
             if number != self.number:
                 self.number, self.digest = number, _Digest()
-                done = self.store.record(number)
+                self.done, first = self.store.record(number), piece
             self.digest.add(piece)
-            if done is None:
+            if self.done is None:
                 yield start, piece
-            elif end == self.slices[number].stop and self.digest.text() != done["data"]:
+            elif end == self.slices[number].stop and self.digest.text() != self.done["data"]:
                 raise InputError(
                     f"expected the data that {self.store.path} was begun with, in the same order; "
                     f"got others for shard {number}, rows {self.slices[number].start} to "
                     f"{end - 1}. Give the same data, or name another folder."
                 )
+            elif end == self.slices[number].stop:
+                yield self.slices[number].start, first
         if end != rows:
             raise InputError(
                 f"expected as many rows as the data say that they have, {rows}; got {end} or more. "
@@ -272,10 +292,17 @@ class _Shards:
             )
 
     def add(self, means: Tensor, scales: Tensor) -> None:
-        """Take the encoding of the next rows, and write the shard if it is whole."""
+        """Take the encoding of the next rows, and write the shard if it is whole.
+
+        Raises:
+            InputError: if the shard is done, and these are other encodings than it holds.
+        """
+        rows = self.slices[self.number]
+        if self.done is not None:
+            _check_guide(self.store, rows.start, means, scales)
+            return
         self.means.append(means)
         self.scales.append(scales)
-        rows = self.slices[self.number]
         if sum(map(len, self.means)) < rows.stop - rows.start:
             return
         loc, scale = (self._narrowed(torch.cat(parts)) for parts in (self.means, self.scales))

@@ -177,7 +177,9 @@ def test_what_is_done_is_not_encoded_again(tmp_path: Path) -> None:
 
     written(tmp_path / "codes")
     pv.encode_to(tmp_path / "codes", watched, X, shard_rows=60, batch_size=25)
-    assert sum(asked) <= 3 * 25  # the first batch alone, which a pair reads more than once
+    # The first batch, which a pair reads more than once, and one of each shard to compare.
+    first_of_shards = [25, 15, 5, 20, 10]
+    assert sum(asked) <= 3 * 25 + sum(first_of_shards)
 
 
 REFUSED = {
@@ -205,6 +207,31 @@ def test_it_does_not_go_on_with_another_guide(tmp_path: Path) -> None:
     other = EXACT.vae(shift=0.1).guide
     with pytest.raises(pv.InputError, match="expected the guide and the data"):
         pv.encode_to(tmp_path / "codes", other, X, shard_rows=60, batch_size=25)
+
+
+@pytest.mark.parametrize("lost", range(5))
+def test_no_shard_is_mixed_with_those_of_another_guide(tmp_path: Path, lost: int) -> None:
+    """Whichever is missing, the first one too; the guide that wrote the others still goes on."""
+    folder = written(tmp_path / "codes")
+    (folder / "shards" / f"{lost}.json").unlink()
+    other = EXACT.vae(shift=0.1).guide
+    for _ in range(2):
+        with pytest.raises(pv.InputError, match="got another encoding of"):
+            pv.encode_to(folder, other, X, shard_rows=60, batch_size=25)
+
+
+def test_a_guide_that_encodes_later_rows_otherwise_is_another_one(tmp_path: Path) -> None:
+    def guide(x: Tensor, moved: float = 0.0) -> None:
+        with pyro.plate("data", len(x)):
+            loc = x[:, :2] + moved * (x[:, :1] > 5)
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    x = X.clone()
+    x[:60, 0], x[60:, 0] = 0.0, 6.0
+    pv.encode_to(tmp_path / "codes", guide, x, shard_rows=60, batch_size=25)
+    (tmp_path / "codes" / "shards" / "4.json").unlink()
+    with pytest.raises(pv.InputError, match="got another encoding of rows 60 to 74"):
+        pv.encode_to(tmp_path / "codes", lambda x: guide(x, 1.0), x, shard_rows=60, batch_size=25)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
