@@ -99,7 +99,7 @@ class Folder:
             version = content.pop("format")
             if version != FORMAT:
                 raise ValueError(f"format {version}, not {FORMAT}")
-            return Settings(**content)
+            return _checked(Settings(**content))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"expected a folder that encode_to has written at {self.path}; got one with a "
@@ -123,7 +123,15 @@ class Folder:
     def record(self, number: int) -> dict[str, str] | None:
         """The digests of a shard's data and of what it holds; ``None`` if it is not done."""
         path = self.path / RECORDS / f"{number}.json"
-        return _read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = _read_json(path)
+        if not {"data", "codes"} <= record.keys():
+            raise InputError(
+                f"expected the digests of shard {number} in {path}; got a file without them. "
+                "Delete it, and call encode_to again, which writes that shard anew."
+            )
+        return record
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not done."""
@@ -188,6 +196,19 @@ class Folder:
                 mapping.madvise(mmap.MADV_DONTNEED)
 
         return torch.from_numpy(array), let_go
+
+
+def _checked(settings: Settings) -> Settings:
+    """Settings, if they can be those of a folder.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    for name in ("rows", "units", "shard_rows"):
+        number = getattr(settings, name)
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{name} {number!r}, not a whole number of at least 1")
+    return settings
 
 
 def digest(*arrays: NDArray[Any]) -> str:

@@ -250,6 +250,24 @@ def test_records_without_their_manifest_are_refused(tmp_path: Path) -> None:
         written(folder)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"shard_rows": -60}, {"shard_rows": 0}, {"rows": "250"}, {"units": 2.0}]
+)
+def test_a_manifest_of_no_numbers_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
+    path = written(tmp_path / "codes") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(pv.InputError, match=f"{next(iter(changed))} .*, not a whole number"):
+        pv.open_aggregated(tmp_path / "codes")
+
+
+def test_a_record_without_digests_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path / "codes")
+    (folder / "shards" / "2.json").write_text("{}")
+    for use in (pv.open_aggregated, written):
+        with pytest.raises(pv.InputError, match="expected the digests of shard 2"):
+            use(folder)
+
+
 def test_it_begins_anew_where_it_was_killed_before_the_manifest(tmp_path: Path) -> None:
     before = files(written(tmp_path / "codes"))
     for path in [*(tmp_path / "codes" / "shards").iterdir(), tmp_path / "codes" / "manifest.json"]:
