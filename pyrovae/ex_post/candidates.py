@@ -137,11 +137,11 @@ class Reduced:
     improving Gaussian mixture probability density estimates".
 
     >>> import torch, pyrovae as pv, pyro.distributions as dist
-    >>> means = torch.linspace(-2, 2, 200).view(200, 1)
+    >>> means = torch.tensor([-3.0, 0.0, 3.0]).repeat(60).view(180, 1)
     >>> encoding = dist.Normal(means, 0.5).to_event(1)
-    >>> new = dist.Normal(means[::5] + 0.01, 0.5).to_event(1)
+    >>> new = dist.Normal(means[:60] + 0.01, 0.5).to_event(1)
     >>> agg = pv.AggregatedPosterior(encoding)
-    >>> ours = [pv.Reduced(3), pv.Reduced(5, covariance="full")]
+    >>> ours = [pv.Reduced(1, covariance="full"), pv.Reduced(3)]
     >>> pv.fit_ex_post_prior(agg, held_out=new, candidates=ours).choice
     'reduced to 3 components'
     """
