@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,7 +143,8 @@ def two_units(units: tuple[int, int] | None, view: View) -> tuple[int, int]:
 def _checked(units: tuple[int, int], size: int) -> tuple[int, int]:
     """Two different units out of so many."""
     numbers = tuple(units)
-    if len(set(numbers)) != 2 or not all(0 <= unit < size for unit in numbers):
+    whole = all(isinstance(unit, Integral) and 0 <= unit < size for unit in numbers)
+    if len(numbers) != 2 or len(set(numbers)) != 2 or not whole:
         raise InputError(
             f"expected two units out of {size}, counted from 0; got {numbers}. A single unit is "
             "drawn by unit_marginals."

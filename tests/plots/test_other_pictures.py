@@ -115,7 +115,7 @@ def test_the_plane_of_a_density_is_that_of_its_marginal() -> None:
 def test_planes_are_of_two_units_that_there_are() -> None:
     agg, one = aggregated(), aggregated(units=1)
     for plot in (plots.ellipses, plots.density_plane):
-        for units in ((0, 3), (1, 1), (0, 1, 2)):
+        for units in ((0, 3), (1, 1), (0, 1, 2), (0, 1, 1), (0.5, 1)):
             with pytest.raises(InputError, match="expected two units out of 3"):
                 plot(agg, units=units)
         with pytest.raises(InputError, match="drawn by unit_marginals"):
