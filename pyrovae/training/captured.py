@@ -179,6 +179,8 @@ class CapturedStep:
 
     def _gradients(self, batch: Batch, weight: float | Tensor) -> Results:
         mean = self._evaluate(batch, weight)
+        if not all(parameter.requires_grad for parameter in self._parameters):
+            raise NotRepeatable("a parameter is frozen")
         gradients = torch.autograd.grad(-mean, self._parameters, allow_unused=True)
         return [mean, *_as_accumulated(gradients, self._parameters)]
 
@@ -289,7 +291,7 @@ class Steps:
         That is seen here before anything is recorded, as recording takes runs of its own.
 
         Args:
-            functions: model and guide.
+            functions: model, guide and objective.
         """
         if self._watched or self.mode == "off":
             yield

@@ -414,7 +414,8 @@ class Trainer:
         captured = self.steps.captured(batch)
         mean = None if captured is None else self._replay(captured, batch, weight, step)
         if mean is None:
-            with self.steps.watching(self.evaluator.model, self.evaluator.guide):
+            evaluator = self.evaluator
+            with self.steps.watching(evaluator.model, evaluator.guide, evaluator.objective):
                 mean = self._evaluate(batch, weight, step)
             self.optimizer.zero_grad()
             (-mean).backward()

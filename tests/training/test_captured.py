@@ -312,6 +312,38 @@ def test_a_pair_that_counts_its_steps_stays_with_the_pair(kind: str) -> None:
     assert account == "by the pair itself: it changes attributes or variables that outlast a step"
 
 
+def test_an_objective_that_counts_its_steps_stays_with_the_pair() -> None:
+    class Tilting:
+        steps = 0
+
+        def __call__(self, model: Any, guide: Any, *data: Tensor, kl_weight: float = 1.0) -> Tensor:
+            self.steps += 1
+            return elbo(model, guide, *data, kl_weight=1.0 if self.steps <= 30 else 0.5)
+
+    runs = [
+        trained(pairs.plain, pairs.data(), objective=Tilting(), epochs=6, capture=capture)
+        for capture in ("auto", "off")
+    ]
+    assert_same(*runs)
+    assert "variables that outlast a step" in runs[0][0].capture
+
+
+@pytest.mark.filterwarnings("ignore:.*not registered in the param store")  # Pyro's, of the same
+def test_a_parameter_that_is_frozen_on_the_way_ends_it() -> None:
+    """60 rows make 8 steps an epoch; the first call of the transform comes before training."""
+    (model, guide), encoder, _ = pairs.registered()
+    calls = iter(range(1000))
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        if next(calls) == 1 + 3 * 8:
+            encoder.layers[0].weight.requires_grad_(False)
+        return x
+
+    options: dict[str, Any] = {"epochs": 5, "batch_size": 8, "transform": transform}
+    run = pv.fit(model, guide, pairs.data(), progress=False, **options)
+    assert run.capture == "by the pair itself, those of epoch 2 to 3 apart: a parameter is frozen"
+
+
 def switched(at: int) -> tuple[Callable[[], tuple[Any, Any]], Callable[..., Tensor]]:
     """A pair that changes with a switch outside it, and a transform that turns it at a call."""
     calls = {"count": 0}
