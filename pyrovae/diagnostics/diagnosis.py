@@ -666,8 +666,11 @@ def _checked(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Aggr
         found = "unequal weights"
     else:
         there = aggregated[: len(train[:PROBED])].encoding
+        kinds = [str(q.mean.dtype).removeprefix("torch.") for q in (here, there)]
         normals = families.diagonal_normal(here), families.diagonal_normal(there)
         found = "" if _agree(*normals) else "other encodings of the first rows, or no normals"
+        if not found and kinds[0] != kinds[1]:
+            found = f"one in {kinds[1]}, not {kinds[0]} as the guide's encodings are"
     if found:
         raise InputError(
             f"expected aggregated= of the {len(train)} training rows, by this guide; got {found}. "

@@ -67,7 +67,11 @@ def test_a_diagnosis_takes_it_in_place_of_encoding(sharded: pv.ShardedPosterior)
 def test_a_diagnosis_refuses_other_rows(sharded: pv.ShardedPosterior) -> None:
     unequal = pv.AggregatedPosterior(sharded.encoding, torch.arange(1.0, 201.0))
     moved = pv.AggregatedPosterior(dist.Normal(sharded.encoding.mean + 1, 1.0).to_event(1))
-    for agg, says in ((sharded[:150], "150 rows"), (unequal, "unequal"), (moved, "other")):
+    single = sharded.to(torch.float32)
+    for agg, says in (
+        (sharded[:150], "150 rows"), (unequal, "unequal"), (moved, "other"),
+        (single, "float32, not float64"),
+    ):  # fmt: skip
         with pytest.raises(pv.InputError, match=says):
             pv.diagnose(
                 VAE.model, VAE.guide, X, held_out=NEW, aggregated=agg, effort=TINY, progress=False
