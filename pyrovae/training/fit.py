@@ -97,9 +97,11 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
 
     Started by ``torchrun``, or with a group of ``torch.distributed`` that the script has made, all
     processes train the pair together. Each takes its part of the rows of every minibatch, and a
-    step follows the mean gradient over all of these: ``batch_size`` is that of the whole. Latents
-    are drawn from a stream for each process, and no step is replayed. What follows in the script
-    runs in every one of them; ``if os.environ.get("RANK", "0") == "0":`` lets one do it.
+    step follows the mean gradient over all of these: ``batch_size`` is that of the whole. What an
+    objective adds for a minibatch as a whole, such as a penalty on parameters, each process adds
+    for its part, and a mean over rows is over this part. Latents are drawn from a stream for each
+    process, and no step is replayed. What follows in the script runs in every one of them; ``if
+    os.environ.get("RANK", "0") == "0":`` lets one do it.
 
     In a run of more than some thousand steps those from the second epoch on are replayed: a step's
     tensor operations, random draws among them, are recorded once, and run without the pair's
