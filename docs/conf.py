@@ -125,7 +125,7 @@ def _links_back(app, pagename, templatename, context, doctree):
         places = [name] if name in known else [full for full in known if full.endswith(f".{tail}")]
         return f"#{places[0]}" if places else link[0]
 
-    context["body"] = re.sub(r'(?<=\.html)#(pyrovae[\w.]*)', mended, context["body"])
+    context["body"] = re.sub(r"(?<=\.html)#(pyrovae[\w.]*)", mended, context["body"])
 
 
 def setup(app):

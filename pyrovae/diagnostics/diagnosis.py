@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -528,13 +528,13 @@ def _evidence(
             pair, x, priors, draws=draws, encoded=encoded, seed=seed, tick=bar.tick
         )
     else:
-        few = effort.rows_under_q_agg(cast(Mixture, densities["q_agg"]).size)
+        components = cast(Mixture, densities["q_agg"]).size
+        few = effort.rows_under_q_agg(components)
         places["q_agg"] = _choose_rows(len(x), few, derived_seed(seed, "rows under q_agg"))
-        estimate = refined_evidence
-        if effort.method == "auto":
-            estimate = partial(automatic_evidence, max_cost=effort.evidence_cost)
+        estimators = dict.fromkeys(priors, _estimator(effort, effort.evidence_cost))
+        estimators["q_agg"] = _estimator(effort, effort.cost_under_q_agg(components))
         results = {
-            name: estimate(
+            name: estimators[name](
                 pair,
                 x[places[name]],
                 draws=draws,
@@ -547,6 +547,12 @@ def _evidence(
         }
     results["q_agg"] = replace(results["q_agg"], needed=needed)
     return {name: replace(result, rows=numbers[places[name]]) for name, result in results.items()}
+
+
+def _estimator(effort: Effort, max_cost: int) -> Callable[..., Evidence]:
+    if effort.method == "refined":
+        return refined_evidence
+    return partial(automatic_evidence, max_cost=max_cost)
 
 
 def _pictures(

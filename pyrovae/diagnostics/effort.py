@@ -25,8 +25,9 @@ LEAST = {
     "samples": (30, True),
     "baseline_rows": (20, True),
 }
-#: Rows under raw q_agg at least, and pairs of a row and a component at most, by default.
-Q_AGG = 100, 2_500_000
+#: By default all rows are put under raw q_agg, at full cost, up to so many components; then fewer.
+COMPONENTS = 5_000
+ROWS, COST = 100, 50_000  # at least
 EvidenceMethod = Literal["auto", "refined", "importance"]
 
 
@@ -45,8 +46,9 @@ class Effort:
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
         q_agg_rows: at how many of them raw q_agg is put in the prior's place, which takes time in
-            proportion to its N components: by default at all up to N = 5,000, then at 2,500,000 / N
-            of them, but at least 100. Differences to other densities are over these alone.
+            proportion to its N components: by default at all up to N = 5,000, then at 5,000 / N of
+            them, but at least 100, and with ``evidence_cost`` less in proportion, but at least
+            50,000, so that hardly any is annealed. Differences are over these rows alone.
         evidence_cost: ``max_cost`` of ``log_evidence``: evaluations of log p(x, z) at a data point
             at which the search for better draws ends, which leaves it out of the mean, and is said.
             The default is enough for 5,000 draws.
@@ -114,9 +116,15 @@ class Effort:
         >>> effort.rows_under_q_agg(1_000), effort.rows_under_q_agg(10_000)
         (500, 250)
         """
-        least, pairs = Q_AGG
-        chosen = self.q_agg_rows or max(least, pairs // components)
+        chosen = self.q_agg_rows or max(ROWS, self.evidence_rows * COMPONENTS // components)
         return min(chosen, self.evidence_rows)
+
+    def cost_under_q_agg(self, components: int) -> int:
+        """`evidence_cost`, or what it is by default with raw q_agg of so many components."""
+        if self.q_agg_rows is not None:
+            return self.evidence_cost
+        cost = max(COST, self.evidence_cost * COMPONENTS // components)
+        return min(cost, self.evidence_cost)
 
     def __post_init__(self) -> None:
         for name, (least, zero_allowed) in LEAST.items():

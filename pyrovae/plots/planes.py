@@ -120,7 +120,7 @@ def density_plane(
     ax, hue = canvas(ax, height=WIDTH).axes[0], to_rgb(COLOURS["q_agg"])
     across, up = x.double().cpu().numpy(), y.double().cpu().numpy()
     extent = (across[0], across[-1], up[0], up[-1])
-    shades = LinearSegmentedColormap.from_list("", [(0, (*hue, 0)), (1, (*hue, 1))])  # on any paper
+    shades = LinearSegmentedColormap.from_list("", [(*hue, 0), (*hue, 1)])  # on any paper
     ax.imshow(np.sqrt(heights), origin="lower", extent=extent, cmap=shades, aspect="auto")
     ax.contour(
         across, up, heights, levels=mass_levels(heights, SHARES), colors=MUTED,

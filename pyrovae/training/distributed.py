@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ class Ranks:
         made = [make() if self.is_first else None]
         if self.count > 1:
             self._exchange()
-            distributed.broadcast_object_list(made)
+            with warnings.catch_warnings():  # torch 2.4 warns of how it reads its own tensors
+                warnings.simplefilter("ignore", FutureWarning)
+                distributed.broadcast_object_list(made)
         return cast(T, made[0])
 
     def align(self) -> None:

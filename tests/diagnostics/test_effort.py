@@ -175,3 +175,11 @@ def test_raw_q_agg_at_fewer_rows_is_compared_on_those_alone() -> None:
 def test_rows_under_raw_q_agg(components: int, given: int | None, rows: int) -> None:
     assert Effort(q_agg_rows=given).rows_under_q_agg(components) == rows
     assert Effort(evidence_rows=4, q_agg_rows=given).rows_under_q_agg(components) == 4
+
+
+def test_cost_under_raw_q_agg() -> None:
+    assert Effort().cost_under_q_agg(40) == Effort().cost_under_q_agg(5_000) == 1_000_000
+    assert Effort().cost_under_q_agg(50_000) == 100_000
+    assert Effort().cost_under_q_agg(10**6) == 50_000
+    assert Effort(q_agg_rows=500).cost_under_q_agg(10**6) == 1_000_000
+    assert Effort(evidence_cost=7).cost_under_q_agg(10**6) == 7

@@ -47,7 +47,10 @@ PICTURES: dict[str, tuple[str, Callable[[Diagnosis], Any] | None]] = {
     "unit_marginals": ("axes", lambda d: d.aggregated),
 }
 #: Of other things than a diagnosis.
-OTHER_PICTURES = {"group_contrast", "neighbours", "novel_rows", "training_curve", "traversal"}
+OTHER_PICTURES = {
+    "group_contrast", "local_calibration", "neighbours", "novel_rows", "training_curve",
+    "traversal",
+}  # fmt: skip
 NO_PICTURES = {
     "CLEAR", "LABEL_COLOURS", "STYLE", "darken", "is_image", "off_screen", "pair_density",
     "predictive_errors",
