@@ -19,7 +19,7 @@ import torch
 
 import pyrovae
 import pyrovae.command.analysis
-from pyrovae.command.analysis import AnalysisOptions, default_epochs
+from pyrovae.command.analysis import AnalysisOptions, default_batch_size, default_epochs
 from pyrovae.command.arguments import build
 from pyrovae.command.cli import BAD_INPUT, FAILED, INTERRUPTED, OK, main
 from pyrovae.command.interruption import importing
@@ -328,8 +328,9 @@ def test_options_have_the_library_s_defaults(library: Callable[..., Library]) ->
     stand_in = library(raising(InputError("expected an end; got one.")))
     assert run([]) == BAD_INPUT
     assert stand_in.options == AnalysisOptions(
-        likelihood="normal", epochs=300, source="digits", command="pyrovae analyze"
-    )
+        likelihood="normal", epochs=300, batch_size=100, source="digits",
+        command="pyrovae analyze",
+    )  # fmt: skip
     assert stand_in.data is not None and stand_in.data.name == "digits"
 
 
@@ -391,13 +392,15 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
         assert f"--{field.name}" in text
     hidden = ",".join(map(str, defaults.layers))
     values = (
-        defaults.latent, defaults.seed, defaults.batch_size,
+        defaults.latent, defaults.seed,
         defaults.learning_rate, defaults.kl_warmup, defaults.average,
     )  # fmt: skip
     for value in values:
         assert f"(default {value})" in text
     assert f"(default {hidden}; of conv: " in text
     assert f"(default {default_epochs(1000)}; fewer" in text
+    fewest, most = default_batch_size(1), default_batch_size(10**9)
+    assert f"(default a 300th of the rows, from {fewest} to {most:,})" in text
     assert f"(default {defaults.out};" in text
     assert defaults.likelihood is None and defaults.device is None and not defaults.resume
 

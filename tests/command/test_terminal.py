@@ -71,7 +71,7 @@ def analysis(*_: object) -> Any:
         evidence={},
         training=SimpleNamespace(statement=""),
         information=SimpleNamespace(statement=""),
-        concerns=["k̂ > 0.7 …"],
+        each_concern=["k̂ > 0.7 …"],
         guide_check=SimpleNamespace(calibration=None),
     )
     saved = SimpleNamespace(folder=Path(RAW), recommended="q_agg", facts={})
