@@ -42,8 +42,9 @@ SENTENCES = tuple(
         (r"Pass fewer rows, or a smaller effort= \(codes, evidence_rows, evidence_draws\)\.",
          "Give a file of fewer rows, or smaller --draws."),
         (r"Take more: Effort\(two_sample=…\) says how many\.", "Give a file of more rows."),
-        (r"Raise it: max_cost= of log_evidence, evidence_cost= of an Effort\.",
-         "Raise it in Python: the cap is evidence_cost of a pyrovae.Effort."),
+        (r"Raise it: max_cost= of log_evidence, evidence_cost= of an Effort, for raw q_agg its "
+         r"q_agg_rows=\.",
+         "Raise it in Python: by evidence_cost of a pyrovae.Effort, for raw q_agg by q_agg_rows."),
         # what the command has no option for
         (r"Compare the aggregated posterior with a prior of your own by passing prior=\.",
          "Compare it with a prior of your own in Python: pyrovae.diagnose takes one."),

@@ -177,7 +177,8 @@ class Evidence(Result):
                 f"For {int(stopped.sum())} of {n} data points, in {name_rows(stopped, self.rows)}, "
                 "the cap on the cost was reached before their weights were even enough: log p(x) "
                 "is probably higher than estimated there, and means leave them out. Raise it: "
-                "max_cost= of log_evidence, evidence_cost= of an Effort."
+                "max_cost= of log_evidence, evidence_cost= of an Effort, for raw q_agg its "
+                "q_agg_rows=."
             )
         if self.acceptance is not None and (stuck := int((self.acceptance < STUCK).sum())):
             sentences.append(
