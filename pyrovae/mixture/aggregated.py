@@ -28,8 +28,9 @@ class AggregatedPosterior(Mixture):
         weights: one per data point, shape ``(N,)``, with any positive total; equal by default.
 
     Raises:
-        InputError: if the weights are not N finite, non-negative numbers with a positive total, or
-            the encoding of a data point with a weight above zero is NaN or infinite.
+        InputError: if the encoding is not a distribution, the weights are not N finite,
+            non-negative numbers with a positive total, or the encoding of a data point with a
+            weight above zero is NaN or infinite.
 
     Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -41,6 +42,12 @@ class AggregatedPosterior(Mixture):
     def __init__(
         self, encoding: dist.Distribution, weights: Tensor | Sequence[float] | None = None
     ) -> None:
+        if not isinstance(encoding, dist.Distribution | torch.distributions.Distribution):
+            raise InputError(
+                f"expected the distributions of N data points, one batch; got {encoding!r:.60}. "
+                "Take pyrovae.aggregate(guide, data), or of means and scales "
+                "Normal(means, scales).to_event(1)."
+            )
         size = math.prod(encoding.batch_shape[:1])
         parameter = families.floating_parameter(encoding)
         # half precision can count no more than 65,504 data points

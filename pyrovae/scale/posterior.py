@@ -137,8 +137,8 @@ class ShardedPosterior(AggregatedPosterior):
 
 def _equal_steps(units: int | Sequence[int], count: int) -> slice | None:
     """Units in rising order at equal distances, as a slice; None for others, and for one alone."""
-    index = torch.as_tensor(units)
-    if index.dim() != 1 or not len(index) or not bool((index >= 0).all() & (index < count).all()):
+    index = families.unit_numbers(units, count)
+    if index.dim() != 1:
         return None
     step = int(index[1] - index[0]) if len(index) > 1 else 1
     if step < 1 or bool((index.diff() != step).any()):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyrovae.errors import InputError
+from pyrovae.mixture.aggregated import AggregatedPosterior
 from pyrovae.mixture.families import convert, diagonal_normal
 from pyrovae.mixture.kernel import diagonal_normals, gradients
 from pyrovae.mixture.mixture import Mixture
@@ -225,6 +227,28 @@ def test_marginals_that_are_not_known_say_so() -> None:
         mixture.marginal(0)
     with pytest.raises(ValueError, match="marginal"):
         Mixture(dist.Categorical(torch.ones(N)), FAMILIES["full normal"]()).cdf(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "units", [[], D, [D], -D - 1, [0, 0], [0, -D], "z", [0.5], slice(0, 2), True, None]
+)
+def test_units_that_are_not_different_numbers_of_units_are_refused(units: Any) -> None:
+    mixture = Mixture(dist.Categorical(logits=torch.randn(N)), FAMILIES["diagonal normal"]())
+    with pytest.raises(InputError, match=f"expected the number of a unit, 0 to {D - 1}"):
+        mixture.marginal(units)
+
+
+def test_the_last_unit_is_minus_one() -> None:
+    mixture = Mixture(dist.Categorical(logits=torch.randn(N)), FAMILIES["full normal"]())
+    z = torch.randn(5)
+    torch.testing.assert_close(
+        mixture.marginal(-1).log_prob(z), mixture.marginal(D - 1).log_prob(z)
+    )
+
+
+def test_codes_in_the_place_of_encodings_are_refused() -> None:
+    with pytest.raises(InputError, match="expected the distributions of N data points"):
+        AggregatedPosterior(torch.zeros(5, 2))
 
 
 def test_batched_components_are_refused() -> None:

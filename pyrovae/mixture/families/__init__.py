@@ -30,6 +30,7 @@ from pyrovae.mixture.families.rows import (
     take,
     tensors,
     to_state,
+    unit_numbers,
     unroll,
     where,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "take",
     "tensors",
     "to_state",
+    "unit_numbers",
     "unroll",
     "where",
 ]

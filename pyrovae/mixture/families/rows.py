@@ -375,15 +375,16 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
     """The marginal of some units of a vector: event shape ``()`` for one index, ``(k,)`` for k.
 
     Raises:
-        InputError: if the marginals of the family are not known.
+        InputError: if the units are not numbers of different units, or the marginals of the family
+            are not known.
     """
-    index = torch.as_tensor(units)
-    single = index.dim() == 0
     if len(distribution.event_shape) != 1:
         raise InputError(
             "expected components over vectors, event shape (D,); got event shape "
             f"{tuple(distribution.event_shape)}."
         )
+    index = unit_numbers(units, distribution.event_shape[0])
+    single = index.dim() == 0
     if factorised(distribution):
         unit = len(distribution.base_dist.batch_shape) - 1
         base = _rebuild([distribution.base_dist], lambda tensors: _select(tensors[0], unit, index))
@@ -404,6 +405,28 @@ def marginal(distribution: dist.Distribution, units: int | Sequence[int]) -> dis
         f"expected normal components or independent units; got {family(distribution)}, "
         "whose marginals are not known in closed form. Use draws of the units instead."
     )
+
+
+def unit_numbers(units: int | Sequence[int], count: int) -> Tensor:
+    """Numbers of units, 0 to ``count`` - 1: shape ``()`` for one, ``(k,)`` for a list of k.
+
+    Raises:
+        InputError: unless they are whole numbers in that range, -1 being the last, and all differ.
+    """
+    try:
+        index = torch.as_tensor(units)
+    except (TypeError, ValueError, RuntimeError):
+        index = torch.empty(0)
+    whole = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool)
+    counted = index % count if whole else index
+    in_range = whole and bool(((index >= -count) & (index < count)).all())
+    differ = counted.numel() and len(counted.unique()) == counted.numel()
+    if not (in_range and differ and index.dim() <= 1):
+        raise InputError(
+            f"expected the number of a unit, 0 to {count - 1}, or a list of different ones; got "
+            f"{units!r}."
+        )
+    return counted
 
 
 def _cholesky(covariance: Tensor) -> Tensor:
