@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pyrovae.command.analysis import AnalysisOptions, analyze, settled
-from pyrovae.command.run_checks import SEEDS, check_no_run, is_done
+from pyrovae.command.run_checks import SEEDS, check_no_run, is_done, memory
 from pyrovae.command.terminal import encodable, spelling_out
 from pyrovae.command.wording import warnings_in_words
 from pyrovae.data import Dataset
@@ -28,6 +28,10 @@ from pyrovae.saving import replace as written
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Bytes that an analysis takes, as measured: with a small data set, and for each row beside its own.
+PROCESS, ROW = 700_000_000, 2500
+COPIES = 4  # of the data
 
 
 def analyze_seeds(
@@ -77,7 +81,7 @@ def _analyses(data: Dataset, runs: list[AnalysisOptions]) -> Iterator[Iterator[o
     """
     cores = torch.get_num_threads()
     on_cpu = all(run.device in (None, "cpu") for run in runs)
-    processes = min(len(runs), 2 * cores + 1)  # more than cores, as the last ones leave some idle
+    processes = min(len(runs), _processes(data, cores))
     if processes < 2 or cores == 1 or not on_cpu:
         yield (analyze(data, run) for run in runs)
         return
@@ -100,6 +104,13 @@ def _analyses(data: Dataset, runs: list[AnalysisOptions]) -> Iterator[Iterator[o
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _processes(data: Dataset, cores: int) -> int:
+    """How many analyses of data run at the same time: what cores and memory have room for."""
+    each = PROCESS + ROW * len(data) + COPIES * data.values.nbytes
+    # more than cores, as the last ones leave some idle
+    return min(2 * cores + 1, (memory() or sys.maxsize) // each)
 
 
 def _finished(jobs: list[Future[None]], bar: Bar) -> Iterator[None]:

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pyrovae.command import arguments
+from pyrovae.command import arguments, seeds
 from pyrovae.command.cli import BAD_INPUT, OK, main
+from pyrovae.data import Dataset
 from pyrovae.runs import load_run
 
 pytestmark = [
@@ -149,3 +150,12 @@ def test_seeds_at_the_same_time_are_what_each_is_alone(
     (folder / "together" / "seeds.csv").unlink()
     assert main(together) == BAD_INPUT  # as a process of its own says
     assert "no finished run in --out" in capfd.readouterr().err
+
+
+def test_no_more_seeds_run_at_the_same_time_than_there_is_memory_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = Dataset("toy", torch.zeros(1000, 5))
+    for gigabytes, processes in ((0.5, 0), (1.0, 1), (2.5, 3), (100.0, 5)):
+        monkeypatch.setattr(seeds, "memory", lambda size=gigabytes: int(size * 1e9))
+        assert seeds._processes(data, cores=2) == processes
