@@ -299,7 +299,8 @@ def _add_outputs(commands: dict[str, Parser]) -> None:
     sample.add_argument(
         "--mean", action="store_true", help="take the mean of p(x | z), without its noise"
     )
-    for parser, default in ((sample, "ex-post"), (score, "prior")):
+    advised = "the one that the run's advice names, ex-post where it can't tell"
+    for parser, default in ((sample, advised), (score, "prior")):
         parser.add_argument(
             "--from",
             dest="source",

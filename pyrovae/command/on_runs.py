@@ -44,9 +44,10 @@ def sample(options: dict[str, Any]) -> None:
     run = _run(options)
     default = "samples.csv" if run.columns is not None else "samples.npy"
     out = _output(options, default, (*TABLES, ".npy"))
+    source = options.get("source", run.drawn_from)
     rows = run.sample(
         options.get("n", SIZE),
-        options.get("source", "ex-post"),
+        source,
         mean=options.get("mean", False),
         seed=options.get("seed", 0),
     )
@@ -57,7 +58,7 @@ def sample(options: dict[str, Any]) -> None:
         names = [f"x_{number}" for number in range(flat.shape[1])]
         columns = run.as_table(rows) if run.columns else dict(zip(names, flat.T, strict=True))
         _write_table(out, columns)
-    _say(f"{len(rows):,} new rows: {out}")
+    _say(f"{len(rows):,} new rows from {source}: {out}")
 
 
 def encode(options: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def k_limit(draws: int) -> float:
     >>> round(k_limit(100), 3), k_limit(10_000)
     (0.5, 0.7)
     """
-    return max(0.0, min(1 - 1 / math.log10(draws), UNRELIABLE))
+    return max(0.0, min(1 - 1 / math.log10(max(draws, 2)), UNRELIABLE))
 
 
 def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ def sandwich(  # noqa: PLR0913 - a flat front door
         the data with their codes, ``lower``, ``upper`` and ``gap()``.
 
     Warns:
-        UserWarning: where k̂ > 0.7 or chains hardly move.
+        UserWarning: where k̂ is above what so many chains allow, or chains hardly move.
 
     Raises:
         InputError: if data can't be simulated, the pair lacks a named site, the ``prior`` has

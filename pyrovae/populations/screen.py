@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae.data import Data
 from pyrovae.display import Result
 from pyrovae.errors import InputError
-from pyrovae.evidence import proposal_for, smooth
+from pyrovae.evidence import k_limit, proposal_for, smooth
 from pyrovae.mixture import AggregatedPosterior
 from pyrovae.pairs import Pair, PyroFunction, encode_rows, measuring, over_rows
 from pyrovae.progress import progress_bar
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 ROWS = 64  # whose proposals are found together
 TWIN = math.log(0.5)  # of likeness
-LIMIT = 0.7  # of k̂
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,8 +43,9 @@ class MemorisationScreen(Result):
         gain: log p(x_n) under q_agg less that without the row's own component, shape ``(N,)``;
             ``None`` without a pair.
         standard_error: of each gain over draws, shape ``(N,)``.
-        pareto_k: k̂ of the weights without the row's own component, shape ``(N,)``; above 0.7 the
-            gain cannot be trusted, and is probably too high.
+        pareto_k: k̂ of the weights without the row's own component, shape ``(N,)``; above
+            min(1 − 1/log10 S, 0.7) the gain cannot be trusted, and is probably too high.
+        draws: S, of codes for each row; 0 without a pair.
     """
 
     log_density: Tensor
@@ -56,6 +56,7 @@ class MemorisationScreen(Result):
     gain: Tensor | None = None
     standard_error: Tensor | None = None
     pareto_k: Tensor | None = None
+    draws: int = 0
 
     @property
     def twins(self) -> Tensor:
@@ -83,7 +84,7 @@ class MemorisationScreen(Result):
         import pandas as pd
 
         order = self.components.argsort()
-        names = [f for f in self.__dataclass_fields__ if getattr(self, f) is not None]
+        names = [f for f in self.__dataclass_fields__ if isinstance(getattr(self, f), Tensor)]
         return pd.DataFrame(
             {"row": order.numpy()} | {name: getattr(self, name)[order].numpy() for name in names}
         )
@@ -91,14 +92,16 @@ class MemorisationScreen(Result):
     @property
     def concerns(self) -> tuple[str, ...]:
         """What these numbers can't tell."""
-        sentences = []
-        if self.pareto_k is not None and (rejected := int((~(self.pareto_k <= LIMIT)).sum())):
-            sentences.append(
-                f"For {rejected} of {len(self.pareto_k)} rows k̂ rejects log p(x) without their own "
-                "component: their gain is probably too high. Take more draws, or refits: "
-                "pyrovae.memorisation."
-            )
-        return tuple(sentences)
+        if self.pareto_k is None:
+            return ()
+        rejected = int((~(self.pareto_k <= k_limit(self.draws))).sum())
+        if not rejected:
+            return ()
+        return (
+            f"For {rejected} of {len(self.pareto_k)} rows k̂ rejects log p(x) without their own "
+            "component: their gain is probably too high. Take more draws, or refits: "
+            "pyrovae.memorisation.",
+        )
 
 
 @torch.no_grad()
@@ -171,7 +174,7 @@ def memorisation_screen(
         )
     with measuring(*pair), progress_bar("screen", len(x), progress=progress) as bar:
         gains = _gains(over, x, agg, draws, seed, bar.tick)
-    return MemorisationScreen(**values, **gains)
+    return MemorisationScreen(**values, **gains, draws=draws)
 
 
 def _gains(

@@ -14,7 +14,7 @@ from pyrovae.data import Column, as_frame
 from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import name_rows
-from pyrovae.evidence import proposal_for, smooth
+from pyrovae.evidence import k_limit, proposal_for, smooth
 from pyrovae.models import MixedColumns
 from pyrovae.pairs import Pair, encode_rows
 from pyrovae.randomness import derived_seed, seeded
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 ROWS = 64  # rows whose codes are drawn together
 DRAWS = 400  # of codes for each row, by default
-UNRELIABLE = 0.7  # k̂ above which no number of draws is enough
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,8 +45,8 @@ class Imputation(Result):
             deviation, shape ``(M, C)``; NaN for texts and truth values.
         probability: of the text or truth value that was filled in, shape ``(M, C)``; NaN for
             numbers, 1 for a cell that was there.
-        pareto_k: k̂ of each row's weights, shape ``(M,)``; above 0.7 neither a value nor its
-            standard error can be trusted. 0 for rows without a missing cell.
+        pareto_k: k̂ of each row's weights, shape ``(M,)``; above ``k_limit`` neither a value
+            nor its standard error can be trusted. 0 for rows without a missing cell.
         draws: of codes for each row.
         columns: what each column holds, as the fields of :class:`~pyrovae.data.Column`.
     """
@@ -89,14 +88,19 @@ class Imputation(Result):
         )
 
     @property
+    def k_limit(self) -> float:
+        """The k̂ up to which so many draws are enough: min(1 − 1/log10 S, 0.7)."""
+        return k_limit(self.draws)
+
+    @property
     def concerns(self) -> tuple[str, ...]:
         """Sentences on which rows should not be trusted, and why."""
-        bad = self.pareto_k > UNRELIABLE
+        bad = ~(self.pareto_k <= self.k_limit)
         if not bool(bad.any()):
             return ()
         return (
-            f"Imputation: k̂ > {UNRELIABLE} at {name_rows(bad)}: few draws carry all weight there, "
-            "and neither the values nor their errors hold. Take more draws.",
+            f"Imputation: k̂ > {self.k_limit:.2g} at {name_rows(bad)}: few draws carry all "
+            "weight there, and neither the values nor their errors hold. Take more draws.",
         )
 
 

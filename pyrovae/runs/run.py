@@ -298,6 +298,12 @@ class Run:
         """The density to sample from, as ``sample`` takes it; ``None`` if that can't be told."""
         return self.about["samples"]["recommended"] or None
 
+    @property
+    def drawn_from(self) -> str:
+        """The density that ``sample`` draws from by default: the recommended one, or ex-post."""
+        source: str = self.about["samples"]["source"]
+        return source
+
     def plot(self, **options: Any) -> Any:
         """The most telling pictures, codes in the colours of their labels, and their axes.
 
@@ -315,7 +321,7 @@ class Run:
     @torch.no_grad()
     @plain()
     def sample(
-        self, n: int, source: str = "ex-post", *, mean: bool = False, seed: int = 0
+        self, n: int, source: str | None = None, *, mean: bool = False, seed: int = 0
     ) -> Tensor:
         """New rows in the data's own units: codes from a density, and a row from p(x | z) of each.
 
@@ -325,7 +331,8 @@ class Run:
         Args:
             n: number of rows.
             source: where codes are drawn: ``"ex-post"``, ``"prior"``, the model's own, or
-                ``"q_agg"``.
+                ``"q_agg"``; by default from the density that the run's advice names, and from the
+                ex-post prior where it can't tell.
             mean: take the mean of p(x | z) in place of a draw from it.
             seed: names the draws.
 
@@ -338,7 +345,7 @@ class Run:
         check_seed(seed)
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise InputError(f"expected a number of rows ≥ 1; got {n!r}. Give 1000, say.")
-        density = self._density(source)
+        density = self._density(self.drawn_from if source is None else source)
         with seeded(seed, "codes of new rows"), measuring(self.model, self.guide):
             z = density.sample(torch.Size([int(n)])).reshape(int(n), -1)
         with seeded(seed, "new rows"):

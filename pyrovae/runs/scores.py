@@ -17,8 +17,8 @@ class Scores(Result):
     Args:
         evidence: log p(x) of each row, in nats, shape ``(M,)``.
         p_value: of each row, shape ``(M,)``: if it is like the held-out rows, its p-value is
-            below any a in [0, 1] with probability a. It can't be smaller than about
-            1/(``calibrated_on`` + 1).
+            below any a in [0, 1] with probability a. A row below all held-out ones has one that is
+            drawn at random between 0 and 1/(``calibrated_on`` + 1), by the seed.
         source: the density in the prior's place: ``"prior"``, ``"q_agg"`` or ``"ex-post"``.
         calibrated_on: number of held-out rows.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae.populations.refits import moderated
+from pyrovae.populations.screen import MemorisationScreen
 from pyrovae.testing import linear_gaussian_vae
 
 WIDTH = 0.5
@@ -196,6 +197,18 @@ def test_gain_under_leave_one_out_is_that_in_closed_form() -> None:
     assert int(trusted.sum()) >= 6
     off = (found.gain - gain).abs() / found.standard_error
     assert float(off[trusted].max()) < 4.5
+
+
+def test_k_hat_of_a_screen_is_judged_by_its_draws_and_unknown_is_not_good() -> None:
+    pareto_k = torch.tensor([0.4, 0.6, math.nan])
+    for draws, rejected in ((100, 2), (1000, 1)):  # up to 0.5 and 0.67
+        parts = dict.fromkeys(("log_density", "components", "share", "likeness"), torch.zeros(3))
+        screen = MemorisationScreen(
+            **parts, nearest=torch.tensor([1, 0, 0]), gain=torch.zeros(3),
+            standard_error=torch.zeros(3), pareto_k=pareto_k, draws=draws,
+        )  # fmt: skip
+        assert f"For {rejected} of 3 rows k̂ rejects" in screen.concerns[0]
+        assert "draws" not in screen.table()
 
 
 def test_screen_refuses_rows_that_are_not_those_of_the_mixture() -> None:

@@ -15,6 +15,7 @@ from pyrovae.data import TableOptions, load, read_table
 from pyrovae.diagnostics.effort import Effort
 from pyrovae.errors import InputError
 from pyrovae.runs import Run, load_run
+from pyrovae.runs.imputation import Imputation
 
 pytestmark = [
     pytest.mark.float32,
@@ -178,3 +179,11 @@ def test_a_run_without_missing_cells_takes_none(tmp_path: Path) -> None:
         saved.encode(whole.assign(height=np.nan))
     with pytest.raises(InputError, match="run on a table with missing cells"):
         saved.impute()
+
+
+def test_k_hat_of_an_imputation_is_judged_by_its_draws_and_unknown_is_not_good() -> None:
+    cells, pareto_k = torch.zeros(3, 1), torch.tensor([0.4, 0.6, torch.nan])
+    there = torch.zeros(3, 1, dtype=torch.bool)
+    for draws, rows in ((100, "rows 1, 2"), (1000, "row 2")):  # up to 0.5 and 0.67
+        found = Imputation(cells, there, cells, cells, cells, pareto_k, draws, ())
+        assert rows in found.concerns[0]
