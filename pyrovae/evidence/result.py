@@ -96,8 +96,9 @@ class Evidence(Result):
     def mean(self) -> Estimate:
         """Mean over the data points; its standard error is over data and draws together.
 
-        It can't be told where log p(x) of a data point is infinite. Where the cap on the cost
-        stopped some, it is that of the others.
+        Those whose k̂ is above ``k_limit`` count too, and ``concerns`` says how many they are. It
+        can't be told where log p(x) of a data point is infinite. Where the cap on the cost stopped
+        some, it is that of the others.
         """
         return self._mean_of(self.values, self.bound, self._counted)
 
