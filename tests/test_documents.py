@@ -63,7 +63,7 @@ label = label2 = depth = depth2 = torch.ones(40)
 def test_page_on_own_pairs_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "howto" / "own-pair.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     (tmp_path / "page.py").write_text("\n".join([OWN_PAIR, *blocks]))
     assert "ample from" in run("page.py", cwd=tmp_path)
 
