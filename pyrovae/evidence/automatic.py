@@ -20,7 +20,7 @@ from pyrovae.evidence.importance import (
     support_notes,
 )
 from pyrovae.evidence.pareto_k import k_limit, smooth
-from pyrovae.evidence.proposal import density_of_guide
+from pyrovae.evidence.proposal import Proposal, density_of_guide
 from pyrovae.evidence.proposal_path import FROM_PROPOSAL, annealed_from
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
 from pyrovae.evidence.result import GUIDE_ALONE, Evidence, join, summarise
@@ -39,7 +39,10 @@ from pyrovae.randomness import derived_seed, seeded
 
 RUNGS = ("guide", "refined", "annealed")
 EXACT = 1e-3  # nats by which weights may differ where the guide is the posterior
-ROUGH = 0.05  # by which k̂ of draws that count may be higher than that of pilot draws
+FOLD = 4  # draws whose mean is one weight, where those of single draws are too uneven
+# By how much k̂ of draws that count may be higher than that of pilot draws, at single draws and at
+# such means. Another three draws cost a hundredth of a chain, so that they are taken early.
+ROUGH = {1: 0.1, FOLD: 0.05}
 ENOUGH = 0.3  # k̂ of the guide's pilot draws up to which it is good enough beyond doubt
 
 
@@ -61,7 +64,8 @@ def automatic_evidence(
     from the prior has a weight 20 times the mean or lies beyond a valley of log p(x, z), which
     would be a part of the posterior that the guide does not reach. The others have a proposal of
     their own. Where k̂ of as many pilot draws as are to be counted, or 500, is not below its limit
-    by 0.05, chains are annealed from there.
+    by 0.1, each weight is the mean of four draws' weights instead of one; where k̂ of these is not
+    below it by 0.05, chains are annealed from there.
 
     Pilot draws are not counted, so that the choice leaves the bound a bound.
 
@@ -156,20 +160,40 @@ class Ladder:
         """Weights of some data points, ``(K, n)``; which are annealed; which stopped, ``(n,)``."""
         seed = derived_seed(self.seed, "proposal where the guide fails")
         proposal = fit_proposal(self.target.subset(chosen), seed=seed).proposal
-        draws = max(self.draws, PILOT)
-        seed = derived_seed(self.seed, "verdict on a proposal")
-        pilot = _tame(counted(proposal, draws, seed=seed))
-        uneven = ~(smooth(pilot.T)[1] <= k_limit(draws) - ROUGH)
-        price = cost_of_chains(self.draws, FROM_PROPOSAL)
-        dear = self.target.cost[chosen] + price > self.most
-        log_weights = pilot.new_zeros((self.draws, len(chosen)))
-        annealed = uneven & ~dear
-        for way, rows in ((counted, ~annealed), (annealed_from, annealed)):
+        uneven = self._too_uneven(proposal, 1)
+        folded = torch.zeros_like(uneven)
+        if len(number := (uneven & self._affords(FOLD * self.draws, chosen)).nonzero().squeeze(1)):
+            failed = self._too_uneven(proposal.subset(number), FOLD)
+            uneven[number], folded[number] = failed, ~failed
+        annealed = uneven & self._affords(cost_of_chains(self.draws, FROM_PROPOSAL), chosen)
+        log_weights = proposal.mean.new_zeros((self.draws, len(chosen)))
+        ways = (
+            (counted, ~(annealed | folded)),
+            (folded_weights, folded),
+            (annealed_from, annealed),
+        )
+        for way, rows in ways:
             if rows.any():
                 seed = derived_seed(self.seed, "weights where the guide fails")
                 part = proposal.subset(rows.nonzero().squeeze(1))
                 log_weights[:, rows] = way(part, self.draws, seed=seed)
-        return log_weights, annealed, uneven & dear
+        return log_weights, annealed, uneven & ~annealed
+
+    def _affords(self, price: int, chosen: Tensor) -> Tensor:
+        """Whether data points may still cost so much, ``(n,)``."""
+        return self.target.cost[chosen] + price <= self.most
+
+    def _too_uneven(self, proposal: Proposal, fold: int) -> Tensor:
+        """Whether means of so many weights vary too much, by draws that are not counted, ``(B,)``.
+
+        Args:
+            proposal: of the data points.
+            fold: weights of which each is the mean.
+        """
+        draws = max(self.draws, PILOT)
+        seed = derived_seed(self.seed, "verdict on a proposal", fold)
+        pilot = _tame(folded_weights(proposal, draws, seed=seed, fold=fold))
+        return ~(smooth(pilot.T)[1] <= k_limit(draws) - ROUGH[fold])
 
     def _by_guide(self, chosen: Tensor) -> Tensor:
         if not len(chosen):
@@ -177,6 +201,12 @@ class Ladder:
         counting = derived_seed(self.seed, "counted draws from the guide")
         target = self.target.subset(chosen)
         return _guide_weights(self.pair, target, self.draws, seed=counting)
+
+
+def folded_weights(proposal: Proposal, draws: int, *, seed: int, fold: int = FOLD) -> Tensor:
+    """log of means of weights, of ``fold`` draws each, shape ``(S, B)``; their mean is p(x) too."""
+    parts = counted(proposal, fold * draws, seed=seed).unflatten(0, (fold, draws))
+    return parts.logsumexp(0) - math.log(fold)
 
 
 def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
