@@ -147,7 +147,7 @@ def annealed_evidence(
             )
             with seeded(seed, "annealing", index):
                 start = path.sample(chains)
-                log_weights, accepted = anneal(path, start, annealing, tuning, tick=bar.tick)
+                log_weights, accepted, _ = anneal(path, start, annealing, tuning, tick=bar.tick)
             block = summarise(log_weights.T, first=index * len(blocks[0]))
             cost = torch.full((len(rows),), cost_of_chains(chains, annealing), device=x.device)
             parts.append(replace(block, acceptance=accepted, cost=cost))
@@ -249,7 +249,7 @@ def anneal(
     *,
     tick: Tick,
     backwards: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log weights of chains that go from β = 0 to 1, or ``backwards`` by the same moves.
 
     Args:
@@ -257,7 +257,7 @@ def anneal(
 
     Returns:
         log w of each chain, shape ``(C, B)``, of which w forwards and 1/w backwards have the means
-        p(x) and 1/p(x); the share of accepted moves, shape ``(B,)``.
+        p(x) and 1/p(x); the share of accepted moves, shape ``(B,)``; and where the chains end.
     """
     betas, last = annealing.betas(), annealing.temperatures
     log_weights = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
@@ -275,7 +275,7 @@ def anneal(
                 accepted += probability.mean(0) / (last - 1)
             u = point.u
             tick()
-    return log_weights, accepted
+    return log_weights, accepted, u
 
 
 def check_moved(result: Evidence) -> Evidence:

@@ -25,6 +25,7 @@ from pyrovae.evidence.proposal_path import FROM_PROPOSAL, annealed_from
 from pyrovae.evidence.refined import ROWS, STRIDE, counted
 from pyrovae.evidence.result import GUIDE_ALONE, Evidence, join, summarise
 from pyrovae.evidence.target import Target, target_for, whole
+from pyrovae.evidence.tilted import under_many
 from pyrovae.evidence.tuning import (
     OF_GUIDE,
     PILOT,
@@ -62,10 +63,11 @@ def automatic_evidence(
 
     The guide's draws are weighed where k̂ of 500 pilot draws is at most 0.3 and none of some draws
     from the prior has a weight 20 times the mean or lies beyond a valley of log p(x, z), which
-    would be a part of the posterior that the guide does not reach. The others have a proposal of
-    their own. Where k̂ of as many pilot draws as are to be counted, or 500, is not below its limit
-    by 0.1, each weight is the mean of four draws' weights instead of one; where k̂ of these is not
-    below it by 0.05, chains are annealed from there.
+    would be a part of the posterior that the guide does not reach. The others, and all where the
+    prior is a mixture of many components, have a proposal of their own. Where k̂ of as many pilot
+    draws as are to be counted, or 500, is not below its limit by 0.1, each weight is the mean of
+    four draws' weights instead of one; where k̂ of these is not below it by 0.05, chains are
+    annealed from there.
 
     Pilot draws are not counted, so that the choice leaves the bound a bound.
 
@@ -100,7 +102,7 @@ def automatic_evidence(
         tick(len(x))
         return result
     guide = drawn_from(pair, x[:BLOCK], target.encoded.take(slice(0, BLOCK)))
-    usable = not support_notes(pair, x, {"": prior}, guide)[""]
+    usable = not support_notes(pair, x, {"": prior}, guide)[""] and not under_many(target)
     most = math.inf if max_cost is None else max_cost
     parts = []
     for index, rows in enumerate(x.split(ROWS)):
@@ -159,14 +161,14 @@ class Ladder:
     def _beyond_the_guide(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of some data points, ``(K, n)``; which are annealed; which stopped, ``(n,)``."""
         seed = derived_seed(self.seed, "proposal where the guide fails")
-        proposal = fit_proposal(self.target.subset(chosen), seed=seed).proposal
-        uneven = self._too_uneven(proposal, 1)
+        tuned = fit_proposal(self.target.subset(chosen), seed=seed).proposal
+        uneven = self._too_uneven(tuned, 1)
         folded = torch.zeros_like(uneven)
         if len(number := (uneven & self._affords(FOLD * self.draws, chosen)).nonzero().squeeze(1)):
-            failed = self._too_uneven(proposal.subset(number), FOLD)
+            failed = self._too_uneven(tuned.subset(number), FOLD)
             uneven[number], folded[number] = failed, ~failed
         annealed = uneven & self._affords(cost_of_chains(self.draws, FROM_PROPOSAL), chosen)
-        log_weights = proposal.mean.new_zeros((self.draws, len(chosen)))
+        log_weights = tuned.mean.new_zeros((self.draws, len(chosen)))
         ways = (
             (counted, ~(annealed | folded)),
             (folded_weights, folded),
@@ -175,7 +177,8 @@ class Ladder:
         for way, rows in ways:
             if rows.any():
                 seed = derived_seed(self.seed, "weights where the guide fails")
-                part = proposal.subset(rows.nonzero().squeeze(1))
+                part = tuned.subset(rows.nonzero().squeeze(1))
+                part = part if way is annealed_from else part.exact()
                 log_weights[:, rows] = way(part, self.draws, seed=seed)
         return log_weights, annealed, uneven & ~annealed
 

@@ -115,6 +115,10 @@ class Proposal:
             self.width[chosen],
         )
 
+    def exact(self) -> Proposal:
+        """The same proposal for the target whose integral is p(x), whatever it was tuned by."""
+        return replace(self, target=self.target.exact())
+
     def where(self, first: Tensor, other: Proposal) -> Proposal:
         """This proposal for some rows, ``(B,)``, another one for the rest."""
         return replace(

@@ -43,11 +43,15 @@ class ProposalPath:
         """Whether positions are finite, shape ``(C, B)``."""
         return v.isfinite().all(-1)
 
+    def position(self, v: Tensor) -> Tensor:
+        """Positions in the target's own units, shape ``(C, B, D)``."""
+        return self.mean + torch.einsum("bde,sbe->sbd", self.factor, v)
+
     def at(self, v: Tensor, beta: float) -> Point:
         """Densities and gradient at positions of shape ``(C, B, D)``."""
         with torch.enable_grad():
             v = v.detach().requires_grad_()
-            u = self.mean + torch.einsum("bde,sbe->sbd", self.factor, v)
+            u = self.position(v)
             easy, joint = self.proposal.log_prob(u), self.proposal.target.of_draws(u)
             density = beta * joint if beta > 0 else torch.zeros_like(joint)
             if beta < 1:  # a term of weight 0 counts for nothing, even where it is infinite
@@ -60,7 +64,9 @@ class ProposalPath:
 def annealed_from(proposal: Proposal, chains: int, *, seed: int) -> Tensor:
     """log weights of chains from each row's proposal to its posterior, shape ``(C, B)``.
 
-    Their mean weight is p(x), as that of the proposal's own draws, and they are less uneven.
+    Their mean weight is p(x), as that of the proposal's own draws, and they are less uneven. Under
+    a large mixture the path leads to the density that the proposal was tuned by, and from there to
+    the posterior in one step.
 
     Args:
         proposal: where chains start.
@@ -76,7 +82,10 @@ def annealed_from(proposal: Proposal, chains: int, *, seed: int) -> Tensor:
         tuning = tune(path, FROM_PROPOSAL, seed=pilot, tick=_silent)
         with seeded(seed, "annealing from a proposal", index):
             start = path.sample(chains)
-            log_weights, _ = anneal(path, start, FROM_PROPOSAL, tuning, tick=_silent)
+            log_weights, _, end = anneal(path, start, FROM_PROPOSAL, tuning, tick=_silent)
+        if part.target.near is not None:  # the last weight is that of a step to the whole prior
+            u = path.position(end)
+            log_weights += part.target.exact().of_draws(u) - part.target.of_draws(u)
         parts.append(log_weights)
     return torch.cat(parts, 1)
 

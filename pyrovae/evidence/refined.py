@@ -60,7 +60,7 @@ def refined_evidence(
         known = None if encoded is None else encoded.take(numbers)
         target = target_for(entire, x[numbers], prior, named=pair, encoded=known)
         tuning = derived_seed(seed, "refined proposal", index)
-        proposal = fit_proposal(target, seed=tuning).proposal
+        proposal = fit_proposal(target, seed=tuning).proposal.exact()
         weights = counted(proposal, draws, seed=derived_seed(seed, "refined weights", index))
         part = summarise(weights.T, first=index * ROWS)
         parts.append(replace(part, cost=target.cost, rungs=("refined",) * len(numbers)))
@@ -92,4 +92,5 @@ def proposal_for(pair: Pair, x: Tensor, *, encoded: Encoded, seed: int) -> Propo
         InputError: where log p(x, z) is no differentiable function of the code of each row.
     """
     target = target_for(whole(pair, x), x, None, named=pair, encoded=encoded)
-    return fit_proposal(target, seed=derived_seed(seed, "proposal for other draws")).proposal
+    tuning = derived_seed(seed, "proposal for other draws")
+    return fit_proposal(target, seed=tuning).proposal.exact()

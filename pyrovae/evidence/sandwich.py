@@ -181,7 +181,7 @@ def sandwich_evidence(
                 tick=bar.tick,
             )
             with seeded(seed, "annealing forwards", index):
-                log_weights, accepted = anneal(
+                log_weights, accepted, _ = anneal(
                     path, path.sample(chains), annealing, tuning, tick=bar.tick
                 )
             block = summarise(log_weights.T, first=index * len(blocks[0][0]))
@@ -208,7 +208,7 @@ def _anneal_backwards(
                 scale=tuning.scales[-1],
                 leapfrog=annealing.leapfrog,
             )
-    log_weights, accepted = anneal(path, point.u, annealing, tuning, tick=tick, backwards=True)
+    log_weights, accepted, _ = anneal(path, point.u, annealing, tuning, tick=tick, backwards=True)
     inverse = summarise(-log_weights.T)
     return replace(
         inverse, values=-inverse.values, bound="upper", smoothed=None, acceptance=accepted

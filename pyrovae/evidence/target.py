@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
+from pyrovae.evidence.local_mixture import LocalMixture
 from pyrovae.mixture import families
 from pyrovae.pairs import Encoded, Pair, masked_sites
 from pyrovae.randomness import seeded
@@ -42,6 +43,7 @@ class Target:
         sizes: units of those, and of each other site.
         numbers: of the rows among those that it was made for, shape ``(B,)``.
         cost: evaluations of log p(x, z) so far at each of those, which are counted up in place.
+        near: a part of a large mixture that stands in the place of ``prior``, to tune by.
     """
 
     pair: Pair
@@ -55,6 +57,11 @@ class Target:
     sizes: tuple[int, ...]
     numbers: Tensor
     cost: Tensor
+    near: LocalMixture | None = None
+
+    def exact(self) -> Target:
+        """The target whose integral is p(x), whatever was tuned by."""
+        return replace(self, near=None)
 
     def subset(self, chosen: Tensor) -> Target:
         """The target at some of the rows, with the same count of what they cost."""
@@ -63,6 +70,7 @@ class Target:
             rows=self.rows[chosen],
             encoded=self.encoded.take(chosen),
             numbers=self.numbers[chosen],
+            near=None if self.near is None else self.near.subset(chosen),
         )
 
     def count(self, row: Tensor, evaluations: int = 1) -> None:
@@ -146,7 +154,10 @@ class Target:
         with pyro.validation_enabled(False):
             others = dict(zip(names, rest, strict=True))
             likelihood, own = self.named.log_joint(self.rows[row], first, others=others)
-            prior = own if self.prior is None else self.prior.log_prob(first)
+            if self.near is not None:
+                prior = self.near.log_prob(first, row)
+            else:
+                prior = own if self.prior is None else self.prior.log_prob(first)
         density = likelihood.double() + prior.double() + jacobian
         return torch.where(usable, density, -torch.inf)
 

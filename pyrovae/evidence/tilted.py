@@ -9,12 +9,19 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.evidence.local_mixture import LocalMixture, local_mixture
 from pyrovae.evidence.modes import find_modes
+from pyrovae.evidence.normal_components import NormalComponents, normal_components
 from pyrovae.evidence.proposal import as_one
 from pyrovae.evidence.target import Target
+from pyrovae.mixture import families
 
 CHOSEN = 16  # components that a row's proposal is made of
-SCREENED = 1024  # components whose posterior mass is computed, of those that are nearest
+SCREENED = 512  # components whose posterior mass is computed, of those that are nearest
+LOCAL = {False: (256, 64), True: (32, 16)}  # those that tune it, diagonal and of full covariance:
+# of most mass, and nearest to the row's highest starting point
+LARGE = 2  # times as many components as these, from which on a part of them tunes
+STEPS = 4  # towards the mode of a component's posterior, for each of two curvatures
 
 
 def mixture_of(target: Target, prior: dist.Distribution | None) -> dist.Distribution | None:
@@ -34,9 +41,39 @@ def mixture_of(target: Target, prior: dist.Distribution | None) -> dist.Distribu
     return prior if all(moment.shape[-2:] == shape for moment in moments) else None
 
 
+@dataclass(frozen=True)
+class Tilted:
+    """The components of a mixture that carry most of each row's posterior, as Gaussians.
+
+    Args:
+        mean: shape ``(B, K, D)``; the last component is as wide as all of them together.
+        factor: shape ``(B, K, D, D)``.
+        log_mass: shape ``(B, K)``.
+        near: the part of the mixture that each row's proposal is to be tuned by, if it is large.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    log_mass: Tensor
+    near: LocalMixture | None
+
+
+def under_many(target: Target) -> bool:
+    """Whether the prior is a mixture of many normals, of which a part tunes each row's proposal.
+
+    Its posterior is one of many narrow components, which a guide does not resemble.
+    """
+    if (mixture := mixture_of(target, target.code_prior)) is None:
+        return False
+    components = mixture.component_distribution
+    full = families.full_normal(components) is not None
+    exact = full or families.diagonal_normal(components) is not None
+    return exact and components.batch_shape[-1] > LARGE * sum(LOCAL[full])
+
+
 def tilted_components(
-    target: Target, mixture: dist.Distribution, start: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    target: Target, mixture: dist.Distribution, start: Tensor, scale: Tensor, highest: Tensor
+) -> Tilted:
     r"""The components of a mixture that carry most of each row's posterior, as Gaussians.
 
     The likelihood is expanded to second order around the mode that it has together with a Gaussian
@@ -48,111 +85,150 @@ def tilted_components(
         mixture: p(z), N components.
         start: where to look for the first mode, shape ``(B, D)``.
         scale: unit of length, shape ``(B, D)``.
-
-    Returns:
-        mean ``(B, K, D)``, factor ``(B, K, D, D)`` and log mass ``(B, K)``; the last component is
-        as wide as all of them together.
+        highest: another point where the posterior may lie, shape ``(B, D)``.
     """
-    components = mixture.component_distribution
-    n, d = components.batch_shape[-1], mixture.event_shape[0]
-    mean, variance = (m.reshape(n, d).double() for m in (components.mean, components.variance))
-    log_weight = mixture.mixture_distribution.logits.reshape(n).double().log_softmax(0)
-    share = log_weight.exp().unsqueeze(-1)
-    middle = (share * mean).sum(0)
-    whole = (share * (variance + (mean - middle).square())).sum(0)
+    components = normal_components(mixture)
+    middle, whole = (m.reshape(-1).double() for m in (mixture.mean, mixture.variance))
     broad = dist.Normal(middle.to(target.dtype), whole.sqrt().to(target.dtype)).to_event(1)
+    easy = replace(target, prior=broad)
     row = torch.arange(len(start), device=start.device)
-    first = find_modes(replace(target, prior=broad), start, row, scale)
+    first = find_modes(easy, start, row, scale)
     inverse = torch.linalg.inv(first.factor)
     precision = inverse.mT @ inverse
-    values, vectors = torch.linalg.eigh(precision - torch.diag(1 / whole))
-    curvature = (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT
+    curvature = _positive(precision - torch.diag(1 / whole))
     slope = (precision @ first.u.unsqueeze(-1)).squeeze(-1) - middle / whole
-    parts = [
-        _tilted(mean, variance, log_weight, *of_row)
-        for of_row in zip(curvature, slope, first.u, first.factor, strict=True)
-    ]
-    u, chosen = (torch.stack(column) for column in zip(*parts, strict=True))
-    b, k = chosen.shape
-    every = chosen.flatten()
-    product = Product(target, broad, row.repeat_interleave(k), mean[every], variance[every])
-    width = variance[every].sqrt()
-    climbed = find_modes(product, u.flatten(0, 1), torch.arange(b * k, device=u.device), width)
-    own = climbed.u.view(b, k, d)
-    masses = (climbed.log_mass() + log_weight[every]).view(b, k)
-    wide_mean, wide_factor = as_one(own, climbed.factor.view(b, k, d, d), masses)
-    return (
-        torch.cat([own, wide_mean.unsqueeze(1)], 1),
-        torch.cat([climbed.factor.view(b, k, d, d), wide_factor.unsqueeze(1)], 1),
-        torch.cat([masses, masses.logsumexp(1, keepdim=True) + math.log(0.1)], 1),
+    sizes, of_row = LOCAL[components.factor is not None], []
+    for at_row in zip(curvature, slope, first.u, first.factor, highest, strict=True):
+        of_row.append(_of_row(components, *at_row, sizes))
+    u, number = (torch.stack(column) for column in zip(*of_row, strict=True))
+    near = local_mixture(components, first.u, number) if under_many(target) else None
+    k = u.shape[1]
+    product = Product(easy, broad, components, number[:, :k].flatten(), row.repeat_interleave(k))
+    u, value = product.climb(u.flatten(0, 1), curvature)
+    best = u.view(-1, k, u.shape[-1])[row, value.view(-1, k).argmax(1)]
+    width = first.factor.square().sum(-1).sqrt()
+    hessian = easy.curvature(best, row, width / 4) + torch.diag(1 / whole)
+    curvature = _positive(-hessian)
+    u, value = product.climb(u, curvature)
+    lower = product.lower(curvature)
+    identity = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device).expand_as(lower)
+    factor = torch.linalg.solve_triangular(lower, identity, upper=False).mT
+    log_mass = value - lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    mean, factor, log_mass = (part.unflatten(0, (-1, k)) for part in (u, factor, log_mass))
+    wide_mean, wide_factor = as_one(mean, factor, log_mass)
+    return Tilted(
+        torch.cat([mean, wide_mean.unsqueeze(1)], 1),
+        torch.cat([factor, wide_factor.unsqueeze(1)], 1),
+        torch.cat([log_mass, log_mass.logsumexp(1, keepdim=True) + math.log(0.1)], 1),
+        near,
     )
 
 
 @dataclass(frozen=True)
 class Product:
-    r"""The likelihood of a row times one component of the mixture, :math:`p(x | z) N(z; m, v)`.
+    r"""The likelihoods of rows, each times one component of the mixture, :math:`w p(x | z) N(z)`.
 
     It has a mode of its own, where the mixture has one for many components that overlap.
 
     Args:
-        target: the rows' densities.
-        broad: any density over all codes, through which the likelihood is computed.
-        row: numbers of the rows of n products, shape ``(n,)``.
-        mean, variance: of their components, shape ``(n, D)``.
+        easy: the rows' densities with a broad prior, through which the likelihood is computed.
+        broad: that prior.
+        components: of the mixture.
+        number: of the component in each of n products, shape ``(n,)``.
+        row: number of its row, shape ``(n,)``.
     """
 
-    target: Target
+    easy: Target
     broad: dist.Distribution
+    components: NormalComponents
+    number: Tensor
     row: Tensor
-    mean: Tensor
-    variance: Tensor
 
-    def log_density(self, u: Tensor, number: Tensor) -> Tensor:
-        """log f at positions, each of the product with its number, ``(n,)``; ``(n,)``."""
-        height = replace(self.target, prior=self.broad).log_density(u, self.row[number])
-        return height + self._change(u, number)
+    def climb(self, u: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions nearer to the modes, ``(n, D)``, and how high they are, ``(n,)``.
 
-    def slope(self, u: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """log f and its gradient, ``(n,)`` and ``(n, D)``."""
-        height, gradient = replace(self.target, prior=self.broad).slope(u, self.row[number])
+        Steps are those of Newton with a curvature of the likelihood that stays what it is.
+
+        Args:
+            u: where to start, shape ``(n, D)``.
+            curvature: of each row's negated log likelihood, shape ``(B, D, D)``.
+        """
+        lower = self.lower(curvature)
+        value, gradient = self._slope(u)
+        length = torch.ones_like(value)
+        for _ in range(STEPS):
+            step = torch.cholesky_solve(gradient.unsqueeze(-1), lower).squeeze(-1)
+            tried = u + length.unsqueeze(-1) * step
+            height, slope = self._slope(tried)
+            higher = height > value
+            u = torch.where(higher.unsqueeze(-1), tried, u)
+            gradient = torch.where(higher.unsqueeze(-1), slope, gradient)
+            value = torch.where(higher, height, value)
+            length = torch.where(higher, (2 * length).clamp_max(1.0), length / 3)
+        return u, value
+
+    def lower(self, curvature: Tensor) -> Tensor:
+        """Cholesky factors of the products' negated Hessians, shape ``(n, D, D)``."""
+        precision = self.components.precision(self.number)
+        lower: Tensor = torch.linalg.cholesky(precision + curvature[self.row])
+        return lower
+
+    def _slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log of the product and its gradient, ``(n,)`` and ``(n, D)``."""
+        height, gradient = self.easy.slope(u, self.row)
+        mean, precision = self.components.mean, self.components.precision(self.number)
+        own = self.components.log_prob(u, self.number, precision)
+        own = own + self.components.log_weight[self.number]
+        toward = (precision @ (mean[self.number].double() - u).unsqueeze(-1)).squeeze(-1)
         away = (u - self.broad.mean) / self.broad.variance
-        toward = (self.mean[number] - u) / self.variance[number]
-        return height + self._change(u, number), gradient + away + toward
-
-    def curvature(self, u: Tensor, number: Tensor, step: Tensor) -> Tensor:
-        """The Hessian of log f, shape ``(n, D, D)``."""
-        hessian = replace(self.target, prior=self.broad).curvature(u, self.row[number], step)
-        return hessian + torch.diag_embed(1 / self.broad.variance - 1 / self.variance[number])
-
-    def _change(self, u: Tensor, number: Tensor) -> Tensor:
-        mean, variance = self.mean[number], self.variance[number]
-        own = ((u - mean).square() / variance + (2 * math.pi * variance).log()).sum(-1) / 2
-        return -own - self.broad.log_prob(u.to(self.target.dtype)).double()
+        broad = self.broad.log_prob(u.to(self.easy.dtype)).double()
+        return (height + own - broad).nan_to_num(nan=-math.inf), gradient + away + toward
 
 
-def _tilted(
-    mean: Tensor,
-    variance: Tensor,
-    log_weight: Tensor,
+def _positive(curvature: Tensor) -> Tensor:
+    """Symmetric matrices with their negative eigenvalues at 0."""
+    values, vectors = torch.linalg.eigh(curvature.nan_to_num(0.0, 0.0, 0.0))
+    return (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT
+
+
+def _of_row(
+    components: NormalComponents,
     curvature: Tensor,
     slope: Tensor,
     near: Tensor,
     factor: Tensor,
+    highest: Tensor,
+    sizes: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """The components of most mass for one row: posterior means ``(K, D)`` and numbers ``(K,)``."""
-    spread = variance + (factor @ factor.mT).diagonal()
-    score = log_weight - ((mean - near).square() / spread + spread.log()).sum(-1) / 2
-    screened = score.topk(min(SCREENED, len(score))).indices
-    mean, variance, log_weight = mean[screened], variance[screened], log_weight[screened]
-    precision = torch.diag_embed(1 / variance) + curvature
-    lower = torch.linalg.cholesky(precision)
-    shift = mean / variance + slope
+    """Posterior means of the components of most mass for one row, ``(K, D)``, and numbers.
+
+    Numbers are those of the components of most mass, in falling order, and behind them of those
+    that are nearest to another point.
+    """
+    own = (factor @ factor.mT).diagonal()
+    number = _nearest(components, near, own, SCREENED)
+    mean = components.mean[number].double()
+    precision = components.precision(number)
+    lower = torch.linalg.cholesky(precision + curvature)
+    linear = (precision @ mean.unsqueeze(-1)).squeeze(-1)
+    shift = linear + slope
     u = torch.cholesky_solve(shift.unsqueeze(-1), lower).squeeze(-1)
     log_mass = (
-        log_weight
-        - (variance.log() + mean.square() / variance).sum(-1) / 2
+        components.log_weight[number]
+        - components.log_scale(number)
+        - (linear * mean).sum(-1) / 2
         + (shift * u).sum(-1) / 2
         - lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     )
-    chosen = log_mass.topk(min(CHOSEN, len(log_mass))).indices
-    return u[chosen], screened[chosen]
+    order = log_mass.argsort(descending=True)
+    other = _nearest(components, highest, own, sizes[1])
+    return u[order[:CHOSEN]], torch.cat([number[order[: sizes[0]]], other])
+
+
+def _nearest(components: NormalComponents, point: Tensor, width: Tensor, size: int) -> Tensor:
+    """Numbers of the components whose density, made wider, is highest at a point, ``(n,)``."""
+    dtype = components.mean.dtype
+    spread = components.variance + width.to(dtype)
+    square = (components.mean - point.to(dtype)).square() / spread
+    score = components.log_weight - (square + spread.log()).sum(-1) / 2
+    return score.topk(min(size, len(score))).indices

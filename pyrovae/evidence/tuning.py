@@ -38,7 +38,8 @@ class Fitted:
     """A proposal with what its pilot draws say of it.
 
     Args:
-        proposal: with degrees of freedom and width chosen.
+        proposal: with degrees of freedom and width chosen; under a large mixture its target is the
+            one that it was tuned by, near each row.
         pareto_k: k̂ of the pilot's weights, shape ``(B,)``.
         log_mean: log of the mean weight, shape ``(B,)``.
         u: the pilot's positions, shape ``(S, B, D)``.
@@ -58,8 +59,9 @@ def fit_proposal(target: Target, *, seed: int) -> Fitted:
 
     First a t around each mode that is found; then, where k̂ of the pilot draws is above 0.5,
     Gaussians of full covariance that climb the ELBO from there; then, where it is above 0.6, rounds
-    of matching the moments of weighted draws (Cappé et al. 2008; Paananen et al. 2021). A stage is
-    kept at the rows where it lowers k̂. Both limits are below 0.7, as a pilot's k̂ is rough.
+    of matching the moments of weighted draws (Cappé et al. 2008; Paananen et al. 2021); under a
+    mixture, with a Gaussian for each of many components, matching is first. A stage is kept at the
+    rows where it lowers k̂. Both limits are below 0.7, as a pilot's k̂ is rough.
 
     Args:
         target: the densities.
@@ -67,7 +69,9 @@ def fit_proposal(target: Target, *, seed: int) -> Fitted:
     """
     with seeded(seed, "modes of a target"):
         fitted = fit_modes(target)
-    for stage, (limit, improve) in enumerate(((0.5, by_climbing), (0.6, by_matching))):
+    many = fitted.proposal.mean.shape[1] > 1 + ROOM  # which only one in their place can climb
+    stages = (by_matching, by_climbing) if many else (by_climbing, by_matching)
+    for stage, (limit, improve) in enumerate(zip((0.5, 0.6), stages, strict=True)):
         number = (~(fitted.pareto_k <= limit)).nonzero().squeeze(1)
         if not len(number):
             break
@@ -83,7 +87,8 @@ def fit_modes(target: Target) -> Fitted:
     guide = guide_inside(target)
     starts, scale = starting_points(target, guide)
     heights = target.of_draws(starts).nan_to_num(nan=-torch.inf)
-    proposal = first_proposal(target, guide, _middle(guide, starts, heights), scale)
+    proposal = first_proposal(target, guide, starts, heights, scale)
+    target = proposal.target
     proposal = beyond_valleys(proposal, starts, heights, scale)
     fitted = judge(proposal, PILOT)
     for _ in range(ROUNDS):
@@ -146,12 +151,28 @@ def across_a_valley(target: Target, starts: Tensor, heights: Tensor, first: Tens
 
 
 def first_proposal(
-    target: Target, guide: dist.Distribution | None, start: Tensor, scale: Tensor
+    target: Target,
+    guide: dist.Distribution | None,
+    starts: Tensor,
+    heights: Tensor,
+    scale: Tensor,
 ) -> Proposal:
-    """A t around the mode that a start leads to, or around those of the prior's components."""
-    row = torch.arange(len(start), device=start.device)
+    """A t around the mode that the starts lead to, or around those of the prior's components.
+
+    Args:
+        target: the densities.
+        guide: q(z | x), or none.
+        starts: positions, the guide's first, shape ``(S, B, D)``.
+        heights: log f there, shape ``(S, B)``.
+        scale: unit of length, shape ``(B, D)``.
+    """
+    row = torch.arange(starts.shape[1], device=starts.device)
+    highest = starts[heights.argmax(0), row]
+    start = highest if guide is None else starts[:OF_GUIDE].mean(0)
     if (mixture := mixture_of(target, target.code_prior)) is not None:
-        mean, factor, log_mass = tilted_components(target, mixture, start, scale)
+        found = tilted_components(target, mixture, start, scale, highest)
+        target = replace(target, near=found.near)
+        mean, factor, log_mass = found.mean, found.factor, found.log_mass
     else:
         modes = find_modes(target, start, row, scale)
         mean, factor = modes.u.unsqueeze(1), modes.factor.unsqueeze(1)
@@ -202,13 +223,6 @@ def _spread(u: Tensor) -> Tensor:
     """A standard deviation by the middle half of some draws, shape ``(B, D)``."""
     low, high = u.quantile(torch.tensor([0.25, 0.75], dtype=u.dtype, device=u.device), 0)
     return ((high - low) / 1.35).clamp_min(1e-6)
-
-
-def _middle(guide: dist.Distribution | None, starts: Tensor, heights: Tensor) -> Tensor:
-    """Where to climb from first: the middle of the guide's draws, or the highest of all starts."""
-    if guide is not None:
-        return starts[:OF_GUIDE].mean(0)
-    return starts[heights.argmax(0), torch.arange(starts.shape[1], device=starts.device)]
 
 
 def add_modes(

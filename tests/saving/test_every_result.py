@@ -44,8 +44,10 @@ MODULES = (
 NO_RESULTS = {
     "Fitted",
     "Ladder",
+    "LocalMixture",
     "Modes",
     "Moments",
+    "NormalComponents",
     "Normals",
     "Path",
     "Point",
@@ -53,6 +55,7 @@ NO_RESULTS = {
     "Proposal",
     "ProposalPath",
     "Target",
+    "Tilted",
     "Tuning",
 }  # what a computation goes through
 

@@ -9,13 +9,21 @@ docs/explanations/mixture.md has the derivation.
 from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
 from pyrovae.mixture.kernel.group_sums import Sum
 from pyrovae.mixture.kernel.parts import NormalsInParts
-from pyrovae.mixture.kernel.scalar_product import constants, keys, queries
+from pyrovae.mixture.kernel.scalar_product import (
+    constants,
+    full_keys,
+    full_queries,
+    keys,
+    queries,
+)
 
 __all__ = [
     "DiagonalNormals",
     "NormalsInParts",
     "Sum",
     "constants",
+    "full_keys",
+    "full_queries",
     "keys",
     "queries",
 ]

@@ -12,7 +12,7 @@ from pyrovae.mixture.families import convert, take
 from pyrovae.mixture.kernel import torch_transforms
 from pyrovae.mixture.kernel.any_family import BLOCK_BYTES, Components
 from pyrovae.mixture.kernel.error_bound import roundoff
-from pyrovae.mixture.kernel.scalar_product import full_keys
+from pyrovae.mixture.kernel.scalar_product import full_keys, full_queries
 
 #: Numbers that one chunk of work may hold.
 CHUNK = 1 << 22
@@ -42,8 +42,7 @@ class FullNormals(Components):
         loc: Tensor = self.components.loc
         self.centre = self.log_weight.double().exp() @ loc.double()
         dim = len(self.centre)
-        self.row, self.column = torch.tril_indices(dim, dim, device=loc.device)
-        self.features = len(self.row) + dim + 1
+        self.features = dim * (dim + 3) // 2 + 1
         self.block = min(self.size, max(1, CHUNK // self.features))
         self.points = max(1, CHUNK // max(self.block, self.features))
 
@@ -55,8 +54,7 @@ class FullNormals(Components):
     def scores(self, z: Tensor, rows: slice, replacements: Sequence[Tensor] = ()) -> Tensor:
         """log w_n + log q_n(z) for some components, shape ``(B, n)``, in float64."""
         key, shifted = self.keys(rows), z.double() - self.centre
-        square = shifted[:, self.row] * shifted[:, self.column]
-        query = torch.cat([square, shifted, torch.ones_like(shifted[:, :1])], -1)
+        query = full_queries(shifted)
         scores = query @ key.mT
         error = query.detach().abs() @ key.abs().amax(0) * roundoff(self.features, torch.float64)
         cancels = ~(error <= TOLERANCE)

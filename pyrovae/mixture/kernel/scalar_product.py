@@ -44,13 +44,19 @@ def queries(z: Tensor, variance: Tensor | None = None) -> Tensor:
     return torch.cat([square, z, torch.ones_like(z[:, :1])], -1)
 
 
+def full_queries(z: Tensor) -> Tensor:
+    """The queries of `full_keys`, (z_a z_b for a ≥ b, z, 1), shape ``(B, D(D + 3)/2 + 1)``."""
+    row, column = torch.tril_indices(z.shape[-1], z.shape[-1], device=z.device)
+    return torch.cat([z[:, row] * z[:, column], z, torch.ones_like(z[:, :1])], -1)
+
+
 def constants(scale: Tensor, log_weight: Tensor) -> Tensor:
     """log w_n − Σ_d log σ_nd − D/2 log 2π: log densities at the means, shape ``(N,)``."""
     return log_weight - scale.log().sum(-1) - 0.5 * math.log(2 * math.pi) * scale.shape[-1]
 
 
 def full_keys(loc: Tensor, factor: Tensor, log_weight: Tensor) -> Tensor:
-    """The keys of normals with full covariances, for queries (z_a z_b for a ≥ b, z, 1).
+    """The keys of normals with full covariances, for `full_queries`.
 
     Args:
         loc: means relative to the centre of the expansion, shape ``(N, D)``.
