@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from itertools import chain
+from typing import Literal, Self
 
 import pyro.distributions as dist
 import torch
@@ -31,6 +33,12 @@ from pyrovae.randomness import check_seed, seeded
 
 #: Candidates drawn for the start, per new component.
 START = 10
+#: Old components in the first of several stages: at least, and per new component.
+FEW, EACH = 10_000, 200
+#: By how much a stage has more of them than the one before.
+GROWTH = 4
+#: Numbers that a stage may hold of a mixture that isn't held as a whole.
+HELD = 1 << 24
 #: Largest rounding error in an assignment, in nats; beyond it a round needs more precision.
 LOOSE = 0.5
 #: The same for a round in float64, whose assignments are to sum to 1.
@@ -45,6 +53,12 @@ NEGLIGIBLE = 1e-20
 CHUNK = 1 << 18
 #: Components whose second moments are in memory at once; few enough to stay in the cache.
 ROWS = 2048
+#: Numbers in the products of a round from which on pairs with a share are told from others, ...
+LARGE = 1 << 27
+#: ... which is a share above this, ...
+NEAR = 1e-8
+#: ... and the share of all pairs up to which they are few, and rounds over these alone pay.
+SPARSE = 0.25
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,6 +110,11 @@ def reduce(
     with N = 1/Σ w_i² the effective number of components; the bound may then decrease, and only the
     mean is conserved.
 
+    Of many components a random part, drawn by weight, is taken first: 200 for each new one, at
+    least 10,000, then four times as many, and so on. So only the last few rounds are over all, and
+    these alone count. Rounds with full covariances over many components alternate with cheaper ones
+    over the pairs with a share in the last complete round, which climb the same bound.
+
     Rounds are two passes of attention in float32 or, for full covariances, matrix products in
     float64. Where rounding would affect assignments or variances, they are computed again in
     float64, or from the differences (μ_i − m_j)/S_j^½, which do not cancel but take longer. For a
@@ -111,7 +130,7 @@ def reduce(
             is assigned is left out.
         covariance: "diagonal", or "full" for ``MultivariateNormal`` components.
         shrinkage: ν ≥ 0, how many old components the mean covariance counts as in a new one.
-        rounds: the largest number of rounds.
+        rounds: the largest number of rounds, over a part or over all.
         tolerance: the gain of a round, in nats, below which it is the last.
         draws: number of draws that estimate the divergence.
         seed: seed of the start and of these draws.
@@ -121,7 +140,9 @@ def reduce(
             another name; if the mixture is no mixture, a batch of several or not over vectors; if
             means or variances are unknown or not finite, or a new variance is 0.
 
-    Goldberger & Roweis 2004; Vasconcelos & Lippman 1998; Runnalls 2007; Hershey & Olsen 2007.
+    Goldberger & Roweis 2004; Vasconcelos & Lippman 1998; Runnalls 2007; Hershey & Olsen 2007; for
+    rounds over few pairs Neal & Hinton 1998, "A view of the EM algorithm that justifies
+    incremental, sparse, and other variants".
 
     >>> import torch, pyrovae as pv, pyro.distributions as dist
     >>> means = torch.linspace(-2, 2, 200).view(200, 1)
@@ -134,14 +155,9 @@ def reduce(
     _check(mixture, components, covariance, shrinkage, rounds)
     with torch.no_grad():
         problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, shrinkage)
-        before = normals = problem.start(components, seed)
-        bounds: list[float] = []
-        converged = False
-        while len(bounds) < rounds and not converged:
-            before = normals
-            normals, bound = problem.round(before, problem.lowest_dtype)
-            bounds.append(bound)
-            converged = len(bounds) > 1 and bounds[-1] - bounds[-2] < tolerance
+        normals = problem.start(components, seed)
+        for stage in chain(problem.stages(components, seed), [problem]):
+            before, normals, bounds, converged = stage.climb(normals, rounds, tolerance)
         if torch.finfo(problem.dtype).eps < torch.finfo(problem.lowest_dtype).eps:
             normals, bounds[-1] = problem.round(before, problem.dtype)
         reduced = problem.as_mixture(normals)
@@ -287,6 +303,41 @@ class DiagonalRounds:
     def scale_of(self, scale: Tensor) -> Tensor:
         """Standard deviations ``(K, D)`` as the scale of normals."""
         return scale
+
+    def stages(self, components: int, seed: int) -> Iterator[Self]:
+        """The same problem over growing parts of the old components, drawn by weight."""
+        size = max(FEW, EACH * components)
+        most = len(self.log_weight) if self.held else HELD // len(self.unit)
+        while GROWTH * size <= len(self.log_weight) and size <= most:
+            with seeded(seed, "part of a reduction", size):
+                index, log_weight = _draw(self.log_weight, size)
+            index, order = index.sort()
+            part = copy(self)
+            part.weighted = index if self.weighted is None else self.weighted[index]
+            part.log_weight = log_weight[order].log_softmax(-1)  # shrunk like all: `count` stays
+            part.held = self.moments(index)
+            yield part
+            size *= GROWTH
+
+    def climb(
+        self, normals: Normals, rounds: int, tolerance: float
+    ) -> tuple[Normals, Normals, list[float], bool]:
+        """Rounds until one gains less: the normals before and after the last, and all bounds."""
+        before, bounds, converged = normals, list[float](), False
+        while len(bounds) < rounds and not converged:
+            before = normals
+            normals, bound = self.round(before, self.lowest_dtype)
+            converged = len(bounds) > 0 and bound - bounds[-1] < tolerance
+            bounds.append(bound)
+            if not converged:
+                normals = self.settle(normals, bounds, rounds, tolerance)
+        return before, normals, bounds, converged
+
+    def settle(
+        self, normals: Normals, bounds: list[float], rounds: int, tolerance: float
+    ) -> Normals:
+        """Cheaper rounds between two complete ones, where there are any; appends their bounds."""
+        return normals
 
     def round(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float]:
         """One EM round in a dtype or better: the new normals, and the bound of the old ones."""
@@ -443,20 +494,47 @@ class DiagonalRounds:
         return dist.Normal(loc, widened.to(self.dtype)).to_event(1)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of old and new component, by new one.
+
+    Args:
+        rows: numbers of the old components of each new one.
+        row: the same as one tensor.
+    """
+
+    rows: tuple[Tensor, ...]
+    row: Tensor
+
+    def shares(self, scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Log-sum-exps of the scores of each old component, and the pairs' shares."""
+        largest = scores.new_full((size,), -math.inf).scatter_reduce(0, self.row, scores, "amax")
+        share = (scores - largest[self.row]).exp()
+        mass = scores.new_zeros(size).index_add(0, self.row, share)
+        return largest + mass.log(), share / mass[self.row]
+
+
 class FullRounds(DiagonalRounds):
     """EM rounds with full covariances, in float64: data are (E[z zᵀ], E[z], 1)."""
 
     lowest_dtype = torch.float64
+    #: What has a share in the last complete round, if that is few of all.
+    pairs: Pairs | None = None
 
     def scale_of(self, scale: Tensor) -> Tensor:
         return torch.diag_embed(scale)
 
     def fused_round(self, normals: Normals, dtype: torch.dtype) -> tuple[Normals, float] | None:
         """A round as matrix products; None where they cancel."""
+        self.pairs = None
         key = full_keys(normals.mean, normals.scale, normals.log_weight)
         error = float(self.largest @ key.abs().amax(0))
         if not error * roundoff(key.shape[-1], torch.float64) <= LOOSE:
             return None
+        if (found := self.few_pairs(key)) is not None:
+            self.pairs, share, bound = found
+            updated = self.near_moments(normals, self.pairs, share)
+            return None if updated is None else (updated, bound)
         sums, bound = torch.zeros_like(key), 0.0
         for rows in self.few_rows():
             data, log_weight = self.second_moments(rows), self.log_weight[rows]
@@ -464,19 +542,98 @@ class FullRounds(DiagonalRounds):
             total = scores.logsumexp(-1)
             sums += (scores + (log_weight - total).unsqueeze(-1)).exp().mT @ data.mT
             bound += float(log_weight.exp() @ total)
-        sums = sums[sums[:, -1] > 0]  # leave out those to which nothing is assigned
         mass, (row, column) = sums[:, -1], self.triangle
         mean = sums[:, len(row) : -1] / mass.unsqueeze(-1)
         covariance = torch.empty(len(mean), *[len(self.unit)] * 2).to(mean)
         covariance[:, row, column] = sums[:, : len(row)] / mass.unsqueeze(-1)
         covariance[:, column, row] = covariance[:, row, column]
         covariance -= mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        updated = self.normals(mass, mean, covariance)
+        return None if updated is None else (updated, bound)
+
+    def normals(self, mass: Tensor, mean: Tensor, covariance: Tensor) -> Normals | None:
+        """Normals of some moments, without those to which nothing is assigned; None if they cancel.
+
+        Pairs are kept only where they are of the same new components.
+        """
+        some = mass > 0
+        mass, mean, covariance = mass[some], mean[some], covariance[some]
         scale, failed = torch.linalg.cholesky_ex(covariance)
         # of each unit, given the units before it
         conditional_variance = scale.diagonal(dim1=-2, dim2=-1).square()
-        if bool(failed.any() | _narrow(mean, conditional_variance, torch.float64).any()):
+        cancels = failed.any() | _narrow(mean, conditional_variance, torch.float64).any()
+        if bool(cancels | ~some.all()):
+            self.pairs = None
+        return None if bool(cancels) else Normals((mass / mass.sum()).log(), mean, scale)
+
+    def few_pairs(self, key: Tensor) -> tuple[Pairs, Tensor, float] | None:
+        """The pairs with a share, these shares, and the bound; None if they are not few."""
+        if key.numel() * len(self.log_weight) < LARGE or self.is_correlated or self.held is None:
             return None
-        return Normals((mass / mass.sum()).log(), mean, scale), bound
+        found, log_shares, bound = list[Tensor](), list[Tensor](), 0.0
+        for rows in self.few_rows():
+            scores = self.second_moments(rows).mT @ key.mT
+            total = scores.logsumexp(-1)
+            bound += float(self.log_weight[rows].exp() @ total)
+            scores -= total.unsqueeze(-1)
+            old, new = (scores > math.log(NEAR)).nonzero(as_tuple=True)
+            if len(old) > SPARSE * scores.numel():
+                return None
+            found.append(torch.stack([rows[old], new]))
+            log_shares.append(scores[old, new])
+        index = torch.cat(found, -1)
+        order = index[1].argsort(stable=True)
+        sizes = index[1].bincount(minlength=len(key)).tolist()
+        pairs = Pairs(index[0, order].split(sizes), index[0, order])
+        return pairs, pairs.shares(torch.cat(log_shares)[order], len(self.log_weight))[1], bound
+
+    def settle(
+        self, normals: Normals, bounds: list[float], rounds: int, tolerance: float
+    ) -> Normals:
+        """Rounds over the pairs that had a share in the last complete one (Neal & Hinton 1998)."""
+        gain = math.inf
+        while self.pairs is not None and gain >= tolerance and len(bounds) < rounds - 1:
+            found = self.near_round(normals, self.pairs)
+            if found is None:
+                break
+            normals = self.check(self.shrink(found[0]))
+            bound = found[1] - float(self.unit.log().sum())
+            gain = bound - bounds[-1]
+            bounds.append(bound)
+        return normals
+
+    def near_round(self, normals: Normals, pairs: Pairs) -> tuple[Normals, float] | None:
+        """A round in which all other pairs have no share; None where it cancels."""
+        eye = torch.eye(len(self.unit)).to(normals.scale)
+        inverse = torch.linalg.solve_triangular(normals.scale, eye, upper=False)
+        constant = constants(normals.scale.diagonal(dim1=-2, dim2=-1), normals.log_weight)
+        scores = []
+        for j, rows in enumerate(pairs.rows):
+            mean, variance = self.moments(rows)
+            square = ((mean - normals.mean[j]) @ inverse[j].mT).square().sum(-1)
+            square += variance @ inverse[j].square().sum(0)
+            scores.append(constant[j] - 0.5 * square)
+        total, share = pairs.shares(torch.cat(scores), len(self.log_weight))
+        updated = self.near_moments(normals, pairs, share)
+        return None if updated is None else (updated, float(self.log_weight.exp() @ total))
+
+    def near_moments(self, normals: Normals, pairs: Pairs, share: Tensor) -> Normals | None:
+        """The normals that some pairs make, from differences to the means before."""
+        size, dim = normals.mean.shape
+        mass, shift = normals.mean.new_zeros(size), torch.zeros_like(normals.mean)
+        covariance = normals.mean.new_zeros(size, dim, dim)
+        parts = zip(pairs.rows, share.split([len(rows) for rows in pairs.rows]), strict=True)
+        for j, (rows, part) in enumerate(parts):
+            if not len(rows):
+                continue
+            mean, variance = self.moments(rows)
+            weight = part * self.log_weight[rows].exp()
+            mass[j] = weight.sum()
+            difference, weight = mean - normals.mean[j], weight / mass[j]
+            shift[j] = weight @ difference
+            covariance[j] = (difference * weight.unsqueeze(-1)).mT @ difference
+            covariance[j] += torch.diag(weight @ variance) - shift[j].outer(shift[j])
+        return self.normals(mass, normals.mean + shift, covariance)
 
     @cached_property
     def largest(self) -> Tensor:

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyrovae.mixture import reduction as rounds
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.mixture.reduction import DiagonalRounds, FullRounds, Reduction, reduce
 
@@ -142,6 +143,51 @@ def test_all_ways_of_a_round_agree(covariance: str, family: str) -> None:
     for name in ("log_weight", "mean", "scale"):
         by_products, by_pairs = getattr(fused[0], name), getattr(slow[0], name)
         torch.testing.assert_close(by_products, by_pairs, rtol=1e-9, atol=1e-9)
+
+
+def test_rounds_over_few_pairs_are_complete_ones_where_no_other_has_a_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shares below 1e-8 are left out, of N = 400 and 8."""
+    monkeypatch.setattr(rounds, "LARGE", 1)
+    problem = FullRounds(clusters(8), 5.0)
+    normals, _ = problem.round(problem.start(8, 0), torch.float64)
+    assert problem.pairs is not None and len(problem.pairs.row) < rounds.SPARSE * N * 8
+    few, every = problem.near_round(normals, problem.pairs), problem.pairwise_round(normals)
+    assert few is not None
+    assert few[1] == pytest.approx(every[1], abs=1e-6)
+    for name in ("log_weight", "mean", "scale"):
+        ours, exact = getattr(few[0], name), getattr(every[0], name)
+        torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_rounds_over_few_pairs_end_where_complete_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = clusters(40)
+    complete = reduce(mixture, 40, covariance="full", tolerance=1e-9)
+    monkeypatch.setattr(rounds, "LARGE", 1)
+    few = reduce(mixture, 40, covariance="full", tolerance=1e-9)
+    assert (torch.tensor(few.bounds).diff() > -1e-6).all()
+    assert few.bounds[-1] == pytest.approx(complete.bounds[-1], abs=1e-6)
+    assert_same_moments(few.mixture, mixture, full=True)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_part_shortens_the_rounds_over_all(
+    covariance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is drawn by weight and in the same units; the end is as good, and of all components."""
+    mixture = correlated()
+    whole = reduce(mixture, 4, covariance=covariance)
+    monkeypatch.setattr(rounds, "FEW", 80)
+    monkeypatch.setattr(rounds, "EACH", 3)
+    problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, 0.0)
+    (stage,) = problem.stages(4, 0)
+    assert len(stage.log_weight) == 80
+    assert float(stage.log_weight.exp() @ stage.moments(slice(None))[0].norm(dim=-1)) < 3
+    staged = reduce(mixture, 4, covariance=covariance)
+    assert len(staged.bounds) < len(whole.bounds)
+    assert staged.bounds[-1] > whole.bounds[-1] - 0.1
+    assert_same_moments(staged.mixture, mixture, full=covariance == "full")
 
 
 @pytest.mark.parametrize("light", [-30.0, -150.0, -700.0])
