@@ -6,17 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.arviz_adapter import to_arviz
-from pyrovae.calibration.quantities import Quantity, check_names, evaluate, make_references
+from pyrovae.arviz_adapter import to_arviz, variable_names
+from pyrovae.calibration.discrete import differences, with_discrete
+from pyrovae.calibration.quantities import (
+    GUIDE,
+    Quantity,
+    References,
+    check_names,
+    evaluate,
+    make_references,
+)
 from pyrovae.calibration.uniformity import uniformity_p_value
 from pyrovae.data import Batch, Data, all_rows, row_count, take_rows
 from pyrovae.display import Result
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
-from pyrovae.pairs import Pair, PyroFunction, measuring, rows_at_once, simulate
+from pyrovae.pairs import (
+    DiscreteSites,
+    Pair,
+    PyroFunction,
+    measuring,
+    rows_at_once,
+    simulate_with,
+)
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
 from pyrovae.torch_modes import plain
@@ -34,7 +50,8 @@ NO_CONTRACTION = 0.05  # below which a unit's ranks have hardly any power
 class Calibration(Result):
     """Where the true codes of simulated data lie among draws of the guide.
 
-    There is a test for each of D units, and one for each of Q quantities of the code as a whole.
+    There is a test for each of D units, and one for each of Q other quantities: K units of discrete
+    sites beside the code, if model and guide draw any, and functions of all of it together.
 
     Args:
         ranks: number of guide draws below the true code, from 0 to 99, ties broken at random, shape
@@ -43,10 +60,13 @@ class Calibration(Result):
         p_values: of the test of uniform ranks, shape ``(D + Q,)``.
         adjusted: the same times the number of tests (Bonferroni), 1 at most, shape ``(D + Q,)``.
         site: name of the latent site.
-        quantities: names of the last Q.
+        quantities: names of the last Q, those of discrete sites first.
         codes: the true codes, shape ``(N, D)``; ``None`` if read from a file of version 0.1.0.
         guide_mean, guide_sd: of the guide's draws, shape ``(N, D)``.
         refused: name of a quantity that the pair doesn't have → why.
+        discrete: names of the K discrete units: the site's, with a place if it has more than one.
+        within, between: how often two of the guide's draws there differ, at the same x and at
+            different x, shape ``(N, K)``.
     """
 
     ranks: Tensor
@@ -59,6 +79,9 @@ class Calibration(Result):
     guide_mean: Tensor | None = None
     guide_sd: Tensor | None = None
     refused: dict[str, str] = field(default_factory=dict)
+    discrete: tuple[str, ...] = ()
+    within: Tensor | None = None
+    between: Tensor | None = None
 
     @property
     def units(self) -> int:
@@ -81,15 +104,13 @@ class Calibration(Result):
         n = len(self.ranks)
         rejected = (~self.passed).nonzero().flatten().tolist()
         rate = f"with a false-alarm rate of {100 * ALARM:.0f} % over all of them"
-        kinds = f"{self.units} units"
-        if self.quantities:
-            kinds += f" and {len(self.quantities)} joint quantities"
+        kinds = self._kinds
         if not rejected:
             text = f"None of {kinds} departs from calibration in {n} simulations, {rate}."
             return " ".join((text, *self.concerns))
         faults: dict[str, list[str]] = {}
         for test in rejected:
-            name = str(test) if test < self.units else self.quantities[test - self.units]
+            name = self._names[test]
             faults.setdefault(self._name_fault(test), []).append(name)
         details = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items())
         start = f"The guide is not calibrated: of {kinds}, {len(rejected)}"
@@ -98,23 +119,42 @@ class Calibration(Result):
         return " ".join((text, *self.concerns))
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        """What to call each test."""
+        return (*map(str, range(self.units)), *self.quantities)
+
+    @property
+    def _kinds(self) -> str:
+        """How many tests there are of which kind, in words."""
+        discrete = len(self.discrete)
+        counts = (
+            (self.units, "unit", "units"),
+            (discrete, "discrete unit", "discrete units"),
+            (len(self.quantities) - discrete, "joint quantity", "joint quantities"),
+        )
+        kinds = [f"{count} {one if count == 1 else more}" for count, one, more in counts if count]
+        return " and ".join((", ".join(kinds[:-1]), kinds[-1]) if len(kinds) > 1 else kinds)
+
+    @property
     def concerns(self) -> tuple[str, ...]:
         """Sentences on what these tests have no power to see, and what was left out."""
         left_out = tuple(f"{name} was not ranked: {why}" for name, why in self.refused.items())
+        contraction = self.contraction()
         blind = [
-            unit
-            for unit, contraction in enumerate(self.contraction())
-            if contraction.value < NO_CONTRACTION
+            name
+            for name, estimate in zip(self._names, contraction, strict=False)
+            if estimate.value < NO_CONTRACTION
         ]
         if not blind:
             return left_out
-        numbers = ", ".join(map(str, blind))
-        noun = "unit" if len(blind) == 1 else "units"
+        units = [name for name in blind if name not in self.discrete]
+        noun = "unit" if len(units) == 1 else "units"
+        parts = [*([f"{noun} {', '.join(units)}"] if units else []), *blind[len(units) :]]
         text = (
-            f"No power in ranks of {noun} {numbers}: there the guide hardly differs from "
+            f"No power in ranks of {' and '.join(parts)}: there the guide hardly differs from "
             "the prior, which has uniform ranks whatever x tells."
         )
-        if len(blind) < self.units or not self.calibrated:
+        if len(blind) < len(contraction) or not self.calibrated:
             return (text, *left_out)
         seen = (
             "the joint quantities that look at x don't depart either, so x tells nothing of "
@@ -145,6 +185,9 @@ class Calibration(Result):
     def contraction(self) -> tuple[Estimate, ...]:
         """1 − E[Var_q(z_d | x)] / Var(z_d) of each unit: 0 for the prior, 1 for a point.
 
+        Those of discrete units follow, D + K in all: there it is one minus the probability that two
+        of the guide's draws at the same x differ, relative to two at different x.
+
         Schad, Betancourt & Vasishth 2021, "Toward a principled Bayesian workflow in cognitive
         science". None if read from a file of version 0.1.0.
         """
@@ -153,7 +196,12 @@ class Calibration(Result):
         squares = (self.codes - self.codes.mean(0)).double().square()
         variances, total = self.guide_sd.double().square(), squares.mean(0)
         ratio = variances.mean(0) / total
-        return _estimates(1 - ratio, (ratio * squares - variances) / total)
+        of_units = _estimates(1 - ratio, (ratio * squares - variances) / total)
+        if self.within is None or self.between is None:
+            return of_units
+        ratio = self.within.mean(0) / self.between.mean(0)
+        influence = (2 * ratio * self.between - self.within) / self.between.mean(0)
+        return (*of_units, *_estimates(1 - ratio, influence))
 
     def recovery(self) -> tuple[Estimate, ...]:
         """Correlation of each unit's true code with the mean of the guide's draws.
@@ -203,21 +251,22 @@ class Calibration(Result):
         ):  # fmt: skip
             columns[name] = [estimate.value for estimate in estimates]
             columns[f"{name}_error"] = [estimate.standard_error for estimate in estimates]
-        return frame.join(pd.DataFrame(columns))
+        return frame.join(pd.DataFrame({name: pd.Series(part) for name, part in columns.items()}))
 
     def to_arviz(self) -> Any:
         """The transforms as group ``prior_sbc``: ``arviz.plot_ecdf_pit(result)`` in ArviZ 1.x.
 
-        The code's are a variable of D units, and each joint quantity is one. In ArviZ 0.x, unit by
+        The code's are a variable of D units, and each other quantity is one. In ArviZ 0.x, unit by
         unit: ``arviz.plot_ecdf(pit[:, d].numpy(), cdf=uniform(0, 1).cdf,
         eval_points=np.linspace(0, 1, 101), difference=True, confidence_bands=True)`` with
         ``scipy.stats.uniform``.
         """
         pit = self.pit.unsqueeze(0).numpy()
-        joint = {name: pit[:, :, self.units + i] for i, name in enumerate(self.quantities)}
+        code, *others = variable_names((self.site, *self.quantities), reserved=("unit",))
+        further = {name: pit[:, :, self.units + i] for i, name in enumerate(others)}
         return to_arviz(
-            {"prior_sbc": {self.site: pit[:, :, : self.units], **joint}},
-            dims={self.site: ("unit",)},
+            {"prior_sbc": {code: pit[:, :, : self.units], **further}},
+            dims={code: ("unit",)},
             coords={"unit": list(range(self.units))},
             attrs={"inference_library": "pyrovae", "draws": DRAWS},
         )
@@ -253,6 +302,12 @@ def calibrate(  # noqa: PLR0913 - a flat front door
       the second is not;
     - log p(x|z) and log p(x, z): see where the guide ignores x;
     - those of the user.
+
+    A discrete site u that model and guide both draw for each row is drawn with z, and ranked too,
+    unit by unit, with ties broken at random, which keeps ranks uniform (a one-hot vector by the
+    number of its class); then log q(z, u|x) and log p(x, z, u) are ranked as well, which see where
+    u is taken not to depend on x or on z. A discrete site that the guide lacks is summed over:
+    given z, the model itself says what it is.
 
     Ranks are tested by their ECDF, exactly (Säilynoja et al. 2022), at 1 % over all tests together
     (Bonferroni's correction, so that one band in :func:`~pyrovae.plots.calibration` shows
@@ -324,11 +379,11 @@ def calibrate_pair(
         own: quantities of the user's.
     """
     like = rows_like(pair, rows, simulations)
-    x, z = simulate(pair, like, seed=derived_seed(seed, "calibration"))
+    sites = DiscreteSites.beside(pair, like)
+    check_names(own or {}, sites.labels)
+    x, z, values = simulate_with(pair, like, sites.names, seed=derived_seed(seed, "calibration"))
     references = make_references(pair, like, seed=derived_seed(seed, "references"))
-    ranked: list[dict[str, Tensor]] = []
-    means, deviations = [], []
-    refused: dict[str, str] = {}
+    blocks: list[_Block] = []
     step = max(1, rows_at_once(x) // (DRAWS + 1))
     with (
         seeded(seed, "ranks"),
@@ -336,28 +391,85 @@ def calibrate_pair(
     ):
         for start in range(0, simulations, step):
             block = slice(start, min(start + step, simulations))
-            part = take_rows(x, block)
-            encoding = pair.encode(part)
-            draws = encoding.sample(torch.Size([DRAWS]))
-            codes = torch.cat([z[block].unsqueeze(0).to(draws.dtype), draws])
-            found, reasons = evaluate(
-                pair, part, codes, encoding, references.take(block), own or {}
+            true = {name: value[block] for name, value in values.items()}
+            blocks.append(
+                _rank_block(
+                    take_rows(x, block), z[block], true, sites, references.take(block), own or {}
+                )
             )
-            units = {str(unit): values for unit, values in enumerate(codes.unbind(-1))}
-            ranked.append({name: _rank(values) for name, values in (units | found).items()})
-            refused |= reasons
-            means.append(draws.mean(0))
-            deviations.append(draws.std(0))
             bar.tick(block.stop - start)
-        names = [name for name in ranked[0] if name not in refused]
-        ranks = torch.stack([torch.cat([part[name] for part in ranked]) for name in names], -1)
+        refused = {name: why for block in blocks for name, why in block.refused.items()}
+        names = [name for name in blocks[0].ranks if name not in refused]
+        ranks = torch.stack([torch.cat([b.ranks[name] for b in blocks]) for name in names], -1)
         pit = ((ranks + torch.rand(ranks.shape, dtype=torch.float64)) / (DRAWS + 1)).cpu()
     p_values = torch.tensor([uniformity_p_value(column) for column in pit.unbind(-1)]).double()
+    mean, deviation = (torch.cat(c) for c in zip(*(b.moments for b in blocks), strict=True))
     return Calibration(
         ranks.cpu(), pit, p_values, (len(names) * p_values).clamp_max(1.0), pair.name,
-        tuple(names[z.shape[1] :]), z.cpu(), torch.cat(means).cpu(), torch.cat(deviations).cpu(),
-        refused,
+        tuple(names[z.shape[1] :]), z.cpu(), mean.cpu(), deviation.cpu(),
+        {**sites.refused, **refused}, sites.labels,
+        *(differences(torch.cat([b.drawn for b in blocks], 1)) if sites.names else ()),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What is kept of some simulations, of number B.
+
+    Args:
+        ranks: by name, each ``(B,)``.
+        refused: name of a quantity → why it is left out.
+        moments: mean and standard deviation of the guide's draws, each ``(B, D)``.
+        drawn: numbers that the guide draws at discrete sites, shape ``(S, B, K)``.
+    """
+
+    ranks: dict[str, Tensor]
+    refused: dict[str, str]
+    moments: tuple[Tensor, Tensor]
+    drawn: Tensor
+
+
+def _rank_block(
+    x: Batch,
+    z: Tensor,
+    values: Mapping[str, Tensor],
+    sites: DiscreteSites,
+    references: References,
+    own: Mapping[str, Quantity],
+) -> _Block:
+    """Ranks of the true codes of some simulations among draws of the guide."""
+    found: dict[str, Tensor] = {}
+    refused: dict[str, str] = {}
+    encoding, reason = _encoding(sites, x)
+    drawn: dict[str, Tensor] = {}
+    if encoding is not None and not sites.names:
+        draws = encoding.sample(torch.Size([DRAWS]))
+    else:
+        draws, drawn = sites.draw(x, DRAWS)
+    codes = torch.cat([z.unsqueeze(0).to(draws.dtype), draws])
+    if sites.names:
+        both = {name: torch.cat([values[name].unsqueeze(0), drawn[name]]) for name in drawn}
+        found, refused = with_discrete(sites, x, codes, both)
+    joint, reasons = evaluate(sites.pair, x, codes, encoding, references, own)
+    if reason:
+        reasons[GUIDE] = reason
+    units = {str(unit): column for unit, column in enumerate(codes.unbind(-1))}
+    return _Block(
+        {name: _rank(numbers) for name, numbers in (units | found | joint).items()},
+        refused | reasons,
+        (draws.mean(0), draws.std(0)),
+        sites.as_numbers(drawn) if drawn else draws.new_zeros(DRAWS, len(z), 0),
+    )
+
+
+def _encoding(sites: DiscreteSites, x: Batch) -> tuple[dist.Distribution | None, str]:
+    """q(z | x), or why it isn't known, where codes are drawn with discrete sites all the same."""
+    try:
+        return sites.pair.encode(x), ""
+    except InputError as error:
+        if not sites.names:
+            raise
+        return None, str(error)
 
 
 def rows_like(pair: Pair, rows: Batch, count: int) -> Batch:

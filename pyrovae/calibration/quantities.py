@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
@@ -83,7 +83,7 @@ def evaluate(
     pair: Pair,
     x: Batch,
     codes: Tensor,
-    encoding: dist.Distribution,
+    encoding: dist.Distribution | None,
     references: References,
     own: Mapping[str, Quantity],
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -96,7 +96,7 @@ def evaluate(
         pair: model and guide.
         x: simulated rows, of number B.
         codes: shape ``(S + 1, B, D)``.
-        encoding: q(z | x), batch shape ``(B,)``.
+        encoding: q(z | x), batch shape ``(B,)``; ``None`` where it isn't known.
         references: what distances are measured to.
         own: the user's quantities by name.
 
@@ -107,7 +107,8 @@ def evaluate(
     refused: dict[str, str] = {}
     repeated, flat = repeat_rows(x, len(codes)), codes.flatten(0, 1)
     try:
-        found[GUIDE] = encoding.log_prob(codes)
+        if encoding is not None:
+            found[GUIDE] = encoding.log_prob(codes)
     except (InputError, NotImplementedError) as error:
         refused[GUIDE] = str(error)
     found[RANDOM] = _distance(codes, references.points, references)
@@ -130,9 +131,9 @@ def evaluate(
     return found, refused
 
 
-def check_names(own: Mapping[str, Quantity]) -> None:
-    """Raise if a quantity of the user's has the name of one of the library's own."""
-    if taken := sorted(set(own) & set(OWN)):
+def check_names(own: Mapping[str, Quantity], sites: Sequence[str] = ()) -> None:
+    """Raise if a quantity of the user's has the name of one of the library's, or of a site."""
+    if taken := sorted(set(own) & {*OWN, *sites}):
         raise InputError(
             f"expected quantities of other names than the library's own; got {taken}. Rename them."
         )

@@ -7,6 +7,7 @@ run and decides which plate is the data's; ``weighing.py`` draws codes with the 
 weights; ``refinement.py`` climbs a data point's ELBO from where the guide put it.
 """
 
+from pyrovae.pairs.discrete_sites import DiscreteSites
 from pyrovae.pairs.encoding import (
     aggregate,
     encode,
@@ -35,7 +36,7 @@ from pyrovae.pairs.restore import (
     evaluating,
     measuring,
 )
-from pyrovae.pairs.simulation import simulate
+from pyrovae.pairs.simulation import simulate, simulate_with
 from pyrovae.pairs.site_scores import masked_sites
 from pyrovae.pairs.trace_reader import Reader
 from pyrovae.pairs.under_prior import UnderPrior
@@ -43,6 +44,7 @@ from pyrovae.pairs.weighing import Weighted, drawn_from, elbo_terms, rows_at_onc
 
 __all__ = [
     "AsFound",
+    "DiscreteSites",
     "Encoded",
     "Pair",
     "PyroFunction",
@@ -72,6 +74,7 @@ __all__ = [
     "refine",
     "rows_at_once",
     "simulate",
+    "simulate_with",
     "weigh",
     "with_arguments",
     "with_row_numbers",

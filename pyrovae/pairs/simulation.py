@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -36,13 +38,42 @@ def simulate(
             model observes more than one site, or p(x | z) depends on x itself, such as by a row's
             total, which differs in the simulated rows.
     """
-    batch = as_batch(like)
+    simulated, z, _ = _simulated(pair, as_batch(like), (), prior, seed)
+    return simulated, z
+
+
+@torch.no_grad()
+def simulate_with(
+    pair: Pair, like: Tensor | Batch, others: Sequence[str], *, seed: int = 0
+) -> tuple[Batch, Tensor, dict[str, Tensor]]:
+    """As `simulate`, with what the same run of the model drew at other sites.
+
+    Args:
+        pair: model and guide, of which neither draws a site once for all rows.
+        like: rows, shape ``(N, ...)``.
+        others: names of latent sites of the model.
+        seed: names the draws.
+
+    Returns:
+        the arguments, z, and the values at the other sites by name, each ``(N, units)``.
+
+    Raises:
+        InputError: as `simulate`.
+    """
+    return _simulated(pair, as_batch(like), others, None, seed)
+
+
+def _simulated(
+    pair: Pair, batch: Batch, others: Sequence[str], prior: dist.Distribution | None, seed: int
+) -> tuple[Batch, Tensor, dict[str, Tensor]]:
     rows = row_count(batch)
+    values: dict[str, Tensor] = {}
     with seeded(seed, "simulation"):
         position = observed_argument(pair, batch)
         if prior is None:
             readings = pair.model_reader.read(batch)
             z = torch.cat([torch.cat([r.code(s) for s in pair.sites], -1) for r in readings])
+            values = {name: torch.cat([r.code(name) for r in readings]) for name in others}
         else:
             z = prior.sample(torch.Size([rows])).reshape(rows, -1)
         if prior is None and not pair.traits.draws_for_all(batch):
@@ -58,7 +89,7 @@ def simulate(
     arguments[position] = x.to(batch[position].dtype)
     simulated = tuple(arguments)
     _check_likelihood(pair, batch, simulated, z, x)
-    return simulated, z
+    return simulated, z, values
 
 
 def _check_likelihood(pair: Pair, like: Batch, simulated: Batch, z: Tensor, x: Tensor) -> None:

@@ -131,7 +131,7 @@ class Scorer:
         if not others:
             return {}
         sums = supports(reading, others)
-        rest = [name for name in others if name not in sums and not _imputed(reading, name)]
+        rest = [name for name in others if name not in sums and not imputed(reading, name)]
         if rest:
             with torch.no_grad(), torch.random.fork_rng():
                 guide = self.guide.read(batch)[0]
@@ -218,7 +218,7 @@ def units_present(readings: Sequence[Reading], name: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _imputed(reading: Reading, name: str) -> bool:
+def imputed(reading: Reading, name: str) -> bool:
     """Whether a site holds the values that ``obs_mask=`` leaves out of an observed one.
 
     Pyro draws them there; no density depends on them.

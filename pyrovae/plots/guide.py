@@ -71,23 +71,32 @@ def calibration(source: Diagnosis | Calibration, *, ax: Axes | None = None) -> A
     )  # fmt: skip
     curves = np.array([[0, *counts_below(pit), count] for pit in result.pit.unbind(-1)])
     passed = result.passed.tolist()
-    for state, colour in ((True, TRAINING), (False, COLOURS["q_agg"])):
-        units = [unit for unit in range(result.units) if passed[unit] == state]
-        name = "calibrated" if state else "not calibrated"
-        for unit in units:
-            ax.plot(edges, curves[unit] / count - edges, color=colour, linewidth=1.2)
-        if units:
-            noun = "unit" if len(units) == 1 else "units"
-            ax.plot([], [], color=colour, label=f"{len(units)} {noun} {name}")
-    fine = [result.units + i for i in range(len(result.quantities)) if passed[result.units + i]]
+    first, last = result.units, result.units + len(result.discrete)
+    kinds = (
+        ("unit", "-", range(first)),
+        ("discrete unit", ":", range(first, last)),
+    )
+    for noun, style, columns in kinds:
+        for state, colour in ((True, TRAINING), (False, COLOURS["q_agg"])):
+            drawn = [column for column in columns if passed[column] == state]
+            for column in drawn:
+                ax.plot(
+                    edges, curves[column] / count - edges,
+                    color=colour, linewidth=1.2, linestyle=style,
+                )  # fmt: skip
+            if drawn:
+                nouns = noun if len(drawn) == 1 else f"{noun}s"
+                name = f"{len(drawn)} {nouns} {'' if state else 'not '}calibrated"
+                ax.plot([], [], color=colour, linestyle=style, label=name)
+    fine = [test for test in range(last, tests) if passed[test]]
     for test in fine:
         ax.plot(edges, curves[test] / count - edges, color=MUTED, linewidth=1.2, linestyle="--")
     if fine:
         label = f"{len(fine)} joint calibrated"
         ax.plot([], [], color=MUTED, linestyle="--", label=label)
-    for number, name in enumerate(result.quantities):
-        if not passed[result.units + number]:
-            (colour, style), curve = JOINT[number % len(JOINT)], curves[result.units + number]
+    for number, name in enumerate(result.quantities[len(result.discrete) :]):
+        if not passed[last + number]:
+            (colour, style), curve = JOINT[number % len(JOINT)], curves[last + number]
             ax.plot(edges, curve / count - edges, color=colour, linestyle=style, label=name)
     ax.axhline(0.0, color=MUTED, linewidth=1)
     ax.set(xlim=(0, 1), xlabel="share of guide draws below the true code")
