@@ -3,6 +3,7 @@
     python benchmarks/guide_calibration.py               # 400 exact guides, 100 of each wrong one
     python benchmarks/guide_calibration.py --sbi         # beside sbi (pip install sbi)
     python benchmarks/guide_calibration.py --local       # the local tests, which take longer
+    python benchmarks/guide_calibration.py --discrete    # a discrete site beside the code
 
 With ``--sbi``, L-C2ST and TARP get the same draws as sbi's own implementation, at 5 %. sbi trains
 scikit-learn's quadratic discriminant analysis there, on 100 relabellings: its default network
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -62,6 +64,53 @@ def prior(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x.new_zeros(len(x), UNITS), 1.0).to_event(1))
 
 
+SHARE = 0.3
+
+
+def labelled(x: Tensor) -> None:
+    """k ~ Bernoulli(0.3), z | k ~ N(2k, 1), x | z ~ N(z, 1)."""
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Bernoulli(x.new_full((len(x),), SHARE)))
+        z = pyro.sample("z", dist.Normal(2 * k.unsqueeze(-1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def chance(x: Tensor) -> Tensor:
+    """p(k = 1 | x)."""
+    first, second = (dist.Normal(2.0 * k, 2**0.5).log_prob(x[:, 0]) for k in (0, 1))
+    return (second - first + torch.tensor(SHARE).logit()).sigmoid()
+
+
+def labelled_by(probability: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    """A guide that is exact for z given k."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(probability(x)))
+            pyro.sample("z", dist.Normal(k.unsqueeze(-1) + x / 2, 0.5**0.5).to_event(1))
+
+    return guide
+
+
+def independent(x: Tensor) -> None:
+    """The exact marginals of k and of z, which don't depend on each other."""
+    p = chance(x)
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Bernoulli(p))
+        components = dist.Normal(torch.stack([x / 2, 1 + x / 2], 1), 0.5**0.5).to_event(1)
+        weights = dist.Categorical(torch.stack([1 - p, p], -1))
+        pyro.sample("z", dist.MixtureSameFamily(weights, components))
+
+
+CONTINUOUS = {"exact": exact, "mean field": mean_field, "prior": prior}
+DISCRETE = {
+    "exact": labelled_by(chance),
+    "odds doubled": labelled_by(lambda x: (chance(x).logit() + 0.7).sigmoid()),
+    "label that ignores x": labelled_by(lambda x: x.new_full((len(x),), SHARE)),
+    "label and code independent": independent,
+}
+
+
 def rows(count: int, seed: int) -> Tensor:
     """Draws of p(x)."""
     with seeded(seed, "rows"):
@@ -71,12 +120,10 @@ def rows(count: int, seed: int) -> Tensor:
 
 def rejections(arguments: argparse.Namespace) -> None:
     """Print the share of repetitions in which each guide is rejected."""
-    x = rows(5, 0)
-    for name, guide, count in (
-        ("exact", exact, arguments.repetitions),
-        ("mean field", mean_field, arguments.repetitions // 4),
-        ("prior", prior, arguments.repetitions // 4),
-    ):
+    x = torch.zeros(5, 1, dtype=torch.float64) if arguments.discrete else rows(5, 0)
+    simulator, guides = (labelled, DISCRETE) if arguments.discrete else (model, CONTINUOUS)
+    for name, guide in guides.items():
+        count = arguments.repetitions // (1 if name == "exact" else 4)
         start, rejected, units = time.process_time(), 0, 0
         for seed in range(count):
             if arguments.local:
@@ -85,14 +132,20 @@ def rejections(arguments: argparse.Namespace) -> None:
                 )
             else:
                 result = pv.calibrate(
-                    model, guide, x, simulations=arguments.simulations, seed=seed, progress=False
+                    simulator,
+                    guide,
+                    x,
+                    simulations=arguments.simulations,
+                    seed=seed,
+                    progress=False,
                 )
-                units += bool((~result.passed[:UNITS]).any())
+                alone = result.units + len(result.discrete)
+                units += bool((~result.passed[:alone]).any())
             rejected += not result.calibrated
         took = (time.process_time() - start) / count
-        alone = "" if arguments.local else f", by units alone {units / count:.1%}"
+        by_units = "" if arguments.local else f", by units alone {units / count:.1%}"
         share = f"{rejected} of {count} rejected ({rejected / count:.1%})"
-        print(f"{name}: {share}{alone}; {took:.2f} s each")
+        print(f"{name}: {share}{by_units}; {took:.2f} s each", flush=True)
 
 
 def beside_sbi(arguments: argparse.Namespace) -> None:
@@ -158,6 +211,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--sbi", action="store_true")
     parser.add_argument("--local", action="store_true")
+    parser.add_argument("--discrete", action="store_true")
     arguments = parser.parse_args()
     (beside_sbi if arguments.sbi else rejections)(arguments)
 
