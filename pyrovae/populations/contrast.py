@@ -142,25 +142,38 @@ class Permuted:
 
 
 class Means:
-    """Means of the log ratios at each replicate's codes, shape ``(R, P)``, block by block."""
+    """Means of the log ratios at each replicate's codes, shape ``(R, P)``, block by block.
 
-    def __init__(self, replicate: Tensor, replicates: int, ways: int) -> None:
-        self.replicate = replicate
-        self.sizes = torch.bincount(replicate[replicate >= 0], minlength=replicates).double()
+    Args:
+        replicate: number of each code's replicate, shape ``(N,)``; −1 for one that isn't counted.
+        weight: of each code within its replicate, shape ``(N,)``, in any unit.
+        replicates: R.
+        ways: P.
+    """
+
+    def __init__(self, replicate: Tensor, weight: Tensor, replicates: int, ways: int) -> None:
+        self.replicate, self.weight = replicate, weight
+        own = replicate >= 0
+        self.sizes = torch.zeros(replicates, dtype=torch.float64)
+        self.sizes.index_add_(0, replicate[own], weight[own])
         self.totals = torch.zeros(replicates, ways, dtype=torch.float64)
 
     def add(self, block: slice, ratio: Tensor) -> None:
         """Add the log ratios at some rows' codes, shape ``(B, P)``."""
         replicate = self.replicate[block]
         own = replicate >= 0
-        self.totals.index_add_(0, replicate[own], ratio[own])
+        self.totals.index_add_(
+            0, replicate[own], self.weight[block][own].unsqueeze(-1) * ratio[own]
+        )
 
     def result(self) -> Tensor:
         """The means; each replicate has a code."""
         return self.totals / self.sizes.unsqueeze(-1)
 
 
-def compare(log_densities: Tensor, replicate: Tensor, ways: Assignments) -> Permuted:
+def compare(
+    log_densities: Tensor, replicate: Tensor, weight: Tensor, ways: Assignments
+) -> Permuted:
     r"""Test each code, and all together, for a difference of two groups of replicates.
 
     A code's statistic is |λ| over its standard error, which keeps the test near its rate where one
@@ -170,6 +183,7 @@ def compare(log_densities: Tensor, replicate: Tensor, ways: Assignments) -> Perm
     Args:
         log_densities: log q_r(z_n), shape ``(N, R)``.
         replicate: number of each code's replicate, shape ``(N,)``; −1 for one of neither group.
+        weight: of each code within its replicate, shape ``(N,)``.
         ways: the observed assignment and others.
 
     Janssen 1997, "Studentized permutation tests for non-i.i.d. hypotheses and the generalized
@@ -177,7 +191,7 @@ def compare(log_densities: Tensor, replicate: Tensor, ways: Assignments) -> Perm
     """
     rows = len(log_densities)
     ratio, error, p_value = (torch.empty(rows, dtype=torch.float64) for _ in range(3))
-    means = Means(replicate, log_densities.shape[1], ways.first.shape[1])
+    means = Means(replicate, weight, log_densities.shape[1], ways.first.shape[1])
     for start in range(0, rows, ROWS):
         block = slice(start, start + ROWS)
         ratio_ways, error_ways = ratios(log_densities[block], ways)
@@ -196,10 +210,13 @@ def _studentised(ratio: Tensor, error: Tensor) -> Tensor:
     return torch.where(ratio == 0, 0.0, ratio.abs() / error)
 
 
-def divergence(log_densities: Tensor, replicate: Tensor, first: Tensor, second: Tensor) -> Estimate:
+def divergence(
+    log_densities: Tensor, replicate: Tensor, weight: Tensor, first: Tensor, second: Tensor
+) -> Estimate:
     r"""KL(q_A‖q_B) of two groups with the jackknife's standard error over replicates.
 
-    .. math:: \sum_r a_r \frac{1}{|r|} \sum_{n ∈ r} λ(z_n), \quad λ = \log q_A - \log q_B
+    .. math:: \sum_r a_r \frac{\sum_{n ∈ r} w_n λ(z_n)}{\sum_{n ∈ r} w_n}, \quad
+        λ = \log q_A - \log q_B
 
     A replicate is left out of the mean over codes and of its group's density; replicates of either
     group are left out in turn (Arvesen 1969). The interval is Student's.
@@ -207,11 +224,12 @@ def divergence(log_densities: Tensor, replicate: Tensor, first: Tensor, second: 
     Args:
         log_densities: log q_r(z_n), shape ``(N, R)``.
         replicate: number of each code's replicate, shape ``(N,)``; −1 for one of neither group.
+        weight: w_n of each code, shape ``(N,)``.
         first, second: weights of the replicates, shape ``(R,)``.
     """
     without = 1 - torch.eye(len(first), dtype=torch.float64)
-    ways = Assignments(*(_normalised(weight, without) for weight in (first, second)))
-    means = Means(replicate, len(first), len(first) + 1)
+    ways = Assignments(*(_normalised(group, without) for group in (first, second)))
+    means = Means(replicate, weight, len(first), len(first) + 1)
     for start in range(0, len(log_densities), ROWS):
         block = slice(start, start + ROWS)
         means.add(block, ratios(log_densities[block], ways)[0])

@@ -117,6 +117,7 @@ class GroupComparison(Result):
         weights: of the replicates in each group, shape ``(R, G)``, each group with total 1.
         replicate: number of each row's replicate, shape ``(N,)``.
         level, permutations, control, seed: as given to `compare_groups`.
+        row_weights: of the rows, as q_agg has them, shape ``(N,)``; ``None`` for equal ones.
     """
 
     groups: tuple[str, ...]
@@ -128,6 +129,7 @@ class GroupComparison(Result):
     permutations: int
     control: Control
     seed: int
+    row_weights: Tensor | None = None
 
     @property
     def log_density(self) -> Tensor:
@@ -153,11 +155,16 @@ class GroupComparison(Result):
         involved = (one > 0) | (other > 0)
         number = torch.where(involved, involved.long().cumsum(0) - 1, -1)[self.replicate]
         densities, one, other = self.log_densities[:, involved], one[involved], other[involved]
-        forward = divergence(densities, number, one, other)
-        reverse = divergence(densities, number, other, one)
+        row_weights = (
+            torch.ones(len(number), dtype=torch.float64)
+            if self.row_weights is None
+            else self.row_weights
+        )
+        forward = divergence(densities, number, row_weights, one, other)
+        reverse = divergence(densities, number, row_weights, other, one)
         sizes = int((one > 0).sum()), int((other > 0).sum())
         ways = permuted(one, other, self.permutations, self.seed)
-        result = compare(densities, number, ways)
+        result = compare(densities, number, row_weights, ways)
         tested = min(sizes) > 1
         return GroupContrast(
             first,
@@ -200,7 +207,8 @@ def compare_groups(
     pairs of code and component as q_agg itself does.
 
     Args:
-        agg: q_agg of N rows; its weights count within a replicate.
+        agg: q_agg of N rows; its weights count within a replicate, in densities and in means over
+            codes.
         groups: a label for each row, or, with ``at``, a number such as an age.
         replicates: a label for each row: the donor, plate or day that it comes from, which has one
             group only; without them a group is one replicate, and nothing can be tested.
@@ -250,6 +258,7 @@ def compare_groups(
         permutations,
         control,
         int(seed),
+        agg.log_weights.double().exp().cpu(),
     )
 
 

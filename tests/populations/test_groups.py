@@ -93,7 +93,9 @@ def test_the_divergence_is_the_mean_ratio_of_a_group_with_the_jackknife_s_error(
     def kl(first: list[int], second: list[int]) -> float:
         ratio = brute[:, first].logsumexp(1) - brute[:, second].logsumexp(1)
         ratio = ratio - math.log(len(first)) + math.log(len(second))
-        return float(torch.stack([ratio[of_donor(r)].mean() for r in first]).mean())
+        weight = agg.log_weights.exp()
+        means = [(weight * ratio)[of_donor(r)].sum() / weight[of_donor(r)].sum() for r in first]
+        return float(torch.stack(means).mean())
 
     others = [3, 4, 5]
     without = [
@@ -104,6 +106,22 @@ def test_the_divergence_is_the_mean_ratio_of_a_group_with_the_jackknife_s_error(
     estimate = contrast(agg).divergence
     assert math.isclose(estimate.value, kl(donors, others), rel_tol=1e-9)
     assert math.isclose(estimate.standard_error, math.sqrt(float(variance)), rel_tol=1e-6)
+
+
+def test_rows_of_no_weight_are_as_good_as_left_out() -> None:
+    agg = encodings()
+    kept = torch.arange(len(OF_DONOR)) % CELLS > 1
+    weights = torch.where(kept, agg.log_weights.exp(), 1e-14)
+    with_them = contrast(pv.AggregatedPosterior(agg.encoding, weights))
+    groups = [name for name, stays in zip(GROUP, kept.tolist(), strict=True) if stays]
+    comparison = pv.compare_groups(agg[kept], groups, replicates=OF_DONOR[kept])
+    without = comparison.contrast("ill", "well")
+    torch.testing.assert_close(with_them.log_ratio[kept], without.log_ratio, atol=1e-6, rtol=1e-6)
+    for found in ("divergence", "reverse"):
+        one, other = getattr(with_them, found), getattr(without, found)
+        assert math.isclose(one.value, other.value, rel_tol=1e-6)
+        assert math.isclose(one.standard_error, other.standard_error, rel_tol=1e-6)
+    assert with_them.global_p_value == without.global_p_value
 
 
 def test_codes_farther_apart_than_any_number_keep_their_ratio() -> None:
