@@ -4,7 +4,8 @@ The pair is the 784-300-300-40 Bernoulli VAE of `fit_step.py`, in minibatches of
 the number of processes; each has one thread, and should have a core. The numbers of processes take
 turns, so that a busy machine is busy for all of them; the fastest epoch, the least disturbed one,
 makes the ratio, and the median stands beside it. An epoch's time is that of the process that takes
-longest; the first one of each run, with its checks, doesn't count.
+longest; the first one of each run, with its checks, doesn't count. Steps are replayed from the
+second epoch on, as in a long run; `--capture off` leaves them to the pair.
 
     python benchmarks/ranks.py --processes 1 2 --rounds 3
 """
@@ -25,26 +26,31 @@ from fit_step import LEARNING_RATE, PIXELS, vae
 from rich.console import Console
 from rich.table import Table
 
+from pyrovae.training import captured
 from pyrovae.training.fit import adam, fit
 
+OPTIONS = ("batch", "steps", "epochs", "capture")
 
-def train(batch: int, steps: int, epochs: int, out: Path) -> None:
+
+def train(options: argparse.Namespace) -> None:
     """Train in this process and those beside it, and write down the seconds of each epoch."""
     torch.manual_seed(0)
-    pair, x = vae(), torch.rand(batch * steps, PIXELS).round()
-    settings = {"epochs": epochs, "batch_size": batch, "progress": False}
+    captured.LEAST_STEPS = 1  # this is shorter than a run in which recording pays
+    pair, x = vae(), torch.rand(options.batch * options.steps, PIXELS).round()
+    settings = {name: getattr(options, name) for name in ("epochs", "capture")}
+    settings |= {"batch_size": options.batch, "progress": False}
     run = fit(pair.model, pair.guide, x, optimizer=adam(LEARNING_RATE), **settings)
     seconds = run.history.seconds[1:].tolist()
-    (out / f"{os.environ['RANK']}.json").write_text(json.dumps(seconds), encoding="utf-8")
+    (options.out / f"{os.environ['RANK']}.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def seconds(processes: int, options: argparse.Namespace) -> list[float]:
     """Seconds of each epoch but the first, in a run of its own."""
     with tempfile.TemporaryDirectory() as folder:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        sizes = [f"--{name}={getattr(options, name)}" for name in ("batch", "steps", "epochs")]
+        own = [f"--{name}={getattr(options, name)}" for name in OPTIONS]
         subprocess.run(
-            [sys.executable, *torchrun, __file__, "--out", folder, *sizes],
+            [sys.executable, *torchrun, __file__, "--out", folder, *own],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=True,
         )
@@ -61,11 +67,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1000, help="rows in a minibatch")
     parser.add_argument("--steps", type=int, default=20, help="steps in an epoch (default 20)")
     parser.add_argument("--epochs", type=int, default=4, help="epochs in a run (default 4)")
+    parser.add_argument("--capture", choices=["auto", "off"], default="auto", help="as of fit")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (default 3)")
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.out is not None:
-        train(options.batch, options.steps, options.epochs, options.out)
+        train(options)
         return
     times: dict[int, list[float]] = {number: [] for number in options.processes}
     for _ in range(options.rounds):

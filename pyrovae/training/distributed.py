@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -21,6 +21,8 @@ from torch import Tensor, distributed
 from pyrovae.data import Batch, Batches
 from pyrovae.errors import InputError
 from pyrovae.randomness import seeded_everywhere
+from pyrovae.training.gradient_sum import Sum, over_ranks
+from pyrovae.training.replay import NotRepeatable
 from pyrovae.training.trainable import Trainable
 
 T = TypeVar("T")
@@ -72,11 +74,13 @@ class Ranks:
         trainable: the pair.
         rank: number of this one, from 0.
         count: how many there are.
+        batch_rows: rows in a full minibatch, of all ranks.
     """
 
     trainable: Trainable
     rank: int = 0
     count: int = 1
+    batch_rows: int = 1
     _over: bool = False
 
     @property
@@ -118,17 +122,18 @@ class Ranks:
         """
         if self.count == 1:
             return
-        all_rows, *known = self._exchange(rows)
-        self._sums.div_(all_rows)
-        for parameter, place, any_rank in zip(*self._places, known, strict=True):
-            parameter.grad = place.view_as(parameter).to(parameter.dtype) if any_rank else None
+        (all_rows, *known), total = self._exchange(rows)
+        if all_rows != self.batch_rows:
+            total.mul_(self.batch_rows / all_rows)
+        for parameter, gradient, any_rank in zip(*self._places(total), known, strict=True):
+            parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if any_rank else None
 
     def total(self, *numbers: float) -> list[float]:
         """The sums of numbers over all ranks, in double precision."""
         if self.count == 1:
             return list(numbers)
         self._exchange()
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self._sums.device)
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self._sum.own.device)
         distributed.all_reduce(sums)
         return cast("list[float]", sums.tolist())
 
@@ -172,24 +177,34 @@ class Ranks:
             )
 
     @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """End all ranks with the error of the first one that fails inside."""
+    def failing_together(self, kind: type[Exception] = Exception) -> Iterator[None]:
+        """End all ranks with the error of the first one that fails so inside.
+
+        Of errors at the same time those that end the run come first.
+        """
         try:
             yield
-        except Exception as error:
+        except kind as error:
             if self.count > 1 and not self._over:
                 self._exchange(error=error)
             raise
 
-    def _exchange(self, rows: int = 0, *, error: Exception | None = None) -> list[float]:
-        """Sum over ranks: failed or not, rows, known gradients, and rows × gradients.
+    def go_on(self) -> None:
+        """Exchange numbers again, after an error that all ranks have heard of."""
+        self._over = False
+
+    def _exchange(
+        self, rows: int = 0, *, error: Exception | None = None
+    ) -> tuple[list[float], Tensor]:
+        """Sum over ranks: failed or not, rows, known gradients, and gradients by share of rows.
 
         Returns:
-            the number of rows, and the number of ranks that know each gradient. The sums of the
-            gradients are left in their places.
+            the number of rows, and the number of ranks that know each gradient; and the sum of the
+            gradients, each times b_r / b for a full minibatch of b rows.
         """
         numbers = [float(error is not None), float(rows)]
-        for parameter, place in zip(*self._places, strict=True):
+        share = rows / self.batch_rows
+        for parameter, place in zip(*self._places(self._sum.own), strict=True):
             gradient = parameter.grad if rows else None
             numbers.append(float(gradient is not None))
             if gradient is None:
@@ -200,39 +215,42 @@ class Ranks:
                     f"expected dense gradients in {self.count} processes; got a sparse one, of "
                     f"shape {tuple(parameter.shape)}. Make the Embedding with sparse=False."
                 )
-            torch.mul(gradient.flatten(), rows, out=place)
-        self._sums[: len(numbers)] = torch.tensor(numbers)
+            torch.mul(gradient.flatten(), share, out=place)
         self._over = True  # if this very exchange fails, there is no other
-        distributed.all_reduce(self._sums)
-        failed, *known = self._sums[: len(numbers)].tolist()
+        (failed, *known), total = self._sum(numbers)
         if failed:
             self._raise_first(error)
         self._over = False
-        return known
+        return known, total
 
     def _raise_first(self, error: Exception | None) -> None:
-        """Raise the error of the first rank that has one, unless this rank has one itself."""
+        """Raise the error of the first rank that has one, unless this rank has one like it."""
         errors: list[Exception | None] = [None] * self.count
         distributed.all_gather_object(errors, error and _portable(error))
-        rank, first = next((r, e) for r, e in enumerate(errors) if e is not None)
-        if error is None:
+        failed = [(r, e) for r, e in enumerate(errors) if e is not None]
+        rank, first = min(failed, key=lambda pair: isinstance(pair[1], NotRepeatable))
+        if error is None or isinstance(error, NotRepeatable) > isinstance(first, NotRepeatable):
             first.add_note(f"This happened on rank {rank}.")
             raise first
 
     @cached_property
-    def _sums(self) -> Tensor:
-        """The vector that is summed; it is the same memory in every exchange."""
+    def _sum(self) -> Sum:
+        """What adds up the gradients of all parameters."""
         parameters = self.trainable.parameters.values()
         dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
-        size = 2 + sum(1 + parameter.numel() for parameter in parameters)
-        return torch.zeros(size, dtype=dtype, device=next(iter(parameters)).device)
+        return over_ranks(
+            sum(parameter.numel() for parameter in parameters),
+            dtype,
+            next(iter(parameters)).device,
+            count=2 + len(parameters),
+            rank=self.rank,
+            ranks=self.count,
+        )
 
-    @cached_property
-    def _places(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters, and the place of each one's gradient in the vector."""
+    def _places(self, vector: Tensor) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """The parameters, and the place of each one's gradient in a vector of all."""
         parameters = list(self.trainable.parameters.values())
-        gradients = self._sums[2 + len(parameters) :]
-        return parameters, list(gradients.split([p.numel() for p in parameters]))
+        return parameters, vector.split([p.numel() for p in parameters])
 
 
 def _portable(error: Exception) -> Exception:

@@ -100,19 +100,19 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     step follows the mean gradient over all of these: ``batch_size`` is that of the whole. What an
     objective adds for a minibatch as a whole, such as a penalty on parameters, each process adds
     for its part, and a mean over rows is over this part. Latents are drawn from a stream for each
-    process, and no step is replayed. What follows in the script runs in every one of them; ``if
-    os.environ.get("RANK", "0") == "0":`` lets one do it.
+    process. What follows in the script runs in every one of them; ``if os.environ.get("RANK", "0")
+    == "0":`` lets one do it.
 
     In a run of more than some thousand steps those from the second epoch on are replayed: a step's
     tensor operations, random draws among them, are recorded once, and run without the pair's
     Python, Pyro's handlers and autograd. Each number is the same to the last bit, or the pair
     computes its steps itself; ``capture`` of the result says which, and why: because it takes
-    numbers out of tensors (``.item()``, ``x[x > 0]``), draws from NumPy, or changes attributes or
-    variables that outlast a step, as where it counts steps or logs to a list. A condition such as
-    ``if x.sum() > 0:`` is looked at in each step, which the pair computes if it has turned. What
-    prints does so no more, nor does an iterator go on. The last step of each epoch is computed by
-    the pair as well: if anything differs, as where a variable outside has another value now, the
-    epoch is done anew by the pair alone. Only what has come and gone within an epoch stays
+    numbers out of tensors (``.item()``, ``x[x > 0]``), draws from NumPy, can reach an iterator, or
+    changes attributes or variables that outlast a step, as where it counts steps or logs to a list.
+    A condition such as ``if x.sum() > 0:`` is looked at in each step, which the pair computes if it
+    has turned. What prints does so no more. The last step of each epoch is computed by the pair as
+    well: if anything differs, as where a variable outside has another value now, the epoch is done
+    anew by the pair alone, in all processes. Only what has come and gone within an epoch stays
     unnoticed.
 
     Args:
@@ -244,7 +244,8 @@ def _set_up(
     if device is not None or target != home:
         evaluator.device = target
         found.trainable.to(target)
-    return Ranks(found.trainable, rank, processes), in_order
+    batch_rows, _ = rows.row_counts or (1, 1)
+    return Ranks(found.trainable, rank, processes, batch_rows), in_order
 
 
 def _run(trainer: Trainer, path: Path | None, progress: bool | None) -> Fit:

@@ -192,8 +192,6 @@ class Trainer:
         # Only of the library's own objective is it known that the weight may be a tensor.
         any_weight = self.settings.kl_warmup > 0 and getattr(objective, "func", objective) is elbo
         self.steps = Steps(self.evaluator, self.trainable, self.capture, any_weight)
-        if self.ranks.count > 1:
-            self.steps.give_up("several processes would have to begin an epoch anew together")
         if self.settings.lr_factors:
             self.rates = rates_of(self.optimizer)
 
@@ -359,16 +357,23 @@ class Trainer:
         }
 
     def _train_epoch(self, bar: Bar, mean: EpochMean | None = None) -> float:
-        """One pass with steps; anew, if what was replayed in it turns out to be something else."""
+        """One pass with steps; anew, if what was replayed in it turns out to be something else.
+
+        Ranks replay or compute their steps each as it can, as both give the same bits; they begin
+        anew together.
+        """
         settings = self.settings
         to_come = settings.epochs + settings.average - self.epoch + 1
-        if not self.steps.begin(self.epoch, to_come, settings.kl_weight(self.epoch)):
+        replays = self.steps.begin(self.epoch, to_come, settings.kl_weight(self.epoch))
+        if not any(self.ranks.total(replays)):
             return self._pass(bar, mean)
         state, found = self.trainable.state(), AsFound(self.trainable.modules)
         optimizer_state = deepcopy(self.optimizer.state_dict())
         try:
-            return self._pass(bar, mean)
+            with self.ranks.failing_together(NotRepeatable):
+                return self._pass(bar, mean)
         except NotRepeatable as error:
+            self.ranks.go_on()
             self.trainable.load(state)
             found.put_back()
             self.optimizer.load_state_dict(optimizer_state)
@@ -378,28 +383,29 @@ class Trainer:
     def _pass(self, bar: Bar, mean: EpochMean | None) -> float:
         self.trainable.train(True)
         weight, update = self.settings.kl_weight(self.epoch), update_of(self.optimizer)
-        total, count, step = 0.0, 0, 0
+        total, count, step, ticks = 0.0, 0, 0, 0
         if mean is not None:
             mean.steps = 0
         order = seeded_everywhere(self.settings.seed, "training epoch", self.epoch)
-        with order, self.ranks.batches(self.train, in_order=self.in_order) as batches:
-            try:
+        try:
+            with order, self.ranks.batches(self.train, in_order=self.in_order) as batches:
                 for step, batch in enumerate(self.evaluator.prepared(batches), 1):
                     total += self._step(batch, weight, step, update) * row_count(batch)
                     count += row_count(batch)
                     if mean is not None:
                         mean.add()
                     bar.tick()
+                    ticks = step
                 self.steps.end()
-            except NotRepeatable:
-                bar.tick(-step)
-                raise
-            for _ in self.ranks.steps_without_rows(step, len(self.train)):
-                self.optimizer.zero_grad()
-                self._update(0, update)
-                if mean is not None:
-                    mean.add()
-        total, all_rows = self.ranks.total(total, count)
+                for _ in self.ranks.steps_without_rows(step, len(self.train)):
+                    self.optimizer.zero_grad()
+                    self._update(0, update)
+                    if mean is not None:
+                        mean.add()
+            total, all_rows = self.ranks.total(total, count)
+        except NotRepeatable:
+            bar.tick(-ticks)
+            raise
         if self.trainable.buffers:
             self.ranks.align()
         late_names = set(pyro.get_param_store().keys()) - self.known_names

@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import pyrovae.training.loop as loop
 from pyrovae.models import VAE, StandardNormal, mlp_decoder, mlp_encoder
+from pyrovae.training import captured, gradient_sum
 from pyrovae.training.fit import adam, fit
-from pyrovae.training.objectives import paired_traces
+from pyrovae.training.objectives import elbo, paired_traces
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -92,13 +93,16 @@ def course(name: str, **changes: Any) -> dict[str, Any]:
     run = fit(*settings.pop("pair"), settings.pop("train"), **settings)
     store = {key: value.tolist() for key, value in pyro.get_param_store().items()}
     history = {key: run.history.to_dict()[key].tolist() for key in ("train", "validation")}
-    return {**history, **store, "best": run.best_epoch, "stopped": run.stopped}
+    words = {"stopped": run.stopped, "capture": run.capture}
+    return {**history, **store, "best": run.best_epoch, **words}
 
 
 def courses(folder: Path) -> dict[str, Any]:
     """All of them."""
     begun = {"checkpoint": folder / "begun.pt", "resume": True}  # by one process, in two epochs
-    return {name: course(name) for name in COURSES} | {"gone on": course("uneven", **begun)}
+    found = {name: course(name) for name in COURSES} | {"gone on": course("uneven", **begun)}
+    gradient_sum.SHARED = Path("/nowhere")  # as on several machines, or with no room there
+    return found | {"by messages": course("uneven")}
 
 
 def vae(seed: int) -> VAE:
@@ -200,6 +204,54 @@ def failures(folder: Path) -> dict[str, Any]:
         "a full disk": caught(on_a_full_disk),
         "none": caught(lambda: course("uneven")),
     }
+
+
+def switching(at: int) -> dict[str, Any]:
+    """A pair that the second process computes otherwise after so many minibatches."""
+    calls: list[None] = []
+    model, guide = pairs.plain()
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        calls.append(None)
+        return x
+
+    def switched(x: Tensor) -> None:
+        with pyro.poutine.scale(scale=2.0 if RANK and len(calls) > at else 1.0):
+            model(x)
+
+    return {"pair": (switched, guide), "transform": transform, "objective": elbo}
+
+
+def failing(at: int, other: int) -> dict[str, Any]:
+    """The same, and the first process fails in another minibatch."""
+    options = switching(at)
+    calls: list[None] = []
+
+    def transform(x: Tensor, generator: torch.Generator) -> Tensor:
+        calls.append(None)
+        if not RANK and len(calls) > other:
+            raise RuntimeError("the file of the first process is gone")
+        return options["transform"](x, generator)
+
+    return options | {"transform": transform}
+
+
+def replays(folder: Path) -> dict[str, Any]:
+    """Runs whose steps are replayed, and the same by the pair."""
+    captured.LEAST_STEPS = captured.LEAST_STEPS_AN_EPOCH = 1
+    # 57 rows in minibatches of 10 make 6; the first minibatch is prepared once before training.
+    sixes = {"train": pairs.data(57), "validation": None, "batch_size": 10, "epochs": 6}
+    second, last_of_third = 1 + 2 * 6, 3 * 6
+    cases: dict[str, Callable[[], dict[str, Any]]] = {
+        "as recorded": lambda: {"objective": elbo, "kl_warmup": 3, "average": 2},
+        "other in one process": lambda: {**sixes, **switching(second)},
+    }
+    found: dict[str, Any] = {
+        name: [course("uneven", **changes(), capture=way) for way in ("auto", "off")]
+        for name, changes in cases.items()
+    }
+    failed = caught(lambda: course("uneven", **sixes, **failing(second, last_of_third)))
+    return found | {"failing in one process": failed}
 
 
 def subsampling(own: bool) -> pairs.Functions:
