@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import weakref
@@ -47,7 +48,7 @@ class Variables:
     """What the variables hold that models or guides can reach, to see whether a run changes them.
 
     Reached is what :func:`modules_of` reaches. Parameters and buffers of the networks don't count,
-    nor does what an array or an iterator holds.
+    nor does what an array holds; what an iterator has yet to give can't be seen.
     """
 
     def __init__(self, *functions: PyroFunction) -> None:
@@ -55,6 +56,7 @@ class Variables:
         walk.take(functions)
         own = {id(tensor) for m in walk.modules for tensor in (*m.parameters(), *m.buffers())}
         self._functions = functions
+        self.has_iterators = any(map(_is_iterator, walk.seen.values()))
         self._values = [(v, _writes(v)) for v in walk.leaves if id(v) not in own]
 
     @property
@@ -62,6 +64,11 @@ class Variables:
         """Whether one of them holds something else now."""
         now = Variables(*self._functions)._values
         return len(now) != len(self._values) or not all(map(_unchanged, self._values, now))
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether this may give something else each time it is asked, as ``itertools.count`` does."""
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
 
 
 def _writes(value: Any) -> int:

@@ -301,6 +301,8 @@ class Steps:
         self._watched = True
         if variables.changed:
             self.give_up("it changes attributes or variables that outlast a step")
+        elif variables.has_iterators:
+            self.give_up("it can reach an iterator, which may give something else in each step")
 
     def end(self) -> None:
         """Compare with what the pair computes where the last step of an epoch was another one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,17 @@ def test_a_pair_that_counts_its_steps_stays_with_the_pair(kind: str) -> None:
     """Its variable gets no run more than its steps; one epoch is 8 of them."""
     account = both(lambda: linear(counting(kind))(), pairs.data(), epochs=6)
     assert account == "by the pair itself: it changes attributes or variables that outlast a step"
+
+
+@pytest.mark.parametrize("make", [itertools.count, lambda: (number for number in range(1000))])
+def test_a_pair_that_asks_an_iterator_stays_with_the_pair(make: Callable[[], Any]) -> None:
+    def change() -> Callable[[Tensor, Tensor], Tensor]:
+        steps = make()
+        return lambda mean, x: mean if next(steps) <= 30 else 2 * mean
+
+    account = both(lambda: linear(change())(), pairs.data(), epochs=6)
+    reason = "it can reach an iterator, which may give something else in each step"
+    assert account == f"by the pair itself: {reason}"
 
 
 def test_an_objective_that_counts_its_steps_stays_with_the_pair() -> None:
