@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrovae.data import Batch, Data, all_rows, take_rows
 from pyrovae.diagnostics.active_units import Collapse, collapse, unit_rates
-from pyrovae.diagnostics.advice import advise, change_from, choose
+from pyrovae.diagnostics.advice import advise, change_from, choose, is_settled
 from pyrovae.diagnostics.code_densities import Memorisation, memorisation
 from pyrovae.diagnostics.concerns import grouped
 from pyrovae.diagnostics.copies import (
@@ -47,6 +47,7 @@ from pyrovae.evidence import (
     Evidence,
     automatic_evidence,
     compare_priors,
+    join,
     left_out,
     refined_evidence,
 )
@@ -393,9 +394,9 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         test_codes = _held_out_codes(test_q.density, numbers, effort, seed)
         test_aggregated = AggregatedPosterior(test_q.density)
         memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
-        chosen = _choose_rows(len(numbers), effort.evidence_rows, seed)
-        x, x_q, needed = test_x[chosen], test_q.take(chosen), memorised.needed
-        evidence = _evidence(pair, x, x_q, numbers[chosen], densities, needed, effort, seed, bar)
+        test, needed = (test_x, test_q, numbers), memorised.needed
+        evidence, chosen = _evidence(pair, *test, densities, needed, effort, seed, bar)
+        x, x_q = test_x[chosen], test_q.take(chosen)
         return Diagnosis(
             training=_terms(pair, train_x, codes, aggregated, prior, bar),
             held_out=_terms(pair, test_x, test_codes, test_aggregated, prior, bar, unseen=True),
@@ -516,37 +517,66 @@ def _evidence(
     effort: Effort,
     seed: int,
     bar: Bar,
-) -> dict[str, Evidence]:
-    """log p(x) of some rows under each density, with the rows' numbers; empty without rows."""
-    if not len(x):
-        return {}
+) -> tuple[dict[str, Evidence], Tensor]:
+    """log p(x) of a random choice of rows under each density, by name; empty without rows.
+
+    Returns:
+        the estimates, with ``numbers`` of their rows, and the places of these rows in ``x``, in
+        rising order: those of a first look if it settles the advice.
+    """
+    chosen = _choose_rows(len(x), effort.evidence_rows, seed)
+    if not len(chosen):
+        return {}, chosen
     priors = {**densities, "prior": None}  # the model's own, whatever it is compared with
-    draws, every = effort.evidence_draws, torch.arange(len(x), device=x.device)
-    places = dict.fromkeys(priors, every)
+    results: dict[str, Evidence] = {}
     if effort.method == "importance":  # one set of draws serves all
         results = compare_priors(
-            pair, x, priors, draws=draws, encoded=encoded, seed=seed, tick=bar.tick
+            pair,
+            x[chosen],
+            priors,
+            draws=effort.evidence_draws,
+            encoded=encoded.take(chosen),
+            seed=seed,
+            tick=bar.tick,
         )
-    else:
-        components = cast(Mixture, densities["q_agg"]).size
-        few = effort.rows_under_q_agg(components)
-        places["q_agg"] = _choose_rows(len(x), few, derived_seed(seed, "rows under q_agg"))
-        estimators = dict.fromkeys(priors, _estimator(effort, effort.evidence_cost))
-        estimators["q_agg"] = _estimator(effort, effort.cost_under_q_agg(components))
-        results = {
-            name: estimators[name](
+        results = {n: replace(found, rows=numbers[chosen]) for n, found in results.items()}
+        return {**results, "q_agg": replace(results["q_agg"], needed=needed)}, chosen
+    components = cast(Mixture, densities["q_agg"]).size
+    most = dict.fromkeys(priors, len(chosen)) | {"q_agg": effort.rows_under_q_agg(components)}
+    order = chosen[_shuffle(len(chosen), derived_seed(seed, "rows under q_agg")).to(chosen.device)]
+    known = 0
+    for look in effort.looks(len(chosen), components):
+        for name, prior in priors.items():
+            rows = order[known : min(look, most[name])].sort().values
+            if not len(rows):
+                continue
+            cost = effort.evidence_cost
+            if name == "q_agg":
+                cost = effort.cost_under_q_agg(components)
+            found = _estimator(effort, cost)(
                 pair,
-                x[places[name]],
-                draws=draws,
+                x[rows],
+                draws=effort.evidence_draws,
                 prior=prior,
-                encoded=encoded.take(places[name]),
-                seed=seed,
+                encoded=encoded.take(rows),
+                seed=derived_seed(seed, "second look") if known else seed,
                 tick=bar.tick,
             )
-            for name, prior in priors.items()
-        }
-    results["q_agg"] = replace(results["q_agg"], needed=needed)
-    return {name: replace(result, rows=numbers[places[name]]) for name, result in results.items()}
+            results[name] = _with_rows(results.get(name), replace(found, rows=numbers[rows]))
+        known = look
+        results["q_agg"] = replace(results["q_agg"], needed=needed)
+        if is_settled(results, [n for n, rows in most.items() if n != "prior" and rows > known]):
+            break
+    bar.tick(sum(most.values()) - sum(len(found.values) for found in results.values()))
+    return results, order[:known].sort().values
+
+
+def _with_rows(first: Evidence | None, more: Evidence) -> Evidence:
+    """What is known of some rows and of others, in the order of their numbers."""
+    if first is None:
+        return more
+    both = join([first, more])
+    return both.subset(cast(Tensor, both.rows).argsort())
 
 
 def _estimator(effort: Effort, max_cost: int) -> Callable[..., Evidence]:

@@ -13,6 +13,7 @@ LEAST = {
     "codes": (20, False),  # two at each of the ten data points that a classifier needs
     "evidence_rows": (2, True),
     "evidence_draws": (2, False),
+    "first_rows": (2, False),
     "q_agg_rows": (2, False),
     "evidence_cost": (1, False),
     "export_rows": (1, True),
@@ -27,7 +28,8 @@ LEAST = {
 }
 #: By default all rows are put under raw q_agg, at full cost, up to so many components; then fewer.
 COMPONENTS = 5_000
-ROWS, COST = 100, 50_000  # at least
+ROWS, COST = 100, 200_000  # at least; what chains take is below that
+OPTIONAL = ("first_rows", "q_agg_rows")  # whose default depends on the data
 EvidenceMethod = Literal["auto", "refined", "importance"]
 
 
@@ -45,10 +47,14 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
+        first_rows: how many of them are measured first; the others only if these leave the advice
+            open, by the rule of :func:`~pyrovae.diagnostics.advice.is_settled`. By default all,
+            and 100 with more than 5,000 training rows, where a row takes long. Every number states
+            its rows.
         q_agg_rows: at how many of them raw q_agg is put in the prior's place, which takes time in
             proportion to its N components: by default at all up to N = 5,000, then at 5,000 / N of
             them, but at least 100, and with ``evidence_cost`` less in proportion, but at least
-            50,000, so that hardly any is annealed. Differences are over these rows alone.
+            200,000. Differences are over these rows alone.
         evidence_cost: ``max_cost`` of ``log_evidence``: evaluations of log p(x, z) at a data point
             at which the search for better draws ends, which leaves it out of the mean, and is said.
             The default is enough for 5,000 draws.
@@ -79,6 +85,7 @@ class Effort:
     codes: int = 8192
     evidence_rows: int = 500
     evidence_draws: int = 500
+    first_rows: int | None = None
     q_agg_rows: int | None = None
     export_rows: int = 100
     export_draws: int = 200
@@ -119,6 +126,20 @@ class Effort:
         chosen = self.q_agg_rows or max(ROWS, self.evidence_rows * COMPONENTS // components)
         return min(chosen, self.evidence_rows)
 
+    def looks(self, rows: int, components: int) -> tuple[int, ...]:
+        """At how many of so many rows log p(x) is known after each look, of one or two.
+
+        Args:
+            rows: held-out rows that are at hand.
+            components: of q_agg.
+
+        >>> Effort().looks(2_000, 1_000), Effort().looks(2_000, 10_000)
+        ((500,), (100, 500))
+        """
+        entire = min(rows, self.evidence_rows)
+        first = self.first_rows or (ROWS if components > COMPONENTS else entire)
+        return (first, entire) if first < entire else (entire,)
+
     def cost_under_q_agg(self, components: int) -> int:
         """`evidence_cost`, or what it is by default with raw q_agg of so many components."""
         if self.q_agg_rows is not None:
@@ -129,7 +150,7 @@ class Effort:
     def __post_init__(self) -> None:
         for name, (least, zero_allowed) in LEAST.items():
             value = getattr(self, name)
-            if value is None and name == "q_agg_rows":
+            if value is None and name in OPTIONAL:
                 continue
             is_integer = isinstance(value, Integral) and not isinstance(value, bool)
             if not is_integer or not (value >= least or (zero_allowed and value == 0)):

@@ -24,7 +24,7 @@ from pyrovae.evidence.importance import (
 from pyrovae.evidence.log_evidence import log_evidence
 from pyrovae.evidence.pareto_k import k_limit, smooth
 from pyrovae.evidence.refined import proposal_for, refined_evidence
-from pyrovae.evidence.result import Evidence, paired, summarise
+from pyrovae.evidence.result import Evidence, join, paired, summarise
 from pyrovae.evidence.sandwich import Sandwich, sandwich
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "as_density",
     "automatic_evidence",
     "compare_priors",
+    "join",
     "k_limit",
     "latent_units",
     "left_out",

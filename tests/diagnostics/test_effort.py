@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,53 @@ def test_rows_under_raw_q_agg(components: int, given: int | None, rows: int) -> 
 
 def test_cost_under_raw_q_agg() -> None:
     assert Effort().cost_under_q_agg(40) == Effort().cost_under_q_agg(5_000) == 1_000_000
-    assert Effort().cost_under_q_agg(50_000) == 100_000
-    assert Effort().cost_under_q_agg(10**6) == 50_000
+    assert Effort().cost_under_q_agg(20_000) == 250_000
+    assert Effort().cost_under_q_agg(10**6) == 200_000
     assert Effort(q_agg_rows=500).cost_under_q_agg(10**6) == 1_000_000
     assert Effort(evidence_cost=7).cost_under_q_agg(10**6) == 7
+
+
+def test_a_first_look_ends_the_measuring_where_it_settles_the_advice() -> None:
+    # Under a prior 100 times too wide each row loses some 9 nats: a few rows tell.
+    exact = linear_gaussian_vae(4, 2)
+    wide = exact.vae().with_prior(dist.Normal(torch.zeros(2), 100.0).to_event(1))
+    x = exact.sample(280)
+    effort = Effort(**(TINY | {"evidence_rows": 60, "evidence_draws": 100, "first_rows": 25}))
+
+    def found(first: int, **other: int) -> Diagnosis:
+        return pv.diagnose(
+            wide.model, wide.guide, x[:120], held_out=x[120:200], validation=x[200:],
+            effort=replace(effort, first_rows=first, **other), progress=False,
+        )  # fmt: skip
+
+    early, late = found(25, q_agg_rows=25), found(60, q_agg_rows=25)
+    assert {len(e.values) for e in early.evidence.values()} == {25}
+    assert (len(late.evidence["prior"].values), len(late.evidence["q_agg"].values)) == (60, 25)
+    assert early.recommended == late.recommended == "ex_post"
+    assert early.elbo is not None and len(early.elbo.values) == 25
+    assert early.evidence["prior"].rows is not None
+    assert torch.equal(early.evidence["prior"].rows, late.evidence["q_agg"].rows)
+
+
+def test_a_first_look_that_leaves_the_advice_open_is_gone_on_from() -> None:
+    # Of an exact prior nothing is better by far, and 0.1 nats are not told from so few rows.
+    found = diagnosis(evidence_rows=20, first_rows=8, evidence_draws=100)
+    for result in found.evidence.values():
+        assert len(result.values) == 20
+        assert result.rows is not None and bool((result.rows.diff() > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "components", "looks"),
+    [
+        (None, 2000, 5_000, (500,)),
+        (None, 2000, 5_001, (100, 500)),
+        (None, 80, 50_000, (80,)),
+        (500, 2000, 50_000, (500,)),
+        (30, 300, 40, (30, 300)),
+    ],
+)
+def test_rows_of_each_look(
+    given: int | None, rows: int, components: int, looks: tuple[int, ...]
+) -> None:
+    assert Effort(first_rows=given).looks(rows, components) == looks
