@@ -20,7 +20,9 @@ from pyrovae.models import FlowPrior
 from pyrovae.randomness import derived_seed, seeded
 
 MOMENT_DRAWS = 64  # from each component, at least; four for each unit if that is more
-NUMBERS_AT_ONCE = 1 << 22  # drawn at once, or pairs of code and component scored at once
+NUMBERS_AT_ONCE = 1 << 22  # drawn at once
+SCORES_AT_ONCE = 1 << 18  # of pairs of code and component: they fit the processor's cache
+LEAST_SCORE = -69.0  # of all, relative to the sum: exponentials that underflow are ten times slower
 CODES_AT_ONCE = 1 << 13  # drawn at once to train a flow; a guide may have to be run for them
 STEEP = 5.0  # norm of a gradient above which a flow's step is shortened
 
@@ -353,19 +355,50 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
             log_weight = agg.log_weights.detach() - 0.5 * inflated.log().sum(-1)
             precision = inflated.reciprocal()
             constants = log_weight - 0.5 * (precision * loc.square()).sum(-1)
-            terms = (precision * loc, -0.5 * precision, constants)
-            leaves = [term.detach().requires_grad_() for term in terms]
-            # Gradients are summed over parts of the codes, to need less memory.
-            part = max(1, NUMBERS_AT_ONCE // size)
-            for points, own in zip(z.split(part), index.unsqueeze(-1).split(part), strict=True):
-                linear, quadratic, constant = leaves
-                scores = points @ linear.mT + points.square() @ quadratic.mT + constant
-                loss = -scores.scatter(1, own, -math.inf).logsumexp(-1).sum() / len(index)
-                loss.backward()
+            terms = (torch.cat([-0.5 * precision, precision * loc], -1), constants)
+            gradients = _leave_one_out_gradients(*(t.detach() for t in terms), z, index)
             optimizer.zero_grad()
-            torch.autograd.backward(terms, [leaf.grad for leaf in leaves])
+            torch.autograd.backward(terms, gradients)
             optimizer.step()
     return log_amount.detach().exp()
+
+
+def _leave_one_out_gradients(
+    key: Tensor, constant: Tensor, z: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of minus the mean leave-one-out log density, which are minus the mean shares.
+
+    Scores are computed twice, block by block, rather than held: so they stay in the cache.
+
+    Args:
+        key: (−p/2, pμ) of all components, shape ``(N, 2D)``.
+        constant: the rest of their log densities, shape ``(N,)``.
+        z: codes, shape ``(B, D)``.
+        own: number of the component that is left out for each, shape ``(B,)``.
+    """
+    query, step = torch.cat([z.square(), z], -1), max(1, SCORES_AT_ONCE // len(z))
+
+    def blocks() -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(key), step):
+            rows = slice(start, start + step)
+            scores = torch.addmm(constant[rows], query, key[rows].mT)
+            code = ((own >= start) & (own < start + step)).nonzero().squeeze(-1)
+            scores[code, own[code] - start] = torch.finfo(scores.dtype).min
+            yield rows, scores
+
+    def exponentials(scores: Tensor, reference: Tensor) -> Tensor:
+        return scores.sub_(reference.unsqueeze(-1)).clamp_(min=LEAST_SCORE).exp_()
+
+    total = z.new_full((len(z),), -math.inf)
+    for _, scores in blocks():
+        largest = scores.amax(-1)
+        total = torch.logaddexp(total, largest + exponentials(scores, largest).sum(-1).log())
+    gradients = torch.zeros_like(key), torch.zeros_like(constant)
+    for rows, scores in blocks():
+        share = exponentials(scores, total)
+        gradients[0][rows] = share.mT @ (query / -len(z))
+        gradients[1][rows] = -share.mean(0)
+    return gradients
 
 
 def _standardised(agg: AggregatedPosterior, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
