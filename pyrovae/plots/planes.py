@@ -96,7 +96,7 @@ def density_plane(
         ax: where to draw; by default on a new figure.
 
     Raises:
-        InputError: for a density of which two units have no known density.
+        InputError: for a density of which two units have no known density, such as a point.
     """
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
@@ -107,12 +107,18 @@ def density_plane(
             f"expected a Diagnosis or a density over codes; got {type(density).__name__}. Give a "
             "distribution, such as what pyrovae.aggregate returns."
         )
+    if len(density.event_shape) != 1 or density.batch_shape.numel() != 1:
+        raise InputError(
+            "expected one density over vectors, batch shape () and event shape (D,); got "
+            f"{tuple(density.batch_shape)} and {tuple(density.event_shape)}. Declare its units by "
+            "to_event(1)."
+        )
+    first, second = _checked(units, density.event_shape[0])
     with torch.no_grad(), seeded(0, "draws of a plot"):
         draws = density.sample(torch.Size([DRAWS])).reshape(DRAWS, -1)
-    first, second = _checked(units, draws.shape[1])
     x, y = (line(draws[:, unit], GRID) for unit in (first, second))
     heights = pair_density(density, (first, second), x, y)
-    if heights is None:
+    if heights is None or not np.isfinite(heights).all() or not heights.any():
         raise InputError(
             f"expected a density whose two units have a known density; got {density!r}. Draw "
             "unit_marginals, which shows draws of such a one."

@@ -135,6 +135,8 @@ def reconstructions(
     observed, draws = observed_and_draws(source, "posterior_predictive")
     means = draws.mean(0)
     features = math.prod(observed.shape[1:])
+    if not is_image(observed.shape[1:]):
+        names = checked_names(names, features)
     of_texts = [n for n in range(features) if _categories_of(n, names, categories)]
     for feature in of_texts:
         means[:, feature] = _most_often(draws[..., feature])
@@ -151,7 +153,7 @@ def reconstructions(
         pairs = _spread(*pairs) if known else pairs
         ax.plot(*pairs, ".", color=COLOURS["data"], markersize=4)
         ax.axline((float(np.nanmean(data[:, feature])),) * 2, slope=1, color=MUTED, linestyle="--")
-        _name_feature(ax, feature, names, data.shape[1])
+        _name_feature(ax, feature, names)
         for axis in (ax.xaxis, ax.yaxis):
             _name_categories(axis, known) if known else ticks(axis, 4)
     for ax in panel.axes[::2]:
@@ -183,11 +185,12 @@ def feature_marginals(
     observed, predictive = observed_and_draws(source, "prior_predictive")
     data = _table(observed)
     draws = _table(predictive.reshape(-1, *predictive.shape[2:]))
+    names = checked_names(names, data.shape[1])
     panel = _feature_panels(min(most, data.shape[1]), axes)
     for feature, ax in enumerate(panel.axes):
         known = _categories_of(feature, names, categories)
         _histograms(ax, data[:, feature], draws[:, feature], known)
-        _name_feature(ax, feature, names, data.shape[1])
+        _name_feature(ax, feature, names)
     panel.legend(panel.axes[0], columns=2)
     return panel.axes
 
@@ -241,6 +244,7 @@ def predictive_errors(
     observed, predictive = observed_and_draws(source, "prior_predictive")
     data = _table(observed)
     draws = _table(predictive.reshape(-1, *predictive.shape[2:]))
+    names = checked_names(names, data.shape[1])
     of_texts = [n for n in range(data.shape[1]) if _categories_of(n, names, categories)]
     data, draws = (data.copy(), draws.copy()) if of_texts else (data, draws)
     for feature in of_texts:
@@ -292,14 +296,23 @@ def _feature_panels(count: int, given: Sequence[Axes] | None) -> Canvas:
     return panels_of(count, given, columns=columns, height=height)
 
 
-def _name_feature(ax: Axes, feature: int, names: Sequence[str], count: int) -> None:
-    title = _named(names, count)[feature] if len(names) == count else f"feature {feature}"
+def checked_names(names: Sequence[str], count: int) -> list[str]:
+    """The names of all features, or none.
+
+    Raises:
+        InputError: if there are some, but not one for each feature.
+    """
+    if len(names) not in (0, count):
+        raise InputError(
+            f"expected names of all {count} features, or none; got {len(names)}. Give them in the "
+            "order of the features."
+        )
+    return list(names)
+
+
+def _name_feature(ax: Axes, feature: int, names: Sequence[str]) -> None:
+    title = names[feature] if names else f"feature {feature}"
     ax.set_title(_shortened(title), parse_math=False)
-
-
-def _named(names: Sequence[str], count: int) -> list[str]:
-    """Names of the features, or their numbers."""
-    return list(names) if len(names) == count else [str(number) for number in range(count)]
 
 
 def _pictures(source: Diagnosis | Pictures) -> Pictures:
@@ -322,7 +335,8 @@ def _sheets(
     if images:
         _image_sheets(panel.axes, {name: array_of(x) for name, x in sheets.items()})
     else:
-        _table_sheets(panel.axes, {name: _table(x) for name, x in sheets.items()}, names)
+        tables = {name: _table(x) for name, x in sheets.items()}
+        _table_sheets(panel.axes, tables, checked_names(names, _table(first).shape[1]))
     for ax, name in zip(panel.axes, sheets, strict=True):
         ax.set_title(label_of(name), color=colour_of(name), fontsize=11)
     return panel.axes
@@ -353,7 +367,7 @@ def _histograms(ax: Axes, data: Array, draws: Array, categories: Sequence[str]) 
 def _categories_of(
     feature: int, names: Sequence[str], categories: Mapping[str, Sequence[str]]
 ) -> Sequence[str]:
-    return categories.get(names[feature], ()) if feature < len(names) else ()
+    return categories.get(names[feature], ()) if names else ()
 
 
 def _name_categories(axis: Axis, categories: Sequence[str]) -> None:
@@ -408,7 +422,7 @@ def _mosaic(images: Array) -> Array:
 def _table_sheets(axes: list[Axes], sheets: dict[str, Array], names: Sequence[str]) -> None:
     data = np.ma.masked_invalid(next(iter(sheets.values())))  # NaN stands for a missing cell
     if data.shape[1] == PLANE:
-        _plane_sheets(axes, sheets, _named(names, PLANE))
+        _plane_sheets(axes, sheets, names or [str(number) for number in range(PLANE)])
         return
     centre, scale = data.mean(0).filled(0.0), data.std(0).filled(0.0)
     scale[scale == 0] = 1.0
@@ -423,8 +437,8 @@ def _table_sheets(axes: list[Axes], sheets: dict[str, Array], names: Sequence[st
 
 
 def _features_below(ax: Axes, names: Sequence[str], count: int) -> None:
-    """The features' names below a picture, if they have any and these fit, or their numbers."""
-    if len(names) == count <= MOST_NAMED:
+    """The features' names below a picture, if they have any and there is room, or their numbers."""
+    if names and count <= MOST_NAMED:
         short = [_shortened(name, 16) for name in names]
         ax.set_xticks(range(count), short, rotation=90, fontsize=8, parse_math=False)
     else:

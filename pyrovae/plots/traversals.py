@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae.errors import InputError
 from pyrovae.plots.grids import Array
-from pyrovae.plots.samples import array_of, is_image
+from pyrovae.plots.samples import array_of, checked_names, is_image
 from pyrovae.plots.style import LABEL_COLOURS, WIDTH, panels_of, styled, ticks
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def traversal(
             f"expected steps of shape (B, S, ...); got {tuple(shown.shape)}. Give what "
             "vae.traverse or vae.interpolate returns."
         )
-    places: Array = np.arange(float(shown.shape[1])) if values is None else array_of(values)
-    if len(places) != shown.shape[1] or len(titles) not in (0, len(shown)):
+    places = _places(values, shown.shape[1])
+    if len(titles) not in (0, len(shown)):
         raise InputError(
-            f"expected {shown.shape[1]} values and {len(shown)} titles; got {len(places)} and "
-            f"{len(titles)}. Give one for each step, and one for each line."
+            f"expected {len(shown)} titles, one for each line; got {len(titles)}. Give as many, or "
+            "none."
         )
     if is_image(shown.shape[2:]):
         panel = panels_of(
@@ -65,6 +65,25 @@ def traversal(
     for ax, title in zip(panel.axes, titles, strict=False):
         ax.set_ylabel(title)
     return panel.axes
+
+
+def _places(values: Any, steps: int) -> Array:
+    """The values at the steps, by default their numbers, shape ``(S,)``."""
+    if values is None:
+        return np.arange(float(steps))
+    try:
+        places = array_of(values)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"expected {steps} values, one number for each step; got {values!r}. Give numbers; "
+            "words are for titles."
+        ) from error
+    if places.shape != (steps,):
+        raise InputError(
+            f"expected {steps} values, one number for each step; got shape {places.shape}. Give "
+            "those of one unit."
+        )
+    return places
 
 
 def _strips(axes: Sequence[Axes], steps: Array, values: Array) -> None:
@@ -95,7 +114,7 @@ def _strips(axes: Sequence[Axes], steps: Array, values: Array) -> None:
 def _curves(axes: Sequence[Axes], steps: Array, values: Array, names: Sequence[str]) -> None:
     """The features that change most, against the values of the unit."""
     features = steps.shape[2]
-    called = names if len(names) == features else [f"feature {n}" for n in range(features)]
+    called = checked_names(names, features) or [f"feature {n}" for n in range(features)]
     spread = np.ptp(steps, axis=1).max(0)
     chosen = np.sort(np.argsort(-spread, kind="stable")[: len(LABEL_COLOURS)])
     for ax, lines in zip(axes, steps, strict=True):

@@ -127,6 +127,11 @@ def test_planes_are_of_two_units_that_there_are() -> None:
     flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [shift])
     with pytest.raises(InputError, match="two units have a known density"):
         plots.density_plane(flow)
+    with pytest.raises(InputError, match="two units have a known density"):
+        plots.density_plane(dist.Delta(torch.zeros(3), event_dim=1))
+    for shapeless in (dist.Normal(0.0, 1.0), dist.Normal(torch.zeros(3), 1.0)):
+        with pytest.raises(InputError, match="expected one density over vectors"):
+            plots.density_plane(shapeless)
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -154,8 +159,14 @@ def test_steps_of_another_shape_are_refused() -> None:
     for other in (3.0, torch.zeros(4, 5), torch.zeros(0, 2, 3)):
         with pytest.raises(InputError, match=r"expected steps of shape \(B, S, ...\)"):
             plots.traversal(other)
-    with pytest.raises(InputError, match="expected 5 values and 2 titles; got 3 and 0"):
-        plots.traversal(torch.zeros(2, 5, 6), values=torch.zeros(3))
+    steps = torch.zeros(2, 5, 6)
+    for values in (torch.zeros(3), torch.zeros(5, 2), list("abcde")):
+        with pytest.raises(InputError, match="expected 5 values, one number for each step"):
+            plots.traversal(steps, values=values)
+    with pytest.raises(InputError, match="expected 2 titles, one for each line; got 1"):
+        plots.traversal(steps, titles=["unit 0"])
+    with pytest.raises(InputError, match="expected names of all 6 features"):
+        plots.traversal(steps, names=["a", "b"])
 
 
 def test_neighbours_are_the_rows_that_are_named() -> None:

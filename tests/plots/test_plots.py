@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyrovae.errors import InputError
 from pyrovae.plots import curves, latent, samples
 from pyrovae.plots.grids import mass_levels, most_active, pair_density, unit_density
 from pyrovae.plots.style import COLOURS, off_screen
@@ -69,8 +70,13 @@ def test_features_have_the_names_of_their_columns(case):
     first, second = (ax.get_title() for ax in figure.axes[:2])
     assert first == "$price_0" and second == f"{'n' * 25}…"
     drawn(figure)
-    unnamed = samples.feature_marginals(case("table", 2), names=names[1:])
-    assert unnamed[0].get_title() == "feature 0"
+    assert samples.feature_marginals(case("table", 2))[0].get_title() == "feature 0"
+    for plot in (
+        samples.feature_marginals, samples.reconstructions, samples.predictive_check,
+        samples.sample_sheets,
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"expected names of all {columns} features"):
+            plot(case("table", 2), names=names[1:])
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 8])
