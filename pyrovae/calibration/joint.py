@@ -256,8 +256,9 @@ class Calibration(Result):
     def to_arviz(self) -> Any:
         """The transforms as group ``prior_sbc``: ``arviz.plot_ecdf_pit(result)`` in ArviZ 1.x.
 
-        The code's are a variable of D units, and each other quantity is one. In ArviZ 0.x, unit by
-        unit: ``arviz.plot_ecdf(pit[:, d].numpy(), cdf=uniform(0, 1).cdf,
+        The code's are a variable of D units, and each other quantity is one. The bands and p-values
+        of ArviZ are for each panel by itself. In ArviZ 0.x, test by test:
+        ``arviz.plot_ecdf(pit[:, d].numpy(), cdf=uniform(0, 1).cdf,
         eval_points=np.linspace(0, 1, 101), difference=True, confidence_bands=True)`` with
         ``scipy.stats.uniform``.
         """
