@@ -154,7 +154,7 @@ def open_aggregated(
 
 
 def _check_arguments(shard_rows: int, dtype: torch.dtype) -> None:
-    if not isinstance(shard_rows, Integral) or shard_rows < 1:
+    if not isinstance(shard_rows, Integral) or isinstance(shard_rows, bool) or shard_rows < 1:
         raise InputError(
             f"expected shard_rows of at least 1, a whole number; got {shard_rows!r}. Try 262144."
         )

@@ -115,7 +115,14 @@ class ShardedPosterior(AggregatedPosterior):
     def _diagonal(self, normal: tuple[Tensor, Tensor]) -> NormalsInParts:
         ranks = None if self._alone else Ranks.of_group()
         parts = self._parts if ranks is None else ranks.own(self._parts)
-        return NormalsInParts(*normal, self.log_weights, parts, done=self._done, processes=ranks)
+        return NormalsInParts(
+            *normal,
+            self.log_weights,
+            parts,
+            done=self._done,
+            processes=ranks,
+            check=_check_components,
+        )
 
     def _cached_normals(self, normal: tuple[Tensor, Tensor]) -> NormalsInParts:
         return self._diagonal(normal)
@@ -133,6 +140,26 @@ class ShardedPosterior(AggregatedPosterior):
                 f"{families.family(self.component_distribution)}. Use AggregatedPosterior."
             )
         return normal
+
+
+def _check_components(first: int, loc: Tensor, scale: Tensor) -> None:
+    """Raise unless these can be normals: files may have been written into since they were made.
+
+    Args:
+        first: number of the first component.
+        loc, scale: of this one and those that follow.
+    """
+    whole = (loc.sum() + scale.sum()).isfinite() & (scale.min() > 0)
+    if bool(whole):
+        return
+    wrong = ~(loc.isfinite() & scale.isfinite() & (scale > 0))
+    if bool(wrong.any()):
+        row, unit = wrong.nonzero()[0].tolist()
+        raise InputError(
+            "expected finite means and positive scales, as encode_to writes them; got "
+            f"{loc[row, unit]:.6g} and {scale[row, unit]:.6g} in row {first + row}, unit {unit} "
+            "(counted from 0). Open the folder with verify=True, which says how to mend it."
+        )
 
 
 def _equal_steps(units: int | Sequence[int], count: int) -> slice | None:

@@ -84,6 +84,7 @@ UNREACHABLE = {
     "expected a file to resume from": "the command has a checkpoint",
     "expected aggregated= of the": "the command encodes the rows",
     "expected encodings that 7 can hold": "the command writes no shards",
+    "expected finite means and positive scales, as encode_to": "the command reads no shards",
     "expected rows that can be divided among": "the command runs in one process",
     "expected a row of each minibatch": "the command runs in one process",
     "expected rows that fit draws": "the command runs in one process",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,29 @@ def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
     pv.open_aggregated(folder, verify=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "number"), [("means.npy", math.nan), ("scales.npy", 0.0), ("scales.npy", -1.0)]
+)
+def test_a_number_that_can_be_no_component_s_is_refused(
+    tmp_path: Path, name: str, number: float
+) -> None:
+    """Without reading all of the files first; units are those of the marginal that is asked for."""
+    folder = written(tmp_path / "codes")
+    before = files(folder)
+    array = np.load(folder / name, mmap_mode="r+")
+    array[130, 1] = number
+    array.flush()
+    agg, z = pv.open_aggregated(folder), torch.zeros(3, 2)
+    for density in (agg.log_prob, agg.score, partial(agg.responsibilities, top=2)):
+        with pytest.raises(pv.InputError, match=r"in row 130, unit 1 .*verify=True"):
+            density(z)
+    assert bool(agg.marginal([0]).log_prob(z[:, :1]).isfinite().all())
+    with pytest.raises(pv.InputError, match=r"Delete shards/2\.json"):  # the remedy, and its own
+        pv.open_aggregated(folder, verify=True)
+    (folder / "shards" / "2.json").unlink()
+    assert files(written(folder)) == before
+
+
 def test_a_file_of_another_shape_is_refused(tmp_path: Path) -> None:
     folder = written(tmp_path / "codes")
     np.save(folder / "means.npy", np.zeros((3, 2), dtype=np.float32))
@@ -333,7 +358,12 @@ def test_a_guide_with_parameters_for_each_place_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"), [({"shard_rows": 0}, "shard_rows"), ({"dtype": torch.int64}, "dtype")]
+    ("settings", "says"),
+    [
+        ({"shard_rows": 0}, "shard_rows"),
+        ({"shard_rows": True}, "shard_rows"),
+        ({"dtype": torch.int64}, "dtype"),
+    ],
 )
 def test_settings_out_of_range_are_refused(
     tmp_path: Path, settings: dict[str, Any], says: str

@@ -40,6 +40,7 @@ class NormalsInParts:
         parts: ranges of the components that this process evaluates.
         done: called after each part, to let go of what was read for it.
         processes: those that evaluate the other components, if there are any.
+        check: raises if locations and scales, whose first row is given, can't be components.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class NormalsInParts:
         *,
         done: Callable[[], object],
         processes: Processes | None,
+        check: Callable[[int, Tensor, Tensor], None],
     ) -> None:
         self.loc, self.scale, self.log_weight = loc, scale, log_weight
-        self.parts, self.done, self.processes = parts, done, processes
+        self.parts, self.done, self.processes, self.check = parts, done, processes, check
         self.dim = loc.shape[1]
         self.size = int((log_weight != -math.inf).sum())
         self.index = None  # numbers are those of all components, also of those without weight
@@ -65,6 +67,7 @@ class NormalsInParts:
         loc, scale, log_weight = (
             t[rows].to(device) for t in (self.loc, self.scale, self.log_weight)
         )
+        self.check(rows.start or 0, loc, scale)
         return loc, scale, log_weight
 
     def on(self, device: torch.device) -> Iterator[tuple[int, DiagonalNormals]]:
