@@ -38,8 +38,9 @@ myst_heading_anchors = 3
 def _sources() -> str:
     """A word for the code that notebooks run: what a page showed of other code is not shown."""
     words = hashlib.sha256((ROOT / "constraints.txt").read_bytes())
+    bundled = ROOT / "pyrovae" / "explorer" / "source"  # as pyrovae/explorer/assets
     for path in sorted((ROOT / "pyrovae").rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
+        if path.is_file() and path.suffix != ".pyc" and bundled not in path.parents:
             words.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return words.hexdigest()[:12]
 
@@ -90,6 +91,7 @@ html_theme = "furo"
 html_title = f"pyrovae {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_extra_path = ["llms.txt"]
 html_math_renderer = "mathml"
 html_copy_source = False
