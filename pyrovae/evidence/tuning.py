@@ -319,11 +319,13 @@ def responsibilities(proposal: Proposal, u: Tensor, log_weights: Tensor) -> Tens
 
 
 def by_climbing(fitted: Fitted) -> Fitted:
-    """Each component climbs the ELBO; one in their place does, where they are many."""
+    """Each component climbs the ELBO; where they are many, one more beside them."""
     proposal = fitted.proposal
     if proposal.mean.shape[1] > 1 + ROOM:
-        proposal = at_highest_mode(fitted)
-    row, component = (proposal.log_weights[:, :-1] > -torch.inf).nonzero(as_tuple=True)
+        proposal, component = with_highest_mode(fitted)
+        row = torch.arange(len(component), device=component.device)
+    else:
+        row, component = (proposal.log_weights[:, :-1] > -torch.inf).nonzero(as_tuple=True)
     mean, factor = proposal.mean.clone(), proposal.factor.clone()
     mean[row, component], factor[row, component] = climb_elbo(
         proposal.target, mean[row, component], factor[row, component], row
@@ -331,11 +333,11 @@ def by_climbing(fitted: Fitted) -> Fitted:
     return judge(replace(proposal, mean=mean, factor=factor), PILOT)
 
 
-def at_highest_mode(fitted: Fitted) -> Proposal:
-    """One component at the mode that the highest pilot draw leads to, in the place of all.
+def with_highest_mode(fitted: Fitted) -> tuple[Proposal, Tensor]:
+    """A component at the mode that the highest pilot draw leads to, and its number, ``(B,)``.
 
     Where a mixture's components overlap, or have correlations, the posterior is one mode more than
-    it is theirs.
+    it is theirs. It takes the place of the component that accounts for least.
     """
     proposal = fitted.proposal
     heights = fitted.log_weights + proposal.log_prob(fitted.u)
@@ -344,11 +346,14 @@ def at_highest_mode(fitted: Fitted) -> Proposal:
     scale = proposal.factor[:, -1 - ROOM].square().sum(-1).sqrt()  # of all components together
     modes = find_modes(proposal.target, highest, row, scale)
     mean, factor = proposal.mean.clone(), proposal.factor.clone()
-    mean[:, 0], factor[:, 0] = modes.u, modes.factor
-    masses = torch.zeros_like(mean[..., 0])
-    masses[:, 0] = 1.0
+    masses = proposal.log_weights[:, :-1].exp()
+    least = masses.argmin(1)
+    mean[row, least], factor[row, least] = modes.u, modes.factor
+    masses[row, least] = 0.0
+    masses[row, least] = masses.sum(1)  # as much as all the others, until it is judged
+    masses = masses / masses.sum(1, keepdim=True)
     weights = mixture_weights(masses, guided=proposal.guide is not None)
-    return proposal.with_components(weights, mean, factor)
+    return proposal.with_components(weights, mean, factor), least
 
 
 def by_matching(fitted: Fitted) -> Fitted:
