@@ -31,7 +31,8 @@ class Evidence(Result):
         pareto_k: k̂ of each data point's importance weights, shape ``(N,)``; above ``k_limit``
             estimate and standard error cannot be trusted; infinite where there were too few draws
             to tell.
-        draws: importance draws, or annealed chains, for each data point.
+        draws: weights of each data point, one for each importance draw or annealed chain; of
+            ``"auto"`` some are means of four.
         bound: the side on which the expectation of ``values`` errs.
         smoothed: estimates from Pareto-smoothed weights, shape ``(N,)``: less noise where
             0.5 < k̂ < 0.7, and no bound; ``None`` if the weights do not average to p(x).

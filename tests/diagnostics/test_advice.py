@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyrovae.diagnostics.advice import advise
+from pyrovae.diagnostics.advice import advise, is_settled
 from pyrovae.evidence.importance import compare_priors
 from pyrovae.evidence.result import Evidence
 from pyrovae.pairs.pair import Pair
@@ -116,3 +116,18 @@ def test_no_advice_is_built_on_an_infinite_value(infinite: float) -> None:
     assert "row 17" in advice and "inf ±" not in advice
     everywhere = dict.fromkeys(NAMES, evidence(impossible))
     assert advise(everywhere, NAMES).startswith("Where to sample from can't be told")
+
+
+@pytest.mark.parametrize(
+    ("ex_post", "settled"),
+    [(2.0, True), (-2.0, True), (0.23, True), (0.21, False), (0.1, False), (-0.01, False)],
+)
+def test_a_first_look_settles_what_is_four_standard_errors_from_relevant(
+    ex_post: float, settled: bool
+) -> None:
+    # Differences of 0.3 to either side of their mean at 100 rows: a standard error of 0.0302.
+    values, noise = torch.zeros(100), torch.tensor([0.3, -0.3]).repeat(50)
+    parts = {"prior": evidence(values), "ex_post": evidence(values + ex_post + noise)}
+    assert is_settled(parts, ["ex_post"]) == settled
+    rejected = replace(parts["ex_post"], pareto_k=torch.full((100,), 0.9))
+    assert not is_settled({**parts, "ex_post": rejected}, ["ex_post"])
