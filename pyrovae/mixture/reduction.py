@@ -57,8 +57,8 @@ ROWS = 2048
 LARGE = 1 << 27
 #: ... which is a share above this, ...
 NEAR = 1e-8
-#: ... and the share of all pairs up to which they are few, and rounds over these alone pay.
-SPARSE = 0.25
+#: ... and the share of all pairs, for each feature, up to which rounds over these alone pay.
+SPARSE = 1e-4
 
 
 @dataclass(frozen=True, repr=False)
@@ -577,7 +577,7 @@ class FullRounds(DiagonalRounds):
             bound += float(self.log_weight[rows].exp() @ total)
             scores -= total.unsqueeze(-1)
             old, new = (scores > math.log(NEAR)).nonzero(as_tuple=True)
-            if len(old) > SPARSE * scores.numel():
+            if len(old) > SPARSE * key.shape[-1] * scores.numel():
                 return None
             found.append(torch.stack([rows[old], new]))
             log_shares.append(scores[old, new])

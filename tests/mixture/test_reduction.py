@@ -150,9 +150,10 @@ def test_rounds_over_few_pairs_are_complete_ones_where_no_other_has_a_share(
 ) -> None:
     """Shares below 1e-8 are left out, of N = 400 and 8."""
     monkeypatch.setattr(rounds, "LARGE", 1)
+    monkeypatch.setattr(rounds, "SPARSE", 0.1)
     problem = FullRounds(clusters(8), 5.0)
     normals, _ = problem.round(problem.start(8, 0), torch.float64)
-    assert problem.pairs is not None and len(problem.pairs.row) < rounds.SPARSE * N * 8
+    assert problem.pairs is not None and len(problem.pairs.row) < N * 8
     few, every = problem.near_round(normals, problem.pairs), problem.pairwise_round(normals)
     assert few is not None
     assert few[1] == pytest.approx(every[1], abs=1e-6)
@@ -165,6 +166,7 @@ def test_rounds_over_few_pairs_end_where_complete_ones_do(monkeypatch: pytest.Mo
     mixture = clusters(40)
     complete = reduce(mixture, 40, covariance="full", tolerance=1e-9)
     monkeypatch.setattr(rounds, "LARGE", 1)
+    monkeypatch.setattr(rounds, "SPARSE", 0.1)
     few = reduce(mixture, 40, covariance="full", tolerance=1e-9)
     assert (torch.tensor(few.bounds).diff() > -1e-6).all()
     assert few.bounds[-1] == pytest.approx(complete.bounds[-1], abs=1e-6)
