@@ -8,6 +8,10 @@ round of `fit` is its third epoch: argument checks run in the first and steps ar
 second. Data are random bits: no step depends on them.
 
     python benchmarks/fit_step.py --batch 100 1000 --rounds 7
+
+`--numpyro PYTHON` takes NumPyro's SVI beside them, its epoch a jitted scan, in a process of its own
+(`numpyro_step.py`) by an interpreter that has it. JAX takes all processors that it may have, so
+hold both to as many as torch has threads: `taskset -c 0 python benchmarks/fit_step.py` to one.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pyro
 import torch
@@ -122,7 +128,30 @@ def by_svi(x: Tensor, batch: int) -> Callable[[], float]:
     return epoch
 
 
-def milliseconds(batch: int, steps: int, rounds: int) -> dict[str, tuple[float, float]]:
+def by_numpyro(python: str, batch: int, steps: int) -> Callable[[], float] | None:
+    """NumPyro, in a process of another interpreter; none, with a word, if that doesn't have it."""
+    numbers = (LEARNING_RATE, batch, steps, LATENT, PIXELS, *HIDDEN)
+    script = Path(__file__).with_name("numpyro_step.py")
+    process = subprocess.Popen(
+        [python, str(script), *map(str, numbers)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if process.stdout.readline() != "ready\n":
+        print(f"NumPyro is left out: {python} does not have it")
+        return None
+
+    def epoch() -> float:
+        print("round", file=process.stdin, flush=True)
+        return float(process.stdout.readline())
+
+    return epoch
+
+
+def milliseconds(
+    batch: int, steps: int, rounds: int, numpyro: str | None = None
+) -> dict[str, tuple[float, float]]:
     """Fastest and median time of a step in each way, the ways taking turns."""
     x = torch.rand(batch * steps, PIXELS).round()
     ways = {
@@ -134,6 +163,8 @@ def milliseconds(batch: int, steps: int, rounds: int) -> dict[str, tuple[float, 
     }
     if shutil.which("g++") or shutil.which("clang++"):
         ways[f"{BY_HAND}, torch.compile"] = by_hand(x, batch, fused=True, compiled=True)
+    if numpyro and (way := by_numpyro(numpyro, batch, steps)):
+        ways["NumPyro, jitted scan"] = way
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -152,6 +183,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[100, 1000], help="batch sizes")
     parser.add_argument("--steps", type=int, default=60, help="steps in a round (default 60)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds (default 7)")
+    parser.add_argument("--numpyro", metavar="PYTHON", help="an interpreter that has NumPyro")
     options = parser.parse_args()
     captured.LEAST_STEPS = 1  # a round is shorter than a run in which recording pays
     table = Table(title=f"one training step, {torch.get_num_threads()} threads")
@@ -159,7 +191,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "way" else "right")
     for batch in options.batch:
         pyro.clear_param_store()
-        times = milliseconds(batch, options.steps, options.rounds)
+        times = milliseconds(batch, options.steps, options.rounds, options.numpyro)
         for name, (fastest, median) in times.items():
             ratio = fastest / times[BY_HAND][0]
             table.add_row(str(batch), name, f"{fastest:.2f}", f"{median:.2f}", f"{ratio:.2f}")
