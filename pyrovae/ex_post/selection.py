@@ -42,6 +42,7 @@ STARTS_OF_MANY = 2
 PART = 5000  # of many components, on which candidates are tried first ...
 ROWS = 1000  # ... and held-out data points that score them
 FINALISTS = 3  # candidates that are fitted to all components then
+CODES = 20_000  # that score these, if that is one of each data point at least
 FLOW_UNITS = 16  # with more, a flow of so few steps can't come near the best mixtures
 FLOW_POINTS = 1000  # data points; with fewer, its 1 to 3 seconds would be most of the time
 
@@ -148,7 +149,8 @@ def fit_ex_post_prior(
     these and scored on at most 1,000 held-out data points. Only the best three are then fitted to
     all components and, as these carry larger ones, the next larger reductions than the best two so
     far, until that gains nothing. The choice is among those; the table says of the others that they
-    were tried on a part.
+    were tried on a part. Of more than 20,000 codes as many draws of each data point are left out as
+    leave these or one of each: what differs between data points is known well enough by then.
 
     Simpler means described by fewer numbers: K(2D + 1) − 1 for K diagonal normals,
     K(D + D(D + 1)/2 + 1) − 1 for full ones, the weights of a flow; among equals, the smoother one,
@@ -186,6 +188,8 @@ def fit_ex_post_prior(
     normals = with_normals(agg, seed=seed)
     recipes = _recipes(candidates, normals)
     tried = _try_on_part(recipes, agg, codes, seed, progress)
+    if tried:
+        codes = codes[: max(1, CODES // codes.shape[1])]
     waiting, fitted = _finalists(recipes, tried), list[int]()
     steps = len(waiting)
     scores: list[_Score] = []

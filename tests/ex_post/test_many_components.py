@@ -96,6 +96,24 @@ def test_the_next_larger_reduction_than_the_best_is_a_finalist() -> None:
 
 
 @pytest.mark.usefixtures("few_are_many")
+def test_enough_codes_score_the_finalists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All data points have their say, by one draw each; the mean is that of more draws."""
+    loc = clusters()
+    agg, held_out = AggregatedPosterior(encoding(loc[:TRAINING])), encoding(loc[TRAINING:])
+    recipes: list[Recipe] = [Reduced(size) for size in (2, 6, 12, 24)]
+    more = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
+    monkeypatch.setattr(selection, "CODES", 1)
+    one = fit_ex_post_prior(agg, held_out=held_out, candidates=recipes)
+    assert one.choice == more.choice
+    for ours, theirs in zip(one.table, more.table, strict=True):
+        error = ours.held_out.standard_error
+        assert ours.held_out.size == theirs.held_out.size
+        assert abs(ours.held_out.value - theirs.held_out.value) < 4 * error
+    assert chosen(one).held_out.size == len(loc) - TRAINING
+    assert chosen(one).held_out.standard_error > chosen(more).held_out.standard_error
+
+
+@pytest.mark.usefixtures("few_are_many")
 def test_few_candidates_are_all_fitted_to_all_components() -> None:
     loc = clusters()
     agg, held_out = AggregatedPosterior(encoding(loc[:TRAINING])), encoding(loc[TRAINING:])
