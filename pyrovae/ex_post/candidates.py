@@ -355,10 +355,10 @@ def leave_one_out_amounts(agg: AggregatedPosterior, *, steps: int, codes: int, s
             log_weight = agg.log_weights.detach() - 0.5 * inflated.log().sum(-1)
             precision = inflated.reciprocal()
             constants = log_weight - 0.5 * (precision * loc.square()).sum(-1)
-            terms = (torch.cat([-0.5 * precision, precision * loc], -1), constants)
-            gradients = _leave_one_out_gradients(*(t.detach() for t in terms), z, index)
+            key = torch.cat([-0.5 * precision, precision * loc], -1)
+            gradients = _leave_one_out_gradients(key.detach(), constants.detach(), z, index)
             optimizer.zero_grad()
-            torch.autograd.backward(terms, gradients)
+            torch.autograd.backward((key, constants), gradients)
             optimizer.step()
     return log_amount.detach().exp()
 

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyrovae.ex_post import candidates
 from pyrovae.ex_post.candidates import (
     Flow,
     Inflated,
@@ -190,6 +191,22 @@ def test_amounts_by_unit_follow_the_units() -> None:
     assert ex_post_prior.table[-1].difference.value == 0
     alike = AggregatedPosterior(dist.Normal(torch.zeros(5, 2), torch.ones(5, 2)).to_event(1))
     assert leave_one_out_amounts(alike, steps=2, codes=5, seed=0).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_leave_one_out_gradients_are_those_of_autograd(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of components, the last of which holds one that is left out, and no other."""
+    monkeypatch.setattr(candidates, "SCORES_AT_ONCE", 5 * 10)
+    key, constant = -torch.rand(41, 6, dtype=dtype), torch.randn(41, dtype=dtype)
+    z, own = 20 * torch.randn(5, 3, dtype=dtype), torch.tensor([40, 0, 7, 7, 23])
+    leaves = [key.requires_grad_(), constant.requires_grad_()]
+    scores = constant + torch.cat([z.square(), z], -1) @ key.mT
+    (-scores.scatter(1, own.unsqueeze(-1), -torch.inf).logsumexp(-1).mean()).backward()
+    found = candidates._leave_one_out_gradients(key.detach(), constant.detach(), z, own)
+    for gradient, leaf in zip(found, leaves, strict=True):
+        torch.testing.assert_close(gradient, leaf.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_a_flow_is_a_candidate() -> None:
