@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrovae.command import arguments
 from pyrovae.command.interruption import INTERRUPTED, importing
+from pyrovae.command.memory import hand_back
 from pyrovae.command.terminal import encodable, quoted, spelling_out
 from pyrovae.command.wording import for_command, warnings_in_words
 from pyrovae.errors import InputError
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, ``sys.argv[1:]`` if not given.
     """
+    if argv is None:  # the process is ours
+        hand_back()
     with spelling_out(), warnings_in_words():
         return _run(list(sys.argv[1:] if argv is None else argv))
 
