@@ -26,8 +26,7 @@ def with_discrete(
     Returns:
         quantities by name, each ``(S + 1, B)``, and why others are left out, by name.
     """
-    numbers = sites.as_numbers(values)
-    found = dict(zip(sites.labels, numbers.unbind(-1), strict=True))
+    found = dict(zip(sites.labels, sites.as_numbers(values).unbind(-1), strict=True))
     refused: dict[str, str] = {}
     repeated, flat = repeat_rows(x, len(codes)), codes.flatten(0, 1)
     given = {name: value.flatten(0, 1) for name, value in values.items()}
@@ -35,12 +34,14 @@ def with_discrete(
     by_guide, by_model = f"log q({together} | x)", f"log p(x, {together})"
     for name, density in ((by_guide, sites.log_guide), (by_model, sites.log_joint)):
         try:
-            found[name] = density(repeated, flat, given).view(codes.shape[:2])
+            numbers = density(repeated, flat, given).view(codes.shape[:2])
         except (InputError, NotImplementedError) as error:
             refused[name] = str(error)
-    for name in [name for name, numbers in found.items() if numbers.isnan().any()]:
-        refused[name] = "it is not a number at some codes."
-        del found[name]
+            continue
+        if numbers.isnan().any():
+            refused[name] = "it is not a number at some codes."
+        else:
+            found[name] = numbers
     return found, refused
 
 

@@ -31,7 +31,7 @@ from pyrovae.pairs import (
     PyroFunction,
     measuring,
     rows_at_once,
-    simulate_with,
+    simulate_all,
 )
 from pyrovae.progress import progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
@@ -380,9 +380,9 @@ def calibrate_pair(
         own: quantities of the user's.
     """
     like = rows_like(pair, rows, simulations)
-    sites = DiscreteSites.beside(pair, like)
+    x, z, values = simulate_all(pair, like, seed=derived_seed(seed, "calibration"))
+    sites = DiscreteSites.beside(pair, x)
     check_names(own or {}, sites.labels)
-    x, z, values = simulate_with(pair, like, sites.names, seed=derived_seed(seed, "calibration"))
     references = make_references(pair, like, seed=derived_seed(seed, "references"))
     blocks: list[_Block] = []
     step = max(1, rows_at_once(x) // (DRAWS + 1))
@@ -392,7 +392,7 @@ def calibrate_pair(
     ):
         for start in range(0, simulations, step):
             block = slice(start, min(start + step, simulations))
-            true = {name: value[block] for name, value in values.items()}
+            true = {name: values[name][block] for name in sites.names}
             blocks.append(
                 _rank_block(
                     take_rows(x, block), z[block], true, sites, references.take(block), own or {}

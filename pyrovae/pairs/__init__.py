@@ -36,7 +36,7 @@ from pyrovae.pairs.restore import (
     evaluating,
     measuring,
 )
-from pyrovae.pairs.simulation import simulate, simulate_with
+from pyrovae.pairs.simulation import simulate, simulate_all
 from pyrovae.pairs.site_scores import masked_sites
 from pyrovae.pairs.trace_reader import Reader
 from pyrovae.pairs.under_prior import UnderPrior
@@ -74,7 +74,7 @@ __all__ = [
     "refine",
     "rows_at_once",
     "simulate",
-    "simulate_with",
+    "simulate_all",
     "weigh",
     "with_arguments",
     "with_row_numbers",

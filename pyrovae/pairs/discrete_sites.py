@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, as_batch, repeat_rows, take_rows
+from pyrovae.data import Batch, as_batch, repeat_rows
 from pyrovae.pairs.joint_sites import code_at
 from pyrovae.pairs.pair import Pair
 from pyrovae.pairs.site_scores import imputed, masked_sites
 from pyrovae.pairs.trace_reader import Reading, innermost, is_discrete
-
-FEW = 2  # rows that tell which sites there are
 
 
 @dataclass(frozen=True)
@@ -43,23 +41,22 @@ class DiscreteSites:
 
         Args:
             pair: model and guide.
-            x: rows, shape ``(N, ...)``.
+            x: rows, shape ``(N, ...)``, all that are to be drawn for.
         """
-        batch = take_rows(as_batch(x), slice(0, FEW))
+        batch = as_batch(x)
         with torch.no_grad(), torch.random.fork_rng():
-            model, guide = (r.read(batch)[0] for r in (pair.model_reader, pair.guide_reader))
-        own = [
+            models, guides = (r.read(batch) for r in (pair.model_reader, pair.guide_reader))
+        model, guide = models[0], guides[0]
+        drawn = [
             name
-            for name in model.latent
-            if name not in (*pair.sites, *model.shared)
-            and is_discrete(model.nodes[name]["fn"])
-            and not imputed(model, name)
+            for name in discrete_sites(model, pair.sites)
+            if name in guide.latent and name not in guide.shared
         ]
-        drawn = [name for name in own if name in guide.latent and name not in guide.shared]
-        points = [name for name in drawn if not is_discrete(guide.nodes[name]["fn"])]
-        refused = dict.fromkeys(points, "the guide has no discrete distribution there.")
+        continuous = [name for name in drawn if not is_discrete(guide.nodes[name]["fn"])]
+        refused = dict.fromkeys(continuous, "the guide has no discrete distribution there.")
+        masked = {name for reading in (*models, *guides) for name in masked_sites(reading)}
         reason = ""
-        if {*masked_sites(model), *masked_sites(guide)} & {*pair.sites, *drawn}:
+        if masked & {*pair.sites, *drawn}:
             reason = "a mask leaves out a part of a latent site."
         elif pair.traits.draws_for_all(batch):
             reason = "the pair draws another site once for all rows."
@@ -150,6 +147,20 @@ class DiscreteSites:
             for name, classes in self.classes.items()
         ]
         return torch.cat([part.double() for part in parts], -1)
+
+
+def discrete_sites(model: Reading, code: Sequence[str]) -> list[str]:
+    """Names of the discrete latent sites of each row in a run of a model, those of the code aside.
+
+    Values that ``obs_mask=`` leaves out of the data are none.
+    """
+    return [
+        name
+        for name in model.latent
+        if name not in (*code, *model.shared)
+        and is_discrete(model.nodes[name]["fn"])
+        and not imputed(model, name)
+    ]
 
 
 def _values(readings: Sequence[Reading], name: str) -> Tensor:

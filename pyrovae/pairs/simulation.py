@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from pyrovae.data import Batch, as_batch, row_count
 from pyrovae.errors import InputError
 from pyrovae.mixture import families
 from pyrovae.mixture.families import share
+from pyrovae.pairs.discrete_sites import discrete_sites
 from pyrovae.pairs.observed_data import observed_argument
 from pyrovae.pairs.pair import Pair
 from pyrovae.randomness import seeded
@@ -38,33 +37,31 @@ def simulate(
             model observes more than one site, or p(x | z) depends on x itself, such as by a row's
             total, which differs in the simulated rows.
     """
-    simulated, z, _ = _simulated(pair, as_batch(like), (), prior, seed)
+    simulated, z, _ = _simulated(pair, as_batch(like), prior, seed)
     return simulated, z
 
 
 @torch.no_grad()
-def simulate_with(
-    pair: Pair, like: Tensor | Batch, others: Sequence[str], *, seed: int = 0
+def simulate_all(
+    pair: Pair, like: Tensor | Batch, *, seed: int = 0
 ) -> tuple[Batch, Tensor, dict[str, Tensor]]:
-    """As `simulate`, with what the same run of the model drew at other sites.
+    """As `simulate`, with what the same run of the model drew at its other discrete sites.
 
     Args:
-        pair: model and guide, of which neither draws a site once for all rows.
-        like: rows, shape ``(N, ...)``.
-        others: names of latent sites of the model.
-        seed: names the draws.
+        pair, like, seed: as `simulate` has them.
 
     Returns:
-        the arguments, z, and the values at the other sites by name, each ``(N, units)``.
+        the arguments, z, and the values at the sites by name, each ``(N, units)``; none where a
+        site is drawn once for all rows.
 
     Raises:
         InputError: as `simulate`.
     """
-    return _simulated(pair, as_batch(like), others, None, seed)
+    return _simulated(pair, as_batch(like), None, seed)
 
 
 def _simulated(
-    pair: Pair, batch: Batch, others: Sequence[str], prior: dist.Distribution | None, seed: int
+    pair: Pair, batch: Batch, prior: dist.Distribution | None, seed: int
 ) -> tuple[Batch, Tensor, dict[str, Tensor]]:
     rows = row_count(batch)
     values: dict[str, Tensor] = {}
@@ -73,7 +70,6 @@ def _simulated(
         if prior is None:
             readings = pair.model_reader.read(batch)
             z = torch.cat([torch.cat([r.code(s) for s in pair.sites], -1) for r in readings])
-            values = {name: torch.cat([r.code(name) for r in readings]) for name in others}
         else:
             z = prior.sample(torch.Size([rows])).reshape(rows, -1)
         if prior is None and not pair.traits.draws_for_all(batch):
@@ -83,6 +79,8 @@ def _simulated(
                  for r in readings]
             )  # fmt: skip
             x = likelihood.sample()
+            discrete = discrete_sites(readings[0], pair.sites)
+            values = {name: torch.cat([r.code(name) for r in readings]) for name in discrete}
         else:
             x = pair.decode(batch, z).sample()
     arguments = list(batch)

@@ -47,7 +47,8 @@ MOST_UNITS = 10  # drawn for each data point, at most
 def calibration(source: Diagnosis | Calibration, *, ax: Axes | None = None) -> Axes:
     """ECDF of the probability integral transforms of each test, minus that of a calibrated guide.
 
-    The band is simultaneous for all curves together: the verdict rejects a unit or a joint quantity
+    Units are lines, units of discrete sites dotted ones, and joint quantities dashed. The band is
+    simultaneous for all curves together: the verdict rejects a unit or a joint quantity
     exactly where its curve leaves the band (Säilynoja et al. 2022).
 
     Args:
