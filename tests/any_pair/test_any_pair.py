@@ -415,6 +415,18 @@ def test_annealing_takes_arguments_and_refuses_what_is_drawn_anew() -> None:
         pv.log_evidence(model, guide, X, method=short, draws=4)
 
 
+@each
+def test_every_pair_that_can_simulate_is_ranked(case: Case) -> None:
+    model, guide = case.make()
+    if not case.amortized:
+        with pytest.raises(pv.InputError, match="expected a pair that takes any number of rows"):
+            pv.calibrate(model, guide, case.batch(X), simulations=100, **case.names)
+        return
+    found = pv.calibrate(model, guide, case.batch(X), simulations=100, **case.names)
+    assert set(found.refused) <= {"TARP distance to points by x"}  # behind a mask
+    assert not case.exact or float(found.adjusted.min()) > 1e-4
+
+
 def test_simulated_data_take_the_place_of_the_argument_that_is_observed() -> None:
     covariates = case_named("covariates_as_arguments")
     batch = covariates.batch(X)
