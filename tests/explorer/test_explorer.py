@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,143 @@ def test_the_keys_do_what_the_pointer_does(open_page: Callable[..., Any], writte
     assert page.locator("#samples canvas").count() == 8
 
 
+# Turns of the wheel where a frame takes long; returns whether the points' own canvas is put away.
+TURNS = """async () => {
+  window.requestAnimationFrame = (f) => setTimeout(() => f(performance.now()), 60);
+  const over = document.getElementById("over");
+  const { left, top, width, height } = over.getBoundingClientRect();
+  const [clientX, clientY] = [left + 0.6 * width, top + 0.4 * height];
+  for (let i = 0; i < 5; i++) {
+    const turn = { deltaY: -40, clientX, clientY, cancelable: true };
+    over.dispatchEvent(new WheelEvent("wheel", turn));
+    await new Promise(requestAnimationFrame);
+  }
+  return document.getElementById("points").style.visibility === "hidden";
+}"""
+
+
+def test_a_map_that_was_moved_rests_as_it_is_drawn_at_once(
+    open_page: Callable[..., Any], written: Path
+) -> None:
+    page = open_page(written)
+    assert page.evaluate(TURNS)
+    page.wait_for_selector("#points:not([style*=hidden])")
+    view = page.evaluate("explorer.state.view")
+    other = open_page(written)
+    assert other.evaluate("explorer.state.view") != view
+    other.evaluate(
+        "view => { Object.assign(explorer.state.view, view); explorer.drawNow(); }", view
+    )
+    box = page.locator("#over").bounding_box()
+    within = {  # of the edge, which lies between pixels
+        "x": math.ceil(box["x"]) + 1, "y": math.ceil(box["y"]) + 1,
+        "width": int(box["width"]) - 4, "height": int(box["height"]) - 4,
+    }  # fmt: skip
+    assert page.screenshot(clip=within) == other.screenshot(clip=within)
+
+
+def test_a_point_that_leaves_the_map_by_keys_takes_it_along(
+    open_page: Callable[..., Any], written: Path
+) -> None:
+    page = open_page(written)
+    page.focus("#over")
+    for _ in range(20):
+        page.keyboard.press("Shift+ArrowRight")
+    x, y = page.evaluate("explorer.toScreen(...explorer.state.mark)")
+    box = page.locator("#over").bounding_box()
+    assert 0 < x < box["width"] and 0 < y < box["height"]
+
+
+def heard(page: Any) -> list[dict[str, Any]]:
+    """What a screen reader is told, in its order: role, name and properties of each node."""
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    byid = {node["nodeId"]: node for node in nodes}
+
+    def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if not node["ignored"]:
+            properties = {p["name"]: p["value"].get("value") for p in node.get("properties", ())}
+            name = node.get("name", {}).get("value", "").strip()
+            yield properties | {"role": node["role"]["value"], "name": name}
+        for child in node.get("childIds", ()):
+            yield from walk(byid[child])
+
+    return list(walk(nodes[0]))
+
+
+@pytest.mark.parametrize("name", ["explorer.html", "report.html"])
+def test_a_screen_reader_is_told_what_everything_is(
+    open_page: Callable[..., Any], written: Path, name: str
+) -> None:
+    page = open_page(written.with_name(name))
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    if name == "explorer.html":
+        for key in "nlsi":
+            page.press("#over", key)
+    nodes = heard(page)
+    nameless = {"generic", "none", "GenericContainer"}
+    for node in nodes:
+        if node.get("focusable") or node["role"] in ("image", "img", "Canvas", "region"):
+            assert node["name"] and node["role"] not in nameless, node
+    levels = [node["level"] for node in nodes if node["role"] == "heading"]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    roles = [node["role"] for node in nodes]
+    assert roles.count("main") == 1 and roles.count("banner") == 1
+    assert all(node["name"] for node in nodes if node["role"] in ("columnheader", "rowheader"))
+
+
+@pytest.mark.parametrize("name", ["explorer.html", "report.html"])
+def test_the_tabulator_goes_through_the_page_and_out_of_it(
+    open_page: Callable[..., Any], written: Path, name: str
+) -> None:
+    page = open_page(written.with_name(name))
+    places: list[int] = []
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        place, seen = page.evaluate(
+            """() => {
+              const at = document.activeElement, style = getComputedStyle(at);
+              const shown = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+              const place = [...document.querySelectorAll("*")].indexOf(at);
+              return [at === document.body ? -1 : place, shown];
+            }"""
+        )
+        if place < 0 or place in places[:1]:
+            break
+        assert seen
+        places.append(place)
+    else:
+        pytest.fail("the focus never leaves the page")
+    assert places == sorted(set(places)) and len(places) > 8
+
+
+def test_what_was_done_is_told_once(open_page: Callable[..., Any], written: Path) -> None:
+    page = open_page(written)
+    page.focus("#over")
+    live = "[aria-live], [role=status]"
+    assert page.locator(live).evaluate_all("all => all.map(part => part.id)") == [
+        "picture-words", "told", "said",
+    ]  # fmt: skip
+    assert page.locator(f":is({live}) :is({live})").count() == 0
+    told = {
+        "l": r"\d+ of \d+ rows are selected\. Most of one label: \d, \d+ \([\d.]+ %\)\.",
+        "s": "Eight samples .*",
+        "i": "Nine codes from the start to the end of the line.*",
+        "+": r"The map shows [\d,]+ of [\d,]+ rows\.",
+    }
+    for key, words in told.items():
+        page.keyboard.press(key)
+        assert re.fullmatch(words, page.inner_text("#told").strip()), key
+    before = page.text_content("#told")
+    page.keyboard.press("s")
+    first = page.text_content("#told")
+    page.keyboard.press("s")
+    assert len({before, first, page.text_content("#told")}) == 3  # heard again
+    page.check("#show-prior")
+    assert "prior" in page.inner_text("#picture-words")
+
+
 def test_a_phone_and_a_dark_page_show_it_whole(
     open_page: Callable[..., Any], written: Path
 ) -> None:
@@ -272,9 +410,30 @@ def test_a_mixture_of_few_normals_is_itself_and_others_are_said_to_be_near() -> 
     assert "4,000 draws" in as_normals(flow, seed=0)["words"]
 
 
-def test_names_are_text_in_the_page(written: Path) -> None:
+def facts_of(written: Path) -> dict[str, Any]:
     text = written.read_text(encoding="utf-8")
-    facts = json.loads(text.split('id="facts">')[1].split("</script>")[0])
+    return json.loads(text.split('id="facts">')[1].split("</script>")[0])
+
+
+def test_new_rows_of_a_table_stand_side_by_side(
+    open_page: Callable[..., Any], written: Path, tmp_path: Path
+) -> None:
+    facts = facts_of(written)
+    columns = [{"name": f"pixel {n}", "kind": "real", "categories": []} for n in range(64)]
+    table = {"image": False, "columns": columns, "mean": [0.0] * 64, "spread": [1.0] * 64}
+    path = tmp_path / "page.html"
+    path.write_text(document(facts | {"row": facts["row"] | table}), encoding="utf-8")
+    page = open_page(path)
+    page.press("#over", "s")
+    page.press("#over", "i")
+    for place, count in (("#samples", 8), ("#line", 9)):
+        assert page.locator(f"{place} tbody tr").count() == 64
+        assert page.locator(f"{place} thead th").count() == 1 + count
+        assert page.locator(f"{place} td").count() == 64 * count
+
+
+def test_names_are_text_in_the_page(written: Path) -> None:
+    facts = facts_of(written)
     evil = "</script><img src=x onerror=alert(1)>"
     page = document(facts | {"name": evil})
     assert evil not in page and "<img" not in page

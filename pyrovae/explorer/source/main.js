@@ -5,7 +5,7 @@ import { Normals, quantile } from "./densities.js";
 import { decoderOf } from "./network.js";
 import { Grid, Plane, holesOf, shade } from "./planes.js";
 import { Points } from "./points.js";
-import { element, number, sentence, show } from "./rows.js";
+import { element, number, sentence, show, side } from "./rows.js";
 
 const held = JSON.parse(document.getElementById("facts").textContent);
 const at = (id) => document.getElementById(id);
@@ -137,28 +137,97 @@ let waiting = false;
 function draw() {
   if (waiting) return;
   waiting = true;
-  requestAnimationFrame(() => {
+  requestAnimationFrame((now) => {
     waiting = false;
-    drawNow();
+    const whole = !moving || frameTime < QUICK;
+    if (whole) drawNow();
+    else drawMoved();
+    if (moving) requestAnimationFrame((next) => shown(whole ? next - now : frameTime));
   });
 }
 
 function drawNow() {
-  const ratio = window.devicePixelRatio || 1;
-  const { width, height } = over.getBoundingClientRect();
-  for (const canvas of [at("points"), over]) {
-    const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
-    if (canvas.width !== w || canvas.height !== h) [canvas.width, canvas.height] = [w, h];
-  }
-  points.draw(state.view, ratio);
-  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  kept = null;
+  const { width, height } = fit(at("points"), over);
+  at("points").style.visibility = "";
+  points.draw(state.view, ratio());
   pen.clearRect(0, 0, width, height);
-  if (plane) drawDensities();
+  if (plane) drawDensities(pen);
   drawAxes(width, height);
   drawMarks();
 }
 
-function drawDensities() {
+const ratio = () => window.devicePixelRatio || 1;
+
+function fit(...canvases) {
+  const frame = over.getBoundingClientRect();
+  const [w, h] = [frame.width, frame.height].map((side) => Math.round(side * ratio()));
+  for (const canvas of canvases) if (canvas.width !== w || canvas.height !== h) [canvas.width, canvas.height] = [w, h];
+  pen.setTransform(ratio(), 0, 0, ratio(), 0, 0);
+  return frame;
+}
+
+// While the view moves and whole pictures come slowly, the last one is moved; at rest it is drawn anew.
+const QUICK = 25; // milliseconds between frames
+const REST = 150; // milliseconds without movement
+let moving = false;
+let rest = 0; // the timer
+let frameTime = 0; // milliseconds that whole pictures took of late in movements
+let kept = null;
+
+function moved() {
+  clearTimeout(rest);
+  moving = true;
+  draw();
+}
+
+function shown(time) {
+  frameTime += (time - frameTime) / 2;
+  if (waiting) return;
+  clearTimeout(rest);
+  rest = setTimeout(() => {
+    moving = false;
+    frameTime /= 2; // one slow picture is forgotten, a slow machine is not
+    draw();
+  }, REST);
+}
+
+function drawMoved() {
+  const { width, height } = fit(over);
+  if (!kept || !stillShows(kept, width, height)) kept = keep();
+  const { picture, left, top, scale } = kept;
+  const [x, y] = toScreen(left, top);
+  const grown = state.view.scale / scale;
+  pen.imageSmoothingEnabled = false; // a fifth of a frame without a graphics processor
+  pen.clearRect(0, 0, width, height);
+  pen.drawImage(picture, x, y, grown * width, grown * height);
+  drawAxes(width, height);
+  drawMarks();
+}
+
+// The points and the lines as they are now, in one picture; the points' own canvas is not needed meanwhile.
+function keep() {
+  const picture = element("canvas");
+  fit(at("points"), picture);
+  points.draw(state.view, ratio(), true);
+  at("points").style.visibility = "hidden";
+  const on = picture.getContext("2d");
+  on.drawImage(at("points"), 0, 0);
+  on.setTransform(ratio(), 0, 0, ratio(), 0, 0);
+  if (plane) drawDensities(on);
+  const [left, top] = toPlane(0, 0);
+  return { picture, left, top, scale: state.view.scale };
+}
+
+// Whether the kept picture fills most of the frame, and is not much coarser than another would be.
+function stillShows({ left, top, scale }, width, height) {
+  const [x, y] = toScreen(left, top);
+  const grown = state.view.scale / scale;
+  const along = (from, size) => Math.min(from + grown * size, size) - Math.max(from, 0);
+  return grown < 2 && along(x, width) > 0.7 * width && along(y, height) > 0.7 * height;
+}
+
+function drawDensities(on) {
   if (at("show-holes").checked) {
     drawn.holes ??= (() => {
       const [inner, outer] = [gridOf("q_agg"), gridOf("prior")];
@@ -167,23 +236,24 @@ function drawDensities() {
     })();
     const [left, low, right, high] = drawn.holes.box;
     const [[x0, y0], [x1, y1]] = [toScreen(left, high), toScreen(right, low)];
-    pen.drawImage(drawn.holes.image, x0, y0, x1 - x0, y1 - y0);
+    on.imageSmoothingEnabled = true;
+    on.drawImage(drawn.holes.image, x0, y0, x1 - x0, y1 - y0);
   }
   for (const [name, dash] of [["q_agg", []], ["prior", [7, 4]], ["ex-post", [2, 3]]]) {
     if (!at(`show-${name}`).checked) continue;
-    pen.strokeStyle = style(`--${name}`);
-    pen.setLineDash(dash);
+    on.strokeStyle = style(`--${name}`);
+    on.setLineDash(dash);
     gridOf(name).lines.forEach((segments, i) => {
-      pen.lineWidth = [1.8, 1.3, 0.8][i];
-      pen.beginPath();
+      on.lineWidth = [1.8, 1.3, 0.8][i];
+      on.beginPath();
       for (const [a, b, c, d] of segments) {
-        pen.moveTo(...toScreen(a, b));
-        pen.lineTo(...toScreen(c, d));
+        on.moveTo(...toScreen(a, b));
+        on.lineTo(...toScreen(c, d));
       }
-      pen.stroke();
+      on.stroke();
     });
   }
-  pen.setLineDash([]);
+  on.setLineDash([]);
 }
 
 function drawAxes(width, height) {
@@ -369,9 +439,10 @@ function exemplar(n, share) {
 
 // -- lines, selections, samples ------------------------------------------------------------------
 
-function strip(place, codes, words) {
-  place.classList.toggle("tables", !held.row.image);
-  place.replaceChildren(...codes.map((z, i) => show(held.row, decoder.decode(z), words(i))));
+function strip(place, codes, words, heads) {
+  const decoded = codes.map((z) => decoder.decode(z));
+  if (held.row.image) place.replaceChildren(...decoded.map((row, i) => show(held.row, row, words(i))));
+  else place.replaceChildren(side(held.row, decoded, heads));
 }
 
 function interpolate(start, end) {
@@ -380,17 +451,19 @@ function interpolate(start, end) {
   const logs = codes.map((z) => qAgg.logProb(z));
   const lowest = logs.indexOf(Math.min(...logs));
   at("line-words").textContent = `Nine codes from the start to the end of the line. log q_agg falls to ${number(logs[lowest])} at code ${lowest + 1}.`;
-  strip(at("line"), codes, (i) => `code ${i + 1} of 9 along the line`);
+  strip(at("line"), codes, (i) => `code ${i + 1} of 9 along the line`, "code");
+  tell(at("line-words").textContent);
 }
 
 function select(found) {
   state.selected = found.length ? new Set(found) : null;
   at("lasso-part").hidden = !found.length;
   paint();
-  if (!found.length) return;
+  if (!found.length) return tell("No row is selected.");
   const mean = new Float64Array(dim);
   for (const n of found) codeOf(n).forEach((v, d) => (mean[d] += v / found.length));
-  at("lasso-words").textContent = `${found.length.toLocaleString("en")} of ${count.toLocaleString("en")} rows are selected. The mean of their codes decodes to:`;
+  const size = `${found.length.toLocaleString("en")} of ${count.toLocaleString("en")} rows`;
+  at("lasso-words").textContent = `${size} are selected. The mean of their codes decodes to:`;
   at("lasso-mean").replaceChildren(show(held.row, decoder.decode(mean), "the decoded mean of the selected codes"));
   const table = at("lasso-classes");
   table.replaceChildren();
@@ -398,10 +471,12 @@ function select(found) {
   const shares = new Map();
   for (const n of found) shares.set(classes.values[n], (shares.get(classes.values[n]) || 0) + 1);
   table.append(element("caption", classes.name));
-  for (const [value, size] of [...shares].sort((a, b) => b[1] - a[1])) {
+  for (const [value, share] of [...shares].sort((a, b) => b[1] - a[1])) {
     const line = table.insertRow();
-    line.append(element("th", classes.names[value] ?? "none", { scope: "row" }), element("td", `${size.toLocaleString("en")} (${((100 * size) / found.length).toFixed(1)} %)`));
+    line.append(element("th", classes.names[value] ?? "none", { scope: "row" }), element("td", `${share.toLocaleString("en")} (${((100 * share) / found.length).toFixed(1)} %)`));
   }
+  const [first] = table.rows;
+  tell(`${size} are selected. Most of one ${classes.name}: ${[...first.cells].map((c) => c.textContent).join(", ")}.`);
 }
 
 function withinLasso(trail) {
@@ -431,6 +506,7 @@ function save() {
   const text = `${held.ids ? "row,id" : "row"}\n${lines.join("\n")}\n`;
   const link = element("a", undefined, { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: "rows.csv" });
   link.click();
+  tell("The numbers of the selected rows are saved in rows.csv.");
 }
 
 function random() {
@@ -451,7 +527,8 @@ function sampleHere() {
     while (n < shares.length - 1 && (left -= shares[n]) > 0) n++;
     return Float64Array.from(codeOf(n), (v, d) => v + qAgg.root[n * dim + d] * normal());
   });
-  strip(at("samples"), codes, (i) => `sample ${i + 1} of 8`);
+  strip(at("samples"), codes, (i) => `sample ${i + 1} of 8`, "sample");
+  tell("Eight samples from around the point are shown below the log densities.");
 }
 
 // -- pointer and keys ----------------------------------------------------------------------------
@@ -469,7 +546,7 @@ function zoom(factor, x, y) {
   const after = toPlane(x, y);
   state.view.x += before[0] - after[0];
   state.view.y += before[1] - after[1];
-  draw();
+  moved();
 }
 
 function press(event) {
@@ -494,7 +571,7 @@ function move(event) {
   } else if (mode() === "pan") {
     state.view.x -= (now[0] - before[0]) / state.view.scale;
     state.view.y += (now[1] - before[1]) / state.view.scale;
-    draw();
+    moved();
   } else if (mode() === "point") goTo(...toPlane(...now));
   else if (mode() === "lasso" && state.trail) state.trail.push(toPlane(...now));
   else if (state.trail) state.trail = [state.trail[0], toPlane(...now)];
@@ -513,11 +590,17 @@ function release(event) {
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 const KEYS = {
-  "+": () => zoom(1.25, ...toScreen(...state.mark)),
-  "=": () => zoom(1.25, ...toScreen(...state.mark)),
-  "-": () => zoom(0.8, ...toScreen(...state.mark)),
-  0: showAll,
-  n: () => settle(codeOf(nearestOnScreen(...state.mark))),
+  "+": () => magnify(1.25),
+  "=": () => magnify(1.25),
+  "-": () => magnify(0.8),
+  0() {
+    showAll();
+    tellView();
+  },
+  n() {
+    settle(codeOf(nearestOnScreen(...state.mark)));
+    follow();
+  },
   l: () => select(nearestRows(50)),
   s: sampleHere,
   i() {
@@ -525,6 +608,35 @@ const KEYS = {
     state.last = state.z;
   },
 };
+
+function magnify(factor) {
+  zoom(factor, ...toScreen(...state.mark));
+  tellView();
+}
+
+function tellView() {
+  const { width, height } = over.getBoundingClientRect();
+  const [left, high] = toPlane(0, 0);
+  const [right, low] = toPlane(width, height);
+  let seen = 0;
+  for (let n = 0; n < count; n++) {
+    const [u, v] = [coordinates[2 * n], coordinates[2 * n + 1]];
+    if (u > left && u < right && v > low && v < high) seen++;
+  }
+  tell(`The map shows ${seen.toLocaleString("en")} of ${count.toLocaleString("en")} rows.`);
+}
+
+// The map moves with a point that leaves it.
+function follow() {
+  const { width, height } = over.getBoundingClientRect();
+  const [x, y] = toScreen(...state.mark);
+  const beyond = (v, size) => Math.min(v - 24, 0) + Math.max(v - size + 24, 0);
+  const [right, down] = [beyond(x, width), beyond(y, height)];
+  if (!right && !down) return;
+  state.view.x += right / state.view.scale;
+  state.view.y -= down / state.view.scale;
+  moved();
+}
 
 function key(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -534,7 +646,10 @@ function key(event) {
   event.preventDefault();
   if (other) return other();
   const far = (event.shiftKey ? 60 : 12) / state.view.scale;
-  if (plane) return goTo(state.mark[0] + far * arrow[0], state.mark[1] + far * arrow[1]);
+  if (plane) {
+    goTo(state.mark[0] + far * arrow[0], state.mark[1] + far * arrow[1]);
+    return follow();
+  }
   // From row to row, as the map has nothing between them.
   let [best, least] = [-1, Infinity];
   for (let n = 0; n < count; n++) {
@@ -543,10 +658,16 @@ function key(event) {
     const aside = Math.abs(x * arrow[1]) + Math.abs(y * arrow[0]);
     if (ahead > 1e-9 && aside <= ahead && ahead + aside < least) [best, least] = [n, ahead + aside];
   }
-  if (best >= 0) settle(codeOf(best)), (state.mark = [...coordinates.subarray(2 * best, 2 * best + 2)]), draw();
+  if (best >= 0) settle(codeOf(best)), (state.mark = [...coordinates.subarray(2 * best, 2 * best + 2)]), draw(), follow();
 }
 
 // -- words and start -----------------------------------------------------------------------------
+
+// To those who hear the page: what has just been done, where nothing else says so.
+function tell(words) {
+  const again = at("told").textContent === words;
+  at("told").textContent = again ? `${words}\u00a0` : words; // the same words would not be heard again
+}
 
 function pictureWords() {
   if (!plane) {
@@ -591,6 +712,7 @@ function start() {
   at("sample").addEventListener("click", sampleHere);
   at("export").addEventListener("click", save);
   window.addEventListener("resize", draw);
+  at("points").addEventListener("webglcontextrestored", draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   paint();
   state.z = Float64Array.from(codeOf(0));

@@ -58,16 +58,22 @@ export class Points {
 
   setPlaces(places) {
     this.places = places;
+    this.shown = null;
     this.fill("place", places);
   }
 
   setColours(colours) {
     this.colours = colours;
+    this.shown = null;
     this.fill("colour", colours);
   }
 
-  draw(view, ratio) {
+  // A canvas keeps what it shows, but can be copied only right after it was drawn: `anew`.
+  draw(view, ratio, anew = false) {
     const { canvas, gl, places, colours } = this;
+    const asked = [view.x, view.y, view.scale, ratio, canvas.width, canvas.height].join();
+    if (asked === this.shown && !anew) return;
+    this.shown = asked;
     const count = places.length / 2;
     const size = (count > 20000 ? 3 : count > 3000 ? 4.5 : 6) * ratio;
     if (gl) {

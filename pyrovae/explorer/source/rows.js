@@ -51,6 +51,19 @@ export function bars(row, { values, shares }) {
   return table;
 }
 
+// Several rows side by side, a line for each column.
+export function side(row, decoded, head) {
+  const table = element("table", undefined, { class: "side" });
+  const top = table.createTHead().insertRow();
+  top.append(element("th", "column", { scope: "col" }), ...decoded.map((_, i) => element("th", `${head} ${i + 1}`, { scope: "col" })));
+  const body = table.createTBody();
+  row.columns.forEach((column, i) => {
+    const cells = decoded.map(({ values, shares }) => element("td", cell(column, values[i], shares && shares[i])));
+    body.insertRow().append(element("th", column.name, { scope: "row" }), ...cells);
+  });
+  return table;
+}
+
 export function show(row, decoded, words) {
   return row.image ? picture(row, decoded.values, words) : bars(row, decoded);
 }
