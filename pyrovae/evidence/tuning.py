@@ -59,9 +59,8 @@ def fit_proposal(target: Target, *, seed: int) -> Fitted:
 
     First a t around each mode that is found; then, where k̂ of the pilot draws is above 0.5,
     Gaussians of full covariance that climb the ELBO from there; then, where it is above 0.6, rounds
-    of matching the moments of weighted draws (Cappé et al. 2008; Paananen et al. 2021); under a
-    mixture, with a Gaussian for each of many components, matching is first. A stage is kept at the
-    rows where it lowers k̂. Both limits are below 0.7, as a pilot's k̂ is rough.
+    of matching the moments of weighted draws (Cappé et al. 2008; Paananen et al. 2021). A stage is
+    kept at the rows where it lowers k̂. Both limits are below 0.7, as a pilot's k̂ is rough.
 
     Args:
         target: the densities.
@@ -69,9 +68,7 @@ def fit_proposal(target: Target, *, seed: int) -> Fitted:
     """
     with seeded(seed, "modes of a target"):
         fitted = fit_modes(target)
-    many = fitted.proposal.mean.shape[1] > 1 + ROOM  # which only one in their place can climb
-    stages = (by_matching, by_climbing) if many else (by_climbing, by_matching)
-    for stage, (limit, improve) in enumerate(zip((0.5, 0.6), stages, strict=True)):
+    for stage, (limit, improve) in enumerate(((0.5, by_climbing), (0.6, by_matching))):
         number = (~(fitted.pareto_k <= limit)).nonzero().squeeze(1)
         if not len(number):
             break
