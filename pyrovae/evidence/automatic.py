@@ -43,7 +43,7 @@ EXACT = 1e-3  # nats by which weights may differ where the guide is the posterio
 FOLD = 4  # draws whose mean is one weight, where those of single draws are too uneven
 # By how much k̂ of draws that count may be higher than that of pilot draws, at single draws and at
 # such means. Another three draws cost a hundredth of a chain, so that they are taken early.
-ROUGH = {1: 0.1, FOLD: 0.05}
+ROUGH = {1: 0.2, FOLD: 0.05}
 ENOUGH = 0.3  # k̂ of the guide's pilot draws up to which it is good enough beyond doubt
 
 
@@ -65,7 +65,7 @@ def automatic_evidence(
     from the prior has a weight 20 times the mean or lies beyond a valley of log p(x, z), which
     would be a part of the posterior that the guide does not reach. The others, and all where the
     prior is a mixture of many components, have a proposal of their own. Where k̂ of as many pilot
-    draws as are to be counted, or 500, is not below its limit by 0.1, each weight is the mean of
+    draws as are to be counted, or 500, is not below its limit by 0.2, each weight is the mean of
     four draws' weights instead of one; where k̂ of these is not below it by 0.05, chains are
     annealed from there.
 
