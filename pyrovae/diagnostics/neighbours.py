@@ -13,7 +13,7 @@ from pyrovae.randomness import seeded
 
 NEIGHBOURS = 5  # k, as Naeem et al. take it
 SPLITS = 50  # random halvings behind a standard error
-BLOCK_BYTES = 1 << 26  # of distances that are searched at once
+BLOCK_BYTES = 1 << 24  # of distances that are searched at once
 
 
 class Nearest(NamedTuple):
