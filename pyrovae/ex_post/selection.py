@@ -149,8 +149,8 @@ def fit_ex_post_prior(
     these and scored on at most 1,000 held-out data points. Only the best three are then fitted to
     all components and, as these carry larger ones, the next larger reductions than the best two so
     far, until that gains nothing. The choice is among those; the table says of the others that they
-    were tried on a part. Of more than 20,000 codes as many draws of each data point are left out as
-    leave these or one of each: what differs between data points is known well enough by then.
+    were tried on a part. At most 20,000 codes score these few, or one code of each
+    held-out data point if that is more: all data points have their say, with fewer draws of each.
 
     Simpler means described by fewer numbers: K(2D + 1) − 1 for K diagonal normals,
     K(D + D(D + 1)/2 + 1) − 1 for full ones, the weights of a flow; among equals, the smoother one,

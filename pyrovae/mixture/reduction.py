@@ -314,7 +314,8 @@ class DiagonalRounds:
             index, order = index.sort()
             part = copy(self)
             part.weighted = index if self.weighted is None else self.weighted[index]
-            part.log_weight = log_weight[order].log_softmax(-1)  # shrunk like all: `count` stays
+            part.log_weight = log_weight[order].log_softmax(-1)
+            # `count` stays that of all: covariances shrunk more would be far from where they end.
             part.held = self.moments(index)
             yield part
             size *= GROWTH
