@@ -5,7 +5,9 @@ the number of processes; each has one thread, and should have a core. The number
 turns, so that a busy machine is busy for all of them; the fastest epoch, the least disturbed one,
 makes the ratio, and the median stands beside it. An epoch's time is that of the process that takes
 longest; the first one of each run, with its checks, doesn't count. Steps are replayed from the
-second epoch on, as in a long run; `--capture off` leaves them to the pair.
+second epoch on, as in a long run; `--capture off` leaves them to the pair. Beside that stands the
+processor time that a process takes for a step, least of the runs: other work on the machine hardly
+changes it, but what processes wait for each other is not in it.
 
     python benchmarks/ranks.py --processes 1 2 --rounds 3
 """
@@ -14,17 +16,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from fit_step import LEARNING_RATE, PIXELS, vae
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from pyrovae.training import captured
 from pyrovae.training.fit import adam, fit
@@ -39,13 +45,24 @@ def train(options: argparse.Namespace) -> None:
     pair, x = vae(), torch.rand(options.batch * options.steps, PIXELS).round()
     settings = {name: getattr(options, name) for name in ("epochs", "capture")}
     settings |= {"batch_size": options.batch, "progress": False}
-    run = fit(pair.model, pair.guide, x, optimizer=adam(LEARNING_RATE), **settings)
-    seconds = run.history.seconds[1:].tolist()
-    (options.out / f"{os.environ['RANK']}.json").write_text(json.dumps(seconds), encoding="utf-8")
+    begun: list[float] = []  # processor time where each step begins
+
+    def transform(x: Tensor, _: torch.Generator) -> Tensor:
+        begun.append(time.process_time())
+        return x
+
+    optimizer = adam(LEARNING_RATE)
+    run = fit(pair.model, pair.guide, x, optimizer=optimizer, transform=transform, **settings)
+    last = begun[-options.steps :]
+    found = {
+        "seconds": run.history.seconds[1:].tolist(),
+        "processor": statistics.median(later - earlier for earlier, later in pairwise(last)),
+    }
+    (options.out / f"{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def seconds(processes: int, options: argparse.Namespace) -> list[float]:
-    """Seconds of each epoch but the first, in a run of its own."""
+def measure(processes: int, options: argparse.Namespace) -> tuple[list[float], float]:
+    """Seconds of each epoch but the first, and of the processor for a step, in a run of its own."""
     with tempfile.TemporaryDirectory() as folder:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         own = [f"--{name}={getattr(options, name)}" for name in OPTIONS]
@@ -55,7 +72,9 @@ def seconds(processes: int, options: argparse.Namespace) -> list[float]:
             check=True,
         )
         texts = [path.read_text(encoding="utf-8") for path in Path(folder).glob("*.json")]
-    return [max(epoch) for epoch in zip(*map(json.loads, texts), strict=True)]
+    found = [json.loads(text) for text in texts]
+    epochs = zip(*(theirs["seconds"] for theirs in found), strict=True)
+    return [max(epoch) for epoch in epochs], max(theirs["processor"] for theirs in found)
 
 
 def main() -> None:
@@ -75,20 +94,27 @@ def main() -> None:
         train(options)
         return
     times: dict[int, list[float]] = {number: [] for number in options.processes}
+    processor = dict.fromkeys(options.processes, math.inf)
     for _ in range(options.rounds):
         for number in options.processes:
-            times[number] += seconds(number, options)
+            seconds, of_step = measure(number, options)
+            times[number] += seconds
+            processor[number] = min(processor[number], of_step)
     rows = options.batch * options.steps
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     table = Table(title=f"training in minibatches of {options.batch}, one thread each; load {load}")
-    for column in ("processes", "fastest / (rows/s)", "median / (rows/s)", "ratio", "of medians"):
+    speeds = ("fastest / (rows/s)", "median / (rows/s)", "ratio", "of medians")
+    for column in ("processes", *speeds, "processor / (ms/step)", "ratio"):
         table.add_column(column, justify="right")
     base = times[options.processes[0]]
     for number, taken in times.items():
         fastest, median = min(taken), statistics.median(taken)
         ratios = (min(base) / fastest, statistics.median(base) / median)
         speeds = (f"{rows / fastest:,.0f}", f"{rows / median:,.0f}")
-        table.add_row(str(number), *speeds, *(f"{ratio:.2f}" for ratio in ratios))
+        own = f"{1e3 * processor[number]:.1f}"
+        by_processor = processor[options.processes[0]] / processor[number]
+        cells = (*speeds, *(f"{ratio:.2f}" for ratio in ratios), own, f"{by_processor:.2f}")
+        table.add_row(str(number), *cells)
     Console().print(table)
 
 
