@@ -79,9 +79,12 @@ def test_readme_names_files_that_exist() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+WORKERS = {"numpyro_step"}  # run by an interpreter that has NumPyro, with arguments
+
+
 def test_every_benchmark_finds_what_it_imports(tmp_path: Path) -> None:
     folder = ROOT / "benchmarks"
-    names = sorted(path.stem for path in folder.glob("*.py"))
+    names = sorted({path.stem for path in folder.glob("*.py")} - WORKERS)
     lines = [f"import sys; sys.path.insert(0, {str(folder)!r})", *(f"import {n}" for n in names)]
     (tmp_path / "imports.py").write_text("\n".join(lines))
     run("imports.py", cwd=tmp_path)

@@ -49,6 +49,7 @@ NO_RESULTS = {
     "Moments",
     "NormalComponents",
     "Normals",
+    "Pairs",
     "Path",
     "Point",
     "Product",
