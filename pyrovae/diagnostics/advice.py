@@ -89,6 +89,7 @@ def _what_would_tell(change: Estimate, prior: Evidence, other: Evidence) -> str:
     if change.value == 0.0:
         return "which is none"
     wanted = (change.value / TWO_SIDED) ** 2
+    prior, other = paired(prior, other)
     variance = prior.standard_error.square() + other.standard_error.square()
     by_draws = float(variance[variance.isfinite()].mean()) / change.size
     by_rows = max(0.0, change.standard_error**2 - by_draws)

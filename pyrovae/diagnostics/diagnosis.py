@@ -30,7 +30,7 @@ from pyrovae.diagnostics.copies import (
 )
 from pyrovae.diagnostics.decoded_samples import Pictures, pictures
 from pyrovae.diagnostics.draws import Codes, draw_codes, moments
-from pyrovae.diagnostics.effort import Effort, left_out_of
+from pyrovae.diagnostics.effort import COMPONENTS, Effort, left_out_of
 from pyrovae.diagnostics.elbo_terms import Surgery, surgery
 from pyrovae.diagnostics.gaps import elbo_of_guide, gap_below
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide, lower_first
@@ -541,18 +541,20 @@ def _evidence(
         )
         results = {n: replace(found, rows=numbers[chosen]) for n, found in results.items()}
         return {**results, "q_agg": replace(results["q_agg"], needed=needed)}, chosen
-    components = cast(Mixture, densities["q_agg"]).size
-    most = dict.fromkeys(priors, len(chosen)) | {"q_agg": effort.rows_under_q_agg(components)}
+    sizes = {n: density.size for n, density in densities.items() if isinstance(density, Mixture)}
+    large = {n: size for n, size in sizes.items() if n == "q_agg" or size > COMPONENTS}
+    most = dict.fromkeys(priors, len(chosen))
+    most |= {name: effort.rows_under_q_agg(size) for name, size in large.items()}
     order = chosen[_shuffle(len(chosen), derived_seed(seed, "rows under q_agg")).to(chosen.device)]
     known = 0
-    for look in effort.looks(len(chosen), components):
+    for look in effort.looks(len(chosen), sizes["q_agg"]):
         for name, prior in priors.items():
             rows = order[known : min(look, most[name])].sort().values
             if not len(rows):
                 continue
             cost = effort.evidence_cost
-            if name == "q_agg":
-                cost = effort.cost_under_q_agg(components)
+            if name in large:
+                cost = effort.cost_under_q_agg(large[name])
             found = _estimator(effort, cost)(
                 pair,
                 x[rows],
@@ -567,7 +569,8 @@ def _evidence(
         results["q_agg"] = replace(results["q_agg"], needed=needed)
         if is_settled(results, [n for n, rows in most.items() if n != "prior" and rows > known]):
             break
-    bar.tick(sum(most.values()) - sum(len(found.values) for found in results.values()))
+    steps = _evidence_steps(effort, len(x), sizes["q_agg"])
+    bar.tick(steps - sum(len(found.values) for found in results.values()))
     return results, order[:known].sort().values
 
 

@@ -54,7 +54,8 @@ class Effort:
         q_agg_rows: at how many of them raw q_agg is put in the prior's place, which takes time in
             proportion to its N components: by default at all up to N = 5,000, then at 5,000 / N of
             them, but at least 100, and with ``evidence_cost`` less in proportion, but at least
-            200,000. Differences are over these rows alone.
+            200,000. An ex-post prior of more than 5,000 components, such as q_agg with larger
+            variances, has the same. Differences are over these rows alone.
         evidence_cost: ``max_cost`` of ``log_evidence``: evaluations of log p(x, z) at a data point
             at which the search for better draws ends, which leaves it out of the mean, and is said.
             The default is enough for 5,000 draws.

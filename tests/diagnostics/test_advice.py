@@ -131,3 +131,12 @@ def test_a_first_look_settles_what_is_four_standard_errors_from_relevant(
     assert is_settled(parts, ["ex_post"]) == settled
     rejected = replace(parts["ex_post"], pareto_k=torch.full((100,), 0.9))
     assert not is_settled({**parts, "ex_post": rejected}, ["ex_post"])
+
+
+def test_what_would_tell_densities_that_were_measured_at_other_rows() -> None:
+    values = torch.randn(100)
+    rows = torch.arange(100)
+    prior = replace(evidence(values), rows=rows)
+    few = replace(evidence((values + torch.randn(100))[::5]), rows=rows[::5])
+    advice = advise({"prior": prior, "q_agg": few, "ex_post": prior}, NAMES)
+    assert "over 20 of them" in advice and "would tell from none" in advice

@@ -169,6 +169,18 @@ def test_raw_q_agg_at_fewer_rows_is_compared_on_those_alone() -> None:
     assert "(on 6 of them)" in html.render(found, facts={})
 
 
+def test_an_ex_post_prior_of_many_components_is_put_at_fewer_rows_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("effort", "diagnosis"):
+        monkeypatch.setattr(f"pyrovae.diagnostics.{module}.COMPONENTS", 0)
+    monkeypatch.setattr("pyrovae.diagnostics.effort.ROWS", 6)
+    found = diagnosis(evidence_rows=20, first_rows=20)
+    rows = {name: len(evidence.values) for name, evidence in found.evidence.items()}
+    assert rows == {"prior": 20, "q_agg": 6, "ex_post": 6}
+    assert "over 6 of them" in found.advice or "can't be told" in found.advice
+
+
 @pytest.mark.parametrize(
     ("components", "given", "rows"),
     [(40, None, 500), (5_000, None, 500), (10_000, None, 250), (10**6, None, 100), (10**6, 7, 7)],
