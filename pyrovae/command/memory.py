@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-LARGE = 1 << 23  # bytes of a block that is handed back
+LARGE = 1 << 24  # bytes of a block that is handed back
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of glibc's mallopt
 
 

@@ -28,7 +28,7 @@ if "hand back" in sys.argv:
     hand_back()
 libc.free(block(30))  # glibc keeps blocks as large as this from now on
 before = resident()
-large = [(block(8), libc.malloc(100_000))[0] for _ in range(20)]
+large = [(block(20), libc.malloc(100_000))[0] for _ in range(8)]
 for place in large:
     libc.free(place)
 print(resident() - before)
