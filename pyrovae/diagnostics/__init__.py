@@ -11,11 +11,12 @@ from pyrovae.diagnostics.code_densities import Memorisation
 from pyrovae.diagnostics.concerns import grouped, listed
 from pyrovae.diagnostics.copies import HELD_OUT, Attributions, Copies, sample_copies
 from pyrovae.diagnostics.decoded_samples import Pictures
-from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis, check_pair, diagnose
+from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis, diagnose
 from pyrovae.diagnostics.draws import Codes, moments
 from pyrovae.diagnostics.effort import Effort, left_out_of
 from pyrovae.diagnostics.elbo_terms import Surgery, unit_log_densities
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
+from pyrovae.diagnostics.given import check_pair
 from pyrovae.diagnostics.guide_check import GuideCheck
 from pyrovae.diagnostics.holes import Holes
 from pyrovae.diagnostics.information import Information

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,9 +13,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.data import Batch, Data, all_rows, take_rows
+from pyrovae.data import Batch, Data, take_rows
 from pyrovae.diagnostics.active_units import Collapse, collapse, unit_rates
-from pyrovae.diagnostics.advice import advise, change_from, choose, is_settled
+from pyrovae.diagnostics.advice import advise, change_from, choose
 from pyrovae.diagnostics.code_densities import Memorisation, memorisation
 from pyrovae.diagnostics.concerns import grouped
 from pyrovae.diagnostics.copies import (
@@ -29,10 +27,17 @@ from pyrovae.diagnostics.copies import (
     sample_copies,
 )
 from pyrovae.diagnostics.decoded_samples import Pictures, pictures
+from pyrovae.diagnostics.density_evidence import (
+    choose_rows,
+    evidence_steps,
+    evidence_under,
+    shuffle,
+)
 from pyrovae.diagnostics.draws import Codes, draw_codes, moments
-from pyrovae.diagnostics.effort import COMPONENTS, Effort, left_out_of
+from pyrovae.diagnostics.effort import Effort, left_out_of
 from pyrovae.diagnostics.elbo_terms import Surgery, surgery
 from pyrovae.diagnostics.gaps import elbo_of_guide, gap_below
+from pyrovae.diagnostics.given import check_pair, q_agg_of, read_all, split_rows
 from pyrovae.diagnostics.guide_check import GuideCheck, check_guide, lower_first
 from pyrovae.diagnostics.holes import Holes, holes
 from pyrovae.diagnostics.information import Information, information
@@ -43,14 +48,7 @@ from pyrovae.diagnostics.two_sample import TwoSample, two_sample_test
 from pyrovae.display import Result, draw, table
 from pyrovae.errors import InputError
 from pyrovae.estimates import Estimate
-from pyrovae.evidence import (
-    Evidence,
-    automatic_evidence,
-    compare_priors,
-    join,
-    left_out,
-    refined_evidence,
-)
+from pyrovae.evidence import Evidence
 from pyrovae.ex_post import ExPostPrior, Inflated, fit_ex_post_prior
 from pyrovae.export import ExportedDraws, export_draws
 from pyrovae.extras import MissingPackage
@@ -65,7 +63,6 @@ from pyrovae.pairs import (
     encode_rows,
     measuring,
     observe,
-    over_rows,
 )
 from pyrovae.progress import Bar, progress_bar
 from pyrovae.randomness import check_seed, derived_seed, seeded
@@ -85,8 +82,6 @@ COLUMNS = (
 STAGES = 2  # of a diagnosis besides the estimates of log p(x), which take most of the time
 ELBO_DRAWS = 100  # at each row: their noise is small beside what differs between rows
 POINTS = 500  # rows of one or two numbers that are shown
-MANY_PAIRS = 1e8  # of data point and code: minutes even for a small guide
-PROBED, SAME = 64, 1e-3  # rows encoded anew, and the share of their scales that they may be off by
 UNADVISED = "No density to sample from is advised, as log p(x) was left out by evidence_rows=0."
 NAMES = {"prior": "the model's prior", "q_agg": "raw q_agg", "ex_post": "the ex-post prior"}
 
@@ -378,11 +373,11 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
     check_seed(seed)
     effort = effort or Effort()
     original = Pair(model, guide, site, observed, data_plate)
-    batches = _read(train, held_out, *([] if validation is None else [validation]))
-    pair, train_x, validation_x, test_x, numbers = _split_rows(original, batches, seed)
+    batches = read_all(train, held_out, *([] if validation is None else [validation]))
+    pair, train_x, validation_x, test_x, numbers = split_rows(original, batches, seed)
     with measuring(model, guide):
         check_pair(pair, train_x, prior=prior)
-        aggregated = _aggregate(pair, train_x, aggregated, effort)
+        aggregated = q_agg_of(pair, train_x, aggregated, effort)
         unseen, test_q = encode_rows(pair, validation_x).density, encode_rows(pair, test_x)
         guide_check = _check_guide(original, batches[1], test_q, numbers, effort, seed, progress)
         ex_post = fit_ex_post_prior(aggregated, held_out=unseen, seed=seed, progress=progress)
@@ -395,7 +390,7 @@ def diagnose(  # noqa: PLR0913 - a flat front door, where most arguments have de
         test_aggregated = AggregatedPosterior(test_q.density)
         memorised = memorisation(codes, test_codes, densities, aggregated, fitted=fitted, seed=seed)
         test, needed = (test_x, test_q, numbers), memorised.needed
-        evidence, chosen = _evidence(pair, *test, densities, needed, effort, seed, bar)
+        evidence, chosen = evidence_under(pair, *test, densities, needed, effort, seed, bar)
         x, x_q = test_x[chosen], test_q.take(chosen)
         return Diagnosis(
             training=_terms(pair, train_x, codes, aggregated, prior, bar),
@@ -448,7 +443,7 @@ def _check_guide(
     seed: int,
     progress: bool | None,
 ) -> GuideCheck:
-    order = _shuffle(len(numbers), seed)
+    order = shuffle(len(numbers), seed)
     return check_guide(
         original,
         take_rows(held_out, numbers[order]),
@@ -461,131 +456,11 @@ def _check_guide(
     )
 
 
-def _read(*data: Data) -> list[Batch]:
-    """All rows of each data set, which are read once."""
-    return [all_rows(one) for one in data]
-
-
-def _split_rows(
-    pair: Pair, data: Sequence[Batch], seed: int
-) -> tuple[Pair, Tensor, Tensor, Tensor, Tensor]:
-    """The pair over rows; rows for training, validation and test; and the numbers of the last."""
-    pair, (train_x, held_out_x, *rest) = over_rows(pair, *data)
-    if rest:
-        numbers = torch.arange(len(held_out_x), device=held_out_x.device)
-        return pair, train_x, rest[0], held_out_x, numbers
-    with seeded(seed, "halves of the held-out rows"):
-        order = torch.randperm(len(held_out_x)).to(held_out_x.device)
-    half = len(held_out_x) // 2
-    validation_numbers, test_numbers = order[:half].sort().values, order[half:].sort().values
-    return pair, train_x, held_out_x[validation_numbers], held_out_x[test_numbers], test_numbers
-
-
-def _shuffle(rows: int, seed: int) -> Tensor:
-    """Numbers of rows in a random order, of which as many as needed are taken from the start."""
-    with seeded(seed, "order of the held-out rows"):
-        return torch.randperm(rows)
-
-
-def _choose_rows(rows: int, size: int, seed: int) -> Tensor:
-    """Numbers of a random choice of rows, in rising order."""
-    return _shuffle(rows, seed)[:size].sort().values
-
-
 def _measuring_bar(
     effort: Effort, held_out: Tensor, components: int, progress: bool | None
 ) -> AbstractContextManager[Bar]:
-    steps = STAGES + _evidence_steps(effort, len(held_out), components)
+    steps = STAGES + evidence_steps(effort, len(held_out), components)
     return progress_bar("measuring", steps, progress=progress)
-
-
-def _evidence_steps(effort: Effort, rows: int, components: int) -> int:
-    """Steps of the progress bar that the estimates of log p(x) take."""
-    rows = min(effort.evidence_rows, rows)
-    if effort.method == "importance":
-        return rows
-    return (len(NAMES) - 1) * rows + min(rows, effort.rows_under_q_agg(components))
-
-
-def _evidence(
-    pair: Pair,
-    x: Tensor,
-    encoded: Encoded,
-    numbers: Tensor,
-    densities: Mapping[str, dist.Distribution],
-    needed: float,
-    effort: Effort,
-    seed: int,
-    bar: Bar,
-) -> tuple[dict[str, Evidence], Tensor]:
-    """log p(x) of a random choice of rows under each density, by name; empty without rows.
-
-    Returns:
-        the estimates, with ``numbers`` of their rows, and the places of these rows in ``x``, in
-        rising order: those of a first look if it settles the advice.
-    """
-    chosen = _choose_rows(len(x), effort.evidence_rows, seed)
-    if not len(chosen):
-        return {}, chosen
-    priors = {**densities, "prior": None}  # the model's own, whatever it is compared with
-    results: dict[str, Evidence] = {}
-    if effort.method == "importance":  # one set of draws serves all
-        results = compare_priors(
-            pair,
-            x[chosen],
-            priors,
-            draws=effort.evidence_draws,
-            encoded=encoded.take(chosen),
-            seed=seed,
-            tick=bar.tick,
-        )
-        results = {n: replace(found, rows=numbers[chosen]) for n, found in results.items()}
-        return {**results, "q_agg": replace(results["q_agg"], needed=needed)}, chosen
-    sizes = {n: density.size for n, density in densities.items() if isinstance(density, Mixture)}
-    large = {n: size for n, size in sizes.items() if n == "q_agg" or size > COMPONENTS}
-    most = dict.fromkeys(priors, len(chosen))
-    most |= {name: effort.rows_under_q_agg(size) for name, size in large.items()}
-    order = chosen[_shuffle(len(chosen), derived_seed(seed, "rows under q_agg")).to(chosen.device)]
-    known = 0
-    for look in effort.looks(len(chosen), sizes["q_agg"]):
-        for name, prior in priors.items():
-            rows = order[known : min(look, most[name])].sort().values
-            if not len(rows):
-                continue
-            cost = effort.evidence_cost
-            if name in large:
-                cost = effort.cost_under_q_agg(large[name])
-            found = _estimator(effort, cost)(
-                pair,
-                x[rows],
-                draws=effort.evidence_draws,
-                prior=prior,
-                encoded=encoded.take(rows),
-                seed=derived_seed(seed, "second look") if known else seed,
-                tick=bar.tick,
-            )
-            results[name] = _with_rows(results.get(name), replace(found, rows=numbers[rows]))
-        known = look
-        results["q_agg"] = replace(results["q_agg"], needed=needed)
-        if is_settled(results, [n for n, rows in most.items() if n != "prior" and rows > known]):
-            break
-    steps = _evidence_steps(effort, len(x), sizes["q_agg"])
-    bar.tick(steps - sum(len(found.values) for found in results.values()))
-    return results, order[:known].sort().values
-
-
-def _with_rows(first: Evidence | None, more: Evidence) -> Evidence:
-    """What is known of some rows and of others, in the order of their numbers."""
-    if first is None:
-        return more
-    both = join([first, more])
-    return both.subset(cast(Tensor, both.rows).argsort())
-
-
-def _estimator(effort: Effort, max_cost: int) -> Callable[..., Evidence]:
-    if effort.method == "refined":
-        return refined_evidence
-    return partial(automatic_evidence, max_cost=max_cost)
 
 
 def _pictures(
@@ -661,7 +536,7 @@ def _export(
 ) -> ExportedDraws | None:
     if not effort.export_rows:
         return None
-    chosen = _choose_rows(len(numbers), effort.export_rows, seed)
+    chosen = choose_rows(len(numbers), effort.export_rows, seed)
     return export_draws(
         pair,
         x[chosen],
@@ -671,60 +546,6 @@ def _export(
         numbers=numbers[chosen].tolist(),
         seed=seed,
     )
-
-
-def _aggregate(
-    pair: Pair, rows: Tensor, given: AggregatedPosterior | None, effort: Effort
-) -> AggregatedPosterior:
-    """q_agg, with a warning where its density runs the guide for every data point and code."""
-    if given is not None:
-        return _checked(pair, rows, given)
-    encoding = encode_rows(pair, rows).density
-    codes = effort.codes + effort.evidence_rows * effort.evidence_draws
-    pairs = encoding.batch_shape[0] * codes
-    if isinstance(encoding, families.Editable) and pairs > MANY_PAIRS:
-        warnings.warn(
-            f"The density of q_agg runs the guide for each of {pairs:.1g} pairs of data point and "
-            "code, which may take hours. Pass fewer rows, or a smaller effort= (codes, "
-            "evidence_rows, evidence_draws).",
-            stacklevel=4,
-        )
-    return AggregatedPosterior(encoding)
-
-
-def _checked(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> AggregatedPosterior:
-    """What was aggregated before, if it is of the training rows, of which the first are encoded.
-
-    Raises:
-        InputError: if there are not as many rows, of equal weights, or the first are others.
-    """
-    here = encode_rows(pair, train[:PROBED]).density
-    if aggregated.size != len(train):
-        found = f"one of {aggregated.size} rows"
-    elif bool((aggregated.log_weights != aggregated.log_weights[0]).any()):
-        found = "unequal weights"
-    else:
-        there = aggregated[: len(train[:PROBED])].encoding
-        kinds = [str(q.mean.dtype).removeprefix("torch.") for q in (here, there)]
-        normals = families.diagonal_normal(here), families.diagonal_normal(there)
-        found = "" if _agree(*normals) else "other encodings of the first rows, or no normals"
-        if not found and kinds[0] != kinds[1]:
-            found = f"one in {kinds[1]}, not {kinds[0]} as the guide's encodings are"
-    if found:
-        raise InputError(
-            f"expected aggregated= of the {len(train)} training rows, by this guide; got {found}. "
-            "Leave it out: the rows are then encoded."
-        )
-    return aggregated
-
-
-def _agree(one: tuple[Tensor, Tensor] | None, other: tuple[Tensor, Tensor] | None) -> bool:
-    """Whether diagonal normals are the same, but for the rounding of a file's dtype."""
-    if one is None or other is None or one[0].shape != other[0].shape:
-        return False
-    limit = SAME * one[1].double() + torch.finfo(torch.float32).eps * one[0].abs()
-    pairs = zip(one, other, strict=True)
-    return all(bool(((a.double() - b.double()).abs() <= limit).all()) for a, b in pairs)
 
 
 def _compare_with_prior(
@@ -739,48 +560,6 @@ def _compare_with_prior(
     except MissingPackage as error:  # one number among many, which says in its place what it lacks
         unknown = Estimate(math.nan, math.inf, 0).unresolve(error.remedy)
         return TwoSample(unknown, unknown)
-
-
-def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None) -> None:
-    """Raise unless a pair has all that a diagnosis needs, by trying it on two rows.
-
-    Args:
-        pair: model and guide.
-        x: rows, shape ``(N, ...)``.
-        prior: as :func:`diagnose` takes it.
-
-    Raises:
-        InputError: naming the site or the plate that is missing or ambiguous, or if the guide's
-            support is not the prior's.
-    """
-    if not pair.traits.takes_any_number_of_rows(x):
-        raise InputError(
-            "expected a pair that takes any number of rows, so that held-out data can be encoded; "
-            "got one with a plate or parameters of fixed size. Write an amortized guide. "
-            "Where there are parameters for each row, as in AutoNormal, just these rows can go to "
-            "pyrovae.aggregate, with batch_size= their number, and to pyrovae.log_evidence."
-        )
-    rows = x[:2]
-    guide = pair.encode(rows)
-    z = guide.sample()
-    elbo_terms(pair, rows, z)
-    likelihood = pair.decode(rows, z)
-    try:
-        likelihood.sample()
-    except NotImplementedError as error:
-        raise InputError(
-            "expected a likelihood that can be drawn from, for pictures and predictive draws; got "
-            f"{families.family(likelihood)}, which has no sample(). Add it to its class, or use "
-            "pyrovae.log_evidence, which does without."
-        ) from error
-    source = pair.prior(rows) if prior is None else prior
-    if share := left_out(guide, source):
-        raise InputError(
-            f"expected a guide whose support is the prior's; got one that leaves out {share:.0%} "
-            "of the prior's draws. There q_agg has no density, and posterior mass is missed "
-            "unnoticed. Use a guide such as a Normal, or transform it to the "
-            "prior's support."
-        )
 
 
 def _terms(

@@ -172,7 +172,7 @@ def test_raw_q_agg_at_fewer_rows_is_compared_on_those_alone() -> None:
 def test_an_ex_post_prior_of_many_components_is_put_at_fewer_rows_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("effort", "diagnosis"):
+    for module in ("effort", "density_evidence"):
         monkeypatch.setattr(f"pyrovae.diagnostics.{module}.COMPONENTS", 0)
     monkeypatch.setattr("pyrovae.diagnostics.effort.ROWS", 6)
     found = diagnosis(evidence_rows=20, first_rows=20)

@@ -194,7 +194,7 @@ def test_both_layers_are_diagnosed_as_one() -> None:
 
 
 def test_what_would_take_hours_is_said_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.diagnostics.diagnosis.MANY_PAIRS", 10.0)
+    monkeypatch.setattr("pyrovae.diagnostics.given.MANY_PAIRS", 10.0)
     pair = EXACT.pair()
     with pytest.warns(UserWarning, match="may take hours.*smaller effort="):
         pv.diagnose(
