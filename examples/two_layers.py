@@ -8,7 +8,6 @@ python examples/two_layers.py --epochs 5
 """
 
 import argparse
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,9 @@ from pyrovae.data.datasets import load, split
 TOP, INNER, HIDDEN = 4, 8, (100, 100)
 PSEUDO_INPUTS = 50
 BOTH = ("z2", "z1")
+TERMS_ALONE = pv.Effort(
+    codes=1000, evidence_rows=0, simulations=0, gap_rows=0, samples=0, export_rows=0, pictures=0
+)
 
 
 def build(train: Tensor, prior: str) -> pv.HierarchicalVAE:
@@ -74,7 +76,7 @@ def main() -> None:
                 few,
                 held_out=fewer,
                 site=site,
-                effort=replace(pv.Effort.quick(), evidence_rows=20),
+                effort=TERMS_ALONE,
             ).training
             print(
                 f"{'z2 and z1' if site == BOTH else site} of 200 images: rate {terms.rate}, "
