@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -40,10 +41,10 @@ from pyrovae.randomness import derived_seed, seeded
 
 RUNGS = ("guide", "refined", "annealed")
 EXACT = 1e-3  # nats by which weights may differ where the guide is the posterior
-FOLD = 4  # draws whose mean is one weight, where those of single draws are too uneven
+FOLDS = (4, 16)  # draws whose mean is one weight, where those of fewer are too uneven
 # By how much k̂ of draws that count may be higher than that of pilot draws, at single draws and at
-# such means. Another three draws cost a hundredth of a chain, so that they are taken early.
-ROUGH = {1: 0.2, FOLD: 0.05}
+# such means. Another 12 draws cost a fifteenth of a chain, so that they are taken early.
+ROUGH = {1: 0.2, 4: 0.05, 16: 0.05}
 ENOUGH = 0.3  # k̂ of the guide's pilot draws up to which it is good enough beyond doubt
 
 
@@ -66,8 +67,9 @@ def automatic_evidence(
     would be a part of the posterior that the guide does not reach. The others, and all where the
     prior is a mixture of many components, have a proposal of their own. Where k̂ of as many pilot
     draws as are to be counted, or 500, is not below its limit by 0.2, each weight is the mean of
-    four draws' weights instead of one; where k̂ of these is not below it by 0.05, chains are
-    annealed from there.
+    four draws' weights instead of one; where k̂ of these is not below it by 0.05, that of 16; and
+    where k̂ of these is not either, chains are annealed from there, each of which costs as much as
+    183 draws.
 
     Pilot draws are not counted, so that the choice leaves the bound a bound.
 
@@ -162,18 +164,18 @@ class Ladder:
         """Weights of some data points, ``(K, n)``; which are annealed; which stopped, ``(n,)``."""
         seed = derived_seed(self.seed, "proposal where the guide fails")
         tuned = fit_proposal(self.target.subset(chosen), seed=seed).proposal
-        uneven = self._too_uneven(tuned, 1)
-        folded = torch.zeros_like(uneven)
-        if len(number := (uneven & self._affords(FOLD * self.draws, chosen)).nonzero().squeeze(1)):
-            failed = self._too_uneven(tuned.subset(number), FOLD)
-            uneven[number], folded[number] = failed, ~failed
+        uneven, fold = self._too_uneven(tuned, 1), torch.ones_like(chosen)
+        for size in FOLDS:
+            number = (uneven & self._affords(2 * size * self.draws, chosen)).nonzero().squeeze(1)
+            if len(number):
+                fold[number] = size
+                uneven[number] = self._too_uneven(tuned.subset(number), size)
+        fold[uneven] = 1
         annealed = uneven & self._affords(cost_of_chains(self.draws, FROM_PROPOSAL), chosen)
         log_weights = tuned.mean.new_zeros((self.draws, len(chosen)))
-        ways = (
-            (counted, ~(annealed | folded)),
-            (folded_weights, folded),
-            (annealed_from, annealed),
-        )
+        ways: list[tuple[Callable[..., Tensor], Tensor]] = [(annealed_from, annealed)]
+        for size in (1, *FOLDS):
+            ways.append((partial(folded_weights, fold=size), ~annealed & (fold == size)))
         for way, rows in ways:
             if rows.any():
                 seed = derived_seed(self.seed, "weights where the guide fails")
@@ -206,7 +208,7 @@ class Ladder:
         return _guide_weights(self.pair, target, self.draws, seed=counting)
 
 
-def folded_weights(proposal: Proposal, draws: int, *, seed: int, fold: int = FOLD) -> Tensor:
+def folded_weights(proposal: Proposal, draws: int, *, seed: int, fold: int) -> Tensor:
     """log of means of weights, of ``fold`` draws each, shape ``(S, B)``; their mean is p(x) too."""
     parts = counted(proposal, fold * draws, seed=seed).unflatten(0, (fold, draws))
     return parts.logsumexp(0) - math.log(fold)

@@ -32,7 +32,7 @@ class Evidence(Result):
             estimate and standard error cannot be trusted; infinite where there were too few draws
             to tell.
         draws: weights of each data point, one for each importance draw or annealed chain; of
-            ``"auto"`` some are means of four.
+            ``"auto"`` some are means of 4 or 16.
         bound: the side on which the expectation of ``values`` errs.
         smoothed: estimates from Pareto-smoothed weights, shape ``(N,)``: less noise where
             0.5 < k̂ < 0.7, and no bound; ``None`` if the weights do not average to p(x).
