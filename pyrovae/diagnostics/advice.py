@@ -19,7 +19,7 @@ RULE = (
     "of densities that these rows don't tell apart the model's own comes first, and raw q_agg, "
     "which copies its data, last"
 )
-STRICT = 4.0  # standard errors that end the measuring at a first look
+STRICT = (4.0, 3.5)  # standard errors that end the measuring at a first and at a second look
 TWO_SIDED = 1.96  # standard errors that a 95 % interval reaches to either side
 NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -154,28 +154,30 @@ def _best(changes: Mapping[str, Estimate]) -> str:
     return max(["prior", *changes], key=lambda n: changes[n].value if n in changes else 0.0)
 
 
-def is_settled(evidence: Mapping[str, Evidence], names: Iterable[str]) -> bool:
+def is_settled(evidence: Mapping[str, Evidence], names: Iterable[str], *, look: int = 0) -> bool:
     r"""Whether more rows would hardly change the advice, so that measuring can end early.
 
-    .. math:: |Δ_n - 0.1| > 4 \, se(Δ_n)
+    .. math:: |Δ_n - 0.1| > c \, se(Δ_n)
 
-    for what every density n is behind the best: it is beaten by a relevant amount or is not, and
-    four standard errors tell which. So strict a first look adds 1e-4 to the error rate of a
-    comparison of normal differences, and 5e-3 to that of 100 lognormal ones (σ = 1) whose mean is
-    right at the limit; else it is that of the last look (Haybittle 1971, "Repeated assessment of
-    results in clinical trials of cancer treatment"; Peto et al. 1976). A change that can't be told
-    leaves all open.
+    for what every density n is behind the best, c = 4 at a first look and 3.5 at a second: it is
+    beaten by a relevant amount or is not, and so many standard errors tell which. So strict, looks
+    at 100 and 200 rows add 7e-4 to the error rate of a comparison of normal differences, and 1e-2
+    to that of lognormal ones (σ = 1) whose mean is right at the limit; else it is that of the last
+    look (Haybittle 1971, "Repeated assessment of results in clinical trials of cancer treatment";
+    Peto et al. 1976). A change that can't be told leaves all open.
 
     Args:
         evidence: held-out log p(x) by density; ``"prior"`` is the model's own.
         names: of the densities, beside the prior, that more rows could be measured under.
+        look: 0 for the first, 1 for the second.
     """
     changes = {name: change_from(evidence["prior"], evidence[name]) for name in names}
     if any(change.unresolved for change in changes.values()):
         return False
     best = _best(changes)
     leads = [evidence[best].minus(evidence[n]) for n in ("prior", *changes) if n != best]
-    return all(abs(lead.value - RELEVANT) > STRICT * lead.standard_error for lead in leads)
+    limit = STRICT[look]
+    return all(abs(lead.value - RELEVANT) > limit * lead.standard_error for lead in leads)
 
 
 def change_from(prior: Evidence, other: Evidence) -> Estimate:

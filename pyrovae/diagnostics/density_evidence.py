@@ -85,7 +85,7 @@ def evidence_under(
     most |= {name: effort.rows_under_q_agg(size) for name, size in large.items()}
     order = chosen[shuffle(len(chosen), derived_seed(seed, "rows under q_agg")).to(chosen.device)]
     known = 0
-    for look in effort.looks(len(chosen), sizes["q_agg"]):
+    for number, look in enumerate(effort.looks(len(chosen), sizes["q_agg"])):
         for name, prior in priors.items():
             rows = order[known : min(look, most[name])].sort().values
             if not len(rows):
@@ -99,13 +99,14 @@ def evidence_under(
                 draws=effort.evidence_draws,
                 prior=prior,
                 encoded=encoded.take(rows),
-                seed=derived_seed(seed, "second look") if known else seed,
+                seed=derived_seed(seed, "later look", number) if number else seed,
                 tick=bar.tick,
             )
             results[name] = _with_rows(results.get(name), replace(found, rows=numbers[rows]))
         known = look
         results["q_agg"] = replace(results["q_agg"], needed=needed)
-        if is_settled(results, [n for n, rows in most.items() if n != "prior" and rows > known]):
+        more = [n for n, rows in most.items() if n != "prior" and rows > known]
+        if known == len(chosen) or is_settled(results, more, look=number):
             break
     steps = evidence_steps(effort, len(x), sizes["q_agg"])
     bar.tick(steps - sum(len(found.values) for found in results.values()))

@@ -47,10 +47,10 @@ class Effort:
         evidence_rows: held-out data points whose log p(x) is estimated; 0 for none, and then there
             is no advice on where to sample from.
         evidence_draws: importance draws for each of them.
-        first_rows: how many of them are measured first; the others only if these leave the advice
-            open, by the rule of :func:`~pyrovae.diagnostics.advice.is_settled`. By default all,
-            and 100 with more than 5,000 training rows, where a row takes long. Every number states
-            its rows.
+        first_rows: how many of them are measured first; if these leave the advice open, by the
+            rule of :func:`~pyrovae.diagnostics.advice.is_settled`, as many again, and if these do
+            too, the others. By default all, and 100 with more than 5,000 training rows, where a row
+            takes long. Every number states its rows.
         q_agg_rows: at how many of them raw q_agg is put in the prior's place, which takes time in
             proportion to its N components: by default at all up to N = 5,000, then at 5,000 / N of
             them, but at least 100, and with ``evidence_cost`` less in proportion, but at least
@@ -128,18 +128,18 @@ class Effort:
         return min(chosen, self.evidence_rows)
 
     def looks(self, rows: int, components: int) -> tuple[int, ...]:
-        """At how many of so many rows log p(x) is known after each look, of one or two.
+        """At how many of so many rows log p(x) is known after each look, of one to three.
 
         Args:
             rows: held-out rows that are at hand.
             components: of q_agg.
 
         >>> Effort().looks(2_000, 1_000), Effort().looks(2_000, 10_000)
-        ((500,), (100, 500))
+        ((500,), (100, 200, 500))
         """
         entire = min(rows, self.evidence_rows)
         first = self.first_rows or (ROWS if components > COMPONENTS else entire)
-        return (first, entire) if first < entire else (entire,)
+        return (*(rows for rows in (first, 2 * first) if rows < entire), entire)
 
     def cost_under_q_agg(self, components: int) -> int:
         """`evidence_cost`, or what it is by default with raw q_agg of so many components."""

@@ -119,18 +119,21 @@ def test_no_advice_is_built_on_an_infinite_value(infinite: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ex_post", "settled"),
-    [(2.0, True), (-2.0, True), (0.23, True), (0.21, False), (0.1, False), (-0.01, False)],
-)
-def test_a_first_look_settles_what_is_four_standard_errors_from_relevant(
-    ex_post: float, settled: bool
+    ("look", "ex_post", "settled"),
+    [
+        (0, 2.0, True), (0, -2.0, True), (0, 0.23, True), (0, 0.21, False), (0, 0.1, False),
+        (0, -0.01, False), (1, 0.21, True), (1, 0.2, False),
+    ],
+)  # fmt: skip
+def test_a_look_settles_what_is_many_standard_errors_from_relevant(
+    look: int, ex_post: float, settled: bool
 ) -> None:
     # Differences of 0.3 to either side of their mean at 100 rows: a standard error of 0.0302.
     values, noise = torch.zeros(100), torch.tensor([0.3, -0.3]).repeat(50)
     parts = {"prior": evidence(values), "ex_post": evidence(values + ex_post + noise)}
-    assert is_settled(parts, ["ex_post"]) == settled
+    assert is_settled(parts, ["ex_post"], look=look) == settled
     rejected = replace(parts["ex_post"], pareto_k=torch.full((100,), 0.9))
-    assert not is_settled({**parts, "ex_post": rejected}, ["ex_post"])
+    assert not is_settled({**parts, "ex_post": rejected}, ["ex_post"], look=look)
 
 
 def test_what_would_tell_densities_that_were_measured_at_other_rows() -> None:

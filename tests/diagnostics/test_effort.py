@@ -232,10 +232,11 @@ def test_a_first_look_that_leaves_the_advice_open_is_gone_on_from() -> None:
     ("given", "rows", "components", "looks"),
     [
         (None, 2000, 5_000, (500,)),
-        (None, 2000, 5_001, (100, 500)),
+        (None, 2000, 5_001, (100, 200, 500)),
         (None, 80, 50_000, (80,)),
         (500, 2000, 50_000, (500,)),
-        (30, 300, 40, (30, 300)),
+        (30, 300, 40, (30, 60, 300)),
+        (200, 300, 40, (200, 300)),
     ],
 )
 def test_rows_of_each_look(
