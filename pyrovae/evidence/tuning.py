@@ -27,6 +27,7 @@ SEPARATE = 2.0  # standard deviations that part two modes
 PILOT = 500  # draws that judge a proposal and tune its tails; none of them is counted
 MATCHING = 2000  # draws whose weighted moments a proposal is matched to
 MATCHES = 3  # rounds of that
+MATCHED = 16  # rows whose draws are held at once for it
 DEGREES = (3.0, 5.0, 10.0, 20.0, 50.0)  # of freedom, out of which each row takes its own
 WIDTHS = (0.85, 1.0, 1.15, 1.35)
 DEARER, SPARED = 1.25, 0.05  # of the least relative variance, that heavier tails may cost
@@ -68,14 +69,16 @@ def fit_proposal(target: Target, *, seed: int) -> Fitted:
     """
     with seeded(seed, "modes of a target"):
         fitted = fit_modes(target)
-    for stage, (limit, improve) in enumerate(((0.5, by_climbing), (0.6, by_matching))):
+    stages = (0.5, by_climbing, len(target.rows)), (0.6, by_matching, MATCHED)
+    for stage, (limit, improve, at_once) in enumerate(stages):
         number = (~(fitted.pareto_k <= limit)).nonzero().squeeze(1)
         if not len(number):
             break
         with seeded(seed, "improved proposal", stage):
             if fitted.proposal.guide is not None:
                 target.encoded.take(number).advance()
-            fitted = _put(fitted, number, improve(subset(fitted, number)))
+            for part in number.split(at_once):
+                fitted = _put(fitted, part, improve(subset(fitted, part)))
     return fitted
 
 
