@@ -31,6 +31,16 @@ def _backward(operation: Any) -> Callable[..., Any]:
     return run
 
 
+def _subtracted(tensor: Tensor, other: Any, alpha: Any = 1, *, out: Tensor) -> object:
+    """``other - alpha * tensor``."""
+    return torch.sub(other, tensor, alpha=alpha, out=out)
+
+
+def _log_sigmoid(x: Tensor, *, out: tuple[Tensor, Tensor]) -> object:
+    """The logarithm, and what its derivative needs."""
+    return _aten.log_sigmoid_forward.output(x, output=out[0], buffer=out[1])
+
+
 # The same kernels by functions that write into memory that is there, and cost less to call. Those
 # of the first table may write over an argument.
 _POINTWISE: dict[Any, Callable[..., Any]] = {
@@ -39,6 +49,7 @@ _POINTWISE: dict[Any, Callable[..., Any]] = {
     _aten.mul.Tensor: torch.mul,
     _aten.mul.Scalar: torch.mul,
     _aten.div.Tensor: torch.div,
+    _aten.rsub.Scalar: _subtracted,
     _aten.neg.default: torch.neg,
     _aten.exp.default: torch.exp,
     _aten.log.default: torch.log,
@@ -63,8 +74,34 @@ _INTO: dict[Any, Callable[..., Any]] = {
     _aten.bmm.default: torch.bmm,
     _aten.sum.dim_IntList: torch.sum,
     _aten.cat.default: torch.cat,
+    _aten.log_sigmoid_forward.default: _log_sigmoid,
 }
 _EMPTY = (_aten.empty.memory_format, _aten.empty_like.default)
+# What they give has the shape of an argument, and none of its numbers.
+_SHAPED = (
+    *(_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default),
+    *(_aten.new_ones.default, _aten.new_zeros.default, _aten.new_full.default),
+)
+
+
+def _binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Any:
+    """What torch's kernel does, by operations that need no new memory in each run.
+
+    The system clears new memory of some megabytes page by page, which takes a third of the time.
+    """
+    if weight is not None or pos_weight is not None or reduction != 0:
+        return NotImplemented
+    log_sigmoid, _ = _aten.log_sigmoid_forward(logits)
+    return (1 - target).mul(logits).sub(log_sigmoid)
+
+
+_TAKEN_APART = {_aten.binary_cross_entropy_with_logits.default: _binary_cross_entropy}
 
 
 @dataclass(frozen=True)
@@ -109,7 +146,7 @@ def record(run: Callable[..., Any], fixed: Sequence[Tensor], inputs: Sequence[Te
         NotRepeatable: if they may be other ones next time.
     """
     try:
-        recorded = make_fx(run)(*fixed, *inputs)
+        recorded = make_fx(run, _TAKEN_APART)(*fixed, *inputs)
         with torch.no_grad():
             return _Builder(*_survey(recorded, [*fixed, *inputs])).build(len(fixed))
     except NotRepeatable:
@@ -175,8 +212,9 @@ class _Builder:
             return _compact(value) if all(n.target in _POINTWISE for n in node.users) else value
         if stays and memory and memory <= read and not _is_mutable(target):
             return target(*args, **kwargs)  # a view
-        if memory.isdisjoint(read) and _is_dense(value) and (target in _INTO or target in _EMPTY):
-            out = self._slot(i, node)
+        is_dense = all(map(_is_dense, value if isinstance(value, tuple) else (value,)))
+        if memory.isdisjoint(read) and is_dense and (target in _INTO or target in _EMPTY):
+            out = self._slots(i, node)
             if target in _INTO:
                 self._append(i, node, partial(_INTO[target], out=out), args, kwargs)
             return out
@@ -213,21 +251,38 @@ class _Builder:
         if not _memory(self.values[node]).isdisjoint(self.written):
             return False
         is_number = node.target is _aten.lift_fresh_copy.default  # of a torch.tensor(2.0)
-        return is_number or all(n in self.constants for n in node.all_input_nodes)
+        return (
+            is_number
+            or node.target in _SHAPED
+            or all(n in self.constants for n in node.all_input_nodes)
+        )
 
-    def _slot(self, i: int, node: fx.Node) -> Tensor:
-        """Memory for a result: that of an argument which is not needed any more, or other."""
-        value: Tensor = self.values[node]
+    def _slots(self, i: int, node: fx.Node) -> Any:
+        """Memory for a result, or for each of several."""
+        value = self.values[node]
+        if isinstance(value, tuple):
+            return tuple(self._slot(part) for part in value)
+        ended = self._ended(i, node, value)
+        return self._slot(value) if ended is None else ended
+
+    def _ended(self, i: int, node: fx.Node, value: Tensor) -> Tensor | None:
+        """The memory of an argument which is not needed any more, if it may be written over."""
+        if node.target not in _POINTWISE:
+            return None
         (memory,) = _memory(value)
-        if node.target in _POINTWISE:
-            for argument in node.all_input_nodes:
-                (own,) = _memory(self.values[argument])
-                others = [self.values[n] for n in node.all_input_nodes if n is not argument]
-                ends = own in self.slots and self.last_use[own] == i and own not in _memory(others)
-                if ends and _layout(self.values[argument]) == _layout(value):
-                    self.slots[memory] = self.slots.pop(own)
-                    out: Tensor = self.now[argument]
-                    return out
+        for argument in node.all_input_nodes:
+            (own,) = _memory(self.values[argument])
+            others = [self.values[n] for n in node.all_input_nodes if n is not argument]
+            ends = own in self.slots and self.last_use[own] == i and own not in _memory(others)
+            if ends and _layout(self.values[argument]) == _layout(value):
+                self.slots[memory] = self.slots.pop(own)
+                out: Tensor = self.now[argument]
+                return out
+        return None
+
+    def _slot(self, value: Tensor) -> Tensor:
+        """Memory that no result needs any more, or new."""
+        (memory,) = _memory(value)
         kind = value.nbytes, value.device
         fits = next((slot for slot in self.free if (slot.nbytes, slot.device) == kind), None)
         if fits is None:
@@ -262,6 +317,7 @@ def _survey(
             written |= _memory([values[n] for n in _written(node)])
         else:
             values[node] = map_arg(node.args[0], values.__getitem__)
+            written |= _memory(values[node])  # by those who are given it, as gradients are clipped
     return nodes, values, written
 
 

@@ -65,9 +65,18 @@ def split(weight: Tensor, x: Tensor) -> list[Tensor]:
     return [left * right, values + 1, places + 1, torch.where(x > 0, x, weight[:1])]
 
 
+def binary(weight: Tensor, x: Tensor) -> list[Tensor]:
+    logits, bits = x @ weight, (x > 0).to(x)
+    cross_entropy = functional.binary_cross_entropy_with_logits
+    each = cross_entropy(logits, bits, reduction="none")
+    weighted = cross_entropy(logits, bits, bits[:1] + 1)
+    loss = each.sum() + weighted * cross_entropy(logits, bits, pos_weight=bits[0] + 1)
+    return [each, loss, 1 - logits, *torch.autograd.grad(loss, [weight])]
+
+
 @pytest.mark.parametrize(
     "run",
-    [network, written_in_place, drawn, gradients, shared_arguments, constants, split],
+    [network, written_in_place, drawn, gradients, shared_arguments, constants, split, binary],
     ids=lambda run: run.__name__,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -88,6 +97,19 @@ def test_the_same_bits_for_other_numbers(run: Any, dtype: torch.dtype) -> None:
             assert torch.equal(result, right)
             assert result.stride() == right.stride()
         assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_result_that_is_written_over_is_the_same_the_next_time() -> None:
+    """As gradients that no number changes are, where they are clipped."""
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [x.new_ones(3) * 2, torch.ones(3), -torch.ones_like(x)]
+
+    replay = record(run, [], [torch.zeros(3)])
+    for _ in range(2):
+        for result, right in zip(replay([torch.ones(3)]), (2.0, 1.0, -1.0), strict=True):
+            assert result.tolist() == 3 * [right]
+            result.mul_(0.5)
 
 
 def test_a_tensor_that_it_finds_elsewhere_is_followed() -> None:
