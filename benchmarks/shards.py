@@ -2,6 +2,7 @@
 
     python benchmarks/shards.py                            # N = 1e6, from files and in memory
     python benchmarks/shards.py --components 10000000      # N = 1e7, from files
+    python benchmarks/shards.py --dtype float16            # of half precision
     python benchmarks/shards.py --kills 20                 # kills while a folder is written
 
 Codes of D units with scales from 0.05 to 0.3 are simulated straight into a folder, and points are
@@ -36,16 +37,16 @@ from pyrovae.scale.folder import MEANS, RECORDS, SCALES, Folder, Settings
 ROWS = 1 << 18  # simulated at once, and in a shard by default
 
 
-def simulate(path: Path, rows: int, units: int, shard_rows: int) -> None:
+def simulate(path: Path, rows: int, units: int, shard_rows: int, dtype: str) -> None:
     """A folder as ``encode_to`` writes it, of simulated codes."""
     store = Folder(path)
-    store.begin(Settings(rows, units, "float32", shard_rows, "z"))
+    store.begin(Settings(rows, units, dtype, shard_rows, "z"))
     generator = np.random.default_rng(0)
     for number, part in enumerate(store.settings.shards):
         shape = part.stop - part.start, units
         means = generator.standard_normal(shape, dtype=np.float32)
         scales = 0.05 + 0.25 * generator.random(shape, dtype=np.float32)
-        store.write(number, means, scales, "simulated")
+        store.write(number, means.astype(dtype), scales.astype(dtype), "simulated")
 
 
 def points(path: Path, count: int) -> Tensor:
@@ -56,7 +57,8 @@ def points(path: Path, count: int) -> Tensor:
 
 def in_memory(path: Path) -> pv.AggregatedPosterior:
     """The same mixture, all of it in memory."""
-    loc, scale = (torch.from_numpy(np.load(path / name)) for name in (MEANS, SCALES))
+    arrays = (np.load(path / name) for name in (MEANS, SCALES))
+    loc, scale = (torch.from_numpy(array).float() for array in arrays)
     return pv.AggregatedPosterior(dist.Normal(loc, scale).to_event(1))
 
 
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=10)
     parser.add_argument("--points", type=int, default=4096)
     parser.add_argument("--shard-rows", type=int, default=ROWS)
+    parser.add_argument("--dtype", default="float32", choices=["float16", "float32"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", default="log_prob", choices=["log_prob", "score"])
     parser.add_argument("--ways", nargs="+", default=None, choices=["memory", "files"])
@@ -192,7 +195,7 @@ def main() -> None:
     path = options.folder or Path(tempfile.mkdtemp())
     try:
         if not Folder(path).exists:
-            simulate(path, options.components, options.units, options.shard_rows)
+            simulate(path, options.components, options.units, options.shard_rows, options.dtype)
         compare(path, options)
     finally:
         if options.folder is None:

@@ -198,7 +198,7 @@ class Mixture(dist.MixtureSameFamily):
                 NaN or outside the support that all components share.
         """
         support.check_shape(value, self.event_shape)
-        normal = families.diagonal_normal(self.component_distribution)
+        normal = self._normal()
         if self._validate_args:
             if normal is None:
                 support.check_points(value, self._weighted_components()[0])
@@ -265,7 +265,7 @@ class Mixture(dist.MixtureSameFamily):
         Raises:
             NotImplementedError: if the components are not diagonal normals, saying what to use.
         """
-        normal = families.diagonal_normal(self.component_distribution)
+        normal = self._normal()
         if normal is None:
             raise NotImplementedError(
                 "expected diagonal normals, whose draws have gradients in the parameters; got "
@@ -499,8 +499,12 @@ class Mixture(dist.MixtureSameFamily):
 
     def _evaluator(self) -> DiagonalNormals | NormalsInParts | Components:
         """What evaluates the components."""
-        normal = families.diagonal_normal(self.component_distribution)
+        normal = self._normal()
         return self._components() if normal is None else self._diagonal(normal)
+
+    def _normal(self) -> tuple[Tensor, Tensor] | None:
+        """Locations and scales of diagonal normals, each ``(N, D)``; None for another family."""
+        return families.diagonal_normal(self.component_distribution)
 
     def _diagonal(self, normal: tuple[Tensor, Tensor]) -> DiagonalNormals | NormalsInParts:
         return self._compute_once(

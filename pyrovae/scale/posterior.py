@@ -13,6 +13,7 @@ from pyrovae.errors import InputError
 from pyrovae.mixture import AggregatedPosterior, Mixture, families
 from pyrovae.mixture.kernel import DiagonalNormals, NormalsInParts
 from pyrovae.scale.ranks import Ranks
+from pyrovae.scale.rounding import RoundedNormal, diagonal_normals
 
 
 def _nothing() -> None:
@@ -78,13 +79,35 @@ class ShardedPosterior(AggregatedPosterior):
         return {**super().__getstate__(), "_done": _nothing}
 
     @property
+    def mean(self) -> Tensor:
+        """E[z], batch shape + event shape."""
+        return self._unit_average(lambda loc, _: loc).expand(self.shape())
+
+    @property
     def variance(self) -> Tensor:
         """Var[z] per unit, the mean variance of the components plus the variance of their means."""
-        _, scale = self._normal()
-        weights = self.log_weights.double().softmax(-1)
-        within = sum(weights[rows] @ scale[rows].double().square() for rows in self.in_parts())
-        within = torch.as_tensor(within).to(scale.dtype).reshape(self.event_shape)
+        within = self._unit_average(lambda _, scale: scale.square())
         return (within + self.mean_variance).expand(self.shape())
+
+    @property
+    def mean_variance(self) -> Tensor:
+        """Var_n[μ_n] per unit, the variance of the component means; event shape."""
+        centre = self._unit_average(lambda loc, _: loc, torch.float64)
+        return self._unit_average(lambda loc, _: (loc - centre.flatten()).square())
+
+    def _unit_average(
+        self, of: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Σ_n w_n f(μ_n, σ_n) of a function in float64, a part at a time; event shape."""
+        (loc, scale), log_weights = self._normal(), self.log_weights
+        total, mass = torch.zeros(loc.shape[1], dtype=torch.float64, device=loc.device), 0.0
+        for rows in self.in_parts():
+            weights = log_weights[rows].double().exp()
+            values = of(loc[rows].double(), scale[rows].double())
+            total = total + weights @ torch.where(weights.unsqueeze(1) > 0, values, 0.0)
+            mass += float(weights.sum())
+        dtype = dtype or families.floating_parameter(self.encoding).dtype
+        return (total / mass).to(dtype).reshape(self.event_shape)
 
     def marginal(self, units: int | Sequence[int]) -> ShardedPosterior:
         """The mixture of some units, also in parts.
@@ -92,11 +115,11 @@ class ShardedPosterior(AggregatedPosterior):
         One unit, two in rising order and more at equal distances are read where they lie; others
         are copied into memory.
         """
-        columns = _equal_steps(units, len(self.encoding.mean[0])) if self.event_shape else None
+        columns = _equal_steps(units, *self.event_shape) if len(self.event_shape) == 1 else None
         if columns is None:
             encoding = families.marginal(self.encoding, units)
         else:
-            encoding = families.convert(self.encoding, lambda tensor: tensor[:, columns])
+            encoding = diagonal_normals(*(tensor[:, columns] for tensor in self._normal()))
         marginal = ShardedPosterior.__new__(ShardedPosterior)
         marginal.__dict__.update(self.__dict__)
         Mixture.__init__(marginal, self.mixture_distribution, encoding, self._validate_args)
@@ -104,7 +127,8 @@ class ShardedPosterior(AggregatedPosterior):
 
     def diagonal_normals(self) -> DiagonalNormals:
         """All components, laid out for evaluation in memory: what the bounds on entropies take."""
-        return DiagonalNormals(*self._normal(), self.log_weights)
+        encoding = families.take(self.encoding, slice(None))
+        return DiagonalNormals(*_diagonal(encoding), self.log_weights)
 
     def in_parts(self) -> Iterator[slice]:
         """Ranges of components, each let go of when the next is asked for."""
@@ -132,14 +156,25 @@ class ShardedPosterior(AggregatedPosterior):
         return self.component_distribution, self.log_weights
 
     def _normal(self) -> tuple[Tensor, Tensor]:
-        """Locations and scales, each ``(N, D)``."""
-        normal = families.diagonal_normal(self.component_distribution)
-        if normal is None:
-            raise InputError(
-                "expected encodings that are diagonal normals, to be evaluated in parts; got "
-                f"{families.family(self.component_distribution)}. Use AggregatedPosterior."
-            )
-        return normal
+        """Locations and scales, each ``(N, D)``, as they lie in files or in memory."""
+        base = families.innermost(self.component_distribution)
+        if isinstance(base, RoundedNormal):
+            loc, scale = (tensor.reshape(self.size, -1) for tensor in base.rounded)
+            return loc, scale
+        return _diagonal(self.component_distribution)
+
+    def _source_tensors(self) -> tuple[Tensor, ...]:
+        return *self._normal(), self.mixture_distribution._param
+
+
+def _diagonal(encoding: dist.Distribution) -> tuple[Tensor, Tensor]:
+    normal = families.diagonal_normal(encoding)
+    if normal is None:
+        raise InputError(
+            "expected encodings that are diagonal normals, to be evaluated in parts; got "
+            f"{families.family(encoding)}. Use AggregatedPosterior."
+        )
+    return normal
 
 
 def _check_components(first: int, loc: Tensor, scale: Tensor) -> None:
@@ -162,11 +197,11 @@ def _check_components(first: int, loc: Tensor, scale: Tensor) -> None:
         )
 
 
-def _equal_steps(units: int | Sequence[int], count: int) -> slice | None:
-    """Units in rising order at equal distances, as a slice; None for others, and for one alone."""
+def _equal_steps(units: int | Sequence[int], count: int) -> slice | int | None:
+    """One unit as its number, others in rising order at equal distances as a slice; else None."""
     index = families.unit_numbers(units, count)
     if index.dim() != 1:
-        return None
+        return int(index)
     step = int(index[1] - index[0]) if len(index) > 1 else 1
     if step < 1 or bool((index.diff() != step).any()):
         return None

@@ -493,6 +493,9 @@ def to_state(distribution: dist.Distribution) -> dict[str, Any]:
         dims = distribution.reinterpreted_batch_ndims
         return {"family": "Independent", "dims": dims, "base": to_state(distribution.base_dist)}
     if isinstance(distribution, Editable):
+        rebuilt = convert(distribution, lambda tensor: tensor)
+        if not isinstance(rebuilt, Editable):
+            return to_state(rebuilt)
         raise InputError(
             f"expected a family with parameter tensors; got {family(distribution)}, which is a "
             "function of the pair and has none of its own. Keep the pair and the data."

@@ -34,7 +34,8 @@ class NormalsInParts:
     """A weighted set of diagonal normals that is laid out for evaluation a part at a time.
 
     Args:
-        loc: shape ``(N, D)``; it and the scales may lie in files that are mapped into memory.
+        loc: shape ``(N, D)``; it and the scales may lie in files that are mapped into memory, and
+            be of half precision, of which each part is made single.
         scale: shape ``(N, D)``.
         log_weight: normalised log weights, shape ``(N,)``; −inf leaves the component out.
         parts: ranges of the components that this process evaluates.
@@ -64,9 +65,9 @@ class NormalsInParts:
         self, device: torch.device, rows: slice = slice(None)
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Locations, scales and log weights of some components, on a device."""
-        loc, scale, log_weight = (
-            t[rows].to(device) for t in (self.loc, self.scale, self.log_weight)
-        )
+        dtype = torch.promote_types(self.loc.dtype, torch.float32)
+        loc, scale = (t[rows].to(device, dtype) for t in (self.loc, self.scale))
+        log_weight = self.log_weight[rows].to(device)
         self.check(rows.start or 0, loc, scale)
         return loc, scale, log_weight
 
