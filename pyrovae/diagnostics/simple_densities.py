@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -46,7 +46,7 @@ COMPONENTS = (2, 5, 10, 20)  # of the mixtures that one is chosen among
 MOST_ROWS = 5_000  # that a mixture is fitted to
 WIDEST_FULL = 100  # entries of a row up to which components have a full covariance
 MOST_LEVELS = 10_000  # entries of a row times their categories, for a mixture
-AT_ONCE = 20_000_000  # of these that are in memory at a time
+AT_ONCE = 1 << 18  # of these that are in memory at a time: they fit the processor's cache
 ROUNDS = 40  # of expectation and maximisation
 KEPT_BACK = 0.2  # share of the training rows by which the number of components is chosen
 FLOORS = (1e-3, 3e-2)  # added to the variances of a mixture's Gaussians, in those of the data
@@ -296,20 +296,23 @@ def _gaussian_mixture(x: Any, y: Any, seed: int) -> tuple[Any, str]:
 def _categories(rows: Tensor, new: Tensor, seed: int) -> Baselines:
     """Independent entries, and a mixture of such, by the shares of each category."""
     levels = int(torch.cat([rows, new]).max()) + 1
+    size = max(1, AT_ONCE // (rows.shape[1] * levels))
+
+    def marked(x: Tensor) -> Iterator[Tensor]:
+        """1 at the category of each entry, some rows at a time, shape ``(n, levels · J)``."""
+        for some in x.split(size):
+            yield torch.cat([some == level for level in range(levels)], 1).double()
 
     def independent(x: Tensor, weights: Tensor) -> Tensor:
-        """log θ of each component, entry and category: one imagined row of equal shares more."""
-        counts = torch.full((weights.shape[1], x.shape[1] * levels), 1 / levels).double()
-        size = max(1, AT_ONCE // (x.shape[1] * levels))
-        for some, of_some in zip(x.split(size), weights.split(size), strict=True):
-            marked = torch.nn.functional.one_hot(some, levels).double().flatten(1)
-            counts += of_some.T @ marked
-        counts = counts.unflatten(1, (-1, levels))
-        return (counts / counts.sum(-1, keepdim=True)).log()
+        """log θ of each component, category and entry: one imagined row of equal shares more."""
+        counts = torch.full((weights.shape[1], levels * x.shape[1]), 1 / levels).double()
+        for some, of_some in zip(marked(x), weights.split(size), strict=True):
+            counts += of_some.T @ some
+        counts = counts.unflatten(1, (levels, -1))
+        return (counts / counts.sum(1, keepdim=True)).log()
 
     def log_density(x: Tensor, log_theta: Tensor) -> Tensor:
-        index = x.T.expand(len(log_theta), -1, -1)
-        return log_theta.gather(2, index).sum(1).T
+        return torch.cat([some @ log_theta.flatten(1).T for some in marked(x)])
 
     alone = independent(rows[:MOST_ROWS], torch.ones(len(rows[:MOST_ROWS]), 1).double())
     noun = "zeros and ones" if levels == 2 else "categories"
