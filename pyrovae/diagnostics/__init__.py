@@ -14,7 +14,7 @@ from pyrovae.diagnostics.decoded_samples import Pictures
 from pyrovae.diagnostics.diagnosis import TERMS, Diagnosis, diagnose
 from pyrovae.diagnostics.draws import Codes, moments
 from pyrovae.diagnostics.effort import Effort, left_out_of
-from pyrovae.diagnostics.elbo_terms import Surgery, unit_log_densities
+from pyrovae.diagnostics.elbo_terms import Surgery
 from pyrovae.diagnostics.gaps import Gaps, inference_gaps
 from pyrovae.diagnostics.given import check_pair
 from pyrovae.diagnostics.guide_check import GuideCheck
@@ -25,6 +25,7 @@ from pyrovae.diagnostics.nuts import NutsComparison, beside_nuts
 from pyrovae.diagnostics.sample_quality import Quality, SampleQuality, sample_quality
 from pyrovae.diagnostics.simple_densities import Baselines, baselines
 from pyrovae.diagnostics.two_sample import TwoSample
+from pyrovae.diagnostics.unit_densities import unit_log_densities
 
 __all__ = [
     "ACTIVE",

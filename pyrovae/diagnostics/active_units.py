@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrovae.diagnostics.draws import Codes, Moments
-from pyrovae.diagnostics.elbo_terms import unit_log_densities
+from pyrovae.diagnostics.unit_densities import unit_log_densities
 from pyrovae.display import Result
 from pyrovae.estimates import CONFIDENCE, FEW, TOO_FEW, Estimate, mean_estimate
 from pyrovae.mixture import families

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from pyrovae.diagnostics.draws import Codes
+from pyrovae.diagnostics.unit_densities import unit_log_densities
 from pyrovae.display import Result
 from pyrovae.estimates import Estimate, mean_estimate, two_stage_mean
-from pyrovae.mixture import Mixture, families
+from pyrovae.mixture import Mixture
 
 SATURATION = 0.05  # share of log N: index-code MI this close to log N says nothing else
 
@@ -114,14 +114,3 @@ def surgery(
         unit_kl=units,
         log_n=math.log(codes.population),
     )
-
-
-def unit_log_densities(density: dist.Distribution, z: Tensor) -> Tensor | None:
-    """log p_d(z_d) for every unit, shape that of ``z``; ``None`` where marginals are not known."""
-    if isinstance(density, Mixture) and families.has_marginals(density.component_distribution):
-        units = range(z.shape[-1])
-        return torch.stack([density.marginal(d).log_prob(z[..., d]) for d in units], -1)
-    if families.factorised(density):
-        log_densities: Tensor = density.base_dist.log_prob(z)
-        return log_densities
-    return None
