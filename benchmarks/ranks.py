@@ -9,6 +9,10 @@ second epoch on, as in a long run; `--capture off` leaves them to the pair. Besi
 processor time that a process takes for a step, least of the runs: other work on the machine hardly
 changes it, but what processes wait for each other is not in it.
 
+Below stand as many processes that know nothing of each other, each with its share of the rows: what
+two cores of this machine have to give, without a sum of gradients and anyone to wait for. What
+processes that train together fall short of that is the library's; the rest is the machine's.
+
     python benchmarks/ranks.py --processes 1 2 --rounds 3
 """
 
@@ -61,16 +65,27 @@ def train(options: argparse.Namespace) -> None:
     (options.out / f"{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def measure(processes: int, options: argparse.Namespace) -> tuple[list[float], float]:
+def measure(
+    processes: int, options: argparse.Namespace, *, apart: bool = False
+) -> tuple[list[float], float]:
     """Seconds of each epoch but the first, and of the processor for a step, in a run of its own."""
     with tempfile.TemporaryDirectory() as folder:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        own = [f"--{name}={getattr(options, name)}" for name in OPTIONS]
-        subprocess.run(
-            [sys.executable, *torchrun, __file__, "--out", folder, *own],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=True,
-        )
+        own = {name: getattr(options, name) for name in OPTIONS}
+        if apart:
+            own["batch"] //= processes
+        arguments = [f"--{name}={value}" for name, value in own.items()]
+        command = [sys.executable, *([] if apart else torchrun), __file__, "--out", folder]
+        started = [
+            subprocess.Popen(
+                [*command, *arguments],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(number)},
+            )
+            for number in range(processes if apart else 1)
+        ]
+        codes = [process.wait() for process in started]  # all, before the folder goes
+        if any(codes):
+            sys.exit("a process has failed")
         texts = [path.read_text(encoding="utf-8") for path in Path(folder).glob("*.json")]
     found = [json.loads(text) for text in texts]
     epochs = zip(*(theirs["seconds"] for theirs in found), strict=True)
@@ -93,28 +108,31 @@ def main() -> None:
     if options.out is not None:
         train(options)
         return
-    times: dict[int, list[float]] = {number: [] for number in options.processes}
-    processor = dict.fromkeys(options.processes, math.inf)
+    ways = [(number, False) for number in options.processes]
+    ways += [(number, True) for number in options.processes if number > 1]
+    times: dict[tuple[int, bool], list[float]] = {way: [] for way in ways}
+    processor = dict.fromkeys(ways, math.inf)
     for _ in range(options.rounds):
-        for number in options.processes:
-            seconds, of_step = measure(number, options)
-            times[number] += seconds
-            processor[number] = min(processor[number], of_step)
+        for number, apart in ways:
+            seconds, of_step = measure(number, options, apart=apart)
+            times[number, apart] += seconds
+            processor[number, apart] = min(processor[number, apart], of_step)
     rows = options.batch * options.steps
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     table = Table(title=f"training in minibatches of {options.batch}, one thread each; load {load}")
     speeds = ("fastest / (rows/s)", "median / (rows/s)", "ratio", "of medians")
     for column in ("processes", *speeds, "processor / (ms/step)", "ratio"):
         table.add_column(column, justify="right")
-    base = times[options.processes[0]]
-    for number, taken in times.items():
+    base = times[ways[0]]
+    for way, taken in times.items():
+        number, apart = way
         fastest, median = min(taken), statistics.median(taken)
         ratios = (min(base) / fastest, statistics.median(base) / median)
         speeds = (f"{rows / fastest:,.0f}", f"{rows / median:,.0f}")
-        own = f"{1e3 * processor[number]:.1f}"
-        by_processor = processor[options.processes[0]] / processor[number]
+        own = f"{1e3 * processor[way]:.1f}"
+        by_processor = processor[ways[0]] / processor[way]
         cells = (*speeds, *(f"{ratio:.2f}" for ratio in ratios), own, f"{by_processor:.2f}")
-        table.add_row(str(number), *cells)
+        table.add_row(f"{number} apart" if apart else str(number), *cells)
     Console().print(table)
 
 
