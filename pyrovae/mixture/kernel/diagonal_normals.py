@@ -57,13 +57,13 @@ class DiagonalNormals:
         self.index = None if bool(weighted.all()) else weighted.nonzero().squeeze(-1)
         if self.index is not None:
             loc, scale, log_weight = (t[self.index] for t in (loc, scale, log_weight))
-        if ordered and len(loc) >= SORTED_GROUPS * GROUP and bool(loc.isfinite().all()):
-            order = locality_order(loc, scale, GROUP)
-            self.index = order if self.index is None else self.index[order]
-            loc, scale, log_weight = (t[order] for t in (loc, scale, log_weight))
-        self.loc, self.scale, self.log_weight = loc, scale, log_weight
         self.size, self.dim = loc.shape
         self.centre = loc.sum(0, dtype=torch.float64) / max(1, self.size)
+        if ordered and self.size >= SORTED_GROUPS * GROUP and bool(self.centre.isfinite().all()):
+            order = locality_order(loc, scale, GROUP)
+            self.index = order if self.index is None else self.index[order]
+            loc, scale, log_weight = (t.index_select(0, order) for t in (loc, scale, log_weight))
+        self.loc, self.scale, self.log_weight = loc, scale, log_weight
         self.features = 2 * self.dim + 1
         self.group = max(1, min(GROUP, self.size))
         self.groups = -(-self.size // self.group)
@@ -122,9 +122,11 @@ class DiagonalNormals:
         maxima = []
         for start in range(0, self.groups, step):
             key = self.group_keys(dtype, start, min(start + step, self.groups))
-            is_padding = key[..., -1] == PADDING[key.dtype]
-            magnitude = torch.where(is_padding.unsqueeze(-1), 0.0, key.abs())
-            maxima.append(magnitude.amax(1).double())
+            least, most = key.aminmax(dim=1)
+            maxima.append(torch.maximum(-least, most).double())
+        if padding := self.groups * self.group - self.size:
+            last = self.group_keys(dtype, self.groups - 1, self.groups)[:, :-padding]
+            maxima[-1][-1:] = last.abs().amax(1).double()
         return torch.cat(maxima) * (1 + torch.finfo(dtype).eps)  # for the rounding of the keys
 
     @cached_property

