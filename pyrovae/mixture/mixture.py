@@ -86,7 +86,7 @@ class Mixture(dist.MixtureSameFamily):
                 f"{tuple(mixture_distribution.batch_shape)}. Build one mixture per batch entry."
             )
         super().__init__(mixture_distribution, component_distribution, validate_args)
-        self.has_rsample = families.diagonal_normal(component_distribution) is not None
+        self.has_rsample = self._normal() is not None
         families.full_normal(component_distribution)  # lets torch compute its Cholesky factor now
         self._cache = Cache()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.scale.rounding import MOST, divergences
+from pyrovae.scale.rounding import MOST, RoundedNormal, divergences
 from pyrovae.testing import linear_gaussian_vae
 
 ROWS, D = 1500, 4
@@ -193,3 +193,15 @@ def test_a_real_guide_s_encodings_fit(tmp_path: Path) -> None:
     folder = pv.encode_to(tmp_path / "codes", exact.vae().guide, x, dtype=torch.float16)
     q = pv.encode(exact.vae().guide, x)
     assert torch.equal(pv.open_aggregated(folder).encoding.mean, q.mean.half().float())
+
+
+def test_nothing_is_widened_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def whole(self: RoundedNormal) -> Tensor:
+        raise AssertionError("all rows at once")
+
+    for name in ("loc", "scale"):
+        monkeypatch.setattr(RoundedNormal, name, property(whole))
+    agg = written(tmp_path / "codes", rows())
+    z = agg.sample((20,))
+    agg.log_prob(z), agg.score(z), agg.responsibilities(z, top=2), agg.rsample((2,))
+    agg.mean, agg.variance, agg.marginal([0, 2]).log_prob(z[:, [0, 2]]), agg.component(3)
