@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from pyrovae.data import Batch
 from pyrovae.errors import InputError
 from pyrovae.pairs import AsFound, PyroFunction, Variables
+from pyrovae.training.compiled import NotCompiled, by_inductor, check_compile
 from pyrovae.training.replay import DEPENDS, NotRepeatable, record
 from pyrovae.training.trainable import Trainable
 
@@ -40,19 +42,23 @@ LEAST_STEPS_AN_EPOCH = 4
 # Calls after which a step is judged by how often it was another one.
 ENOUGH_CALLS = 20
 
+# What compiled operations may be off by, relative to the norm of a result, or of the gradient.
+TOLERANCE = 1e-4
+
 _READING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)  # item() is refused by torch itself
 
 
-def check_capture(mode: str) -> None:
-    """Raise unless this is a way to compute steps.
+def check_capture(mode: str, compile: bool) -> None:
+    """Raise unless these are ways to compute steps.
 
     Raises:
-        InputError: if it is not.
+        InputError: if they are not, or what is to be compiled can't be.
     """
     if mode not in get_args(Capture):
         raise InputError(
             f"expected capture='auto' or capture='off'; got {mode!r}. Leave it out for 'auto'."
         )
+    check_compile(compile, mode)
 
 
 class CapturedStep:
@@ -64,8 +70,10 @@ class CapturedStep:
         batch: a minibatch of the shape that this will be for.
         weight: the KL weight.
         any_weight: whether each call may have another weight; it is a tensor to the pair then.
+        compiled: whether it is compiled; its results are compared within ``TOLERANCE`` then.
 
     Raises:
+        NotCompiled: if a compiled one can't be had, or is another one.
         NotRepeatable: with the reason why the pair has to compute its steps itself.
     """
 
@@ -77,8 +85,9 @@ class CapturedStep:
         weight: float,
         *,
         any_weight: bool = False,
+        compiled: bool = False,
     ) -> None:
-        self._evaluate, self._trainable = evaluate, trainable
+        self._evaluate, self._trainable, self._compiled = evaluate, trainable, compiled
         self._parameters = list(trainable.parameters.values())
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters):
             raise NotRepeatable("a parameter has hooks on its gradient")
@@ -97,7 +106,7 @@ class CapturedStep:
             return [*results, *reading.conditions]
 
         with self._aside():
-            self._replay = record(step, fixed, batch)
+            self._replay = record(step, fixed, batch, by_inductor if compiled else None)
         self._answers, self._calls, self._others = reading.answers, 0, 0
         self._unchecked: tuple[Batch, float] | None = (batch, weight)
         self.end()
@@ -131,7 +140,7 @@ class CapturedStep:
         return self._calls >= ENOUGH_CALLS and self._others > self._calls / 4
 
     def checked(self, batch: Batch, weight: float) -> Results:
-        """The same, compared with what the pair computes now, to the last bit.
+        """The same, compared with what the pair computes now, to the last bit unless compiled.
 
         Raises:
             NotRepeatable: if a result, a buffer or the random state after it differs, or the pair
@@ -139,11 +148,22 @@ class CapturedStep:
         """
         expected = self._of_pair(batch, weight)
         results = self(batch, weight)
-        if results and not all(map(_same, expected, self._left_by(results))):
-            raise NotRepeatable("run again, its operations do not give what it gives")
+        if results and not self._agree(expected, self._left_by(results)):
+            kind, done = (
+                (NotCompiled, "compiled") if self._compiled else (NotRepeatable, "run again")
+            )
+            raise kind(f"{done}, its operations do not give what it gives")
         if results:
             self._unchecked = None
         return results
+
+    def _agree(self, expected: Results, found: Results) -> bool:
+        """Whether two steps leave the same; if compiled, but for rounding."""
+        if not self._compiled:
+            return all(map(_same, expected, found))
+        end = 1 + len(self._parameters)  # the gradient is one vector, some of it may be all noise
+        rest = zip(expected[:1] + expected[end:], found[:1] + found[end:], strict=True)
+        return _close(expected[1:end], found[1:end]) and all(_close([a], [b]) for a, b in rest)
 
     def _run(self, batch: Batch, weight: float) -> Results:
         with torch.no_grad():
@@ -221,6 +241,7 @@ class Steps:
         trainable: parameters and buffers of the pair.
         mode: "auto", or "off" for none.
         any_weight: whether the objective takes a tensor as KL weight, so that one record is enough.
+        compile: whether the steps that are replayed are compiled where that can be done.
         account: how steps are computed, and why not otherwise, in words.
     """
 
@@ -228,7 +249,9 @@ class Steps:
     trainable: Trainable
     mode: Capture = "auto"
     any_weight: bool = False
+    compile: bool = False
     account: str = field(init=False)
+    _refused: dict[Shapes, str] = field(default_factory=dict)
     _epoch: int = 0
     _first: int = 0
     _to_come: int = 0
@@ -270,16 +293,14 @@ class Steps:
             return None
         if shapes not in self._captured:
             try:
-                self._captured[shapes] = CapturedStep(
-                    self.evaluate, self.trainable, batch, self._weight, any_weight=self.any_weight
-                )
+                self._captured[shapes] = self._capture(batch, shapes)
             except NotRepeatable as error:
                 if self._captured:
                     raise  # what is replayed has to be compared at the end of an epoch
                 self.give_up(str(error))
                 return None
             self._first = self._first or self._epoch
-            self.account = f"replayed from epoch {self._first} on"
+            self.account = self._of_captured()
         step = self._captured[shapes]
         return step.checked if self._counts[shapes] == self._before[shapes] else step
 
@@ -321,6 +342,32 @@ class Steps:
         self.mode = "off"
         self.account = f"by the pair itself{replayed}: {reason}"
         self._captured.clear()
+
+    def _capture(self, batch: Batch, shapes: Shapes) -> CapturedStep:
+        capture = partial(
+            CapturedStep,
+            self.evaluate,
+            self.trainable,
+            batch,
+            self._weight,
+            any_weight=self.any_weight,
+        )
+        if self.compile:
+            try:
+                return capture(compiled=True)
+            except NotCompiled as error:
+                self._refused[shapes] = str(error)
+        return capture()
+
+    def _of_captured(self) -> str:
+        """How steps are computed that are not the pair's own."""
+        since, refused = f"from epoch {self._first} on", "; ".join(set(self._refused.values()))
+        if not self.compile:
+            return f"replayed {since}"
+        if len(self._refused) == len(self._captured):
+            return f"replayed, not compiled ({refused}), {since}"
+        some = f"; minibatches of some size replayed, not compiled ({refused})" if refused else ""
+        return f"compiled and replayed {since}{some}"
 
     def _pays(self, shapes: Shapes) -> bool:
         """Whether recording is shorter than what it saves, going by the epoch before."""
@@ -382,3 +429,17 @@ def _same(one: Tensor | None, two: Tensor | None) -> bool:
     if (one.dtype, one.size(), one.stride()) != (two.dtype, two.size(), two.stride()):
         return False
     return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, two)))
+
+
+def _close(ones: Results, others: Results) -> bool:
+    """Whether numbers are the same but for rounding, and all else, random states, to the bit."""
+    differ = [i for i, pair in enumerate(zip(ones, others, strict=True)) if not _same(*pair)]
+    for i in differ:
+        one, two = ones[i], others[i]
+        if one is None or two is None or not one.is_floating_point():
+            return False
+        if (one.dtype, one.size(), one.stride()) != (two.dtype, two.size(), two.stride()):
+            return False
+    error = sum(float((ones[i] - others[i]).double().square().sum()) for i in differ)
+    size = sum(float(one.double().square().sum()) for one in ones if one is not None)
+    return error <= TOLERANCE**2 * size

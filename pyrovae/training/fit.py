@@ -84,6 +84,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     resume: bool = False,
     progress: bool | None = None,
     capture: Capture = "auto",
+    compile: bool = False,
 ) -> Fit:
     """Train a Pyro pair by maximising the mean of an objective, the ELBO, per datum.
 
@@ -158,6 +159,10 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             pair this is refused.
         progress: show a progress bar; by default if stderr is a terminal.
         capture: ``"auto"`` replays steps where that is possible and pays, ``"off"`` replays none.
+        compile: let torch's Inductor compile the steps that are replayed, which takes a C++
+            compiler, and half a minute at first. Random draws stay the same, and value and
+            gradient may be off by rounding: by 1e-4 of their norms at most, or the pair computes
+            the steps itself.
 
     Returns:
         the history, the best epoch and why training stopped.
@@ -174,7 +179,7 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     (3,)
     """
     check_seed(seed)
-    check_capture(capture)
+    check_capture(capture, compile)
     settings = Settings(
         epochs=epochs,
         kl_warmup=kl_warmup,
@@ -193,11 +198,9 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     rows = as_batches(train, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, name="validation")
     with seeded_everywhere(seed, "training setup"):
-        if held_out is not None:
-            _check_same_kinds(rows, held_out)
+        _check_same_kinds(rows, held_out)
         evaluator = Evaluator(model, guide, as_objective(objective), transform)
-        target = None if device is None else torch.device(device)
-        ranks, in_order = _set_up(evaluator, rows, held_out, target)
+        ranks, in_order = _set_up(evaluator, rows, held_out, device)
         trainer = Trainer(
             evaluator=evaluator,
             trainable=ranks.trainable,
@@ -208,12 +211,13 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             ranks=ranks,
             in_order=in_order,
             capture=capture,
+            compile=compile,
         )
     return _run(trainer, path, progress)
 
 
 def _set_up(
-    evaluator: Evaluator, rows: Batches, held_out: Batches | None, device: torch.device | None
+    evaluator: Evaluator, rows: Batches, held_out: Batches | None, device: torch.device | str | None
 ) -> tuple[Ranks, bool]:
     """Find the parameters on the first batch, check that they can be trained, move them.
 
@@ -230,7 +234,7 @@ def _set_up(
     home = next((p.device for module in modules for p in module.parameters()), first[0].device)
     evaluator.device = home
     check_parameters(modules)
-    target = own_device(device or home)
+    target = own_device(home if device is None else torch.device(device))
     rank, processes = join(target)
     snapshot = AsFound(modules)
     try:
@@ -313,7 +317,9 @@ def _checkpoint_path(checkpoint: str | Path | None, resume: bool) -> Path | None
     return path
 
 
-def _check_same_kinds(train: Batches, validation: Batches) -> None:
+def _check_same_kinds(train: Batches, validation: Batches | None) -> None:
+    if validation is None:
+        return
     expected, actual = row_kinds(train.first()), row_kinds(validation.first())
     if expected != actual:
         raise InputError(

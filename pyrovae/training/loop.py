@@ -177,6 +177,7 @@ class Trainer:
     ranks: Ranks
     in_order: bool = False
     capture: Capture = "auto"
+    compile: bool = False
     epoch: int = 0
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -191,7 +192,7 @@ class Trainer:
         objective = self.evaluator.objective
         # Only of the library's own objective is it known that the weight may be a tensor.
         any_weight = self.settings.kl_warmup > 0 and getattr(objective, "func", objective) is elbo
-        self.steps = Steps(self.evaluator, self.trainable, self.capture, any_weight)
+        self.steps = Steps(self.evaluator, self.trainable, self.capture, any_weight, self.compile)
         if self.settings.lr_factors:
             self.rates = rates_of(self.optimizer)
 

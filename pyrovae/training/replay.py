@@ -14,6 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
+Run = Callable[[Sequence[Tensor]], list[Any]]  # of inputs, the results
+
 _aten = torch.ops.aten
 DEPENDS = "what it computes depends on the numbers in a tensor"
 
@@ -127,7 +129,12 @@ class Replay:
         return [self.registers[o.place] if isinstance(o, _Register) else o for o in self.outputs]
 
 
-def record(run: Callable[..., Any], fixed: Sequence[Tensor], inputs: Sequence[Tensor]) -> Replay:
+def record(
+    run: Callable[..., Any],
+    fixed: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    compiler: Callable[[fx.GraphModule, Sequence[Tensor], Sequence[Tensor]], Run] | None = None,
+) -> Run:
     """Record the tensor operations of a function, and make them ready to run.
 
     What depends on no tensor is computed here, once; views of memory that stays are taken here;
@@ -138,6 +145,7 @@ def record(run: Callable[..., Any], fixed: Sequence[Tensor], inputs: Sequence[Te
             have these very tensors from elsewhere. It returns a list of tensors.
         fixed: tensors that stay where they are; their numbers may change.
         inputs: examples of those that each run is given.
+        compiler: what makes a function of ``inputs`` of them in another way.
 
     Returns:
         the operations, as a function of ``inputs``.
@@ -148,7 +156,10 @@ def record(run: Callable[..., Any], fixed: Sequence[Tensor], inputs: Sequence[Te
     try:
         recorded = make_fx(run, _TAKEN_APART)(*fixed, *inputs)
         with torch.no_grad():
-            return _Builder(*_survey(recorded, [*fixed, *inputs])).build(len(fixed))
+            surveyed = _survey(recorded, [*fixed, *inputs])
+            if compiler is not None:
+                return compiler(recorded, fixed, inputs)
+            return _Builder(*surveyed).build(len(fixed))
     except NotRepeatable:
         raise
     except Exception as error:  # whatever torch has in the way: the caller has another way

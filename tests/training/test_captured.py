@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -497,3 +498,105 @@ def test_short_runs_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_way_that_there_is_not_is_refused() -> None:
     with pytest.raises(InputError, match="expected capture='auto' or capture='off'; got 'on'"):
         pv.fit(*pairs.plain(), pairs.data(), capture="on")  # type: ignore[arg-type]
+
+
+# -- compiled --------------------------------------------------------------------------------------
+
+
+def compiles_as(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
+    """Let operations be run as they are in place of compiled ones, their results changed."""
+
+    def compiler(graph: Callable[..., Any], _: Any, options: Any) -> Callable[..., Any]:
+        assert options["fallback_random"]
+        return lambda *inputs: [change(r) if r.is_floating_point() else r for r in graph(*inputs)]
+
+    monkeypatch.setattr("torch._inductor.compile", compiler)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_compiled_steps_draw_the_same_and_differ_by_rounding() -> None:
+    """But for a last, small minibatch, if torch's compiler has that wrong."""
+    options = {"epochs": 5, "kl_warmup": 3, "clip_norm": 0.5, "validation": pairs.data(20, seed=1)}
+    compiled = trained(pairs.plain, pairs.data(), **options, compile=True)
+    by_pair = trained(pairs.plain, pairs.data(), **options, capture="off")
+    assert compiled[0].capture.startswith("compiled and replayed from epoch 2 on")
+    for column in ("train", "validation"):
+        histories = [getattr(run[0].history, column) for run in (compiled, by_pair)]
+        np.testing.assert_allclose(*histories, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("off", "taken"), [(1e-6, True), (2e-4, False)])
+def test_compiled_steps_may_be_off_by_rounding_alone(
+    monkeypatch: pytest.MonkeyPatch, off: float, taken: bool
+) -> None:
+    compiles_as(monkeypatch, lambda result: result * (1 + off))
+    run = trained(pairs.plain, pairs.data(), compile=True)
+    if taken:
+        assert run[0].capture == "compiled and replayed from epoch 2 on"
+    else:
+        reason = "compiled, its operations do not give what it gives"
+        assert run[0].capture == f"replayed, not compiled ({reason}), from epoch 2 on"
+        assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
+
+
+def test_minibatches_of_one_size_alone_may_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_eight(graph: Any, inputs: list[Tensor], **_: Any) -> Callable[..., Any]:
+        if len(inputs[-1]) != 8:
+            raise RuntimeError("too few")
+        return lambda *inputs: list(graph(*inputs))
+
+    monkeypatch.setattr("torch._inductor.compile", of_eight)
+    run = trained(pairs.plain, pairs.data(20), compile=True)
+    assert run[0].capture == (
+        "compiled and replayed from epoch 2 on; minibatches of some size replayed, not compiled "
+        "(torch can't compile it (RuntimeError: too few))"
+    )
+    assert_same(run, trained(pairs.plain, pairs.data(20), capture="off"))
+
+
+def test_gradients_that_are_all_noise_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a bias that batch normalisation takes out again."""
+
+    def noise(result: Tensor) -> Tensor:
+        return torch.where(result.abs() < 1e-9, torch.full_like(result, 1e-9), result)
+
+    def pair() -> tuple[Any, Any]:
+        (model, guide), idle = pairs.plain(), nn.Parameter(torch.zeros(3))
+
+        def with_idle(x: Tensor) -> Any:
+            pyro.param("idle", idle)
+            pyro.factor("nothing", (0 * pyro.param("idle")).sum())
+            return model(x)
+
+        return with_idle, guide
+
+    compiles_as(monkeypatch, noise)
+    assert "compiled and replayed" in trained(pair, pairs.data(), compile=True)[0].capture
+
+
+def test_what_cannot_be_compiled_is_replayed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no header\nand more")
+
+    monkeypatch.setattr("torch._inductor.compile", fails)
+    run = trained(pairs.plain, pairs.data(), compile=True)
+    reason = "torch can't compile it (RuntimeError: no header)"
+    assert run[0].capture == f"replayed, not compiled ({reason}), from epoch 2 on"
+    assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"compile": "yes"}, "expected compile=True or compile=False; got 'yes'"),
+        ({"compile": True, "capture": "off"}, "Leave one of them out"),
+        ({"compile": True}, r"got none \(g\+\+, clang\+\+, cl\). Install one"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_compiler_is_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=words):
+        pv.fit(*pairs.plain(), pairs.data(), **options)

@@ -1,0 +1,66 @@
+"""Recorded tensor operations, compiled by torch's Inductor: fewer kernels, and other rounding."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor, fx
+
+from pyrovae.errors import InputError
+from pyrovae.training.replay import NotRepeatable, Run
+
+
+class NotCompiled(NotRepeatable):
+    """Operations that can be replayed, but not as a compiler makes them; the reason in words."""
+
+
+def check_compile(wanted: bool, capture: str) -> None:
+    """Raise unless steps can be compiled, where that is wanted.
+
+    Raises:
+        InputError: if steps are not to be recorded, or there is no C++ compiler.
+    """
+    if not isinstance(wanted, bool):
+        raise InputError(f"expected compile=True or compile=False; got {wanted!r}.")
+    if wanted and capture == "off":
+        raise InputError(
+            "expected capture='auto' beside compile=True, which compiles recorded steps; got "
+            "capture='off'. Leave one of them out."
+        )
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
+    if wanted and not any(map(shutil.which, names)):
+        raise InputError(
+            f"expected a C++ compiler for compile=True; got none ({', '.join(names)}). Install "
+            "one, on Debian and Ubuntu the package g++, or leave compile= out."
+        )
+
+
+def by_inductor(recorded: fx.GraphModule, fixed: Sequence[Tensor], inputs: Sequence[Tensor]) -> Run:
+    """The recorded operations as a function of ``inputs``, compiled.
+
+    Random draws are left to torch's own kernels, so that they are the very same.
+
+    Args:
+        recorded: a function of ``*fixed, *inputs``.
+        fixed: tensors that stay where they are.
+        inputs: examples of those that each run is given.
+
+    Raises:
+        NotCompiled: if that can't be done.
+    """
+    stay = [tensor.detach() for tensor in fixed]
+    try:
+        with warnings.catch_warnings():  # torch warns of parts of its own
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import torch._inductor  # here, as it takes a second
+
+            run = torch._inductor.compile(
+                recorded, [*stay, *inputs], options={"fallback_random": True}
+            )
+    except Exception as error:
+        words = str(error).strip().partition("\n")[0]
+        raise NotCompiled(f"torch can't compile it ({type(error).__name__}: {words})") from error
+    return lambda inputs: list(run(*stay, *inputs))
