@@ -117,7 +117,10 @@ def _checked(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Aggr
         there = aggregated[: len(train[:PROBED])].encoding
         kinds = [str(q.mean.dtype).removeprefix("torch.") for q in (here, there)]
         normals = families.diagonal_normal(here), families.diagonal_normal(there)
-        found = "" if _agree(*normals) else "other encodings of the first rows, or no normals"
+        stored = getattr(aggregated, "stored_dtype", torch.float32)
+        found = (
+            "" if _agree(*normals, stored) else "other encodings of the first rows, or no normals"
+        )
         if not found and kinds[0] != kinds[1]:
             found = f"one in {kinds[1]}, not {kinds[0]} as the guide's encodings are"
     if found:
@@ -128,10 +131,13 @@ def _checked(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Aggr
     return aggregated
 
 
-def _agree(one: tuple[Tensor, Tensor] | None, other: tuple[Tensor, Tensor] | None) -> bool:
+def _agree(
+    one: tuple[Tensor, Tensor] | None, other: tuple[Tensor, Tensor] | None, stored: torch.dtype
+) -> bool:
     """Whether diagonal normals are the same, but for the rounding of a file's dtype."""
     if one is None or other is None or one[0].shape != other[0].shape:
         return False
-    limit = SAME * one[1].double() + torch.finfo(torch.float32).eps * one[0].abs()
+    eps = max(torch.finfo(dtype).eps for dtype in (stored, torch.float32))
+    limit = SAME * one[1].double() + eps * one[0].abs()
     pairs = zip(one, other, strict=True)
     return all(bool(((a.double() - b.double()).abs() <= limit).all()) for a, b in pairs)

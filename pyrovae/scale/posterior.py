@@ -79,6 +79,11 @@ class ShardedPosterior(AggregatedPosterior):
         return {**super().__getstate__(), "_done": _nothing}
 
     @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of means and scales where they lie; they are computed with in float32 at least."""
+        return self._normal()[0].dtype
+
+    @property
     def mean(self) -> Tensor:
         """E[z], batch shape + event shape."""
         return self._unit_average(lambda loc, _: loc).expand(self.shape())

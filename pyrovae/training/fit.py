@@ -161,8 +161,8 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
         capture: ``"auto"`` replays steps where that is possible and pays, ``"off"`` replays none.
         compile: let torch's Inductor compile the steps that are replayed, which takes a C++
             compiler, and half a minute at first. Random draws stay the same, and value and
-            gradient may be off by rounding: by 1e-4 of their norms at most, or the pair computes
-            the steps itself.
+            gradient may be off by rounding: by 1e-4 of their norms at most where that is looked
+            at, or steps are not compiled, and ``capture`` of the result says why.
 
     Returns:
         the history, the best epoch and why training stopped.

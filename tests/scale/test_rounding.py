@@ -205,3 +205,21 @@ def test_nothing_is_widened_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     z = agg.sample((20,))
     agg.log_prob(z), agg.score(z), agg.responsibilities(z, top=2), agg.rsample((2,))
     agg.mean, agg.variance, agg.marginal([0, 2]).log_prob(z[:, [0, 2]]), agg.component(3)
+
+
+@pytest.mark.float32
+def test_a_diagnosis_takes_what_was_written_of_its_own_rows_and_no_other(tmp_path: Path) -> None:
+    vae = pv.VAE(pv.mlp_encoder((6,), 2), pv.mlp_decoder(2, (6,), "normal"), pv.StandardNormal(2))
+    x = 20 * torch.randn(300, 6)  # codes many scales from 0, so that rounding is seen
+    effort = pv.Effort(codes=200, evidence_rows=0, simulations=0, gap_rows=0, samples=0)
+
+    def diagnosed(name: str, rows: Tensor) -> pv.Diagnosis:
+        folder = pv.encode_to(tmp_path / name, vae.guide, rows, dtype=torch.float16)
+        agg = pv.open_aggregated(folder)
+        return pv.diagnose(
+            vae.model, vae.guide, x[:200], held_out=x[200:], aggregated=agg, effort=effort
+        )
+
+    assert diagnosed("own", x[:200]).aggregated.stored_dtype == torch.float16
+    with pytest.raises(pv.InputError, match="other encodings of the first rows"):
+        diagnosed("other", x[100:])
