@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -41,7 +40,8 @@ from pyrovae.randomness import derived_seed, seeded
 
 RUNGS = ("guide", "refined", "annealed")
 EXACT = 1e-3  # nats by which weights may differ where the guide is the posterior
-FOLDS = (4, 16)  # draws whose mean is one weight, where those of fewer are too uneven
+FOLDS = (1, 4, 16)  # draws whose mean is one weight, more where those of fewer are too uneven
+CHAINS = len(FOLDS)  # the step after these
 # By how much k̂ of draws that count may be higher than that of pilot draws, at single draws and at
 # such means. Another 12 draws cost a fifteenth of a chain, so that they are taken early.
 ROUGH = {1: 0.2, 4: 0.05, 16: 0.05}
@@ -71,7 +71,10 @@ def automatic_evidence(
     where k̂ of these is not either, chains are annealed from there, each of which costs as much as
     183 draws.
 
-    Pilot draws are not counted, so that the choice leaves the bound a bound.
+    Pilot draws are not counted, so that the choice leaves the bound a bound. Where k̂ of the weights
+    that count is above its limit after all, the data point goes one step further and has new ones:
+    they are rejected for a few that are large, so that what stays is lower on average, by less than
+    0.01 nats.
 
     Args:
         pair: model and guide. Where log p(x, z) is no differentiable function of the code of each
@@ -164,27 +167,45 @@ class Ladder:
         """Weights of some data points, ``(K, n)``; which are annealed; which stopped, ``(n,)``."""
         seed = derived_seed(self.seed, "proposal where the guide fails")
         tuned = fit_proposal(self.target.subset(chosen), seed=seed).proposal
-        uneven, fold = self._too_uneven(tuned, 1), torch.ones_like(chosen)
-        for size in FOLDS:
-            number = (uneven & self._affords(2 * size * self.draws, chosen)).nonzero().squeeze(1)
-            if len(number):
-                fold[number] = size
-                uneven[number] = self._too_uneven(tuned.subset(number), size)
-        fold[uneven] = 1
-        annealed = uneven & self._affords(cost_of_chains(self.draws, FROM_PROPOSAL), chosen)
+        step, stopped = self._first_step(tuned, chosen)
         log_weights = tuned.mean.new_zeros((self.draws, len(chosen)))
-        ways: list[tuple[Callable[..., Tensor], Tensor]] = [(annealed_from, annealed)]
-        for size in (1, *FOLDS):
-            ways.append((partial(folded_weights, fold=size), ~annealed & (fold == size)))
-        for way, rows in ways:
-            if rows.any():
-                seed = derived_seed(self.seed, "weights where the guide fails")
-                part = tuned.subset(rows.nonzero().squeeze(1))
-                part = part if way is annealed_from else part.exact()
-                log_weights[:, rows] = way(part, self.draws, seed=seed)
-        return log_weights, annealed, uneven & ~annealed
+        due = torch.ones_like(stopped)
+        while due.any():
+            for index in step[due].unique().tolist():
+                number = (due & (step == index)).nonzero().squeeze(1)
+                log_weights[:, number] = self._weights(tuned.subset(number), index)
+            due &= _rejected(log_weights) & (step < CHAINS) & ~stopped
+            due &= self._affords(self._prices(chosen)[(step + 1).clamp_max(CHAINS)], chosen)
+            step = step + due.long()
+        return log_weights, step == CHAINS, stopped
 
-    def _affords(self, price: int, chosen: Tensor) -> Tensor:
+    def _first_step(self, tuned: Proposal, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The step that pilot draws find enough, 0 to `CHAINS`; which stopped; both ``(n,)``."""
+        prices = self._prices(chosen)
+        step, uneven = torch.zeros_like(chosen), self._too_uneven(tuned, 1)
+        for index, fold in enumerate(FOLDS[1:], start=1):
+            affordable = self._affords(2 * prices[index], chosen)  # as many pilot draws come first
+            number = (uneven & affordable).nonzero().squeeze(1)
+            if len(number):
+                step[number] = index
+                uneven[number] = self._too_uneven(tuned.subset(number), fold)
+        annealed = uneven & self._affords(prices[CHAINS], chosen)
+        step = torch.where(annealed, CHAINS, torch.where(uneven, 0, step))
+        return step, uneven & ~annealed
+
+    def _weights(self, tuned: Proposal, step: int) -> Tensor:
+        """Weights of draws that have tuned nothing, or of chains, shape ``(K, n)``."""
+        seed = derived_seed(self.seed, "weights where the guide fails", step)
+        if step == CHAINS:
+            return annealed_from(tuned, self.draws, seed=seed)
+        return folded_weights(tuned.exact(), self.draws, seed=seed, fold=FOLDS[step])
+
+    def _prices(self, like: Tensor) -> Tensor:
+        """What the weights of each step cost at a data point, shape ``(CHAINS + 1,)``."""
+        by_draws = [fold * self.draws for fold in FOLDS]
+        return like.new_tensor([*by_draws, cost_of_chains(self.draws, FROM_PROPOSAL)])
+
+    def _affords(self, price: Tensor, chosen: Tensor) -> Tensor:
         """Whether data points may still cost so much, ``(n,)``."""
         return self.target.cost[chosen] + price <= self.most
 
@@ -236,6 +257,11 @@ def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
     exact = (excess.abs() < EXACT).all(0)  # where the guide is the posterior nothing is missed
     reached = ~((excess > math.log(UNEXPLAINED)) | beyond).any(0) | exact
     return (smooth(_tame(log_weights).T)[1] <= ENOUGH) & reached
+
+
+def _rejected(log_weights: Tensor) -> Tensor:
+    """Whether k̂ is above the limit of so many weights, ``(B,)``, of shape ``(K, B)``."""
+    return ~(smooth(_tame(log_weights).T)[1] <= k_limit(len(log_weights)))
 
 
 def _tame(log_weights: Tensor) -> Tensor:

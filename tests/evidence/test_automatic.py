@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
-from pyrovae.evidence import Evidence, summarise
+from pyrovae.evidence import Evidence, automatic, summarise
 from pyrovae.evidence.proposal import Proposal
 from pyrovae.evidence.proposal_path import annealed_from
 from pyrovae.evidence.refined import counted
 from pyrovae.evidence.result import join
 from pyrovae.evidence.target import target_for
-from pyrovae.pairs import Pair
+from pyrovae.pairs import Pair, PyroFunction
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 auto = partial(pv.log_evidence, method="auto")
@@ -84,10 +84,9 @@ def test_chains_from_a_proposal_have_the_mean_p_x_and_more_even_weights() -> Non
     assert float(chains.standard_error.mean()) < 0.5 * float(direct.standard_error.mean())
 
 
-@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")  # at some rows, where it is not told
-def test_where_a_proposal_fails_chains_go_on_from_it() -> None:
-    # Posteriors that are bent, for which no Gaussian is a good proposal: means of 4 or 16 are
-    # enough at most rows, and at which they are not is a matter of the seed.
+def bent() -> tuple[PyroFunction, PyroFunction, Tensor, Tensor]:
+    """A pair whose posteriors are bent, rows, and log p(x): no Gaussian is a good proposal."""
+
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -102,17 +101,47 @@ def test_where_a_proposal_fails_chains_go_on_from_it() -> None:
     line = torch.linspace(-6.0, 6.0, 40_001)
     given = dist.Normal(line.square(), (4.0 + 0.36) ** 0.5).log_prob(x)
     truth = (given + dist.Normal(0.0, 1.0).log_prob(line)).logsumexp(1) + (line[1] - line[0]).log()
+    return model, guide, x, truth
+
+
+@pytest.mark.filterwarnings("ignore:(.|\n)*the cap on the cost:UserWarning")
+@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")
+def test_where_a_proposal_fails_chains_go_on_from_it() -> None:
+    # Means of 4 or 16 are enough at most rows, and at which they are not is a matter of the seed.
+    model, guide, x, truth = bent()
     found = auto(model, guide, x, draws=500, seed=3)
     assert "annealed" in found.rungs and "refined" in found.rungs
+    annealed = torch.tensor([rung == "annealed" for rung in found.rungs])
+    assert not found.unresolved[~annealed].any()
     told = ~found.unresolved
-    assert float(told.double().mean()) > 0.5
+    assert float(told.double().mean()) > 0.9
     assert float(((found.values - truth) / found.standard_error)[told].abs().max()) < 4.5
     by_rung = dict(zip(found.rungs, found.cost.tolist(), strict=True))
     assert by_rung["annealed"] > by_rung["refined"] + 80_000
     capped = auto(model, guide, x, draws=500, max_cost=80_000, seed=3)
-    annealed = torch.tensor([rung == "annealed" for rung in found.rungs])
-    assert torch.equal(capped.stopped, annealed)
+    assert "annealed" not in capped.rungs
+    assert torch.equal(capped.unresolved, annealed)
     assert float(capped.cost.max()) < 80_000
+
+
+@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")
+def test_rows_whose_counted_weights_are_rejected_have_new_ones_one_step_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, guide, x, truth = bent()
+    found = auto(model, guide, x, draws=100)
+    monkeypatch.setattr(automatic, "_rejected", lambda weights: torch.zeros_like(weights[0]) > 0)
+    first = auto(model, guide, x, draws=100)
+    rejected = first.unresolved
+    assert int(rejected.sum()) >= 2
+    assert torch.equal(found.values[~rejected], first.values[~rejected])
+    assert not torch.isclose(found.values, first.values)[rejected].any()
+    assert bool((found.cost > first.cost)[rejected].all())
+    annealed = torch.tensor([rung == "annealed" for rung in found.rungs])
+    assert not found.unresolved[~annealed].any()
+    # Weights are rejected for a few large ones: the choice lowers the mean, and by little.
+    error = found.standard_error.square().sum().sqrt() / len(x)
+    assert -0.02 < float((found.values - truth).mean()) < 4 * float(error)
 
 
 def test_a_cap_on_the_cost_is_said_and_no_mean_takes_in_what_it_stopped() -> None:
