@@ -169,14 +169,14 @@ class Ladder:
         tuned = fit_proposal(self.target.subset(chosen), seed=seed).proposal
         step, stopped = self._first_step(tuned, chosen)
         log_weights = tuned.mean.new_zeros((self.draws, len(chosen)))
-        due = torch.ones_like(stopped)
-        while due.any():
+        prices, due = self._prices(chosen), torch.arange(len(chosen), device=chosen.device)
+        while len(due):
             for index in step[due].unique().tolist():
-                number = (due & (step == index)).nonzero().squeeze(1)
+                number = due[step[due] == index]
                 log_weights[:, number] = self._weights(tuned.subset(number), index)
-            due &= _rejected(log_weights) & (step < CHAINS) & ~stopped
-            due &= self._affords(self._prices(chosen)[(step + 1).clamp_max(CHAINS)], chosen)
-            step = step + due.long()
+            due = due[_rejected(log_weights[:, due]) & (step[due] < CHAINS) & ~stopped[due]]
+            due = due[self._affords(prices[step[due] + 1], chosen[due])]
+            step[due] += 1
         return log_weights, step == CHAINS, stopped
 
     def _first_step(self, tuned: Proposal, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,8 +260,9 @@ def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
 
 
 def _rejected(log_weights: Tensor) -> Tensor:
-    """Whether k̂ is above the limit of so many weights, ``(B,)``, of shape ``(K, B)``."""
-    return ~(smooth(_tame(log_weights).T)[1] <= k_limit(len(log_weights)))
+    """Where k̂ of weights that count, ``(K, B)``, is above its limit; not where one is an error."""
+    broken = (log_weights.isnan() | (log_weights == torch.inf)).any(0)
+    return ~(smooth(_tame(log_weights).T)[1] <= k_limit(len(log_weights))) & ~broken
 
 
 def _tame(log_weights: Tensor) -> Tensor:

@@ -260,6 +260,14 @@ def test_result_depends_on_seed_alone_and_leaves_no_trace() -> None:
     assert not torch.equal(results[0].values, results[2].values)
 
 
+@pytest.mark.parametrize("fault", [math.nan, math.inf])
+def test_a_weight_that_is_an_error_is_not_thrown_away_with_rejected_ones(fault: float) -> None:
+    even, heavy = torch.zeros(100, 1), torch.distributions.Exponential(1.0).sample((100, 1)) * 3
+    weights = torch.cat([even, heavy, heavy], 1)
+    weights[7, 2] = fault
+    assert automatic._rejected(weights).tolist() == [False, True, False]
+
+
 def test_advice_is_right_where_the_guide_is_far_off() -> None:
     # The model's prior is the data's own: no density of codes of a wrong guide can be better.
     exact = linear_gaussian_vae(12, 2)
