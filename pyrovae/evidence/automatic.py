@@ -45,6 +45,7 @@ CHAINS = len(FOLDS)  # the step after these
 # By how much k̂ of draws that count may be higher than that of pilot draws, at single draws and at
 # such means. Another 12 draws cost a fifteenth of a chain, so that they are taken early.
 ROUGH = {1: 0.2, 4: 0.05, 16: 0.05}
+TELLING = 100  # weights that count, by fewer of which k̂ is too rough to reject them
 ENOUGH = 0.3  # k̂ of the guide's pilot draws up to which it is good enough beyond doubt
 
 
@@ -66,15 +67,15 @@ def automatic_evidence(
     from the prior has a weight 20 times the mean or lies beyond a valley of log p(x, z), which
     would be a part of the posterior that the guide does not reach. The others, and all where the
     prior is a mixture of many components, have a proposal of their own. Where k̂ of as many pilot
-    draws as are to be counted, or 500, is not below its limit by 0.2, each weight is the mean of
-    four draws' weights instead of one; where k̂ of these is not below it by 0.05, that of 16; and
-    where k̂ of these is not either, chains are annealed from there, each of which costs as much as
-    183 draws.
+    draws as are to be counted, at least 500, is not below their limit by 0.2, each weight is the
+    mean of four draws' weights instead of one; where k̂ of these is not below it by 0.05, that of
+    16; and where k̂ of these is not either, chains are annealed from there, each of which costs as
+    much as 183 draws.
 
-    Pilot draws are not counted, so that the choice leaves the bound a bound. Where k̂ of the weights
-    that count is above its limit after all, the data point goes one step further and has new ones:
-    they are rejected for a few that are large, so that what stays is lower on average, by less than
-    0.01 nats.
+    Pilot draws are not counted, so that the choice leaves the bound a bound. Where k̂ of at least
+    100 weights that count is above its limit after all, the data point goes one step further and
+    has new ones. Weights are rejected for a few that are large, so that what stays is lower on
+    average: on MNIST by 0.005 nats at 500 draws, and by 0.006 at 100.
 
     Args:
         pair: model and guide. Where log p(x, z) is no differentiable function of the code of each
@@ -219,7 +220,7 @@ class Ladder:
         draws = max(self.draws, PILOT)
         seed = derived_seed(self.seed, "verdict on a proposal", fold)
         pilot = _tame(folded_weights(proposal, draws, seed=seed, fold=fold))
-        return ~(smooth(pilot.T)[1] <= k_limit(draws) - ROUGH[fold])
+        return ~(smooth(pilot.T)[1] <= k_limit(max(self.draws, TELLING)) - ROUGH[fold])
 
     def _by_guide(self, chosen: Tensor) -> Tensor:
         if not len(chosen):
@@ -261,6 +262,8 @@ def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
 
 def _rejected(log_weights: Tensor) -> Tensor:
     """Where k̂ of weights that count, ``(K, B)``, is above its limit; not where one is an error."""
+    if len(log_weights) < TELLING:
+        return torch.zeros_like(log_weights[0], dtype=torch.bool)
     broken = (log_weights.isnan() | (log_weights == torch.inf)).any(0)
     return ~(smooth(_tame(log_weights).T)[1] <= k_limit(len(log_weights))) & ~broken
 
