@@ -184,3 +184,15 @@ class DiagonalNormals:
         for rows in self.rows():
             constant[rows] = constants(self.scale[rows].double(), self.log_weight[rows].double())
         return constant
+
+    @cached_property
+    def largest_constant(self) -> float:
+        """The largest of the constants: the log density is at most that, and log N more."""
+        return float(self.constant.max())
+
+    @cached_property
+    def single_columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """μ and 1 / (√2 σ), ``(D, N)``, and constants less the largest, ``(N,)``, in float32."""
+        factor = self.scale.double().reciprocal() * math.sqrt(0.5)
+        constant = (self.constant - self.largest_constant).float()
+        return self.loc.mT.float().contiguous(), factor.mT.float().contiguous(), constant

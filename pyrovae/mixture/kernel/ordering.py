@@ -1,4 +1,4 @@
-"""Order components so that neighbours in memory are neighbours in space."""
+"""Order components and points so that neighbours in memory are neighbours in space."""
 
 from __future__ import annotations
 
@@ -44,6 +44,31 @@ def locality_order(loc: Tensor, scale: Tensor, group: int) -> Tensor:
         lower[unit].sub_(upper.to(lower[unit].dtype))
         cell.mul_(2).add_(upper)
     return _stable_order(cell, len(halved))
+
+
+def tile_order(z: Tensor, size: int, unit: int = 0) -> Tensor:
+    """A permutation of points after which every run of ``size`` of them lies in a small box.
+
+    Points are cut into slabs along one unit, and each slab along the next (Leutenegger et al.
+    1997).
+
+    Args:
+        z: points in few units on a CPU, shape ``(B, D)``.
+        size: number of points in a run.
+        unit: the first unit to cut along.
+
+    Returns:
+        point numbers, shape ``(B,)``.
+    """
+    order = torch.from_numpy(
+        z[:, unit].numpy().argsort()
+    )  # in a fifth of the time that torch takes
+    if unit == z.shape[1] - 1:
+        return order
+    runs = math.ceil(len(z) / size)
+    slabs = max(1, round(runs ** (1 / (z.shape[1] - unit))))
+    parts = order.split(max(1, math.ceil(runs / slabs)) * size)
+    return torch.cat([part[tile_order(z[part], size, unit + 1)] for part in parts])
 
 
 def _stable_order(cell: Tensor, bits: int) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.errors import InputError
+from pyrovae.mixture.kernel import few_units
 from pyrovae.mixture.kernel.attention import block_log_sum_exp, block_log_sums
 from pyrovae.mixture.kernel.component_scores import largest_scores
 from pyrovae.mixture.kernel.diagonal_normals import (
@@ -78,6 +79,13 @@ def log_prob(
         exclude: for each point a component to leave out, as an index into ``normals`` or −1 for
             none, shape ``(B,)``.
     """
+    plain = variance is None and exclude is None
+    if plain and isinstance(normals, DiagonalNormals) and few_units.pays(normals, z):
+        result, within = few_units.log_prob(normals, z)
+        rest = (~within).nonzero().squeeze(-1)
+        if len(rest):
+            result[rest] = _sum(normals, z[rest], None, None, moments=False).result()[0]
+        return result
     return _sum(normals, z, variance, exclude, moments=False).result()[0]
 
 
