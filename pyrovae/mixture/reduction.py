@@ -58,7 +58,7 @@ LARGE = 1 << 27
 #: ... which is a share above this, ...
 NEAR = 1e-8
 #: ... and the share of all pairs, for each feature, up to which rounds over these alone pay.
-SPARSE = 1e-4
+SPARSE = 3e-5
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,10 +115,10 @@ def reduce(
     these alone count. Rounds with full covariances over many components alternate with cheaper ones
     over the pairs with a share in the last complete round, which climb the same bound.
 
-    Rounds are two passes of attention in float32 or, for full covariances, matrix products in
-    float64. Where rounding would affect assignments or variances, they are computed again in
-    float64, or from the differences (μ_i − m_j)/S_j^½, which do not cancel but take longer. For a
-    float64 mixture the last round is in float64. The result has the mixture's dtype: float32
+    Rounds are two passes of attention in float32 or, for full covariances, matrix products in the
+    mixture's dtype. Where rounding would affect assignments or variances, they are computed again
+    in float64, or from the differences (μ_i − m_j)/S_j^½, which do not cancel but take longer. For
+    a float64 mixture the last round is in float64. The result has the mixture's dtype: float32
     cannot represent means that lie 10⁷ standard deviations from 0.
 
     Args:
@@ -516,11 +516,15 @@ class Pairs:
 
 
 class FullRounds(DiagonalRounds):
-    """EM rounds with full covariances, in float64: data are (E[z zᵀ], E[z], 1)."""
+    """EM rounds with full covariances, in the mixture's dtype: data are (E[z zᵀ], E[z], 1)."""
 
-    lowest_dtype = torch.float64
     #: What has a share in the last complete round, if that is few of all.
     pairs: Pairs | None = None
+
+    def __init__(self, mixture: Mixture, shrinkage: float) -> None:
+        super().__init__(mixture, shrinkage)
+        if self.dtype == torch.float64:
+            self.lowest_dtype = torch.float64
 
     def scale_of(self, scale: Tensor) -> Tensor:
         return torch.diag_embed(scale)
@@ -530,39 +534,51 @@ class FullRounds(DiagonalRounds):
         self.pairs = None
         key = full_keys(normals.mean, normals.scale, normals.log_weight)
         error = float(self.largest @ key.abs().amax(0))
-        if not error * roundoff(key.shape[-1], torch.float64) <= LOOSE:
+        if not error * roundoff(key.shape[-1], dtype) <= LOOSE:
+            dtype = torch.float64
+        if not error * roundoff(key.shape[-1], dtype) <= LOOSE:
             return None
+        key = key.to(dtype)
         if (found := self.few_pairs(key)) is not None:
             self.pairs, share, bound = found
             updated = self.near_moments(normals, self.pairs, share)
             return None if updated is None else (updated, bound)
-        sums, bound = torch.zeros_like(key), 0.0
-        for rows in self.few_rows():
-            data, log_weight = self.second_moments(rows), self.log_weight[rows]
-            scores = data.mT @ key.mT
-            total = scores.logsumexp(-1)
-            sums += (scores + (log_weight - total).unsqueeze(-1)).exp().mT @ data.mT
-            bound += float(log_weight.exp() @ total)
+        sums, bound = torch.zeros_like(key, dtype=torch.float64), 0.0
+        for rows, data in self.blocks(dtype):
+            weight = self.log_weight[rows].exp()
+            total, share = shares(data.mT @ key.mT)
+            share = torch.threshold_(share, NEGLIGIBLE, 0.0)  # products would underflow: ten times
+            sums += share.mul_(weight.unsqueeze(-1)).mT @ data.mT  # as slow in float32
+            bound += float(weight @ total.double())
         mass, (row, column) = sums[:, -1], self.triangle
         mean = sums[:, len(row) : -1] / mass.unsqueeze(-1)
         covariance = torch.empty(len(mean), *[len(self.unit)] * 2).to(mean)
         covariance[:, row, column] = sums[:, : len(row)] / mass.unsqueeze(-1)
         covariance[:, column, row] = covariance[:, row, column]
         covariance -= mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        updated = self.normals(mass, mean, covariance)
+        updated = self.normals(mass, mean, covariance, dtype)
+        if updated is None and dtype != torch.float64:
+            self.lowest_dtype = torch.float64  # the next rounds would be done twice as well
+            return self.fused_round(normals, torch.float64)
         return None if updated is None else (updated, bound)
 
-    def normals(self, mass: Tensor, mean: Tensor, covariance: Tensor) -> Normals | None:
+    def normals(
+        self, mass: Tensor, mean: Tensor, covariance: Tensor, dtype: torch.dtype
+    ) -> Normals | None:
         """Normals of some moments, without those to which nothing is assigned; None if they cancel.
 
         Pairs are kept only where they are of the same new components.
+
+        Args:
+            mass, mean, covariance: in float64.
+            dtype: in which second moments were summed.
         """
         some = mass > 0
         mass, mean, covariance = mass[some], mean[some], covariance[some]
         scale, failed = torch.linalg.cholesky_ex(covariance)
         # of each unit, given the units before it
         conditional_variance = scale.diagonal(dim1=-2, dim2=-1).square()
-        cancels = failed.any() | _narrow(mean, conditional_variance, torch.float64).any()
+        cancels = failed.any() | _narrow(mean, conditional_variance, dtype).any()
         if bool(cancels | ~some.all()):
             self.pairs = None
         return None if bool(cancels) else Normals((mass / mass.sum()).log(), mean, scale)
@@ -571,22 +587,20 @@ class FullRounds(DiagonalRounds):
         """The pairs with a share, these shares, and the bound; None if they are not few."""
         if key.numel() * len(self.log_weight) < LARGE or self.is_correlated or self.held is None:
             return None
-        found, log_shares, bound = list[Tensor](), list[Tensor](), 0.0
-        for rows in self.few_rows():
-            scores = self.second_moments(rows).mT @ key.mT
-            total = scores.logsumexp(-1)
-            bound += float(self.log_weight[rows].exp() @ total)
-            scores -= total.unsqueeze(-1)
-            old, new = (scores > math.log(NEAR)).nonzero(as_tuple=True)
-            if len(old) > SPARSE * key.shape[-1] * scores.numel():
+        found, kept, bound = list[Tensor](), list[Tensor](), 0.0
+        for rows, data in self.blocks(key.dtype):
+            total, share = shares(data.mT @ key.mT)
+            bound += float(self.log_weight[rows].exp() @ total.double())
+            old, new = (share > NEAR).nonzero(as_tuple=True)
+            if len(old) > SPARSE * key.shape[-1] * share.numel():
                 return None
             found.append(torch.stack([rows[old], new]))
-            log_shares.append(scores[old, new])
+            kept.append(share[old, new].double().log())
         index = torch.cat(found, -1)
         order = index[1].argsort(stable=True)
         sizes = index[1].bincount(minlength=len(key)).tolist()
         pairs = Pairs(index[0, order].split(sizes), index[0, order])
-        return pairs, pairs.shares(torch.cat(log_shares)[order], len(self.log_weight))[1], bound
+        return pairs, pairs.shares(torch.cat(kept)[order], len(self.log_weight))[1], bound
 
     def settle(
         self, normals: Normals, bounds: list[float], rounds: int, tolerance: float
@@ -634,11 +648,11 @@ class FullRounds(DiagonalRounds):
             shift[j] = weight @ difference
             covariance[j] = (difference * weight.unsqueeze(-1)).mT @ difference
             covariance[j] += torch.diag(weight @ variance) - shift[j].outer(shift[j])
-        return self.normals(mass, normals.mean + shift, covariance)
+        return self.normals(mass, normals.mean + shift, covariance, torch.float64)
 
     @cached_property
     def largest(self) -> Tensor:
-        maxima = [self.second_moments(rows).abs().amax(1) for rows in self.few_rows()]
+        maxima = [data.abs().amax(1).double() for _, data in self.blocks(torch.float32)]
         return torch.stack(maxima).amax(0)
 
     @cached_property
@@ -657,11 +671,20 @@ class FullRounds(DiagonalRounds):
             numbers = torch.arange(part.start, part.stop, device=self.unit.device)
             yield from numbers.split(ROWS)
 
-    def second_moments(self, rows: Tensor) -> Tensor:
-        """(E[z_a z_b] for a ≥ b, E[z], 1) of some old components, one in each column."""
-        means, variances = self.moments(rows)
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers of a few old components and their `second_moments`, in memory that is used again.
+
+        Memory of its own for each of them would take longer, and end up in pieces.
+        """
+        features = len(self.triangle[0]) + len(self.unit) + 1
+        moments = self.unit.new_empty(features, ROWS, dtype=dtype)
+        for rows in self.few_rows():
+            yield rows, self.second_moments(rows, moments[:, : len(rows)])
+
+    def second_moments(self, rows: Tensor, moments: Tensor) -> Tensor:
+        """(E[z_a z_b] for a ≥ b, E[z], 1) of some old components, in a matrix's columns."""
+        means, variances = (moment.to(moments.dtype) for moment in self.moments(rows))
         mean, (row, column) = means.mT.contiguous(), self.triangle
-        moments = mean.new_empty(len(row) + len(mean) + 1, len(rows))
         pairs = moments[: len(row)]
         # Slices of rows take a tenth of the time that indexing by row and column does.
         for part, unit in zip(pairs.split(list(range(1, len(mean) + 1))), mean, strict=True):

@@ -7,6 +7,7 @@ estimates of divergences with 4 of their standard errors, plus 1e-9 where those 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import pytest
@@ -27,8 +28,12 @@ def correlated() -> Mixture:
 
 def clusters(islands: int) -> Mixture:
     centre = 30.0 * torch.randn(islands, D)
-    loc = centre.repeat_interleave(N // islands, 0) + 0.3 * torch.randn(N, D)
+    loc = centre.repeat_interleave(-(-N // islands), 0)[:N] + 0.3 * torch.randn(N, D)
     return Mixture(dist.Categorical(torch.ones(N)), dist.Normal(loc, 0.2).to_event(1))
+
+
+def islands() -> Mixture:
+    return clusters(7)
 
 
 def narrow(
@@ -143,6 +148,26 @@ def test_all_ways_of_a_round_agree(covariance: str, family: str) -> None:
     for name in ("log_weight", "mean", "scale"):
         by_products, by_pairs = getattr(fused[0], name), getattr(slow[0], name)
         torch.testing.assert_close(by_products, by_pairs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("mixture", "dtype"), [(correlated, "float32"), (islands, "float64")])
+def test_rounds_of_a_float32_mixture_are_in_float32_where_that_is_enough(
+    mixture: Callable[[], Mixture], dtype: str
+) -> None:
+    """Variances 1e-4 of the mixture's are not told from rounding; those of 0.01 are."""
+    exact = mixture().component_distribution
+    parts = (getattr(exact, name).float() for name in ("mean", "stddev"))
+    weights = dist.Categorical(torch.rand(N, dtype=torch.float32))
+    problem = FullRounds(Mixture(weights, dist.Normal(*parts).to_event(1)), 0.0)
+    assert problem.lowest_dtype == torch.float32
+    start = problem.start(7, 0)
+    fused, slow = problem.fused_round(start, torch.float32), problem.pairwise_round(start)
+    assert fused is not None and problem.lowest_dtype == getattr(torch, dtype)
+    tolerance = {"float32": 1e-4, "float64": 1e-9}[dtype]
+    for name in ("log_weight", "mean", "scale"):
+        by_products, by_pairs = getattr(fused[0], name), getattr(slow[0], name)
+        torch.testing.assert_close(by_products, by_pairs, rtol=tolerance, atol=tolerance)
+    assert fused[1] == pytest.approx(slow[1], abs=tolerance)
 
 
 def test_rounds_over_few_pairs_are_complete_ones_where_no_other_has_a_share(
