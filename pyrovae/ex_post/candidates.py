@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.errors import InputError
-from pyrovae.mixture import AggregatedPosterior, Mixture, families, reduce
+from pyrovae.mixture import AggregatedPosterior, Mixture, families, fewer_components
 from pyrovae.mixture.families import MixtureByRow, Pushed
 from pyrovae.models import FlowPrior
 from pyrovae.randomness import derived_seed, seeded
@@ -182,14 +182,13 @@ class Reduced:
         """The density."""
         self.check(agg)
         fits = [
-            reduce(
+            fewer_components(
                 agg,
                 self.components,
                 covariance=self.covariance,
                 shrinkage=self.shrinkage,
-                draws=2,
                 seed=_start_seed(seed, start),
-            ).mixture
+            )
             for start in range(self.starts)
         ]
         if self.starts == 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.explorer.arrays import pack
-from pyrovae.mixture import AggregatedPosterior, Mixture, families, reduce
+from pyrovae.mixture import AggregatedPosterior, Mixture, families, fewer_components
 from pyrovae.randomness import seeded
 
 MOST, FEWER = 1000, 300  # normals of a density in the page; if it has more, it gets these
@@ -67,7 +67,7 @@ def _parts(density: dist.Distribution) -> tuple[Tensor, Tensor, Tensor] | None:
 
 
 def _reduced(mixture: Mixture, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    found = _parts(reduce(mixture, min(FEWER, mixture.size), seed=seed).mixture)
+    found = _parts(fewer_components(mixture, min(FEWER, mixture.size), seed=seed))
     if found is None or not math.isfinite(float(found[1].sum())):
-        raise RuntimeError("a reduction without normals")  # which reduce() does not return
+        raise RuntimeError("a reduction without normals")  # which it does not return
     return found

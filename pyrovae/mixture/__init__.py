@@ -18,7 +18,7 @@ from pyrovae.mixture.divergence import (
 from pyrovae.mixture.kernel.component_scores import Responsibilities
 from pyrovae.mixture.kernel.support import no_numbers
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.reduction import Reduction, reduce
+from pyrovae.mixture.reduction import Reduction, fewer_components, reduce
 
 __all__ = [
     "AggregatedPosterior",
@@ -30,6 +30,7 @@ __all__ = [
     "divergence",
     "entropy",
     "entropy_bounds",
+    "fewer_components",
     "no_numbers",
     "reduce",
     "variational_divergence",

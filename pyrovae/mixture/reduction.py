@@ -31,6 +31,8 @@ from pyrovae.mixture.kernel.scalar_product import constants, differences, full_k
 from pyrovae.mixture.mixture import Mixture
 from pyrovae.randomness import check_seed, seeded
 
+#: The largest number of rounds over a part or over all, and the gain below which one is the last.
+ROUNDS, TOLERANCE = 60, 2e-3
 #: Candidates drawn for the start, per new component.
 START = 10
 #: Old components in the first of several stages: at least, and per new component.
@@ -84,8 +86,8 @@ def reduce(
     *,
     covariance: Literal["diagonal", "full"] = "diagonal",
     shrinkage: float = 0.0,
-    rounds: int = 60,
-    tolerance: float = 2e-3,
+    rounds: int = ROUNDS,
+    tolerance: float = TOLERANCE,
     draws: int = 4096,
     seed: int = 0,
 ) -> Reduction:
@@ -152,6 +154,53 @@ def reduce(
     """
     check_seed(seed)
     mixture = as_mixture(mixture)
+    reduced, bounds, converged = _climb(
+        mixture, components, covariance, shrinkage, rounds, tolerance, seed
+    )
+    with torch.no_grad(), seeded(seed, "divergence of a reduction"):
+        z = mixture.sample((draws,))
+        difference = mixture.log_prob(z).double() - reduced.log_prob(z).double()
+    divergence = mean_estimate(difference, over="draws")
+    return Reduction(reduced, divergence, bounds, converged)
+
+
+def fewer_components(
+    mixture: Mixture,
+    components: int,
+    *,
+    covariance: Literal["diagonal", "full"] = "diagonal",
+    shrinkage: float = 0.0,
+    seed: int = 0,
+) -> Mixture:
+    """The mixture that `reduce` finds, without its divergence.
+
+    The divergence takes the log density of all components, for any number of draws.
+
+    Args:
+        mixture, components, covariance, shrinkage, seed: as for `reduce`.
+
+    Raises:
+        InputError: as `reduce` does.
+
+    >>> import torch, pyrovae as pv, pyro.distributions as dist
+    >>> encoding = dist.Normal(torch.linspace(-2, 2, 200).view(200, 1), 0.5).to_event(1)
+    >>> fewer_components(pv.AggregatedPosterior(encoding), 3)
+    Mixture(components=3, event_shape=(1,), family=Normal)
+    """
+    check_seed(seed)
+    return _climb(mixture, components, covariance, shrinkage, ROUNDS, TOLERANCE, seed)[0]
+
+
+def _climb(
+    mixture: Mixture,
+    components: int,
+    covariance: str,
+    shrinkage: float,
+    rounds: int,
+    tolerance: float,
+    seed: int,
+) -> tuple[Mixture, tuple[float, ...], bool]:
+    """The mixture, the bounds and whether the rounds converged, as in `Reduction`."""
     _check(mixture, components, covariance, shrinkage, rounds)
     with torch.no_grad():
         problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, shrinkage)
@@ -160,12 +209,7 @@ def reduce(
             before, normals, bounds, converged = stage.climb(normals, rounds, tolerance)
         if torch.finfo(problem.dtype).eps < torch.finfo(problem.lowest_dtype).eps:
             normals, bounds[-1] = problem.round(before, problem.dtype)
-        reduced = problem.as_mixture(normals)
-        with seeded(seed, "divergence of a reduction"):
-            z = mixture.sample((draws,))
-        difference = mixture.log_prob(z).double() - reduced.log_prob(z).double()
-    divergence = mean_estimate(difference, over="draws")
-    return Reduction(reduced, divergence, tuple(bounds), converged)
+        return problem.as_mixture(normals), tuple(bounds), converged
 
 
 def _check(

@@ -350,7 +350,7 @@ def test_candidates_are_checked_before_any_fit(
         raise RuntimeError("a fit was begun")
 
     monkeypatch.setattr("pyrovae.ex_post.candidates.inflate", fitted)
-    monkeypatch.setattr("pyrovae.ex_post.candidates.reduce", fitted)
+    monkeypatch.setattr("pyrovae.ex_post.candidates.fewer_components", fitted)
     agg = AggregatedPosterior(encoding)
     held_out = encoding.expand([9]) if len(agg) == 1 else encoding
     with pytest.raises(ValueError, match=message):
