@@ -2,6 +2,7 @@
 
     python benchmarks/mixture_density.py                    # the cases of the documentation
     python benchmarks/mixture_density.py --cases 60000,40,2048 --json figures.json
+    python benchmarks/mixture_density.py --few-units        # maps, by tiles and by the search
 
 Every row is one case (components N, units D, queries B) in float32: codes with scales from 0.05 to
 0.3, queries drawn from the mixture. Times are the best of several runs; ways that would take
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.mixture.divergence import divergence
+from pyrovae.mixture.kernel import few_units
 from pyrovae.mixture.kernel.scalar_product import constants, keys, queries
 from pyrovae.mixture.kernel.search import evaluate
 from pyrovae.mixture.mixture import Mixture
@@ -313,6 +315,27 @@ def memory_rows() -> list[dict[str, object]]:
     return rows
 
 
+def by_tiles(size: int, dim: int, points: int, repeats: int) -> None:
+    """Time a grid over ±4 and draws, by tiles of points and by the search, in turns."""
+    case = make(size, dim, points, "cpu")
+    side = torch.linspace(-4, 4, round(points ** (1 / dim)))
+    grid = torch.cartesian_prod(*[side] * dim).view(-1, dim)
+    mixture, least = case.mixture, few_units.POINTS
+    for name, z in (("grid", grid), ("draws", case.z)):
+        times = {least: math.inf, len(z) + 1: math.inf}
+        for few_units.POINTS in [*times] * (1 + repeats):  # the first lay the mixture out
+            start = CLOCK()
+            mixture.log_prob(z)
+            times[few_units.POINTS] = min(times[few_units.POINTS], CLOCK() - start)
+        tiles, search = times.values()
+        few_units.POINTS = least
+        print(
+            f"D = {dim}, N = {size:6,}, {len(z):6,} of the {name:5}: tiles {tiles:.3f} s, search "
+            f"{search:.3f} s, ratio {search / tiles:.1f}",
+            flush=True,
+        )
+
+
 def table(rows: list[Row]) -> None:
     """Print rows; the ratio is to the first way of a case."""
     ours: dict[tuple[int, int, int], float] = {}
@@ -340,6 +363,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time, for one thread on a busy machine"
     )
+    parser.add_argument("--few-units", action="store_true", help="by tiles and by the search")
     options = parser.parse_args()
     if options.cpu_time:
         global CLOCK
@@ -347,6 +371,12 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+    if options.few_units:
+        for dim in (1, 2):
+            for size in (1_000, 10_000, 50_000):
+                for points in (4_096, 65_536):
+                    by_tiles(size, dim, points, options.repeats)
+        return
     chosen = [tuple(map(int, c.split(","))) for c in options.cases] if options.cases else CASES
     memory = [] if options.cases else memory_rows()  # first: a child begins with its parent's peak
     every: list[Row] = []

@@ -1,6 +1,6 @@
 r"""Log densities in few units: points in tiles, each with the components that can matter there.
 
-In one to three units a score costs less than its exponential, and a component reaches a small part
+In one or two units a score costs less than its exponential, and a component reaches a small part
 of the space. So points are put into tiles of neighbours. With the distances f_n and g_n of a
 component from the farthest and the nearest point of a tile's box, in its own scales, the density
 everywhere in the tile is at least :math:`L = \sum_n e^{c_n - f_n^2/2}`, and the component adds at
@@ -24,9 +24,9 @@ from torch import Tensor
 from pyrovae.mixture.kernel.diagonal_normals import DiagonalNormals
 from pyrovae.mixture.kernel.ordering import tile_order
 
-#: Points, and pairs of point and component in one, two and three units, from which on this is
-#: faster than the search and a try that fails costs little.
-POINTS, PAIRS = 2048, (4_000_000, 4_000_000, 8_000_000)
+#: Units up to which, and points, and pairs of point and component from which on this is faster than
+#: the search and a try that fails costs little.
+UNITS, POINTS, PAIRS = 2, 2048, 4_000_000
 #: What the components that are left out may add up to, relative to the density.
 NEGLIGIBLE = 1e-6
 #: Largest error of a log density by the rounding of scores, in nats.
@@ -47,9 +47,9 @@ def pays(normals: DiagonalNormals, z: Tensor) -> bool:
     """Whether `log_prob` can take these components and points, and is faster than the search."""
     dtype = torch.promote_types(torch.promote_types(z.dtype, normals.loc.dtype), torch.float32)
     return (
-        0 < normals.dim <= len(PAIRS)
+        0 < normals.dim <= UNITS
         and len(z) >= POINTS
-        and len(z) * normals.size >= PAIRS[normals.dim - 1]
+        and len(z) * normals.size >= PAIRS
         and z.device.type == "cpu"
         and dtype == torch.float32
         and bool(normals.centre.isfinite().all())

@@ -60,9 +60,7 @@ def tile_order(z: Tensor, size: int, unit: int = 0) -> Tensor:
     Returns:
         point numbers, shape ``(B,)``.
     """
-    order = torch.from_numpy(
-        z[:, unit].numpy().argsort()
-    )  # in a fifth of the time that torch takes
+    order = torch.from_numpy(z[:, unit].numpy().argsort())  # five times as fast as torch's
     if unit == z.shape[1] - 1:
         return order
     runs = math.ceil(len(z) / size)

@@ -22,7 +22,7 @@ Case = tuple[DiagonalNormals, Tensor]
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take tiles for few points too, whether they pay or not."""
-    for name, value in {"POINTS": 0, "PAIRS": (0, 0, 0), "SPREAD": 1.0, "NEAR": 0.0}.items():
+    for name, value in {"POINTS": 0, "PAIRS": 0, "SPREAD": 1.0, "NEAR": 0.0}.items():
         monkeypatch.setattr(few_units, name, value)
     monkeypatch.setattr(gradients, "DENSE_PAIRS", 0)
 
@@ -36,7 +36,7 @@ def scores(normals: DiagonalNormals, z: Tensor) -> Tensor:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    n, dim = draw(st.sampled_from([1, 2, 100, 700])), draw(st.integers(1, 3))
+    n, dim = draw(st.sampled_from([1, 2, 100, 700])), draw(st.integers(1, 2))
     low = draw(st.floats(-4, 1))
     high = low + draw(st.sampled_from([0.0, 0.5, 2.0, 4.0]))  # scales mixed by up to 1e4
 
@@ -130,7 +130,7 @@ def test_scales_too_small_for_float32_are_left_to_the_search() -> None:
 
 
 def test_float64_and_more_units_are_left_to_the_search() -> None:
-    for dtype, dim in ((torch.float64, 2), (torch.float32, 4)):
+    for dtype, dim in ((torch.float64, 2), (torch.float32, 3)):
         loc = torch.randn(9, dim, dtype=dtype)
         normals = DiagonalNormals(loc, loc.exp(), torch.zeros(9, dtype=dtype))
         assert not few_units.pays(normals, loc)
@@ -147,7 +147,7 @@ def test_a_try_that_fails_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not few_units.log_prob(wide, 1e3 + loc)[1].any()
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize("points", [0, 1, 5, 64, 5000])
 def test_tiles_hold_neighbours(dim: int, points: int) -> None:
     z = torch.rand(points, dim).float()
