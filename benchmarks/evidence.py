@@ -21,7 +21,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyro
@@ -34,7 +36,7 @@ import pyrovae as pv
 from pyrovae.command.analysis import AnalysisOptions, build
 from pyrovae.data import default_likelihood, load, split
 from pyrovae.estimates import mean_estimate
-from pyrovae.evidence import Evidence
+from pyrovae.evidence import Evidence, automatic
 from pyrovae.testing import LinearGaussian, linear_gaussian_vae
 
 METHODS = ("importance", "refined", "auto")
@@ -238,6 +240,28 @@ def on_advice(options: argparse.Namespace) -> None:
             )
 
 
+def on_rejected(options: argparse.Namespace) -> None:
+    """Print what it changes that rows whose weights k̂ rejects have new ones."""
+    given = options.checkpoint is not None
+    vae, x = of_study("mnist", options.data, options.checkpoint) if given else digits()
+    x = x[: options.rows]
+    for draws in (100, 500):
+        runs = partial(quiet, vae, x, draws=draws)
+        last = [runs(seed=seed) for seed in range(3)]
+        with patch.object(automatic, "_rejected", lambda weights: torch.zeros_like(weights[0]) > 0):
+            first = [runs(seed=seed) for seed in range(3)]
+        change = torch.cat([a.values - b.values for a, b in zip(last, first, strict=True)])
+        before, after = (
+            share(torch.cat([result.unresolved for result in results])) for results in (first, last)
+        )
+        print(
+            f"{draws} draws: mean changed by {change.mean():+.4f} ± "
+            f"{change.std() / len(change) ** 0.5:.4f} nats, k̂ above its limit at {before} before, "
+            f"{after} after",
+            flush=True,
+        )
+
+
 def shapes() -> dict[str, tuple[Callable, Callable, Tensor]]:
     """Pairs of one unit whose posterior has two modes, heavy tails or a boundary, with a grid."""
     line = torch.linspace(-8, 8, 20_001, dtype=torch.float64)
@@ -347,7 +371,13 @@ def mean_cost(result: Evidence) -> float:
     return float("nan") if result.cost is None else float(result.cost.double().mean())
 
 
-PARTS = {"exact": on_exact, "raw": on_raw, "advice": on_advice, "shapes": on_shapes}
+PARTS = {
+    "exact": on_exact,
+    "raw": on_raw,
+    "advice": on_advice,
+    "shapes": on_shapes,
+    "rejected": on_rejected,
+}
 IMAGES = ("digits", "caltech", "mnist", "frey")
 
 

@@ -73,9 +73,9 @@ def automatic_evidence(
     much as 183 draws.
 
     Pilot draws are not counted, so that the choice leaves the bound a bound. Where k̂ of at least
-    100 weights that count is above its limit after all, the data point goes one step further and
-    has new ones. Weights are rejected for a few that are large, so that what stays is lower on
-    average: on MNIST by 0.005 nats at 500 draws, and by 0.006 at 100.
+    100 weights from a proposal is above its limit after all, the data point has new ones from the
+    next of these steps, up to the chains. Weights are rejected for a few that are large, so that
+    this lowers the mean: on MNIST by 0.0046 ± 0.0015 nats at 500 draws, and 0.0064 ± 0.0024 at 100.
 
     Args:
         pair: model and guide. Where log p(x, z) is no differentiable function of the code of each
@@ -123,6 +123,8 @@ def automatic_evidence(
 @dataclass(frozen=True)
 class Ladder:
     """The rungs at some data points.
+
+    Beyond the guide there are steps: single weights, means of more of them, and chains.
 
     Args:
         pair: model and guide.
@@ -176,7 +178,9 @@ class Ladder:
                 number = due[step[due] == index]
                 log_weights[:, number] = self._weights(tuned.subset(number), index)
             due = due[_rejected(log_weights[:, due]) & (step[due] < CHAINS) & ~stopped[due]]
-            due = due[self._affords(prices[step[due] + 1], chosen[due])]
+            affordable = self._affords(prices[step[due] + 1], chosen[due])
+            stopped[due[~affordable]] = True
+            due = due[affordable]
             step[due] += 1
         return log_weights, step == CHAINS, stopped
 
@@ -261,15 +265,19 @@ def guide_is_enough(pair: Pair, target: Target, *, seed: int) -> Tensor:
 
 
 def _rejected(log_weights: Tensor) -> Tensor:
-    """Where k̂ of weights that count, ``(K, B)``, is above its limit; not where one is an error."""
+    """Where k̂ of weights that count, ``(K, B)``, is known and above its limit, ``(B,)``.
+
+    Not where one of them is an error, which has to be raised.
+    """
     if len(log_weights) < TELLING:
         return torch.zeros_like(log_weights[0], dtype=torch.bool)
     broken = (log_weights.isnan() | (log_weights == torch.inf)).any(0)
-    return ~(smooth(_tame(log_weights).T)[1] <= k_limit(len(log_weights))) & ~broken
+    pareto_k = smooth(_tame(log_weights).T)[1]
+    return (pareto_k > k_limit(len(log_weights))) & pareto_k.isfinite() & ~broken
 
 
 def _tame(log_weights: Tensor) -> Tensor:
-    """Pilot weights without NaN and +∞, which among those that count are an error."""
+    """Weights with none where they are NaN or +∞, which is an error only among those that count."""
     return log_weights.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
 
 

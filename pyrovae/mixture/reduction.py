@@ -118,10 +118,10 @@ def reduce(
     over the pairs with a share in the last complete round, which climb the same bound.
 
     Rounds are two passes of attention in float32 or, for full covariances, matrix products in the
-    mixture's dtype. Where rounding would affect assignments or variances, they are computed again
-    in float64, or from the differences (μ_i − m_j)/S_j^½, which do not cancel but take longer. For
-    a float64 mixture the last round is in float64. The result has the mixture's dtype: float32
-    cannot represent means that lie 10⁷ standard deviations from 0.
+    mixture's dtype. Where rounding might move a score by half a nat, or would affect variances,
+    they are computed again in float64, or from the differences (μ_i − m_j)/S_j^½, which do not
+    cancel but take longer. For a float64 mixture the last round is in float64. The result has the
+    mixture's dtype: float32 cannot represent means that lie 10⁷ standard deviations from 0.
 
     Args:
         mixture: a `Mixture` or torch's or Pyro's own ``MixtureSameFamily`` over vectors, whose
@@ -174,7 +174,7 @@ def fewer_components(
 ) -> Mixture:
     """The mixture that `reduce` finds, without its divergence.
 
-    The divergence takes the log density of all components, for any number of draws.
+    The divergence takes the log density of all components, however few its draws.
 
     Args:
         mixture, components, covariance, shrinkage, seed: as for `reduce`.
@@ -188,6 +188,7 @@ def fewer_components(
     Mixture(components=3, event_shape=(1,), family=Normal)
     """
     check_seed(seed)
+    mixture = as_mixture(mixture)
     return _climb(mixture, components, covariance, shrinkage, ROUNDS, TOLERANCE, seed)[0]
 
 

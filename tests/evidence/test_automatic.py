@@ -104,8 +104,8 @@ def bent() -> tuple[PyroFunction, PyroFunction, Tensor, Tensor]:
     return model, guide, x, truth
 
 
-@pytest.mark.filterwarnings("ignore:(.|\n)*the cap on the cost:UserWarning")
-@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")
+@pytest.mark.filterwarnings("ignore:(.|\n)*the cap on the cost:UserWarning")  # which is asked for
+@pytest.mark.filterwarnings("ignore:(.|\n)*k̂:UserWarning")  # of a few chains
 def test_where_a_proposal_fails_chains_go_on_from_it() -> None:
     # Means of 4 or 16 are enough at most rows, and at which they are not is a matter of the seed.
     model, guide, x, truth = bent()
@@ -120,7 +120,7 @@ def test_where_a_proposal_fails_chains_go_on_from_it() -> None:
     assert by_rung["annealed"] > by_rung["refined"] + 80_000
     capped = auto(model, guide, x, draws=500, max_cost=80_000, seed=3)
     assert "annealed" not in capped.rungs
-    assert torch.equal(capped.unresolved, annealed)
+    assert capped.stopped is not None and torch.equal(capped.stopped, annealed)
     assert float(capped.cost.max()) < 80_000
 
 
@@ -139,9 +139,10 @@ def test_rows_whose_counted_weights_are_rejected_have_new_ones_one_step_further(
     assert bool((found.cost > first.cost)[rejected].all())
     annealed = torch.tensor([rung == "annealed" for rung in found.rungs])
     assert not found.unresolved[~annealed].any()
-    # Weights are rejected for a few large ones: the choice lowers the mean, and by little.
-    error = found.standard_error.square().sum().sqrt() / len(x)
-    assert -0.02 < float((found.values - truth).mean()) < 4 * float(error)
+    error = float(found.standard_error.square().sum().sqrt()) / len(x)
+    # The logarithm of a mean of weights is low by se²/2, and the choice lowers it by less than .01.
+    low = float(found.standard_error.square().mean()) / 2 + 0.01
+    assert -4 * error - low < float((found.values - truth).mean()) < 4 * error
 
 
 def test_a_cap_on_the_cost_is_said_and_no_mean_takes_in_what_it_stopped() -> None:
@@ -258,6 +259,13 @@ def test_result_depends_on_seed_alone_and_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(results[0].values, results[1].values)
     assert not torch.equal(results[0].values, results[2].values)
+
+
+def test_where_k_hat_is_not_known_weights_stay() -> None:
+    """Few draws with any weight are no sign of large ones: new ones would raise the mean."""
+    few = torch.full((200, 2), -math.inf)
+    few[:20, 0] = torch.randn(20)
+    assert automatic._rejected(few).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("fault", [math.nan, math.inf])

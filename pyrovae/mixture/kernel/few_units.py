@@ -37,14 +37,14 @@ PROBE, PROBE_TILES = 16, 4
 SPREAD, NEAR = 0.7, 0.9
 #: Exponentials that are summed in float32.
 RUN = 128
-#: Scores below this count as this: exponentials that underflow take ten times as long.
+#: Scores below this are raised to it: exponentials that underflow take ten times as long.
 LOWEST = -87.0
 #: Scores in memory at once for each thread: they fit its cache.
 SCORES = 1 << 16
 
 
-def pays(normals: DiagonalNormals, z: Tensor) -> bool:
-    """Whether `log_prob` can take these components and points, and is faster than the search."""
+def applies(normals: DiagonalNormals, z: Tensor) -> bool:
+    """Whether `log_prob` can take these components and points, and may be the faster way."""
     dtype = torch.promote_types(torch.promote_types(z.dtype, normals.loc.dtype), torch.float32)
     return (
         0 < normals.dim <= UNITS
@@ -89,7 +89,7 @@ def _floor(normals: DiagonalNormals) -> float:
 
 
 def _tile_size(components: int, points: int) -> int:
-    """Points in a tile: more if there are more points, whose tiles are smaller, or less to do."""
+    """Points in a tile: more of them if they lie closer together or components are few."""
     size = max(math.sqrt(points) / 2, (1 << 18) / components)
     return int(min(512, max(32, 1 << round(math.log2(size)))))
 

@@ -80,7 +80,7 @@ def log_prob(
             none, shape ``(B,)``.
     """
     plain = variance is None and exclude is None
-    if plain and isinstance(normals, DiagonalNormals) and few_units.pays(normals, z):
+    if plain and isinstance(normals, DiagonalNormals) and few_units.applies(normals, z):
         result, within = few_units.log_prob(normals, z)
         rest = (~within).nonzero().squeeze(-1)
         if len(rest):

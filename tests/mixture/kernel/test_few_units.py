@@ -89,12 +89,12 @@ def test_what_a_tile_leaves_out_is_negligible(case: Case) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(case=cases())
-def test_points_that_are_not_claimed_are_searched(case: Case) -> None:
+def test_log_prob_is_within_the_tolerance_everywhere(case: Case) -> None:
     normals, z = case
     exact = scores(normals, z).logsumexp(-1)
     components = dist.Normal(normals.loc, normals.scale).to_event(1)
     mixture = Mixture(dist.Categorical(logits=normals.log_weight), components)
-    tolerance = 1e-4 + 2**-23 * exact.abs() + 1e-5 * normals.log_weight.abs().max()
+    tolerance = 5e-5 + 2**-23 * exact.abs() + 1e-6 * normals.log_weight.abs().max()
     assert ((mixture.log_prob(z).double() - exact).abs() <= tolerance).all()
 
 
@@ -116,7 +116,8 @@ def test_numbers_that_are_not_finite_are_left_to_the_search(part: str) -> None:
     parameters[part][3] = math.nan
     z = parameters.pop("z")
     normals = DiagonalNormals(**parameters)
-    if few_units.pays(normals, z):
+    assert few_units.applies(normals, z) == (part in ("log_weight", "z"))
+    if few_units.applies(normals, z):
         within = few_units.log_prob(normals, z)[1]
         assert not within[3] if part == "z" else not within.any()
     assert search.log_prob(normals, z)[3].isnan()
@@ -126,14 +127,14 @@ def test_scales_too_small_for_float32_are_left_to_the_search() -> None:
     normals = DiagonalNormals(
         torch.zeros(2, 1).float(), torch.full((2, 1), 1e-39).float(), torch.zeros(2).float()
     )
-    assert not few_units.pays(normals, torch.zeros(5, 1).float())
+    assert not few_units.applies(normals, torch.zeros(5, 1).float())
 
 
 def test_float64_and_more_units_are_left_to_the_search() -> None:
     for dtype, dim in ((torch.float64, 2), (torch.float32, 3)):
         loc = torch.randn(9, dim, dtype=dtype)
         normals = DiagonalNormals(loc, loc.exp(), torch.zeros(9, dtype=dtype))
-        assert not few_units.pays(normals, loc)
+        assert not few_units.applies(normals, loc)
 
 
 def test_a_try_that_fails_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
