@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 
 import pyro.distributions as dist
 import torch
@@ -173,10 +174,12 @@ class Ladder:
         step, stopped = self._first_step(tuned, chosen)
         log_weights = tuned.mean.new_zeros((self.draws, len(chosen)))
         prices, due = self._prices(chosen), torch.arange(len(chosen), device=chosen.device)
+        seeds = (derived_seed(self.seed, "weights where the guide fails", t) for t in count())
         while len(due):
+            seed = next(seeds)
             for index in step[due].unique().tolist():
                 number = due[step[due] == index]
-                log_weights[:, number] = self._weights(tuned.subset(number), index)
+                log_weights[:, number] = self._weights(tuned.subset(number), index, seed)
             due = due[_rejected(log_weights[:, due]) & (step[due] < CHAINS) & ~stopped[due]]
             affordable = self._affords(prices[step[due] + 1], chosen[due])
             stopped[due[~affordable]] = True
@@ -189,8 +192,8 @@ class Ladder:
         prices = self._prices(chosen)
         step, uneven = torch.zeros_like(chosen), self._too_uneven(tuned, 1)
         for index, fold in enumerate(FOLDS[1:], start=1):
-            affordable = self._affords(2 * prices[index], chosen)  # as many pilot draws come first
-            number = (uneven & affordable).nonzero().squeeze(1)
+            pilot = fold * max(self.draws, PILOT)
+            number = (uneven & self._affords(prices[index] + pilot, chosen)).nonzero().squeeze(1)
             if len(number):
                 step[number] = index
                 uneven[number] = self._too_uneven(tuned.subset(number), fold)
@@ -198,9 +201,9 @@ class Ladder:
         step = torch.where(annealed, CHAINS, torch.where(uneven, 0, step))
         return step, uneven & ~annealed
 
-    def _weights(self, tuned: Proposal, step: int) -> Tensor:
+    def _weights(self, tuned: Proposal, step: int, seed: int) -> Tensor:
         """Weights of draws that have tuned nothing, or of chains, shape ``(K, n)``."""
-        seed = derived_seed(self.seed, "weights where the guide fails", step)
+        seed = derived_seed(seed, "weights of a step", step)
         if step == CHAINS:
             return annealed_from(tuned, self.draws, seed=seed)
         return folded_weights(tuned.exact(), self.draws, seed=seed, fold=FOLDS[step])
@@ -224,7 +227,8 @@ class Ladder:
         draws = max(self.draws, PILOT)
         seed = derived_seed(self.seed, "verdict on a proposal", fold)
         pilot = _tame(folded_weights(proposal, draws, seed=seed, fold=fold))
-        return ~(smooth(pilot.T)[1] <= k_limit(max(self.draws, TELLING)) - ROUGH[fold])
+        even = smooth(pilot.T)[1] <= k_limit(max(self.draws, TELLING)) - ROUGH[fold]
+        return ~even & pilot.isfinite().any(0)  # without any weight there is nothing to go on from
 
     def _by_guide(self, chosen: Tensor) -> Tensor:
         if not len(chosen):
@@ -272,13 +276,13 @@ def _rejected(log_weights: Tensor) -> Tensor:
     if len(log_weights) < TELLING:
         return torch.zeros_like(log_weights[0], dtype=torch.bool)
     broken = (log_weights.isnan() | (log_weights == torch.inf)).any(0)
-    pareto_k = smooth(_tame(log_weights).T)[1]
+    pareto_k = smooth(torch.where(broken, 0.0, log_weights).T)[1]
     return (pareto_k > k_limit(len(log_weights))) & pareto_k.isfinite() & ~broken
 
 
 def _tame(log_weights: Tensor) -> Tensor:
-    """Weights with none where they are NaN or +∞, which is an error only among those that count."""
-    return log_weights.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+    """Pilot weights without NaN and +∞, which among those that count are an error."""
+    return log_weights.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
 def _guide_weights(pair: Pair, target: Target, draws: int, *, seed: int) -> Tensor:

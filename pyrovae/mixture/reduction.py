@@ -414,13 +414,14 @@ class DiagonalRounds:
             found.append(self.match_moments(query, data, offsets[-1]))
             bound += float(self.log_weight[rows].exp() @ total)
         mass, mean, variance = _merge(found)
-        narrow = _narrow(mean, variance, dtype).nonzero().squeeze(-1)
+        narrow = _narrow(mean.square() + variance.abs(), variance, dtype).nonzero().squeeze(-1)
         if len(narrow) and dtype != torch.float64:  # no others: it takes three times as long
             parts = zip(self.parts(), offsets, strict=True)
             exact = _merge([self.match_moments(query[narrow], self.data(r), o) for r, o in parts])
             for moment, exact_moment in zip((mass, mean, variance), exact, strict=True):
                 moment[narrow] = exact_moment
-        if bool(_narrow(mean[narrow], variance[narrow], torch.float64).any()):
+        second = (mean.square() + variance.abs())[narrow]
+        if bool(_narrow(second, variance[narrow], torch.float64).any()):
             return None
         return Normals(mass.log_softmax(-1), mean, variance.sqrt()), bound
 
@@ -623,7 +624,8 @@ class FullRounds(DiagonalRounds):
         scale, failed = torch.linalg.cholesky_ex(covariance)
         # of each unit, given the units before it
         conditional_variance = scale.diagonal(dim1=-2, dim2=-1).square()
-        cancels = failed.any() | _narrow(mean, conditional_variance, dtype).any()
+        second = mean.square() + covariance.diagonal(dim1=-2, dim2=-1)  # what was rounded
+        cancels = failed.any() | _narrow(second, conditional_variance, dtype).any()
         if bool(cancels | ~some.all()):
             self.pairs = None
         return None if bool(cancels) else Normals((mass / mass.sum()).log(), mean, scale)
@@ -807,9 +809,9 @@ def _triangular_root(rows: Tensor) -> Tensor:
     return (upper * upper.diagonal(dim1=-2, dim2=-1).sgn().unsqueeze(-1)).mT
 
 
-def _narrow(mean: Tensor, variance: Tensor, dtype: torch.dtype) -> Tensor:
+def _narrow(second: Tensor, variance: Tensor, dtype: torch.dtype) -> Tensor:
     """Whether rounding of a second moment matters to a variance, in any unit, shape ``(K,)``."""
-    error = NARROW * torch.finfo(dtype).eps * (mean.square() + variance.abs())
+    error = NARROW * torch.finfo(dtype).eps * second
     return ~(variance > error).all(-1)
 
 

@@ -6,6 +6,7 @@ each takes its own part of the rows of every one. One sum over the ranks makes a
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import warnings
@@ -45,7 +46,14 @@ def join(device: torch.device) -> tuple[int, int]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         distributed.init_process_group(None if device.type == "cuda" else "gloo")
+        atexit.register(_leave)
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def _leave() -> None:
+    """Leave the group in order: its threads now and then abort a process that ends with them."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def processes_started() -> int:

@@ -170,6 +170,23 @@ def test_rounds_of_a_float32_mixture_are_in_float32_where_that_is_enough(
     assert fused[1] == pytest.approx(slow[1], abs=tolerance)
 
 
+@pytest.mark.parametrize("thin", [1e-3, 2e-4])
+def test_one_round_in_float32_tells_units_that_are_nearly_one(thin: float) -> None:
+    """Units cancel in each other's covariances though their means are at 0."""
+    loc = torch.randn(5000, 1) + thin * torch.randn(5000, 6)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        normal = dist.Normal(loc.float().to(dtype), torch.full_like(loc, 0.1 * thin).to(dtype))
+        weights = dist.Categorical(torch.ones(5000, dtype=dtype))
+        mixture = Mixture(weights, normal.to_event(1))
+        reduced = reduce(mixture, 1, covariance="full", rounds=1, draws=2).mixture
+        parts = reduced.component_distribution
+        found.append(
+            dist.MultivariateNormal(parts.loc.double(), scale_tril=parts.scale_tril.double())
+        )
+    assert float(torch.distributions.kl_divergence(found[1], found[0])) < 1e-4
+
+
 def test_rounds_over_few_pairs_are_complete_ones_where_no_other_has_a_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,22 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert join(cpu) == (0, 1)
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_group_that_was_joined_is_left_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a thread of it may abort the process there."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    for name, value in {**place, "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pyrovae.training.distributed.processes_started", lambda: 2)
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    assert join(torch.device("cpu")) == (0, 1)
+    assert torch.distributed.is_initialized()
+    at_exit[-1]()
     assert not torch.distributed.is_initialized()
 
 

@@ -68,7 +68,7 @@ def log_prob(normals: DiagonalNormals, z: Tensor) -> tuple[Tensor, Tensor]:
         log densities in float64, and which of them are within the bound, shape ``(B,)``: none if a
         try at a few shows that this would not pay.
     """
-    mass = torch.zeros(len(z), dtype=torch.float64)
+    mass = z.new_zeros(len(z), dtype=torch.float64)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         sums = _Sums(normals)
         points = z.detach().float()
@@ -103,7 +103,7 @@ class _Sums:
         self.bound = torch.empty_like(self.constant)
         self.cut = math.log(NEGLIGIBLE / normals.size)
         self.floor = _floor(normals)
-        self.memory = torch.empty(2, SCORES * torch.get_num_threads())
+        self.memory = self.loc.new_empty(2, SCORES * torch.get_num_threads())
 
     def reaching(self, tile: Tensor) -> Tensor:
         """The components that may matter for those of the points ``(T, D)`` above the floor."""
@@ -123,7 +123,8 @@ class _Sums:
         """Whether most of some points are above the floor and few components reach some tiles."""
         step = max(1, len(points) // PROBE)
         some = points[step // 2 :: step]
-        near = self.of(some, torch.arange(len(self.constant))).log() >= self.floor
+        every = torch.arange(len(self.constant), device=some.device)
+        near = self.of(some, every).log() >= self.floor
         if float(near.double().mean()) < NEAR:
             return False
         tiles = points.split(size)
@@ -138,7 +139,7 @@ class _Sums:
         loc, inverse = self.loc.index_select(1, index), self.inverse.index_select(1, index)
         constant = self.constant[index]
         constant[len(index) - padding :] = LOWEST
-        total = torch.zeros(len(tile), dtype=torch.float64)
+        total = tile.new_zeros(len(tile), dtype=torch.float64)
         columns = tile.mT.unsqueeze(-1)
         step = max(1, self.memory.shape[1] // (len(tile) * RUN)) * RUN
         for start in range(0, len(index), step):

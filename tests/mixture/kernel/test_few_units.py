@@ -130,6 +130,19 @@ def test_scales_too_small_for_float32_are_left_to_the_search() -> None:
     assert not few_units.applies(normals, torch.zeros(5, 1).float())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    loc, z = torch.randn(300, 2).float(), torch.randn(200, 2).float()
+    normals = DiagonalNormals(loc, 0.1 * loc.exp(), torch.full((300,), -math.log(300)).float())
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        value = few_units.log_prob(normals, z)[0]
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(value, scores(normals, z).logsumexp(-1), rtol=0, atol=1e-4)
+
+
 def test_float64_and_more_units_are_left_to_the_search() -> None:
     for dtype, dim in ((torch.float64, 2), (torch.float32, 3)):
         loc = torch.randn(9, dim, dtype=dtype)
