@@ -6,6 +6,7 @@ functions at the end of this file.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
@@ -360,3 +361,9 @@ if __name__ == "__main__":
 
     found = getattr(ranks, name)(where)
     (where / f"{RANK}.json").write_text(json.dumps(found), encoding="utf-8")
+    # On a busy machine a thread of torch may outlive the interpreter and abort the process after
+    # all is done ("terminate called without an active exception"): that is not tested here.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
