@@ -69,5 +69,5 @@ def _parts(density: dist.Distribution) -> tuple[Tensor, Tensor, Tensor] | None:
 def _reduced(mixture: Mixture, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     found = _parts(fewer_components(mixture, min(FEWER, mixture.size), seed=seed))
     if found is None or not math.isfinite(float(found[1].sum())):
-        raise RuntimeError("a reduction without normals")  # which there is not
+        raise RuntimeError("a reduction without normals")  # it is always of normals
     return found

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from torch.overrides import TorchFunctionMode
 from pyrovae.data import Batch
 from pyrovae.errors import InputError
 from pyrovae.pairs import AsFound, PyroFunction, Variables
-from pyrovae.training.compiled import NotCompiled, by_inductor, check_compile
-from pyrovae.training.replay import DEPENDS, NotRepeatable, record
+from pyrovae.training.compiled import by_inductor, check_compile
+from pyrovae.training.cuda_graph import as_graph, on_gpu
+from pyrovae.training.replay import DEPENDS, NotFaster, NotRepeatable, record
 from pyrovae.training.trainable import Trainable
 
 Capture = Literal["auto", "off"]
@@ -61,6 +62,20 @@ def check_capture(mode: str, compile: bool) -> None:
     check_compile(compile, mode)
 
 
+class Way(NamedTuple):
+    """How recorded operations are run again."""
+
+    compiled: bool = False
+    as_graph: bool = False
+
+    def __str__(self) -> str:
+        words = "compiled and replayed" if self.compiled else "replayed"
+        return f"{words} as a CUDA graph" if self.as_graph else words
+
+
+PLAIN = Way()
+
+
 class CapturedStep:
     """The mean objective of a minibatch and its gradient, without the pair that they are of.
 
@@ -70,10 +85,10 @@ class CapturedStep:
         batch: a minibatch of the shape that this will be for.
         weight: the KL weight.
         any_weight: whether each call may have another weight; it is a tensor to the pair then.
-        compiled: whether it is compiled; its results are compared within ``TOLERANCE`` then.
+        way: how it is run again. If compiled, its results are compared within ``TOLERANCE``.
 
     Raises:
-        NotCompiled: if a compiled one can't be had, or is another one.
+        NotFaster: if it can't be run this way, or is another one then.
         NotRepeatable: with the reason why the pair has to compute its steps itself.
     """
 
@@ -85,9 +100,9 @@ class CapturedStep:
         weight: float,
         *,
         any_weight: bool = False,
-        compiled: bool = False,
+        way: Way = PLAIN,
     ) -> None:
-        self._evaluate, self._trainable, self._compiled = evaluate, trainable, compiled
+        self._evaluate, self._trainable, self.way = evaluate, trainable, way
         self._parameters = list(trainable.parameters.values())
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters):
             raise NotRepeatable("a parameter has hooks on its gradient")
@@ -106,7 +121,9 @@ class CapturedStep:
             return [*results, *reading.conditions]
 
         with self._aside():
-            self._replay = record(step, fixed, batch, by_inductor if compiled else None)
+            self._replay = record(step, fixed, batch, by_inductor if way.compiled else None)
+            if way.as_graph:
+                self._replay = as_graph(self._replay, batch)
         self._answers, self._calls, self._others = reading.answers, 0, 0
         self._unchecked: tuple[Batch, float] | None = (batch, weight)
         self.end()
@@ -149,9 +166,8 @@ class CapturedStep:
         expected = self._of_pair(batch, weight)
         results = self(batch, weight)
         if results and not self._agree(expected, self._left_by(results)):
-            kind, done = (
-                (NotCompiled, "compiled") if self._compiled else (NotRepeatable, "run again")
-            )
+            kind = NotRepeatable if self.way == PLAIN else NotFaster
+            done = "compiled" if self.way.compiled else "run again"
             raise kind(f"{done}, its operations do not give what it gives")
         if results:
             self._unchecked = None
@@ -159,7 +175,7 @@ class CapturedStep:
 
     def _agree(self, expected: Results, found: Results) -> bool:
         """Whether two steps leave the same; if compiled, but for rounding."""
-        if not self._compiled:
+        if not self.way.compiled:
             return all(map(_same, expected, found))
         end = 1 + len(self._parameters)  # the gradient is one vector, some of it may be all noise
         rest = zip(expected[:1] + expected[end:], found[:1] + found[end:], strict=True)
@@ -251,7 +267,7 @@ class Steps:
     any_weight: bool = False
     compile: bool = False
     account: str = field(init=False)
-    _refused: dict[Shapes, str] = field(default_factory=dict)
+    _refused: dict[Shapes, list[str]] = field(default_factory=dict)
     _epoch: int = 0
     _first: int = 0
     _to_come: int = 0
@@ -352,22 +368,25 @@ class Steps:
             self._weight,
             any_weight=self.any_weight,
         )
-        if self.compile:
+        refused = self._refused[shapes] = []
+        graph = on_gpu(self.trainable.parameters.values())
+        for way in dict.fromkeys([Way(self.compile, graph), Way(as_graph=graph)]):
             try:
-                return capture(compiled=True)
-            except NotCompiled as error:
-                self._refused[shapes] = str(error)
+                return capture(way=way)
+            except NotFaster as error:
+                lost = "compiled" if way.compiled else "as a CUDA graph"
+                refused.append(f", not {lost} ({error})")
         return capture()
 
     def _of_captured(self) -> str:
         """How steps are computed that are not the pair's own."""
-        since, refused = f"from epoch {self._first} on", "; ".join(set(self._refused.values()))
-        if not self.compile:
-            return f"replayed {since}"
-        if len(self._refused) == len(self._captured):
-            return f"replayed, not compiled ({refused}), {since}"
-        some = f"; minibatches of some size replayed, not compiled ({refused})" if refused else ""
-        return f"compiled and replayed {since}{some}"
+        found = {
+            str(step.way) + "".join(self._refused[shapes])
+            for shapes, step in self._captured.items()
+        }
+        first, *others = sorted(found, key=len)
+        since = f"{',' if '(' in first else ''} from epoch {self._first} on"
+        return first + since + "".join(f"; minibatches of some size {words}" for words in others)
 
     def _pays(self, shapes: Shapes) -> bool:
         """Whether recording is shorter than what it saves, going by the epoch before."""

@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from pyrovae.errors import InputError
-from pyrovae.training.replay import NotRepeatable, Run
-
-
-class NotCompiled(NotRepeatable):
-    """Operations that can be replayed, but not as a compiler makes them; the reason in words."""
+from pyrovae.training.replay import NotFaster, Run
 
 
 def check_compile(wanted: bool, capture: str) -> None:
@@ -49,7 +45,7 @@ def by_inductor(recorded: fx.GraphModule, fixed: Sequence[Tensor], inputs: Seque
         inputs: examples of those that each run is given.
 
     Raises:
-        NotCompiled: if that can't be done.
+        NotFaster: if that can't be done.
     """
     stay = [tensor.detach() for tensor in fixed]
     try:
@@ -62,5 +58,5 @@ def by_inductor(recorded: fx.GraphModule, fixed: Sequence[Tensor], inputs: Seque
             )
     except Exception as error:
         words = str(error).strip().partition("\n")[0]
-        raise NotCompiled(f"torch can't compile it ({type(error).__name__}: {words})") from error
+        raise NotFaster(f"torch can't compile it ({type(error).__name__}: {words})") from error
     return lambda inputs: list(run(*stay, *inputs))

@@ -111,10 +111,10 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     numbers out of tensors (``.item()``, ``x[x > 0]``), draws from NumPy, can reach an iterator, or
     changes attributes or variables that outlast a step, as where it counts steps or logs to a list.
     A condition such as ``if x.sum() > 0:`` is looked at in each step, which the pair computes if it
-    has turned. What prints does so no more. The last step of each epoch is computed by the pair as
-    well: if anything differs, as where a variable outside has another value now, the epoch is done
-    anew by the pair alone, in all processes. Only what has come and gone within an epoch stays
-    unnoticed.
+    has turned. What prints does so no more. On a GPU the operations become a CUDA graph where CUDA
+    takes them as one. The last step of each epoch is computed by the pair as well: if anything
+    differs, as where a variable outside has another value now, the epoch is done anew by the pair
+    alone, in all processes. Only what has come and gone within an epoch stays unnoticed.
 
     Args:
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either

@@ -24,6 +24,10 @@ class NotRepeatable(Exception):
     """Operations that need not mean the same the next time; the reason in words."""
 
 
+class NotFaster(NotRepeatable):
+    """Operations that can be run again, but not in the faster way tried; the reason in words."""
+
+
 def _backward(operation: Any) -> Callable[..., Any]:
     """A derivative's kernel that writes into memory that is there."""
 

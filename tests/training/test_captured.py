@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import graphs
 import numpy as np
 import pairs
 import pyro
@@ -600,3 +601,89 @@ def test_what_cannot_be_asked_of_a_compiler_is_refused(
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(InputError, match=words):
         pv.fit(*pairs.plain(), pairs.data(), **options)
+
+
+# -- as a CUDA graph -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", registry.CASES, ids=lambda case: case.name)
+def test_a_graph_of_three_epochs_has_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, case: registry.Case
+) -> None:
+    graphs.stand_in(monkeypatch)
+    account = both(case.make, case.batch(registry.EXACT.sample(registry.ROWS)), **case.fit)
+    by_itself = case.name in BY_ITSELF
+    assert account.startswith("by the pair itself" if by_itself else "replayed as a CUDA graph")
+
+
+@pytest.mark.float32
+def test_a_graph_of_dropout_buffers_warm_up_transform_and_average(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And another of a last minibatch that is smaller."""
+    made = graphs.stand_in(monkeypatch)
+    account = both(
+        lambda: tuple(pairs.registered()[0]),
+        pairs.data(50).float(),
+        validation=pairs.data(20, seed=1).float(),
+        epochs=6,
+        batch_size=8,
+        kl_warmup=4,
+        clip_norm=0.5,
+        average=2,
+        transform=lambda x, generator: x + 0.1 * torch.randn(x.shape, generator=generator),
+    )
+    assert account == "replayed as a CUDA graph from epoch 2 on"
+    assert [graph.replays > 6 for graph in made] == [True, True]
+
+
+def test_a_condition_of_a_graph_is_looked_at_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = graphs.stand_in(monkeypatch)
+    seen = set()
+
+    def change(mean: Tensor, x: Tensor) -> Tensor:
+        seen.add(bool(x[:, 0].sum() > 4))
+        return mean if x[:, 0].sum() > 4 else 2 * mean
+
+    assert both(linear(change), pairs.data()) == "replayed as a CUDA graph from epoch 2 on"
+    assert seen == {True, False} and made[0].replays > 10
+
+
+def test_what_cuda_does_not_take_is_replayed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs.stand_in(monkeypatch)
+    monkeypatch.setattr(graphs.Graph, "__enter__", lambda _: torch.ones(1).sum().item() / 0)
+    run = trained(pairs.plain, pairs.data())
+    reason = "CUDA can't take it (ZeroDivisionError: float division by zero)"
+    assert run[0].capture == f"replayed, not as a CUDA graph ({reason}), from epoch 2 on"
+    assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
+
+
+def test_a_graph_that_gives_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of what is computed on the CPU, which a graph holds as it was once."""
+    made = graphs.stand_in(monkeypatch)
+    monkeypatch.setattr(graphs.Graph, "replay", lambda graph: made.append(graph))
+    run = trained(pairs.plain, pairs.data())
+    reason = "run again, its operations do not give what it gives"
+    assert run[0].capture == f"replayed, not as a CUDA graph ({reason}), from epoch 2 on"
+    assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
+
+
+def test_compiled_steps_are_a_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs.stand_in(monkeypatch)
+    compiles_as(monkeypatch, lambda result: result * (1 + 1e-6))
+    run = trained(pairs.plain, pairs.data(), compile=True)
+    assert run[0].capture == "compiled and replayed as a CUDA graph from epoch 2 on"
+    compiles_as(monkeypatch, lambda result: result * 2)
+    run = trained(pairs.plain, pairs.data(), compile=True)
+    reason = "compiled, its operations do not give what it gives"
+    assert run[0].capture == f"replayed as a CUDA graph, not compiled ({reason}), from epoch 2 on"
+    assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU in this machine")
+def test_a_graph_of_a_gpu() -> None:
+    def data() -> Tensor:
+        return pairs.data(50).float().cuda()
+
+    account = both(lambda: tuple(pairs.registered()[0]), data(), device="cuda", epochs=4)
+    assert account == "replayed as a CUDA graph from epoch 2 on"

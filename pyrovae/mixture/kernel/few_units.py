@@ -79,7 +79,7 @@ def log_prob(normals: DiagonalNormals, z: Tensor) -> tuple[Tensor, Tensor]:
             parts = [sums.of(tile, sums.reaching(tile)) for tile in points.split(size)]
             mass[order] = torch.cat(parts)
         log_mass = mass.log()
-        return log_mass + normals.largest_constant, log_mass >= _floor(normals)
+        return log_mass + normals.largest_constant, log_mass >= sums.floor
 
 
 def _floor(normals: DiagonalNormals) -> float:
