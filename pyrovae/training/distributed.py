@@ -7,6 +7,7 @@ each takes its own part of the rows of every one. One sum over the ranks makes a
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import pickle
 import warnings
@@ -45,13 +46,15 @@ def join(device: torch.device) -> tuple[int, int]:
             return 0, 1
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # Imported later, it would hold this group in its defaults, and the group's threads with it.
+        importlib.import_module("torch.distributed.nn.functional")
         distributed.init_process_group(None if device.type == "cuda" else "gloo")
         atexit.register(_leave)
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def _leave() -> None:
-    """Leave the group in order: its threads now and then abort a process that ends with them."""
+    """Leave the group in order: a process that ends with its threads aborts now and then."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -43,6 +43,8 @@ def seen(name: str, folder: Path, processes: int = 2) -> list[dict[str, Any]]:
     done = launch(name, folder, processes)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
+    threads = [(folder / f"{rank}.threads").read_text() for rank in range(processes)]
+    assert not any("gloo" in names for names in threads)  # one could abort the process at its end
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
