@@ -12,6 +12,7 @@ model (``studies/vampprior``); without it a plain VAE is trained on the silhouet
     python benchmarks/evidence.py raw          # raw q_agg in closed form
     python benchmarks/evidence.py advice       # how often advice is wrong
     python benchmarks/evidence.py shapes       # two modes, heavy tails, a boundary
+    python benchmarks/evidence.py rejected     # what new draws for rows that k̂ rejects change
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrovae.mixture import reduction as rounds
+from pyrovae.mixture import em_rounds, full_em_rounds
+from pyrovae.mixture.em_rounds import DiagonalRounds
+from pyrovae.mixture.full_em_rounds import FullRounds
 from pyrovae.mixture.mixture import Mixture
-from pyrovae.mixture.reduction import DiagonalRounds, FullRounds, Reduction, reduce
+from pyrovae.mixture.reduction import Reduction, reduce
 
 N, D = 400, 3
 
@@ -191,8 +193,8 @@ def test_rounds_over_few_pairs_are_complete_ones_where_no_other_has_a_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Shares below 1e-8 are left out, of N = 400 and 8."""
-    monkeypatch.setattr(rounds, "LARGE", 1)
-    monkeypatch.setattr(rounds, "SPARSE", 0.1)
+    monkeypatch.setattr(full_em_rounds, "LARGE", 1)
+    monkeypatch.setattr(full_em_rounds, "SPARSE", 0.1)
     problem = FullRounds(clusters(8), 5.0)
     normals, _ = problem.round(problem.start(8, 0), torch.float64)
     assert problem.pairs is not None and len(problem.pairs.row) < N * 8
@@ -204,11 +206,31 @@ def test_rounds_over_few_pairs_are_complete_ones_where_no_other_has_a_share(
         torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-6)
 
 
+def test_few_pairs_are_found_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight groups at the corners of a cube, of a hundredth of its variance."""
+    monkeypatch.setattr(full_em_rounds, "LARGE", 1)
+    monkeypatch.setattr(full_em_rounds, "SPARSE", 0.1)
+    corners = torch.cartesian_prod(*[torch.tensor([-3.0, 3.0])] * D)
+    loc = (corners.repeat(N // 8, 1) + 0.3 * torch.randn(N, D)).float()
+    weights = dist.Categorical(torch.rand(N, dtype=torch.float32))
+    problem = FullRounds(
+        Mixture(weights, dist.Normal(loc, torch.full_like(loc, 0.2)).to_event(1)), 0.0
+    )
+    start = problem.start(8, 0)
+    found, every = problem.fused_round(start, torch.float32), problem.pairwise_round(start)
+    assert problem.pairs is not None and len(problem.pairs.row) < N * 2
+    assert found is not None and problem.lowest_dtype == torch.float32
+    assert found[1] == pytest.approx(every[1], abs=1e-4)
+    for name in ("log_weight", "mean", "scale"):
+        ours, exact = getattr(found[0], name), getattr(every[0], name)
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_rounds_over_few_pairs_end_where_complete_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = clusters(40)
     complete = reduce(mixture, 40, covariance="full", tolerance=1e-9)
-    monkeypatch.setattr(rounds, "LARGE", 1)
-    monkeypatch.setattr(rounds, "SPARSE", 0.1)
+    monkeypatch.setattr(full_em_rounds, "LARGE", 1)
+    monkeypatch.setattr(full_em_rounds, "SPARSE", 0.1)
     few = reduce(mixture, 40, covariance="full", tolerance=1e-9)
     assert (torch.tensor(few.bounds).diff() > -1e-6).all()
     assert few.bounds[-1] == pytest.approx(complete.bounds[-1], abs=1e-6)
@@ -222,8 +244,8 @@ def test_a_part_shortens_the_rounds_over_all(
     """It is drawn by weight and in the same units; the end is as good, and of all components."""
     mixture = correlated()
     whole = reduce(mixture, 4, covariance=covariance)
-    monkeypatch.setattr(rounds, "FEW", 80)
-    monkeypatch.setattr(rounds, "EACH", 3)
+    monkeypatch.setattr(em_rounds, "FEW", 80)
+    monkeypatch.setattr(em_rounds, "EACH", 3)
     problem = (FullRounds if covariance == "full" else DiagonalRounds)(mixture, 0.0)
     (stage,) = problem.stages(4, 0)
     assert len(stage.log_weight) == 80
