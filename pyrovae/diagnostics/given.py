@@ -16,9 +16,10 @@ from pyrovae.evidence import left_out
 from pyrovae.mixture import AggregatedPosterior, families
 from pyrovae.pairs import Pair, elbo_terms, encode_rows, over_rows
 from pyrovae.randomness import seeded
+from pyrovae.scale import same_normals
 
 MANY_PAIRS = 1e8  # of data point and code: minutes even for a small guide
-PROBED, SAME = 64, 1e-3  # rows encoded anew, and the share of their scales that they may be off by
+PROBED = 64  # rows encoded anew
 
 
 def check_pair(pair: Pair, x: Tensor, *, prior: dist.Distribution | None = None) -> None:
@@ -116,11 +117,10 @@ def _checked(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Aggr
     else:
         there = aggregated[: len(train[:PROBED])].encoding
         kinds = [str(q.mean.dtype).removeprefix("torch.") for q in (here, there)]
-        normals = families.diagonal_normal(here), families.diagonal_normal(there)
+        now, before = families.diagonal_normal(here), families.diagonal_normal(there)
         stored = getattr(aggregated, "stored_dtype", torch.float32)
-        found = (
-            "" if _agree(*normals, stored) else "other encodings of the first rows, or no normals"
-        )
+        same = now is not None and before is not None and same_normals(now, before, stored)
+        found = "" if same else "other encodings of the first rows, or no normals"
         if not found and kinds[0] != kinds[1]:
             found = f"one in {kinds[1]}, not {kinds[0]} as the guide's encodings are"
     if found:
@@ -129,15 +129,3 @@ def _checked(pair: Pair, train: Tensor, aggregated: AggregatedPosterior) -> Aggr
             "Leave it out: the rows are then encoded."
         )
     return aggregated
-
-
-def _agree(
-    one: tuple[Tensor, Tensor] | None, other: tuple[Tensor, Tensor] | None, stored: torch.dtype
-) -> bool:
-    """Whether diagonal normals are the same, but for the rounding of a file's dtype."""
-    if one is None or other is None or one[0].shape != other[0].shape:
-        return False
-    eps = max(torch.finfo(dtype).eps for dtype in (stored, torch.float32))
-    limit = SAME * one[1].double() + eps * one[0].abs()
-    pairs = zip(one, other, strict=True)
-    return all(bool(((a.double() - b.double()).abs() <= limit).all()) for a, b in pairs)

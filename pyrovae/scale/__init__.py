@@ -8,5 +8,6 @@ that it reads, and ``ranks.py`` knows of other processes.
 
 from pyrovae.scale.encoding import encode_to, open_aggregated
 from pyrovae.scale.posterior import ShardedPosterior
+from pyrovae.scale.rounding import same_normals
 
-__all__ = ["ShardedPosterior", "encode_to", "open_aggregated"]
+__all__ = ["ShardedPosterior", "encode_to", "open_aggregated", "same_normals"]

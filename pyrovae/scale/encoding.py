@@ -29,11 +29,9 @@ from pyrovae.progress import progress_bar
 from pyrovae.scale.folder import MEANS, SCALES, Folder, Settings
 from pyrovae.scale.posterior import ShardedPosterior
 from pyrovae.scale.ranks import Ranks
-from pyrovae.scale.rounding import diagonal_normals, round_normals
+from pyrovae.scale.rounding import diagonal_normals, round_normals, same_normals
 
 DTYPES = (torch.float16, torch.float32, torch.float64)
-#: Of an encoding's standard deviations, how far it may move between two runs of one guide.
-SAME = 1e-3
 
 
 def encode_to(  # noqa: PLR0913 - a flat front door
@@ -210,17 +208,14 @@ def _check_guide(store: Folder, start: int, means: Tensor, scales: Tensor) -> No
         means, scales: of this row and those that follow.
     """
     rows = slice(start, start + len(means))
-    found = torch.finfo(torch.float16 if store.settings.dtype == "float16" else torch.float32)
-    limit = SAME * scales.double()
-    for name, now in ((MEANS, means.double()), (SCALES, scales.double())):
-        before = store.open(name)[0][rows].double().to(now.device)
-        rounding = found.eps * (now.abs() + found.tiny)
-        if bool(((now - before).abs() > limit + rounding).any()):
-            which = f"rows {start} to {rows.stop - 1}" if start else "the first rows"
-            raise InputError(
-                f"expected the guide and the data that {store.path} was begun with; got another "
-                f"encoding of {which}. Name another folder."
-            )
+    stored = torch.float16 if store.settings.dtype == "float16" else torch.float32
+    before = [store.open(name)[0][rows].to(means.device) for name in (MEANS, SCALES)]
+    if not same_normals((means, scales), before, stored):
+        which = f"rows {start} to {rows.stop - 1}" if start else "the first rows"
+        raise InputError(
+            f"expected the guide and the data that {store.path} was begun with; got another "
+            f"encoding of {which}. Name another folder."
+        )
 
 
 def _encode(

@@ -23,6 +23,8 @@ from pyrovae.mixture import families
 
 #: Nats that rounding may change a row by: a tenth of the least difference that advice counts.
 MOST = 0.01
+#: Of its standard deviations, how far an encoding may move between two runs of one guide.
+SAME = 1e-3
 
 
 def round_normals(
@@ -74,6 +76,24 @@ def divergences(normals: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     ratio = scale / other_scale
     shift = (loc - other_loc) / other_scale
     return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(1)
+
+
+def same_normals(normals: Sequence[Tensor], others: Sequence[Tensor], stored: torch.dtype) -> bool:
+    """Whether diagonal normals are the same, but for another run of the guide and for rounding.
+
+    Args:
+        normals, others: means and scales, each ``(B, D)``; shapes may differ.
+        stored: a dtype that the others have been rounded to; they may have been to single ones.
+    """
+    if any(a.shape != b.shape for a, b in zip(normals, others, strict=True)):
+        return False
+    coarser = max(map(torch.finfo, (stored, torch.float32)), key=lambda found: found.eps)
+    limit = SAME * normals[1].double()
+    for one, other in zip(normals, others, strict=True):
+        rounding = coarser.eps * (one.double().abs() + coarser.tiny)
+        if not bool(((one.double() - other.double()).abs() <= limit + rounding).all()):
+            return False
+    return True
 
 
 class RoundedNormal(dist.Normal):
