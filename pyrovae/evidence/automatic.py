@@ -76,7 +76,7 @@ def automatic_evidence(
     Pilot draws are not counted, so that the choice leaves the bound a bound. Where k̂ of at least
     100 weights from a proposal is above its limit after all, the data point has new ones from the
     next of these steps, up to the chains. Weights are rejected for a few that are large, so that
-    this lowers the mean: on MNIST by 0.0046 ± 0.0015 nats at 500 draws, and 0.0064 ± 0.0024 at 100.
+    this lowers the mean: on MNIST by 0.007 ± 0.002 nats at 500 draws, and 0.016 ± 0.004 at 100.
 
     Args:
         pair: model and guide. Where log p(x, z) is no differentiable function of the code of each
