@@ -30,7 +30,7 @@ from pyrovae.training.cuda_graph import as_graph, on_gpu
 from pyrovae.training.replay import DEPENDS, NotFaster, NotRepeatable, record
 from pyrovae.training.trainable import Trainable
 
-Capture = Literal["auto", "off"]
+Capture = Literal["auto", "graph", "off"]
 Shapes = tuple[tuple[Any, ...], ...]
 Evaluate = Callable[..., Tensor]  # of a batch and a KL weight, the mean objective per datum
 Results = list[Any]  # tensors, or None for no gradient
@@ -57,7 +57,7 @@ def check_capture(mode: str, compile: bool) -> None:
     """
     if mode not in get_args(Capture):
         raise InputError(
-            f"expected capture='auto' or capture='off'; got {mode!r}. Leave it out for 'auto'."
+            f"expected capture='auto', 'graph' or 'off'; got {mode!r}. Leave it out for 'auto'."
         )
     check_compile(compile, mode)
 
@@ -234,7 +234,8 @@ class CapturedStep:
         """
         before = random.getstate(), np.random.get_state()
         buffers = [(buffer, buffer.clone()) for buffer in self._trainable.buffers.values()]
-        with torch.random.fork_rng():
+        gpus = {p.device for p in self._parameters if p.device.type == "cuda"}
+        with torch.random.fork_rng(gpus):
             try:
                 yield
                 drawn = str(before) != str((random.getstate(), np.random.get_state()))
@@ -255,7 +256,7 @@ class Steps:
     Args:
         evaluate: computes the mean objective.
         trainable: parameters and buffers of the pair.
-        mode: "auto", or "off" for none.
+        mode: "auto", "graph" for a CUDA graph of them, or "off" for none.
         any_weight: whether the objective takes a tensor as KL weight, so that one record is enough.
         compile: whether the steps that are replayed are compiled where that can be done.
         account: how steps are computed, and why not otherwise, in words.
@@ -278,8 +279,14 @@ class Steps:
     _captured: dict[Shapes, CapturedStep] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        short = ": in so short a run recording does not pay"
-        self.account = "by the pair itself" + (short if self.mode == "auto" else ", as asked")
+        if self.mode == "graph" and not on_gpu(self.trainable.parameters.values()):
+            raise InputError(
+                "expected a pair on a GPU by CUDA for capture='graph'; got one elsewhere. Move it "
+                "there, as by vae.cuda(), or leave capture out."
+            )
+        short = f": with fewer than {LEAST_STEPS:,} steps, or {LEAST_STEPS_AN_EPOCH} an epoch, "
+        why = ", as asked" if self.mode == "off" else f"{short}recording does not pay"
+        self.account = f"by the pair itself{why}"
 
     def begin(self, epoch: int, to_come: int, weight: float) -> bool:
         """Begin an epoch; whether some of its steps may be replayed.
@@ -369,7 +376,7 @@ class Steps:
             any_weight=self.any_weight,
         )
         refused = self._refused[shapes] = []
-        graph = on_gpu(self.trainable.parameters.values())
+        graph = self.mode == "graph"
         for way in dict.fromkeys([Way(self.compile, graph), Way(as_graph=graph)]):
             try:
                 return capture(way=way)
@@ -392,7 +399,7 @@ class Steps:
         """Whether recording is shorter than what it saves, going by the epoch before."""
         each = self._before[shapes]
         return (
-            self.mode == "auto"
+            self.mode != "off"
             and (self.any_weight or self._weight == 1.0)
             and each >= LEAST_STEPS_AN_EPOCH
             and (shapes in self._captured or each * self._to_come >= LEAST_STEPS)

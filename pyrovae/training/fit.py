@@ -104,17 +104,17 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
     process. What follows in the script runs in every one of them; ``if os.environ.get("RANK", "0")
     == "0":`` lets one do it.
 
-    In a run of more than some thousand steps those from the second epoch on are replayed: a step's
-    tensor operations, random draws among them, are recorded once, and run without the pair's
+    In a run of 1,000 steps and more, 4 in an epoch, those from the second epoch on are replayed: a
+    step's tensor operations, random draws among them, are recorded once, and run without the pair's
     Python, Pyro's handlers and autograd. Each number is the same to the last bit, or the pair
     computes its steps itself; ``capture`` of the result says which, and why: because it takes
     numbers out of tensors (``.item()``, ``x[x > 0]``), draws from NumPy, can reach an iterator, or
     changes attributes or variables that outlast a step, as where it counts steps or logs to a list.
     A condition such as ``if x.sum() > 0:`` is looked at in each step, which the pair computes if it
-    has turned. What prints does so no more. On a GPU the operations become a CUDA graph where CUDA
-    takes them as one. The last step of each epoch is computed by the pair as well: if anything
-    differs, as where a variable outside has another value now, the epoch is done anew by the pair
-    alone, in all processes. Only what has come and gone within an epoch stays unnoticed.
+    has turned. What prints does so no more. The last step of each epoch is computed by the pair as
+    well: if anything differs, as where a variable outside has another value now, the epoch is done
+    anew by the pair alone, in all processes. Only what has come and gone within an epoch stays
+    unnoticed.
 
     Args:
         model: a Pyro model, called as ``model(x)`` with rows ``(B, ...)`` in a plate, either
@@ -158,7 +158,8 @@ def fit(  # noqa: PLR0913 - the one flat front door; every setting is a keyword 
             before the first epoch of it ``epochs``, too. With other data, other settings or another
             pair this is refused.
         progress: show a progress bar; by default if stderr is a terminal.
-        capture: ``"auto"`` replays steps where that is possible and pays, ``"off"`` replays none.
+        capture: ``"auto"`` replays steps where that is possible and pays, ``"graph"`` replays them
+            as a CUDA graph, on a GPU, where CUDA takes them as one, ``"off"`` replays none.
         compile: let torch's Inductor compile the steps that are replayed, which takes a C++
             compiler, and half a minute at first. Random draws stay the same, and value and
             gradient may be off by rounding: by 1e-4 of their norms at most where that is looked

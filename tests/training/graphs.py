@@ -56,7 +56,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     made: list[Graph] = []
 
     @contextlib.contextmanager
-    def capturing(graph: Graph) -> Iterator[None]:
+    def capturing(graph: Graph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
         with graph:
             yield
         made.append(graph)
@@ -67,6 +67,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         "Stream": Stream,
         "current_stream": Stream,
         "device": contextlib.nullcontext,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda _: None,
         "graph": capturing,
         "stream": contextlib.nullcontext,
     }.items():

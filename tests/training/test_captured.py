@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from torch import Tensor, nn
 import pyrovae as pv
 from pyrovae.errors import InputError
 from pyrovae.pairs import modules_of
-from pyrovae.training import captured
+from pyrovae.training import captured, cuda_graph
 from pyrovae.training.captured import CapturedStep
 from pyrovae.training.loop import Evaluator, NonFiniteLoss, argument_checks
 from pyrovae.training.objectives import elbo
+from pyrovae.training.replay import record
 
 BY_ITSELF = {
     "discrete_site_of_the_model_summed_out": "depends on the numbers",
@@ -71,7 +74,7 @@ if torch.__version__.startswith("2.4"):  # its kernels give other bits into memo
 def both(make: Callable[[], Any], data: Any, **options: Any) -> str:
     """Check that both ways end in the same; the account of the first."""
     auto = trained(make, data, **options)
-    assert_same(auto, trained(make, data, **options, capture="off"))
+    assert_same(auto, trained(make, data, **options | {"capture": "off"}))
     account: str = auto[0].capture
     return account
 
@@ -491,13 +494,15 @@ def test_recording_leaves_everything_as_it_was() -> None:
 def test_short_runs_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captured, "LEAST_STEPS", 25)
     run, _ = trained(pairs.plain, pairs.data(), epochs=3)  # 16 steps after the first epoch
-    assert run.capture == "by the pair itself: in so short a run recording does not pay"
+    assert run.capture == (
+        "by the pair itself: with fewer than 25 steps, or 1 an epoch, recording does not pay"
+    )
     run, _ = trained(pairs.plain, pairs.data(), epochs=5)
     assert run.capture == "replayed from epoch 2 on"
 
 
 def test_a_way_that_there_is_not_is_refused() -> None:
-    with pytest.raises(InputError, match="expected capture='auto' or capture='off'; got 'on'"):
+    with pytest.raises(InputError, match="expected capture='auto', 'graph' or 'off'; got 'on'"):
         pv.fit(*pairs.plain(), pairs.data(), capture="on")  # type: ignore[arg-type]
 
 
@@ -575,6 +580,29 @@ def test_gradients_that_are_all_noise_are_no_difference(monkeypatch: pytest.Monk
     assert "compiled and replayed" in trained(pair, pairs.data(), compile=True)[0].capture
 
 
+def test_results_that_a_compiler_makes_one_are_clipped_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two shifts that are added have equal gradients."""
+
+    def merging(graph: Callable[..., Any], _: Any, options: Any) -> Callable[..., Any]:
+        def run(*inputs: Tensor) -> list[Tensor]:
+            results = list(graph(*inputs))
+            for i, result in enumerate(results):
+                equal = (r for r in results if r.shape == result.shape and torch.equal(r, result))
+                results[i] = next(equal)
+            return results
+
+        return run
+
+    monkeypatch.setattr("torch._inductor.compile", merging)
+    pair = linear(lambda mean, x: mean + pyro.param("other", torch.zeros(5)))
+    options = {"clip_norm": 0.1, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    compiled = trained(pair, pairs.data(), compile=True, **options)
+    assert compiled[0].capture == "compiled and replayed from epoch 2 on"
+    assert_same(compiled, trained(pair, pairs.data(), capture="off", **options))
+
+
 def test_what_cannot_be_compiled_is_replayed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no header\nand more")
@@ -605,13 +633,15 @@ def test_what_cannot_be_asked_of_a_compiler_is_refused(
 
 # -- as a CUDA graph -------------------------------------------------------------------------------
 
+GRAPH = {"capture": "graph"}
+
 
 @pytest.mark.parametrize("case", registry.CASES, ids=lambda case: case.name)
 def test_a_graph_of_three_epochs_has_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, case: registry.Case
 ) -> None:
     graphs.stand_in(monkeypatch)
-    account = both(case.make, case.batch(registry.EXACT.sample(registry.ROWS)), **case.fit)
+    account = both(case.make, case.batch(registry.EXACT.sample(registry.ROWS)), **case.fit | GRAPH)
     by_itself = case.name in BY_ITSELF
     assert account.startswith("by the pair itself" if by_itself else "replayed as a CUDA graph")
 
@@ -632,6 +662,7 @@ def test_a_graph_of_dropout_buffers_warm_up_transform_and_average(
         clip_norm=0.5,
         average=2,
         transform=lambda x, generator: x + 0.1 * torch.randn(x.shape, generator=generator),
+        **GRAPH,
     )
     assert account == "replayed as a CUDA graph from epoch 2 on"
     assert [graph.replays > 6 for graph in made] == [True, True]
@@ -645,14 +676,14 @@ def test_a_condition_of_a_graph_is_looked_at_in_each_step(monkeypatch: pytest.Mo
         seen.add(bool(x[:, 0].sum() > 4))
         return mean if x[:, 0].sum() > 4 else 2 * mean
 
-    assert both(linear(change), pairs.data()) == "replayed as a CUDA graph from epoch 2 on"
+    assert both(linear(change), pairs.data(), **GRAPH) == "replayed as a CUDA graph from epoch 2 on"
     assert seen == {True, False} and made[0].replays > 10
 
 
 def test_what_cuda_does_not_take_is_replayed_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs.stand_in(monkeypatch)
     monkeypatch.setattr(graphs.Graph, "__enter__", lambda _: torch.ones(1).sum().item() / 0)
-    run = trained(pairs.plain, pairs.data())
+    run = trained(pairs.plain, pairs.data(), **GRAPH)
     reason = "CUDA can't take it (ZeroDivisionError: float division by zero)"
     assert run[0].capture == f"replayed, not as a CUDA graph ({reason}), from epoch 2 on"
     assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
@@ -662,19 +693,32 @@ def test_a_graph_that_gives_something_else_is_not_taken(monkeypatch: pytest.Monk
     """As of what is computed on the CPU, which a graph holds as it was once."""
     made = graphs.stand_in(monkeypatch)
     monkeypatch.setattr(graphs.Graph, "replay", lambda graph: made.append(graph))
-    run = trained(pairs.plain, pairs.data())
+    run = trained(pairs.plain, pairs.data(), **GRAPH)
     reason = "run again, its operations do not give what it gives"
     assert run[0].capture == f"replayed, not as a CUDA graph ({reason}), from epoch 2 on"
     assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
 
 
+def test_a_graph_keeps_the_memory_that_it_writes_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA knows addresses only: memory let go of would be another tensor's by the next replay."""
+    graphs.stand_in(monkeypatch)
+    inputs = [torch.ones(3)]
+    recorded = record(lambda x: [(2 * x).exp()], [], inputs)
+    kept = weakref.ref(recorded)
+    run = cuda_graph.as_graph(recorded, inputs)
+    del recorded
+    gc.collect()
+    assert kept() is not None
+    torch.testing.assert_close(run([torch.zeros(3)]), [torch.ones(3)])
+
+
 def test_compiled_steps_are_a_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs.stand_in(monkeypatch)
     compiles_as(monkeypatch, lambda result: result * (1 + 1e-6))
-    run = trained(pairs.plain, pairs.data(), compile=True)
+    run = trained(pairs.plain, pairs.data(), compile=True, **GRAPH)
     assert run[0].capture == "compiled and replayed as a CUDA graph from epoch 2 on"
     compiles_as(monkeypatch, lambda result: result * 2)
-    run = trained(pairs.plain, pairs.data(), compile=True)
+    run = trained(pairs.plain, pairs.data(), compile=True, **GRAPH)
     reason = "compiled, its operations do not give what it gives"
     assert run[0].capture == f"replayed as a CUDA graph, not compiled ({reason}), from epoch 2 on"
     assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
@@ -685,5 +729,10 @@ def test_a_graph_of_a_gpu() -> None:
     def data() -> Tensor:
         return pairs.data(50).float().cuda()
 
-    account = both(lambda: tuple(pairs.registered()[0]), data(), device="cuda", epochs=4)
+    account = both(lambda: tuple(pairs.registered()[0]), data(), device="cuda", epochs=4, **GRAPH)
     assert account == "replayed as a CUDA graph from epoch 2 on"
+
+
+def test_a_graph_without_a_gpu_is_refused() -> None:
+    with pytest.raises(InputError, match="expected a pair on a GPU by CUDA for capture='graph'"):
+        pv.fit(*pairs.plain(), pairs.data(), capture="graph")
