@@ -80,6 +80,11 @@ class Mixture(dist.MixtureSameFamily):
                 f"{tuple(component_distribution.batch_shape)}. Move event dimensions out of the "
                 "batch with .to_event(k), or build one mixture per batch entry."
             )
+        if not isinstance(mixture_distribution, torch.distributions.Categorical):
+            raise InputError(
+                f"expected weights as a Categorical; got {type(mixture_distribution).__name__}. "
+                "Write dist.Categorical(weights)."
+            )
         if mixture_distribution.batch_shape:
             raise InputError(
                 "expected one set of weights, a Categorical of batch shape (); got "

@@ -89,7 +89,8 @@ def fit_in_words(diagnosis: Diagnosis, facts: Mapping[str, str] = MappingProxyTy
     remedy = ""
     if facts.get("noise") == SHARED_NOISE:
         remedy = (
-            " Much of it can lie in features that hardly vary: --noise each gives each its own."
+            " Much of it can lie in features that hardly vary: --noise each gives each feature "
+            "a noise of its own."
         )
     return (
         f"Not as well as a simple density: {name}, fitted in seconds, gives a row {at_most}{size} "

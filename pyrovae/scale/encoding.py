@@ -86,7 +86,7 @@ def encode_to(  # noqa: PLR0913 - a flat front door
     ShardedPosterior(components=30, event_shape=(2,), family=Normal)
     """
     _check_arguments(shard_rows, dtype)
-    store, ranks = Folder(Path(folder).expanduser()), Ranks.of_group()
+    store, ranks = Folder(Path(folder).expanduser()), Ranks.to_write()
     pair = guide_pair(guide, site, data_plate, model)
     blocks = as_blocks(data, batch_size)
     with torch.no_grad(), measuring(pair.model, pair.guide):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -34,6 +35,23 @@ class Ranks:
             return None
         count = distributed.get_world_size()
         return cls(distributed.get_rank(), count) if count > 1 else None
+
+    @classmethod
+    def to_write(cls) -> Ranks | None:
+        """The same, for what several processes must not write unless they know of each other.
+
+        Raises:
+            InputError: if ``torchrun`` started several, and the script initialised no group.
+        """
+        if distributed.is_available() and distributed.is_torchelastic_launched():
+            count = int(os.environ["WORLD_SIZE"])
+            if count > 1 and not distributed.is_initialized():
+                raise InputError(
+                    f"expected a process group, so that each of the {count} processes that "
+                    "torchrun started writes its own shards; got none. Call "
+                    'torch.distributed.init_process_group("gloo") first.'
+                )
+        return cls.of_group()
 
     def own(self, parts: Sequence[Part]) -> Sequence[Part]:
         """The parts of this process: every k-th."""

@@ -79,7 +79,7 @@ def divergences(normals: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
 
 
 def same_normals(normals: Sequence[Tensor], others: Sequence[Tensor], stored: torch.dtype) -> bool:
-    """Whether diagonal normals are the same, but for another run of the guide and for rounding.
+    """Whether diagonal normals, all finite, are the same but for another run and for rounding.
 
     Args:
         normals, others: means and scales, each ``(B, D)``; shapes may differ.
@@ -91,7 +91,8 @@ def same_normals(normals: Sequence[Tensor], others: Sequence[Tensor], stored: to
     limit = SAME * normals[1].double()
     for one, other in zip(normals, others, strict=True):
         rounding = coarser.eps * (one.double().abs() + coarser.tiny)
-        if not bool(((one.double() - other.double()).abs() <= limit + rounding).all()):
+        close = (one.double() - other.double()).abs() <= limit + rounding
+        if not bool((close & rounding.isfinite() & limit.isfinite()).all()):
             return False
     return True
 

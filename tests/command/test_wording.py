@@ -80,6 +80,7 @@ UNREACHABLE = {
     "expected a function that makes": "the optimizer is the command's own",
     "expected optimizer= to make": "the optimizer is the command's own",
     "expected capture='auto'": "the command replays what it can",
+    "expected a pair on a GPU by CUDA": "the command replays what it can",
     "expected compile=True": "the command compiles nothing",
     "expected a C++ compiler": "the command compiles nothing",
     "expected validation data for patience": "the command has validation data",

@@ -251,6 +251,11 @@ def test_codes_in_the_place_of_encodings_are_refused() -> None:
         AggregatedPosterior(torch.zeros(5, 2))
 
 
+def test_weights_that_are_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match=r"got Tensor. Write dist.Categorical\(weights\)"):
+        Mixture(torch.ones(4), dist.Normal(torch.zeros(4, D), 1.0).to_event(1))  # type: ignore[arg-type]
+
+
 def test_batched_components_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected components of batch shape \(N,\)"):
         Mixture(dist.Categorical(torch.ones(4)), dist.Normal(torch.zeros(2, 4), 1.0))

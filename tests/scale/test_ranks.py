@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from torch import distributed
+
+import pyrovae as pv
+from pyrovae.testing import linear_gaussian_vae
+
 SCRIPT = """
 import sys, torch, pyrovae as pv
 from torch import distributed
@@ -67,3 +73,16 @@ def test_two_processes_are_one_mixture(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "rank 1: expected the guide and the data" in done.stdout
     assert "rank 0: expected all processes to go on; got an error in number 1" in done.stdout
+
+
+def test_processes_that_know_of_no_others_do_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    exact = linear_gaussian_vae()
+    with pytest.raises(pv.InputError, match="each of the 2 processes that torchrun started"):
+        pv.encode_to(tmp_path / "codes", exact.vae().guide, exact.sample(5))
+    assert not (tmp_path / "codes").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    pv.encode_to(tmp_path / "codes", exact.vae().guide, exact.sample(5))

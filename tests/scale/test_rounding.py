@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pyrovae as pv
-from pyrovae.scale.rounding import MOST, RoundedNormal, divergences
+from pyrovae.scale.rounding import MOST, RoundedNormal, divergences, same_normals
 from pyrovae.testing import linear_gaussian_vae
 
 ROWS, D = 1500, 4
@@ -158,6 +158,18 @@ def test_a_divergence_is_that_of_torch() -> None:
     p, q = (torch.distributions.Normal(*normal) for normal in (one, other))
     expected = torch.distributions.kl_divergence(p, q).sum(1)
     torch.testing.assert_close(divergences(one, other), expected)
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+@pytest.mark.parametrize("of", ["means", "scales", "both"])
+def test_numbers_that_are_not_finite_are_never_the_same(number: float, of: str) -> None:
+    now, before = ([torch.zeros(3, 2), torch.ones(3, 2)] for _ in range(2))
+    assert same_normals(now, before, torch.float32)
+    now[of == "scales"][0, 0] = number
+    if of == "both":
+        before[0][0, 0] = number
+    assert not same_normals(now, before, torch.float32)
+    assert not same_normals(before, now, torch.float32)
 
 
 REFUSED = {
