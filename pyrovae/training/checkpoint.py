@@ -68,10 +68,11 @@ def load(path: Path, fingerprint: dict[str, str]) -> Checkpoint:
         InputError: if the file isn't a checkpoint of this library, or is one of another run.
     """
     checkpoint = _read(path)
+    found = checkpoint.fingerprint
     differences = [
-        f"{name} {_text(fingerprint, name)} (checkpoint: {_text(checkpoint.fingerprint, name)})"
-        for name in {**fingerprint, **checkpoint.fingerprint}
-        if fingerprint.get(name) != checkpoint.fingerprint.get(name)
+        _difference(name, *(facts.get(name, "missing") for facts in (fingerprint, found)))
+        for name in {**fingerprint, **found}
+        if fingerprint.get(name) != found.get(name)
     ]
     if differences:
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -98,8 +99,13 @@ def _read(path: Path) -> Checkpoint:
         ) from error
 
 
-def _text(fingerprint: dict[str, str], name: str) -> str:
-    return fingerprint.get(name, "missing")
+def _difference(name: str, now: str, before: str) -> str:
+    """Two texts about one thing; of an optimizer's many settings those that differ."""
+    parts = [text[1:].replace("} for ", ", parameters ").split(", ") for text in (now, before)]
+    if now[:1] == before[:1] == "{" and len(parts[0]) == len(parts[1]):
+        apart = [pair for pair in zip(*parts, strict=True) if pair[0] != pair[1]]
+        now, before = (", ".join(texts) for texts in zip(*apart, strict=True))
+    return f"{name} {now} (checkpoint: {before})"
 
 
 def check_path(path: Path, *, resume: bool) -> None:

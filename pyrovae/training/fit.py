@@ -270,7 +270,7 @@ def _run(trainer: Trainer, path: Path | None, progress: bool | None) -> Fit:
 
 def _facts(trainer: Trainer) -> dict[str, str]:
     """What all processes must have in common, as text by name."""
-    facts = {"settings": str(trainer.settings)}
+    facts = {name: str(value) for name, value in vars(trainer.settings).items()}
     for name, data in (("training", trainer.train), ("validation", trainer.validation)):
         if data is not None:
             with seeded_everywhere(0, "rows to compare"):  # items may be random

@@ -202,7 +202,7 @@ REMEDIES = {
     "parameters by place": "write a guide that computes them from the row",
     "a single row for BatchNorm": "raise batch_size to 4",
     "rows of each process": "got other training rows in some. Give each of them all rows",
-    "seeds of each process": "got other settings in some. Give each of them",
+    "seeds of each process": "got other seed in some. Give each of them",
     "pairs of each process": "got other tensor loc",
 }
 

@@ -154,7 +154,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "second group's rate": (
         {"optimizer": two_groups},
         {"optimizer": partial(two_groups, rate=1e-2)},
-        "optimizer's group 1",
+        r"got optimizer's group 1 lr: 0\.01 \(checkpoint: lr: \S+\)\. Resume",
     ),
     "groups of other parameters": (
         {"optimizer": two_groups},
