@@ -724,13 +724,22 @@ def test_compiled_steps_are_a_graph_too(monkeypatch: pytest.MonkeyPatch) -> None
     assert_same(run, trained(pairs.plain, pairs.data(), capture="off"))
 
 
+def movable() -> tuple[Any, Any]:
+    """A pair that another device can have, prior and all."""
+    decoder = pv.mlp_decoder(2, (5,), likelihood="normal")
+    vae = pv.VAE(pv.mlp_encoder((5,), 2), decoder, pv.StandardNormal(2))
+    return vae.model, vae.guide
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU in this machine")
 def test_a_graph_of_a_gpu() -> None:
-    def data() -> Tensor:
-        return pairs.data(50).float().cuda()
-
-    account = both(lambda: tuple(pairs.registered()[0]), data(), device="cuda", epochs=4, **GRAPH)
+    account = both(movable, pairs.data(50), device="cuda", epochs=4, **GRAPH)
     assert account == "replayed as a CUDA graph from epoch 2 on"
+
+
+def test_the_pair_of_the_gpu_is_one_that_can_be_replayed() -> None:
+    account = both(movable, pairs.data(50), epochs=4)
+    assert account == "replayed from epoch 2 on"
 
 
 def test_a_graph_without_a_gpu_is_refused() -> None:
